@@ -6,12 +6,24 @@ finding data -> prompts -> loading the model -> reading -> saving and loading re
 The first half (up to reading) needs torch and transformers and imports them where they are used, so that the second half
 works on a machine that has neither.
 """
+import io
+import itertools
 import json
+import os
+import pickle
 import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import scipy.sparse
 from PIL import Image, ImageOps
+
+# Torch's threads wait asleep, not spinning: on two cores of which one is busy, spinning made reading an image 50 times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # --------------------------------------------------------------------------------------------------------------------
 # Finding data
@@ -68,7 +80,7 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str]]:
 def open_image(path) -> Image.Image:
     """The image in RGB and upright, whatever its mode (greyscale, palette, alpha, CMYK).
 
-    Raises ValueError, which names the file, if it can't be decoded to its end.
+    Raises OSError, which names the file, if it can't be decoded to its end.
     """
     try:
         with Image.open(path) as image:
@@ -80,7 +92,7 @@ def open_image(path) -> Image.Image:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Image {str(path)!r} can't be read ({error}): replace or remove it.") from error
+        raise OSError(f"Image {str(path)!r} can't be read ({error}): replace or remove it.") from error
 
 
 def to_crop(box, image_size: tuple[int, int], image_processor) -> tuple[tuple[float, float, float, float], float]:
@@ -101,6 +113,16 @@ def to_crop(box, image_size: tuple[int, int], image_processor) -> tuple[tuple[fl
     y0, y1 = np.clip([y, y + h], 0, crop_height)
     visible = (x1 - x0) * (y1 - y0) / (w * h) if w > 0 and h > 0 else 0.0
     return (float(x0), float(y0), float(x1 - x0), float(y1 - y0)), float(visible)
+
+
+def crop_objects(objects: list[dict], image_size: tuple[int, int], image_processor) -> list[dict]:
+    """Objects of `read_annotations` with `box` in the model's crop, `visible` (share of the object) and `share` (of the crop)."""
+    crop_area = image_processor.crop_size["width"] * image_processor.crop_size["height"]
+    cropped = []
+    for item in objects:
+        box, visible = to_crop(item["box"], image_size, image_processor)
+        cropped.append({**item, "box": box, "visible": visible, "share": box[2] * box[3] / crop_area})
+    return cropped
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -145,20 +167,14 @@ def relation_of(box_a, box_b) -> str | None:
     return None
 
 
-def make_prompts(objects: list[dict], categories: list[str], crop_area: float, seed: int | str = 0, per_kind: int = 1) -> list[dict]:
+def make_prompts(objects: list[dict], categories: list[str], seed: int | str = 0, per_kind: int = 1) -> list[dict]:
     """Prompts of the five kinds for one image: `[{"kind", "question", "truth"}]`, truth None where it is not known.
 
-    `objects` have boxes in the crop (`to_crop`) and their `visible` share; `categories` are all that the data set knows. Asked
-    about are objects at least half of which is in the crop and which fill at least 1 % of it. Among the candidates of
-    a kind `per_kind` are drawn with `seed` (presence: so many present and as many absent categories). Without annotations
-    (`objects` empty): object and description alone.
+    `objects` come from `crop_objects`, `categories` are all that the data set knows. Asked about are objects at least half of which is in the
+    crop and which fill at least 1 % of it. Among the candidates of a kind `per_kind` are drawn with `seed` (presence: so many
+    present and as many absent categories). Without annotations (`objects` empty): object and description alone.
     """
-    rng = random.Random(seed)
-    area = lambda o: o["box"][2] * o["box"][3]
-    clear = [o for o in objects if not o["crowd"] and o["visible"] >= 0.5 and area(o) >= 0.01 * crop_area]
-    count = {c: sum(o["category"] == c for o in objects) for c in categories}  # crowds and hidden ones make "the dog" ambiguous too
-    single = [o for o in clear if count[o["category"]] == 1 and not any(c["crowd"] and c["category"] == o["category"] for c in objects)]
-    prompts = []
+    rng, prompts = random.Random(seed), []
 
     def add(kind, candidates):
         for question, truth in rng.sample(candidates, min(per_kind, len(candidates))):
@@ -166,18 +182,694 @@ def make_prompts(objects: list[dict], categories: list[str], crop_area: float, s
 
     if not objects:
         add("object", [(object_question(), None)])
-    elif clear:
-        largest = max(clear, key=area)
-        others = [area(o) for o in objects if o["category"] != largest["category"]]
-        if area(largest) >= 1.5 * max(others, default=0):
+        add("description", [(DESCRIPTION_QUESTION, None)])
+        return prompts
+    clear = [item for item in objects if not item["crowd"] and item["visible"] >= 0.5 and item["share"] >= 0.01]
+    # A second dog makes "the dog" ambiguous even where it is small, cut off or part of a crowd.
+    count = Counter(item["category"] for item in objects)
+    single = [item for item in clear if count[item["category"]] == 1]
+    if clear:
+        largest = max(clear, key=lambda item: item["share"])
+        rest = [item["share"] for item in objects if item["category"] != largest["category"]]
+        if largest["share"] >= 1.5 * max(rest, default=0):
             add("object", [(object_question(), largest["category"])])
-    add("presence", [(presence_question(c), "yes") for c in sorted({o["category"] for o in clear})])
-    if objects:
-        add("presence", [(presence_question(c), "no") for c in categories if count[c] == 0])
-    add("colour", [(colour_question(o["category"]), o["color"]) for o in single])
-    add("relation", [
-        (relation_question(a["category"], b["category"]), relation_of(a["box"], b["box"]))
-        for a in single for b in single if a is not b and relation_of(a["box"], b["box"])
-    ])
+    add("presence", [(presence_question(category), "yes") for category in sorted({item["category"] for item in clear})])
+    add("presence", [(presence_question(category), "no") for category in categories if category not in count])
+    add("colour", [(colour_question(item["category"]), item["color"]) for item in single])
+    pairs = [(a["category"], b["category"], relation_of(a["box"], b["box"])) for a, b in itertools.permutations(single, 2)]
+    add("relation", [(relation_question(a, b), relation) for a, b, relation in pairs if relation])
     add("description", [(DESCRIPTION_QUESTION, None)])
     return prompts
+
+
+def own_prompts(prompts: list) -> list[dict]:
+    """The reader's own prompts in the form of `make_prompts`; each is a question or a dict with `question` and optionally `kind`, `truth`.
+
+    Raises ValueError for an empty question and for one that brings its own `<image>`.
+    """
+    prompts = [{"kind": "own", "truth": None, **({"question": prompt} if isinstance(prompt, str) else prompt)} for prompt in prompts]
+    for number, prompt in enumerate(prompts):
+        if not prompt.get("question", "").strip():
+            raise ValueError(f"Prompt {number} is empty: give a question, or an empty list for the prompts made from annotations.")
+        if "<image>" in prompt["question"]:
+            raise ValueError(
+                f"Prompt {number} ({prompt['question']!r}) has its own <image>: leave it out, "
+                f"the image is put before the question ({CHAT!r})."
+            )
+    return prompts
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Loading the model
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def load_llava(model: str, dtype: str = "float16", device: str | None = None, revision: str | None = None):
+    """`(bridge, processor)` of a LLaVA-1.5 given as a hub id or a local folder, on one device (default: the GPU if there is one).
+
+    The weights go straight to `device` in `dtype`; the TransformerBridge shares them. Raises ValueError if `model` is no LLaVA.
+    """
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+
+    model = str(model)
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{model!r} is neither a folder with a saved LLaVA nor a model that the hub gives out here ({error})"
+        ) from error
+    if config.model_type != "llava":
+        raise ValueError(f"{model!r} is a {config.model_type!r} model, not a LLaVA-1.5: try llava-hf/llava-1.5-7b-hf.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    hf_model = LlavaForConditionalGeneration.from_pretrained(
+        model, revision=revision, dtype=getattr(torch, dtype), attn_implementation="eager", device_map={"": device},
+    )
+    # The PIL processor everywhere: torchvision's, taken where it is installed, gives slightly other pixels.
+    processor = AutoProcessor.from_pretrained(model, revision=revision, backend="pil")
+    bridge = TransformerBridge.boot_transformers(model, hf_model=hf_model, tokenizer=processor.tokenizer, dtype=hf_model.dtype)
+    return bridge.eval(), processor
+
+
+def token_labels(tokenizer, d_vocab: int) -> list[str]:
+    """One label per row of the unembedding: the token as the vocabulary spells it (`▁dog` is not `dog`).
+
+    Rows past the tokenizer's last token (LLaVA-1.5: 32,002 to 32,063) are named `<rowN>`.
+    """
+    labels = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))[:d_vocab]
+    return labels + [f"<row{row}>" for row in range(len(labels), d_vocab)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading: the lens, the divergence, one image
+# --------------------------------------------------------------------------------------------------------------------
+
+SEGMENTS = ["image", "prompt", "answer"]
+LAST_LAYER_TOLERANCE = {"float32": 1e-6, "float16": 1e-4, "bfloat16": 1e-3}  # bits; norming twice gives 3e-3
+
+
+def lens(bridge, resid):
+    """Logit lens: the distribution `[pos, d_vocab]`, float32, that the unembedding reads from `resid` `[pos, d_model]`.
+
+    Norm and unembedding run in the model's dtype, softmax in float32. Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+    """
+    return bridge.unembed(bridge.ln_final(resid[None]))[0].float().softmax(-1)
+
+
+def entropy_bits(p):
+    """Entropy `[...]` in bits of the distributions `p` `[..., d_vocab]`."""
+    import torch
+
+    return torch.special.entr(p).sum(-1) / np.log(2)
+
+
+def jsd_bits(p, q, entropy_p=None, entropy_q=None):
+    """Jensen-Shannon divergence `[...]` in bits (0 ... 1) of `p` and `q` `[..., d_vocab]`: H(m) - H(p)/2 - H(q)/2, m = (p + q)/2.
+
+    The divergence, not its square root (the distance). Entropies that are known already can be given.
+    Source: Lin, "Divergence measures based on the Shannon entropy" (1991).
+    """
+    entropy_p = entropy_bits(p) if entropy_p is None else entropy_p
+    entropy_q = entropy_bits(q) if entropy_q is None else entropy_q
+    # The clamp removes rounding only: a difference of entropies of some 15 bits in float32.
+    return (entropy_bits((p + q) / 2) - (entropy_p + entropy_q) / 2).clamp(0, 1)
+
+
+def run_and_capture(bridge, input_ids, cache, **inputs):
+    """Run the model on `input_ids` `[pos]` after what `cache` holds, capturing the residual stream by hooks.
+
+    Returns `([residual stream [pos, d_model] per layer], logits [d_vocab] at the last position)`; layer 0 is the embedding output.
+    """
+    n_layers = bridge.cfg.n_layers
+    residuals = [None] * (n_layers + 1)
+
+    def keep(resid, hook, layer):
+        residuals[layer] = resid[0]
+
+    hooks = [("blocks.0.hook_resid_pre", partial(keep, layer=0))]
+    hooks += [(f"blocks.{block}.hook_resid_post", partial(keep, layer=block + 1)) for block in range(n_layers)]
+    with bridge.hooks(fwd_hooks=hooks):
+        logits = bridge(input_ids[None], past_key_values=cache, logits_to_keep=1, **inputs)
+    return residuals, logits[0, -1]
+
+
+def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: int, slice_size: int = 64) -> dict[str, np.ndarray]:
+    """Read every layer at every position: `residuals` is `[pos, d_model]` per layer, readings are arrays `[layer, pos]`.
+
+    `top_ids`, `top_probs` `[layer, pos, top_k]`; `jsd_prev` to the previous layer (NaN at layer 0) and `jsd_final` to the last, in bits;
+    `entropy` in bits; `target_prob` and `target_rank` (1 = top) of `targets` `[pos]`, or, where that is -1, of the last layer's top-1.
+    `prob_sum` `[segment, layer, d_vocab]` is added to in place: the distributions, summed per segment, where `segments` `[pos]` says.
+    Slices of `slice_size` positions bound the memory: all layers' distributions of an image would be 2.5 GB.
+    """
+    import torch
+
+    n_pos, device = len(segments), prob_sum.device
+    shape = (len(residuals), n_pos)
+    readings = {name: torch.full(shape, torch.nan, device=device) for name in ("jsd_prev", "jsd_final", "entropy", "target_prob")}
+    readings["target_rank"] = torch.zeros(shape, dtype=torch.int32, device=device)
+    readings["top_ids"] = torch.zeros(*shape, top_k, dtype=torch.int32, device=device)
+    readings["top_probs"] = torch.zeros(*shape, top_k, device=device)
+    one_hot = (segments[None] == torch.arange(len(SEGMENTS), device=device)[:, None]).float()
+    for start in range(0, n_pos, slice_size):
+        at = slice(start, start + slice_size)
+        final = lens(bridge, residuals[-1][at])
+        entropy_final = entropy_bits(final)
+        target = torch.where(targets[at] >= 0, targets[at], final.argmax(-1))[:, None]
+        for layer, resid in enumerate(residuals):
+            p = final if layer == len(residuals) - 1 else lens(bridge, resid[at])
+            entropy = entropy_bits(p)
+            readings["entropy"][layer, at] = entropy
+            readings["jsd_final"][layer, at] = jsd_bits(p, final, entropy, entropy_final)
+            if layer > 0:
+                readings["jsd_prev"][layer, at] = jsd_bits(p, previous, entropy, entropy_previous)
+            previous, entropy_previous = p, entropy
+            readings["top_probs"][layer, at], readings["top_ids"][layer, at] = p.topk(top_k)
+            target_prob = p.gather(1, target)
+            readings["target_prob"][layer, at] = target_prob[:, 0]
+            readings["target_rank"][layer, at] = (p > target_prob).sum(-1, dtype=torch.int32) + 1
+            prob_sum[:, layer] += one_hot[:, at] @ p
+    readings = {name: values.cpu().numpy() for name, values in readings.items()}
+    broken = np.flatnonzero(~np.isfinite(readings["entropy"]).all(axis=1))
+    if broken.size:
+        raise FloatingPointError(f"NaN or infinity in the residual stream or the logits, first at layer {broken[0]}: try dtype float32.")
+    return readings
+
+
+def encode(processor, image: Image.Image, questions: list[str]):
+    """`(pixel_values [1, 3, height, width], [input ids [pos] per question])`, each prompt tokenised whole, `<s>` in front.
+
+    The image is processed once. What the processor would do once per prompt, putting as many `<image>` as there are patches, is done here.
+    """
+    import torch
+
+    pixel_values = processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
+    n_patches = pixel_values.shape[-2] // processor.patch_size * (pixel_values.shape[-1] // processor.patch_size)
+    texts = [CHAT.format(question=question).replace("<image>", processor.image_token * n_patches) for question in questions]
+    return pixel_values, [torch.tensor(processor.tokenizer(text)["input_ids"]) for text in texts]
+
+
+def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k: int = 10, max_new_tokens: int = 20,
+               min_mean_probability: float = 1e-6) -> dict:
+    """Readings of one image (RGB) with its prompts (`make_prompts`, `own_prompts`), as plain values.
+
+    The prefix up to the last image token runs once; each prompt and its greedy answer go on from its key-value cache.
+    A position's reading is about the token that comes next: the answer's first token is read at the prompt's last position.
+    The tokens before the image see neither image nor question, so they are run, not read.
+
+    Returns `patches` (readings, positions = patches row by row), `prompts` (each with the `token_ids` `[pos]` at the positions read, of which the first
+    `n_prompt` are the prompt's, `answer_ids` with the end token, `answer`, and `readings`), `mean_probability` (rows = segment x layer of
+    a scipy CSR matrix, columns = vocabulary, without what is below `min_mean_probability`) and `crop` (the image as the model saw it, JPEG).
+    Raises ValueError for `top_k` outside 1 ... d_vocab, FloatingPointError for NaN or infinity.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    d_vocab, device = bridge.cfg.d_vocab, bridge.W_U.device
+    if not 1 <= top_k <= d_vocab:
+        raise ValueError(f"top_k is {top_k}: it must be from 1 to the vocabulary's {d_vocab}.")
+    end_ids = np.atleast_1d(bridge.original_model.generation_config.eos_token_id)
+    pixel_values, sequences = encode(processor, image, [prompt["question"] for prompt in prompts])
+    at_image = (sequences[0] == bridge.original_model.config.image_token_id).nonzero()[:, 0]
+    first, n_prefix = int(at_image[0]), int(at_image[-1]) + 1
+    assert n_prefix - first == len(at_image), "the image tokens are not in one piece"
+    prob_sum = torch.zeros(len(SEGMENTS), bridge.cfg.n_layers + 1, d_vocab, device=device)
+    n_read = np.zeros(len(SEGMENTS), dtype=int)
+
+    def read(residuals, segments, targets):
+        n_read[:] += np.bincount(segments, minlength=len(SEGMENTS))
+        readings = read_positions(
+            bridge, residuals, torch.tensor(segments, device=device), torch.tensor(targets, device=device), prob_sum, top_k
+        )
+        return {**readings, "top_ids": readings["top_ids"].astype(np.min_scalar_type(d_vocab))}
+
+    record = {"prompts": []}
+    with torch.inference_mode():
+        cache = DynamicCache()
+        prefix = sequences[0][:n_prefix].to(device)
+        residuals, _ = run_and_capture(bridge, prefix, cache, pixel_values=pixel_values.to(device, bridge.cfg.dtype))
+        record["patches"] = read([resid[first:] for resid in residuals], [0] * len(at_image), [-1] * len(at_image))
+        for prompt, sequence in zip(prompts, sequences):
+            new_ids = sequence[n_prefix:].tolist()
+            n_prompt, token_ids, answer_ids, runs = len(new_ids), [], [], []
+            while True:
+                residuals, logits = run_and_capture(bridge, torch.tensor(new_ids, device=device), cache)
+                runs.append(residuals)
+                token_ids += new_ids
+                answer_ids.append(int(logits.argmax()))
+                if answer_ids[-1] in end_ids or len(answer_ids) == max_new_tokens:
+                    break
+                new_ids = answer_ids[-1:]
+            cache.crop(-len(token_ids))  # back to the prefix, for the next prompt
+            record["prompts"].append({
+                **prompt,
+                "token_ids": np.array(token_ids), "n_prompt": n_prompt, "answer_ids": np.array(answer_ids),
+                "answer": processor.decode(answer_ids, skip_special_tokens=True).strip(),
+                "readings": read(
+                    [torch.cat(layer) for layer in zip(*runs)],
+                    [1] * n_prompt + [2] * (len(token_ids) - n_prompt),
+                    [-1] * (n_prompt - 1) + answer_ids,
+                ),
+            })
+    mean = prob_sum.cpu().numpy() / np.maximum(n_read, 1)[:, None, None]
+    sparse = scipy.sparse.csr_array(np.where(mean >= min_mean_probability, mean, 0).reshape(-1, d_vocab).astype(np.float32))
+    record["mean_probability"] = {
+        "data": sparse.data, "indices": sparse.indices.astype(np.min_scalar_type(d_vocab)), "indptr": sparse.indptr, "n_positions": n_read,
+    }
+    record["crop"] = seen_image(pixel_values[0].numpy(), processor.image_processor)
+    return record
+
+
+def seen_image(pixel_values: np.ndarray, image_processor) -> np.ndarray:
+    """The image as the model saw it, from its own input `[3, height, width]`: a JPEG as an array of bytes."""
+    pixels = pixel_values.transpose(1, 2, 0) * image_processor.image_std + image_processor.image_mean
+    jpeg = io.BytesIO()
+    Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8)).save(jpeg, "JPEG", quality=90)
+    return np.frombuffer(jpeg.getvalue(), np.uint8)
+
+
+def check_last_layer(bridge, processor, image: Image.Image, question: str) -> float:
+    """The largest JSD (bits) between the lens at the last layer and the model's own distribution, over all positions of one prompt.
+
+    The two are the same thing computed twice, so that a wrong norm, hook or unembedding shows. Raises RuntimeError above
+    LAST_LAYER_TOLERANCE, which leaves room only for the rounding of matrix products of another shape.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    pixel_values, (input_ids,) = encode(processor, image, [question])
+    device, dtype = bridge.W_U.device, str(bridge.cfg.dtype).removeprefix("torch.")
+    with torch.inference_mode():
+        inputs = {"pixel_values": pixel_values.to(device, bridge.cfg.dtype)}
+        residuals, _ = run_and_capture(bridge, input_ids.to(device), DynamicCache(), **inputs)
+        logits = bridge(input_ids[None].to(device), **inputs)[0]
+        largest = max(
+            float(jsd_bits(lens(bridge, resid), own.float().softmax(-1)).max().nan_to_num(torch.inf))
+            for resid, own in zip(residuals[-1].split(64), logits.split(64))
+        )
+    if not largest <= LAST_LAYER_TOLERANCE[dtype]:
+        raise RuntimeError(
+            f"The lens at the last layer differs from the model's own output by {largest:.2g} bits JSD (allowed in {dtype}: "
+            f"{LAST_LAYER_TOLERANCE[dtype]:g}). Nothing read with it would be right. The versions of transformers and transformer-lens are "
+            "the first thing to look at (requirements.txt has the tested ranges)."
+        )
+    return largest
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Saving and loading results
+# --------------------------------------------------------------------------------------------------------------------
+
+FORMAT_VERSION = 1
+# All that a pickle of numpy arrays and builtin containers refers to, by the names of numpy 1 and 2; nothing here runs code.
+PICKLE_ALLOWS = {
+    (module, name)
+    for core in ("numpy.core", "numpy._core")
+    for module, name in [(f"{core}.multiarray", "_reconstruct"), (f"{core}.multiarray", "scalar"), (f"{core}.numeric", "_frombuffer")]
+} | {("numpy", "ndarray"), ("numpy", "dtype")}
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Loads numpy arrays and builtin containers and refuses everything else: results are shared, and a pickle can run code."""
+
+    def find_class(self, module, name):
+        if (module, name) not in PICKLE_ALLOWS:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which results never do")
+        return super().find_class(module, name)
+
+
+def save(path, value) -> None:
+    """Pickle `value` to `path` under a temporary name and rename it, so that the file is whole or absent."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            pickle.dump(value, file, protocol=5)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path) -> dict:
+    """What `save` wrote. Raises ValueError, which names the file, if it is damaged or holds anything but plain results."""
+    try:
+        with open(path, "rb") as file:
+            return PlainUnpickler(file).load()
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise ValueError(f"{str(path)!r} is not a result of this project, or damaged ({error}): get it again or delete it.") from error
+
+
+def record_path(results, name: str) -> Path:
+    return Path(results) / "images" / f"{name}.pkl"
+
+
+def record_paths(results) -> list[Path]:
+    """The files of all records there are, by name."""
+    return sorted((Path(results) / "images").glob("*.pkl"))
+
+
+def start_run(results, run: dict) -> None:
+    """Write `run.pkl`, or, where the folder holds records already, check that they are of the same run, to be gone on with.
+
+    Raises ValueError, which names what differs: records of two models or prompt lists must not be mixed.
+    """
+    path = Path(results) / "run.pkl"
+    if path.exists() and record_paths(results):
+        before = load(path)
+        differ = [key for key in {**before, **run} if key not in ("packages", "last_layer_jsd") and before.get(key) != run.get(key)]
+        if differ:
+            what = "; ".join(f"{key}: {str(before.get(key))[:80]} there, {str(run.get(key))[:80]} now" for key in differ)
+            raise ValueError(f"{str(results)!r} holds results of another run ({what}): choose another `results` folder or delete this one.")
+    else:
+        save(path, run)
+
+
+def describe_run(bridge, processor, model: str, last_layer_jsd: float, prompts: dict, **settings) -> dict:
+    """What `run.pkl` holds: all that is needed to read the records without the model or its tokenizer."""
+    from importlib.metadata import version
+
+    vision = bridge.original_model.config.vision_config
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": str(model),
+        "revision": getattr(bridge.original_model.config, "_commit_hash", None),
+        "dtype": str(bridge.cfg.dtype).removeprefix("torch."),
+        "packages": {name: version(name) for name in ("torch", "transformers", "transformer-lens", "numpy")},
+        "layers": ["emb"] + [str(layer) for layer in range(1, bridge.cfg.n_layers + 1)],
+        "segments": SEGMENTS,
+        "tokens": token_labels(processor.tokenizer, bridge.cfg.d_vocab),
+        "grid": vision.image_size // vision.patch_size,
+        "chat": CHAT,
+        "prompts": prompts,
+        "last_layer_jsd": last_layer_jsd,
+        **settings,
+        "definitions": {
+            "layers": "residual stream: emb = embedding output, l = after block l",
+            "lens": "softmax in float32 over the whole vocabulary of unembed(ln_final(residual stream))",
+            "position": "a reading at a position is about the token that follows it",
+            "jsd_prev, jsd_final": "Jensen-Shannon divergence in bits (0 ... 1) to the previous and to the last layer",
+            "entropy": "in bits",
+            "target_prob, target_rank": "of the answer token that follows, elsewhere of the last layer's top-1; rank 1 = top",
+            "mean_probability": "full probability, mean over the positions of a segment; rows are segment x layer",
+        },
+    }
+
+
+def find_results(folder) -> Path:
+    """The one folder at or under `folder` that holds a `run.pkl`. Raises FileNotFoundError for none, ValueError for several."""
+    found = sorted(path.parent for path in Path(folder).rglob("run.pkl"))
+    if not found:
+        raise FileNotFoundError(f"No results (run.pkl) under {str(folder)!r}: run Make_Analyse.ipynb first, or attach its output as a data set.")
+    if len(found) > 1:
+        raise ValueError(f"Several results under {str(folder)!r}: set `results` to one of {', '.join(map(str, found))}.")
+    return found[0]
+
+
+def load_run(results) -> dict:
+    """`run.pkl`. Raises ValueError if its format version is not this module's."""
+    path = Path(results) / "run.pkl"
+    run = load(path)
+    version = run.get("format_version") if isinstance(run, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{str(path)!r} has format version {version}, this lens_utils.py reads {FORMAT_VERSION}: use the two of one release.")
+    return run
+
+
+def load_records(results) -> Iterator[dict]:
+    """The records one after the other, by name. Raises FileNotFoundError if there is none."""
+    paths = record_paths(results)
+    if not paths:
+        raise FileNotFoundError(f"No records under {str(Path(results) / 'images')!r}: run Make_Analyse.ipynb to its end.")
+    return map(load, paths)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tables
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def mean_probability(record: dict, run: dict) -> np.ndarray:
+    """One image's mean probability `[segment, layer, d_vocab]`; NaN for a segment of no positions."""
+    stored = record["mean_probability"]
+    shape = len(run["segments"]), len(run["layers"]), len(run["tokens"])
+    mean = scipy.sparse.csr_array((stored["data"], stored["indices"], stored["indptr"]), shape=(shape[0] * shape[1], shape[2])).toarray()
+    mean = mean.reshape(shape)
+    mean[stored["n_positions"] == 0] = np.nan
+    return mean
+
+
+def settling_layer(target_rank: np.ndarray) -> np.ndarray:
+    """The first layer `[...]` from which on the target stays top-1 to the end, from its rank `[layer, ...]`."""
+    return len(target_rank) - np.cumprod((target_rank == 1)[::-1], axis=0).sum(axis=0)
+
+
+def is_right(answer: str, truth: str) -> bool:
+    """Whether an answer is the truth, but for case and a full stop. Synonyms count as wrong ("man" for "person")."""
+    return answer.strip().rstrip(".").lower() == truth.lower()
+
+
+def summarise(records: Iterable[dict], run: dict) -> dict:
+    """One pass over the records, so that only one is in memory at a time. Returns
+
+    `layers`: DataFrame, a row per image, prompt, segment and layer: mean `jsd_prev`, `jsd_final`, `entropy` (bits) over the positions.
+    `answers`: DataFrame, a row per image, prompt, answer token and layer: the lens at the position that the token follows.
+    `mean_probability`: `[segment, layer, d_vocab]`, mean over positions, then over images.
+    """
+    labels, layer_rows, answer_rows = np.array(run["tokens"], dtype=object), [], []
+    total = np.zeros((len(run["segments"]), len(run["layers"]), len(run["tokens"])))
+    n_images = np.zeros((len(run["segments"]), 1, 1), dtype=int)
+
+    def add_layers(readings, positions, **where):
+        if positions.stop > positions.start:
+            means = {name: readings[name][:, positions].mean(axis=1) for name in ("jsd_prev", "jsd_final", "entropy")}
+            layer_rows.append(pd.DataFrame({**where, "layer": range(len(run["layers"])), **means}))
+
+    for record in records:
+        mean = mean_probability(record, run)
+        total += np.nan_to_num(mean)
+        n_images += ~np.isnan(mean[:, :1, :1])
+        add_layers(record["patches"], slice(0, run["grid"] ** 2), image=record["name"], prompt=-1, kind="image", segment="image")
+        for number, prompt in enumerate(record["prompts"]):
+            readings, n_prompt = prompt["readings"], prompt["n_prompt"]
+            where = {"image": record["name"], "prompt": number, "kind": prompt["kind"]}
+            add_layers(readings, slice(0, n_prompt), **where, segment="prompt")
+            add_layers(readings, slice(n_prompt, len(prompt["token_ids"])), **where, segment="answer")
+            settled = settling_layer(readings["target_rank"])
+            for token, token_id in enumerate(prompt["answer_ids"]):
+                at = n_prompt - 1 + token
+                answer_rows.append(pd.DataFrame({
+                    **where, "question": prompt["question"], "truth": prompt["truth"], "answer": prompt["answer"],
+                    "right": None if prompt["truth"] is None else is_right(prompt["answer"], prompt["truth"]),
+                    "token": token, "token_id": token_id, "token_label": labels[token_id], "settling_layer": settled[at],
+                    "layer": range(len(run["layers"])), "top1": labels[readings["top_ids"][:, at, 0]],
+                    "probability": readings["target_prob"][:, at], "rank": readings["target_rank"][:, at],
+                    **{name: readings[name][:, at] for name in ("jsd_prev", "jsd_final", "entropy")},
+                }))
+    return {
+        "layers": pd.concat(layer_rows, ignore_index=True),
+        "answers": pd.concat(answer_rows, ignore_index=True),
+        "mean_probability": total / np.maximum(n_images, 1),
+    }
+
+
+def top_tokens(mean: np.ndarray, run: dict, n: int = 30) -> pd.DataFrame:
+    """The `n` tokens with the largest mean probability over all layers, from `mean` `[layer, d_vocab]`.
+
+    Columns: `token`, `id`, `mean` over the layers, then one column per layer.
+    """
+    over_layers = mean.mean(axis=0)
+    ids = np.argsort(-over_layers, kind="stable")[:n]
+    columns = {"token": [run["tokens"][i] for i in ids], "id": ids, "mean": over_layers[ids]}
+    return pd.DataFrame({**columns, **dict(zip(run["layers"], mean[:, ids]))})
+
+
+def settling_table(answers: pd.DataFrame) -> pd.DataFrame:
+    """Per kind of prompt: number of answers, share that is right (where the truth is known), settling layer of the first answer token.
+
+    `median` is over images (a mean within an image that has several prompts of the kind); `low` and `high` bound its bootstrap 95 %
+    interval over images (percentile method), NaN for a single image.
+    """
+    from scipy.stats import bootstrap
+
+    first = answers[(answers["token"] == 0) & (answers["layer"] == 0)]
+    rows = {}
+    for kind in KINDS:
+        of_kind = first[first["kind"] == kind]
+        if of_kind.empty:
+            continue
+        layers, graded = of_kind.groupby("image")["settling_layer"].mean().to_numpy(), of_kind["right"].dropna()
+        low, high = np.nan, np.nan
+        if len(layers) > 1:
+            low, high = bootstrap((layers,), np.median, method="percentile", rng=0, n_resamples=2000).confidence_interval
+        rows[kind] = {
+            "images": len(layers), "answers": len(of_kind), "graded": len(graded), "right": graded.mean() if len(graded) else np.nan,
+            "median": np.median(layers), "low": low, "high": high,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Figures and the report
+# --------------------------------------------------------------------------------------------------------------------
+
+# Fonts that can draw what matplotlib's own DejaVu Sans cannot; taken where the machine has them.
+WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei", "Arial Unicode MS", "Microsoft YaHei"]
+PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
+
+
+@cache
+def _drawable() -> tuple[list[str], frozenset[int]]:
+    """The fonts to draw tokens with, and the code points that they have."""
+    from matplotlib import font_manager
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    fonts = ["DejaVu Sans"] + [name for name in WIDE_FONTS if name in installed]
+    charmaps = [font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in fonts]
+    return fonts, frozenset().union(*charmaps)
+
+
+def printable(label: str, length: int | None = None) -> str:
+    """A token label in which every character can be seen: what no font here draws, or is blank, becomes `U+4E2D`; cut to `length`."""
+    _, has_glyph = _drawable()
+    shown = "".join(char if ord(char) in has_glyph and char.isprintable() and not char.isspace() else f"U+{ord(char):04X}" for char in label)
+    return shown if length is None or len(shown) <= length else shown[: length - 1] + "…"
+
+
+def use_style() -> None:
+    """The one style of all figures: fonts that draw the vocabulary, notebook width, colour maps that survive print and colour-blindness."""
+    import matplotlib.pyplot as plt
+
+    pd.set_option("display.html.use_mathjax", False)  # a token may hold a `$`
+    plt.rcParams.update({
+        "font.family": _drawable()[0], "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "image.cmap": "viridis",
+        "figure.dpi": 100, "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
+    })
+
+
+def _token_panels(run: dict, prompt: dict, values: np.ndarray, title: str, unit: str, words: np.ndarray | None = None, vmax: float = 1.0):
+    """Heatmap of `values` `[layer, pos]` over the text positions, wrapped into panels, with `words` `[layer, pos]` in the cells."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    token_ids, n_layers = prompt["token_ids"], len(run["layers"])
+    n_panels = -(-len(token_ids) // PANEL_COLUMNS)
+    columns = -(-len(token_ids) // n_panels)  # panels of nearly one width
+    row_height = 0.21 if words is not None else 0.13
+    figure, axes = plt.subplots(n_panels, squeeze=False, figsize=(10, n_panels * (row_height * n_layers + 1.2)))
+    for panel, axis in enumerate(axes[:, 0]):
+        positions = np.arange(panel * columns, min((panel + 1) * columns, len(token_ids)))
+        sns.heatmap(
+            values[:, positions], ax=axis, cmap="viridis", vmin=0, vmax=vmax, cbar_kws={"label": unit, "pad": 0.01},
+            annot=False if words is None else words[:, positions], fmt="", annot_kws={"size": 7, "parse_math": False},
+        )
+        # Columns keep their own place: two positions with the same token stay two columns.
+        axis.set_xticks(
+            np.arange(len(positions)) + 0.5, [printable(run["tokens"][token_ids[p]], 10) for p in positions],
+            rotation=40, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False,
+        )
+        for tick, position in zip(axis.get_xticklabels(), positions):
+            tick.set_fontweight("bold" if position >= prompt["n_prompt"] else "normal")
+        step = 1 if n_layers <= 12 else 4
+        shown = np.unique(np.append(np.arange(0, n_layers, step), n_layers - 1))
+        axis.set_yticks(shown + 0.5, [run["layers"][layer] for layer in shown], rotation=0)
+        axis.set(xlim=(0, columns), ylim=(0, n_layers), ylabel="layer")
+        if prompt["n_prompt"] in positions:
+            axis.axvline(prompt["n_prompt"] - positions[0], color="white", linewidth=3)
+    axes[-1, 0].set_xlabel("input token at the position (bold: the answer, fed back)")
+    axes[0, 0].set_title(title, parse_math=False)
+    return figure
+
+
+def plot_top1(run: dict, prompt: dict):
+    """Heatmap layers x text positions: the lens's top-1 token in each cell, its probability as colour."""
+    words = np.vectorize(lambda i: printable(run["tokens"][i], 9), otypes=[object])(prompt["readings"]["top_ids"][:, :, 0])
+    return _token_panels(run, prompt, prompt["readings"]["top_probs"][:, :, 0], "Top-1 token per layer and position", "probability", words)
+
+
+def plot_jsd(run: dict, prompt: dict, series: str):
+    """Heatmap layers x text positions of `series`: `jsd_prev` (to the previous layer) or `jsd_final` (to the last), bits."""
+    other = {"jsd_prev": "the previous layer", "jsd_final": "the last layer"}[series]
+    return _token_panels(run, prompt, prompt["readings"][series], f"Jensen-Shannon divergence to {other}", "JSD (bits)")
+
+
+def plot_top_tokens(table: pd.DataFrame, run: dict, title: str):
+    """Heatmap tokens x layers of the mean probability, from `top_tokens`."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    figure, axis = plt.subplots(figsize=(10, 0.2 * len(table) + 1))
+    sns.heatmap(table[run["layers"]].to_numpy(), ax=axis, cmap="viridis", vmin=0, cbar_kws={"label": "mean probability", "pad": 0.01})
+    axis.set_yticks(np.arange(len(table)) + 0.5, [printable(token, 16) for token in table["token"]], rotation=0, fontsize=8, parse_math=False)
+    axis.set_xticks(np.arange(len(run["layers"])) + 0.5, run["layers"], rotation=0)
+    axis.set(xlabel="layer", ylabel="token", title=title)
+    return figure
+
+
+def plot_mean_jsd(layers: pd.DataFrame, run: dict):
+    """Mean JSD per layer and segment, both series, with bootstrap 95 % bands over images."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    per_image = layers.groupby(["image", "segment", "layer"], as_index=False)[["jsd_prev", "jsd_final"]].mean()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharex=True)
+    for axis, series, title in zip(axes, ["jsd_prev", "jsd_final"], ["to the previous layer", "to the last layer"]):
+        sns.lineplot(
+            per_image, x="layer", y=series, hue="segment", style="segment", hue_order=SEGMENTS, style_order=SEGMENTS,
+            markers=True, palette="colorblind", errorbar=("ci", 95), n_boot=1000, seed=0, ax=axis,
+        )
+        shown = np.unique(np.append(np.arange(0, len(run["layers"]), 1 if len(run["layers"]) <= 12 else 4), len(run["layers"]) - 1))
+        axis.set_xticks(shown, [run["layers"][layer] for layer in shown])
+        axis.set(title=f"JSD {title}", ylabel="mean JSD (bits)", ylim=(0, None))
+    return figure
+
+
+def report(run: dict, tables: dict) -> str:
+    """A written report as Markdown; every number in it is computed from the loaded results."""
+    layers, answers = tables["layers"], tables["answers"]
+    settling, n_images = settling_table(answers), layers["image"].nunique()
+    last = len(run["layers"]) - 1
+    name = lambda layer: f"{layer:g}" if layer else "emb"
+    lines = [
+        f"**What was read.** {n_images} images with {len(answers.drop_duplicates(['image', 'prompt']))} prompts, "
+        f"`{run['model']}` in {run['dtype']}, {last} layers. On the first image the lens at the last layer was "
+        f"{run['last_layer_jsd']:.1g} bits from the model's own distribution.", "",
+        "**When answers settle.** The layer from which on the first answer token stays the lens's top-1, median over images with its "
+        "bootstrap 95 % interval:", "",
+        "| kind of prompt | images | right, where the truth is known | settling layer |", "| --- | --- | --- | --- |",
+    ]
+    for kind, row in settling.iterrows():
+        right = f"{row['right']:.0%} of {row['graded']:.0f}" if row["graded"] else "not known"
+        interval = f" ({row['low']:g} to {row['high']:g})" if np.isfinite(row["low"]) else " (one image: no interval)"
+        lines.append(f"| {kind} | {row['images']:.0f} | {right} | {name(row['median'])}{interval} |")
+    lines += [""] + [f"- {sentence}" for sentence in order_of_kinds(settling)] + [""]
+    for series, what in (("jsd_prev", "changes most from one layer to the next"), ("jsd_final", "is last more than 0.1 bits from the output")):
+        for segment in SEGMENTS:
+            curve = layers[layers["segment"] == segment].groupby(["image", "layer"])[series].mean().groupby("layer").mean()
+            if curve.empty:
+                continue
+            if series == "jsd_prev":
+                lines.append(f"- {segment.capitalize()} positions: the prediction {what} at layer {name(curve.idxmax())} ({curve.max():.2f} bits JSD in the mean).")
+            else:
+                far = curve.index[curve > 0.1]
+                where = f"at layer {name(far.max())}" if len(far) else "at no layer"
+                lines.append(f"- {segment.capitalize()} positions: the mean prediction {what} {where}.")
+    return "\n".join(lines)
+
+
+def order_of_kinds(settling: pd.DataFrame) -> list[str]:
+    """Sentences on which of colour, object and relation settles first, as far as the intervals of `settling_table` allow one."""
+    names = {"colour": "colours", "object": "objects", "relation": "the arrangement of objects"}
+    kinds = [kind for kind in names if kind in settling.index]
+    sentences = []
+    for a, b in itertools.combinations(sorted(kinds, key=lambda kind: settling.loc[kind, "median"]), 2):
+        first, later = settling.loc[a], settling.loc[b]
+        if first["high"] < later["low"]:
+            sentences.append(f"Answers about {names[a]} settle before answers about {names[b]}: the intervals do not meet.")
+        else:
+            sentences.append(f"Between answers about {names[a]} and about {names[b]} these results show no sure order: the intervals meet, or there is none.")
+    return sentences or ["The results hold fewer than two of the kinds colour, object and relation: nothing can be said of their order."]

@@ -1,0 +1,244 @@
+"""The lens against plain HF, written independently of lens_utils: forward hooks on HF's decoder layers, one uncached pass."""
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+from transformers import AutoProcessor, DynamicCache, LlavaForConditionalGeneration
+
+import lens_utils as lu
+from conftest import PROMPTS
+
+
+@pytest.fixture(scope="module")
+def hf(llava_folder):
+    """The same weights in plain HF, float64."""
+    return load_hf(llava_folder, torch.float64), AutoProcessor.from_pretrained(llava_folder, backend="pil")
+
+
+def load_hf(folder, dtype):
+    return LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module")
+def image(photographs):
+    return lu.open_image(photographs / "china.jpg")
+
+
+def hf_inputs(hf, image, question, answer_ids=()):
+    """What HF's own processor makes of image and prompt, with the answer appended."""
+    inputs = hf[1](text=f"USER: <image>\n{question} ASSISTANT:", images=image, return_tensors="pt")
+    input_ids = torch.cat([inputs["input_ids"], torch.tensor([list(answer_ids)], dtype=torch.long)], dim=1)
+    return {"input_ids": input_ids, "pixel_values": inputs["pixel_values"].to(hf[0].dtype)}
+
+
+@torch.inference_mode()
+def hf_lens(model, inputs):
+    """Residual streams `[layer, pos, d_model]`, distributions `[layer, pos, d_vocab]` and logits `[pos, d_vocab]`."""
+    language, residuals = model.model.language_model, []
+    handles = [language.layers[0].register_forward_pre_hook(lambda module, args: residuals.append(args[0]))]
+    for layer in language.layers:
+        handles.append(layer.register_forward_hook(lambda module, args, out: residuals.append(out[0] if isinstance(out, tuple) else out)))
+    logits = model(**inputs).logits[0]
+    for handle in handles:
+        handle.remove()
+    residuals = torch.stack(residuals)[:, 0]
+    return residuals, torch.softmax(model.lm_head(language.norm(residuals)).double(), dim=-1), logits
+
+
+@pytest.fixture(scope="module", params=range(len(PROMPTS)))
+def pair(request, hf, image, records):
+    """One prompt's record, whose prefix came from the cache, and HF's distributions of one uncached pass over all of it."""
+    record = next(record for record in records if record["name"] == "china.jpg")
+    prompt = record["prompts"][request.param]
+    fed_back = prompt["token_ids"][prompt["n_prompt"] :]
+    inputs = hf_inputs(hf, image, prompt["question"], fed_back)
+    return record, prompt, inputs["input_ids"][0], hf_lens(hf[0], inputs)[1]
+
+
+@pytest.mark.parametrize("dtype, hf_dtype, tolerance", [
+    ("float32", torch.float64, 1e-4), ("float16", torch.float64, 5e-2), ("float16", torch.float16, 1e-3),
+])
+def test_residual_streams_distributions_and_logits(llava_folder, hf, image, dtype, hf_dtype, tolerance):
+    """Largest differences, in standard deviations of the residual stream and the logits, and as probabilities."""
+    bridge, processor = lu.load_llava(llava_folder, dtype, "cpu")
+    assert bridge.W_U.dtype == getattr(torch, dtype)
+    question = PROMPTS[0]["question"]
+    pixel_values, (input_ids,) = lu.encode(processor, image, [question])
+    with torch.inference_mode():
+        residuals, logits = lu.run_and_capture(bridge, input_ids, DynamicCache(), pixel_values=pixel_values.to(bridge.cfg.dtype))
+    reference = (hf[0] if hf_dtype == torch.float64 else load_hf(llava_folder, hf_dtype), hf[1])
+    expected_residuals, expected_probs, expected_logits = hf_lens(reference[0], hf_inputs(reference, image, question))
+    scale = expected_residuals.double().std()
+    assert len(residuals) == len(expected_residuals) == 6
+    for resid, expected, probs in zip(residuals, expected_residuals, expected_probs):
+        assert (resid.double() - expected).abs().max() < tolerance * scale
+        lens = lu.lens(bridge, resid)
+        assert lens.dtype == torch.float32
+        assert (lens - probs).abs().max() < tolerance
+        assert torch.allclose(lens.sum(-1), torch.ones(len(lens)), atol=1e-5)
+    assert (logits.double() - expected_logits[-1]).abs().max() < tolerance * expected_logits.double().std()
+
+
+def test_prompts_are_tokenised_as_by_the_processor(llava, hf, image):
+    questions = [prompt["question"] for prompt in PROMPTS]
+    pixel_values, sequences = lu.encode(llava[1], image, questions)
+    for question, sequence in zip(questions, sequences):
+        expected = hf_inputs(hf, image, question)
+        assert sequence.tolist() == expected["input_ids"][0].tolist()
+        assert sequence[0] == llava[1].tokenizer.bos_token_id
+        assert torch.equal(pixel_values.double(), expected["pixel_values"])
+
+
+def test_record_is_about_the_right_positions(pair, llava):
+    record, prompt, input_ids, probs = pair
+    n_text = len(prompt["token_ids"])
+    assert input_ids[-n_text:].tolist() == prompt["token_ids"].tolist()
+    at_image = (input_ids == llava[1].image_token_id).nonzero()[:, 0]
+    assert record["patches"]["entropy"].shape == (6, len(at_image)) == (6, 16)
+    assert at_image[-1] + 1 == len(input_ids) - n_text
+    assert llava[1].tokenizer.convert_ids_to_tokens([prompt["token_ids"][0], prompt["token_ids"][prompt["n_prompt"] - 1]]) == ["<0x0A>", ":"]
+
+
+def test_readings_equal_those_of_one_uncached_pass(pair, llava):
+    record, prompt, input_ids, probs = pair
+    at_image = (input_ids == llava[1].image_token_id).nonzero()[:, 0].numpy()
+    n_text, n_prompt = len(prompt["token_ids"]), prompt["n_prompt"]
+    text_targets = probs[-1].argmax(-1)[-n_text:].numpy()
+    text_targets[n_prompt - 1 :] = prompt["answer_ids"]
+    check_readings(record["patches"], probs[:, at_image].numpy(), probs[-1, at_image].argmax(-1).numpy())
+    check_readings(prompt["readings"], probs[:, -n_text:].numpy(), text_targets)
+
+
+def check_readings(readings, probs, targets):
+    """`readings` against the full distributions `[layer, pos, d_vocab]` in float64."""
+    top = np.sort(probs, axis=-1)[..., ::-1][..., :10]
+    assert np.abs(readings["top_probs"] - top).max() < 1e-4
+    # Tokens of nearly equal probability may change places: the ids named must have the probabilities named.
+    named = np.take_along_axis(probs, readings["top_ids"].astype(int), axis=-1)
+    assert np.abs(named - top).max() < 1e-4
+    assert np.abs(readings["entropy"] - -(probs * np.log2(probs)).sum(-1)).max() < 2e-3
+    to_final = jensenshannon(probs, np.broadcast_to(probs[-1], probs.shape), base=2, axis=-1) ** 2
+    to_previous = jensenshannon(probs[1:], probs[:-1], base=2, axis=-1) ** 2
+    assert np.abs(readings["jsd_final"] - to_final).max() < 2e-4
+    assert np.isnan(readings["jsd_prev"][0]).all()
+    assert np.abs(readings["jsd_prev"][1:] - to_previous).max() < 2e-4
+    target = probs[:, np.arange(len(targets)), targets]
+    assert np.abs(readings["target_prob"] - target).max() < 1e-4
+    # The rank is exact but for tokens nearer to the target than float32 tells apart.
+    lowest = (probs > target[..., None] * 1.001 + 1e-9).sum(-1) + 1
+    highest = (probs > target[..., None] * 0.999 - 1e-9).sum(-1) + 1
+    assert (lowest <= readings["target_rank"]).all() and (readings["target_rank"] <= highest).all()
+
+
+def test_greedy_answer_equals_generate(pair, hf, image):
+    _, prompt, _, _ = pair
+    inputs = hf_inputs(hf, image, prompt["question"])
+    generated = hf[0].generate(**inputs, do_sample=False, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+    assert prompt["answer_ids"].tolist() == generated.tolist()
+
+
+def test_answer_ends_with_the_end_token(llava, image, monkeypatch):
+    """The end token stops the answer, is kept among the ids, and is not fed back."""
+    bridge, processor = llava
+    free = lu.read_image(bridge, processor, image, PROMPTS[:1], max_new_tokens=6)["prompts"][0]
+    monkeypatch.setattr(bridge.original_model.generation_config, "eos_token_id", [int(free["answer_ids"][2])])
+    stopped = lu.read_image(bridge, processor, image, PROMPTS[:1], max_new_tokens=6)["prompts"][0]
+    end = free["answer_ids"].tolist().index(free["answer_ids"][2]) + 1
+    assert stopped["answer_ids"].tolist() == free["answer_ids"].tolist()[:end]
+    assert len(stopped["token_ids"]) == stopped["n_prompt"] + end - 1
+
+
+def test_mean_probability_and_top_tokens_against_brute_force(records, run, hf, image, llava):
+    record = next(record for record in records if record["name"] == "china.jpg")
+    per_segment = {"image": [], "prompt": [], "answer": []}
+    for prompt in record["prompts"]:
+        inputs = hf_inputs(hf, image, prompt["question"], prompt["token_ids"][prompt["n_prompt"] :])
+        probs, n_text = hf_lens(hf[0], inputs)[1].numpy(), len(prompt["token_ids"])
+        per_segment["image"] = [probs[:, (inputs["input_ids"][0] == llava[1].image_token_id).numpy()]]
+        per_segment["prompt"].append(probs[:, -n_text:][:, : prompt["n_prompt"]])
+        per_segment["answer"].append(probs[:, -n_text:][:, prompt["n_prompt"] :])
+    mean = lu.mean_probability(record, run)
+    for segment, name in enumerate(lu.SEGMENTS):
+        expected = np.concatenate(per_segment[name], axis=1).mean(axis=1)
+        assert np.abs(mean[segment] - expected).max() < 2e-5
+        table = lu.top_tokens(mean[segment], run)
+        scores = expected.mean(axis=0)
+        assert len(table) == 30 and np.abs(table["mean"] - np.sort(scores)[::-1][:30]).max() < 2e-5
+        assert np.abs(scores[table["id"]] - table["mean"]).max() < 2e-5
+        assert list(table["token"]) == [run["tokens"][i] for i in table["id"]]
+
+
+@pytest.fixture(scope="module")
+def run(results):
+    return lu.load_run(results)
+
+
+def test_slices_change_nothing(llava):
+    bridge, _ = llava
+    residuals = [torch.randn(11, 64) for _ in range(6)]
+    segments, targets = torch.tensor([0] * 4 + [1] * 7), torch.tensor([-1] * 9 + [3, 5])
+    readings, sums = [], []
+    for slice_size in (3, 100):
+        prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
+        with torch.inference_mode():
+            readings.append(lu.read_positions(bridge, residuals, segments, targets, prob_sum, 10, slice_size))
+        sums.append(prob_sum)
+    for name in readings[0]:
+        np.testing.assert_allclose(readings[0][name], readings[1][name], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(*sums, atol=1e-5)
+
+
+def distribution_pairs():
+    torch.manual_seed(0)
+    n = 32_064
+    for sharpness in (0.1, 1, 10, 100):
+        yield torch.softmax(torch.randn(4, n) * sharpness, -1), torch.softmax(torch.randn(4, n) * sharpness, -1)
+    one_hot, flat = torch.eye(n)[:4], torch.full((4, n), 1 / n)
+    yield one_hot, one_hot.roll(1, 0)  # disjoint
+    yield one_hot, one_hot
+    yield flat, flat
+    yield one_hot, flat
+    half = torch.cat([torch.full((4, n // 2), 2 / n), torch.zeros(4, n // 2)], dim=1)
+    yield half, half.flip(-1)  # disjoint, spread out
+    nearly = torch.softmax(torch.randn(4, n), -1)
+    yield nearly, torch.softmax(nearly.log() + 1e-4 * torch.randn(4, n), -1)
+
+
+@pytest.mark.parametrize("p, q", list(distribution_pairs()))
+def test_jsd_against_scipy(p, q):
+    jsd = lu.jsd_bits(p, q)
+    expected = np.nan_to_num(jensenshannon(p.double(), q.double(), base=2, axis=-1)) ** 2  # scipy: NaN for some equal pairs
+    assert torch.isfinite(jsd).all() and (jsd >= 0).all() and (jsd <= 1).all()
+    assert np.abs(jsd.numpy() - expected).max() < 1e-5
+
+
+def test_last_layer_check_passes_and_finds_a_second_norm(llava_folder, image, monkeypatch):
+    bridge, processor = lu.load_llava(llava_folder, "float32", "cpu")
+    # In a random model the norm's gain is 1, and norming twice is norming once: give it a gain, as training does.
+    bridge.ln_final.weight.data.uniform_(0.5, 1.5)
+    assert lu.check_last_layer(bridge, processor, image, "Describe the image.") <= lu.LAST_LAYER_TOLERANCE["float32"]
+    once = lu.lens
+    monkeypatch.setattr(lu, "lens", lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0]))
+    with pytest.raises(RuntimeError, match="last layer differs"):
+        lu.check_last_layer(bridge, processor, image, "Describe the image.")
+
+
+def test_infinity_is_an_error_that_names_the_layer(llava, image):
+    bridge, processor = llava
+    hook = ("blocks.2.hook_resid_post", lambda resid, hook: resid * torch.inf)
+    with bridge.hooks(fwd_hooks=[hook]), pytest.raises(FloatingPointError, match="layer 3"):
+        lu.read_image(bridge, processor, image, PROMPTS[:1])
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 100_000])
+def test_top_k_out_of_range(llava, image, top_k):
+    with pytest.raises(ValueError, match=f"top_k is {top_k}"):
+        lu.read_image(*llava, image, PROMPTS[:1], top_k=top_k)
+
+
+def test_what_is_no_llava_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        lu.load_llava(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="'llama' model"):
+        lu.load_llava(tmp_path)

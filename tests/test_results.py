@@ -1,0 +1,236 @@
+"""Saving, loading, tables, figures, report: the half that works without torch."""
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import lens_utils as lu
+from conftest import ROOT
+
+
+@pytest.fixture
+def run(results):
+    return lu.load_run(results)
+
+
+@pytest.fixture
+def tables(results, run):
+    return lu.summarise(lu.load_records(results), run)
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for one, other in zip(a, b):
+            assert_same(one, other)
+    elif isinstance(a, np.ndarray):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    else:
+        assert a == b
+
+
+def test_save_and_load_give_the_same(results, records):
+    loaded = list(lu.load_records(results))
+    assert len(loaded) == 3
+    assert_same(loaded, sorted(records, key=lambda record: record["name"]))
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    lu.save(tmp_path / "a.pkl", {"x": np.arange(3)})
+    with pytest.raises(Exception):
+        lu.save(tmp_path / "a.pkl", {"x": np.arange(9), "y": lambda: 0})  # fails half-way
+    assert lu.load(tmp_path / "a.pkl")["x"].tolist() == [0, 1, 2]
+    assert os.listdir(tmp_path) == ["a.pkl"]
+
+
+class Attack:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("function", [os.mkdir, eval])
+def test_a_strangers_pickle_runs_nothing(tmp_path, function):
+    mark = tmp_path / "ran"
+    argument = str(mark) if function is os.mkdir else f"__import__('os').mkdir({str(mark)!r})"
+    for value in (Attack(function, argument), {"x": [np.arange(2), Attack(function, argument)]}, np.array([Attack(function, argument)], dtype=object)):
+        (tmp_path / "attack.pkl").write_bytes(pickle.dumps(value))
+        with pytest.raises(ValueError, match="attack.pkl"):
+            lu.load(tmp_path / "attack.pkl")
+        assert not mark.exists()
+    pickle.loads(pickle.dumps(Attack(function, argument)))  # the attack is a real one
+    assert mark.exists()
+
+
+def test_a_damaged_file_is_named(tmp_path, results):
+    whole = next((results / "images").glob("*.pkl")).read_bytes()
+    (tmp_path / "half.pkl").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="half.pkl"):
+        lu.load(tmp_path / "half.pkl")
+
+
+def test_the_same_run_goes_on_and_another_is_refused(tmp_path, run):
+    lu.start_run(tmp_path, {**run, "top_k": 3})
+    lu.start_run(tmp_path, run)  # there are no records of the other yet
+    lu.save(lu.record_path(tmp_path, "a.jpg"), {})
+    lu.start_run(tmp_path, {**run, "packages": {}})
+    with pytest.raises(ValueError, match="top_k: 10 there, 5 now"):
+        lu.start_run(tmp_path, {**run, "top_k": 5})
+    assert lu.load_run(tmp_path)["top_k"] == 10
+
+
+def test_another_format_version_is_refused(tmp_path, run):
+    lu.save(tmp_path / "run.pkl", {**run, "format_version": 99})
+    with pytest.raises(ValueError, match="format version 99"):
+        lu.load_run(tmp_path)
+
+
+def test_results_are_found_or_asked_for(tmp_path, run):
+    with pytest.raises(FileNotFoundError, match="Make_Analyse"):
+        lu.find_results(tmp_path)
+    lu.save(tmp_path / "deep" / "one" / "run.pkl", run)
+    assert lu.find_results(tmp_path) == tmp_path / "deep" / "one"
+    with pytest.raises(FileNotFoundError, match="No records"):
+        lu.load_records(tmp_path / "deep" / "one")
+    lu.save(tmp_path / "two" / "run.pkl", run)
+    with pytest.raises(ValueError, match="Several results"):
+        lu.find_results(tmp_path)
+
+
+def test_settling_layer_against_a_loop():
+    rank = np.random.default_rng(0).integers(1, 3, (6, 500))
+    rank[-1] = 1
+    for column, settled in zip(rank.T, lu.settling_layer(rank)):
+        assert (column[settled:] == 1).all() and (settled == 0 or column[settled - 1] != 1)
+
+
+def test_layer_table_against_a_loop(tables, records):
+    layers = tables["layers"]
+    for record in records:
+        for number, prompt in enumerate(record["prompts"]):
+            for segment, positions in (("prompt", range(prompt["n_prompt"])), ("answer", range(prompt["n_prompt"], len(prompt["token_ids"])))):
+                rows = layers[(layers["image"] == record["name"]) & (layers["prompt"] == number) & (layers["segment"] == segment)]
+                for series in ("jsd_prev", "jsd_final", "entropy"):
+                    expected = [np.mean([row[at] for at in positions]) for row in prompt["readings"][series]]
+                    np.testing.assert_allclose(rows.sort_values("layer")[series], expected, rtol=1e-5)
+    images = layers[layers["segment"] == "image"]
+    assert len(images) == 3 * 6 and set(images["kind"]) == {"image"}
+
+
+def test_answer_table(tables, records, run):
+    answers = tables["answers"]
+    assert len(answers) == 6 * sum(len(prompt["answer_ids"]) for record in records for prompt in record["prompts"])
+    last = answers[answers["layer"] == 5]
+    # What the lens reads last is what the model said.
+    assert (last["rank"] == 1).all() and (last["top1"] == last["token_label"]).all()
+    assert (answers["settling_layer"] <= 5).all()
+    graded = answers[answers["truth"].notna()]
+    assert set(graded["kind"]) == {"object"} and (graded["right"] == [lu.is_right(a, "temple") for a in graded["answer"]]).all()
+    assert answers[answers["truth"].isna()]["right"].isna().all()
+
+
+def test_mean_over_images_is_of_means_over_positions(tables, results, run):
+    per_image = [lu.mean_probability(record, run) for record in lu.load_records(results)]
+    np.testing.assert_allclose(tables["mean_probability"], np.mean(per_image, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(tables["mean_probability"].sum(axis=-1), 1, atol=1e-3)
+
+
+def test_a_segment_without_positions_does_not_count(records, run):
+    record = {**records[0], "mean_probability": {**records[0]["mean_probability"], "n_positions": np.array([16, 9, 0])}}
+    both = lu.summarise([record, records[1]], run)["mean_probability"]
+    np.testing.assert_allclose(both[2], lu.mean_probability(records[1], run)[2])
+    assert np.isnan(lu.mean_probability(record, run)[2]).all()
+
+
+@pytest.mark.parametrize("answer, truth, right", [
+    ("Left", "left", True), ("dog.", "dog", True), ("traffic light", "traffic light", True), ("hot dog", "dog", False), ("", "no", False),
+])
+def test_is_right(answer, truth, right):
+    assert lu.is_right(answer, truth) is right
+
+
+def test_figures_draw_every_token_without_warnings(results, run, tables):
+    """All kinds of tokens at the positions and in the cells: `$`, tags, Cyrillic, CJK, control characters, one token twice."""
+    tokens = list(run["tokens"])
+    nasty = ["$x^2$", "</b>", "▁狗", "Привет", "\u200b", "\t", "<0x0A>", "🙂", "▁$", "a" * 40]
+    tokens[: len(nasty)] = nasty
+    run = {**run, "tokens": tokens}
+    prompt = next(lu.load_records(results))["prompts"][0]
+    prompt["token_ids"] = np.resize(np.arange(len(nasty)), len(prompt["token_ids"]))
+    prompt["readings"]["top_ids"] = np.resize(np.arange(len(nasty)), prompt["readings"]["top_ids"].shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lu.use_style()
+        mean = np.linspace(1, 0, len(tokens))[None].repeat(len(run["layers"]), 0)
+        for figure in (
+            lu.plot_top1(run, prompt), lu.plot_jsd(run, prompt, "jsd_prev"), lu.plot_jsd(run, prompt, "jsd_final"),
+            lu.plot_top_tokens(lu.top_tokens(mean, run), run, "title"), lu.plot_mean_jsd(tables["layers"], run),
+        ):
+            figure.canvas.draw()
+            plt.close(figure)
+
+
+def test_top1_figure_shows_the_loaded_tokens_and_probabilities(results, run):
+    prompt = next(lu.load_records(results))["prompts"][0]
+    figure = lu.plot_top1(run, prompt)
+    panels = [axis for axis in figure.axes if axis.texts]
+    words = np.hstack([np.reshape([text.get_text() for text in axis.texts], (len(run["layers"]), -1)) for axis in panels])
+    colours = np.hstack([axis.collections[0].get_array().reshape(len(run["layers"]), -1) for axis in panels])
+    ids = prompt["readings"]["top_ids"][:, :, 0]
+    assert words.tolist() == [[lu.printable(run["tokens"][i], 9) for i in row] for row in ids]
+    np.testing.assert_array_equal(colours, prompt["readings"]["top_probs"][:, :, 0])
+    columns = [label.get_text() for axis in panels for label in axis.get_xticklabels()]
+    assert columns == [lu.printable(run["tokens"][i], 10) for i in prompt["token_ids"]]
+    plt.close(figure)
+
+
+def test_printable():
+    assert lu.printable("▁dog") == "▁dog" and lu.printable("Привет") == "Привет" and lu.printable("<0x0A>") == "<0x0A>"
+    assert lu.printable("\n") == "U+000A" and lu.printable("\U000e0001") == "U+E0001"
+    assert lu.printable("abcdef", 4) == "abc…"
+
+
+def test_report_counts_what_was_loaded(run, tables):
+    text = lu.report(run, tables)
+    assert "3 images with 9 prompts" in text and "fewer than two of the kinds" in text
+    first = tables["answers"].query("token == 0 and layer == 0 and kind == 'object'")
+    assert f"| object | 3 | {first['right'].mean():.0%} of 3 | {first['settling_layer'].median():g}" in text
+
+
+def test_report_claims_an_order_only_where_the_intervals_allow_it():
+    settling = pd.DataFrame(
+        {"median": [3.0, 5.0, 7.0], "low": [2.0, 4.0, 4.5], "high": [3.5, 5.0, 8.0]}, index=["colour", "object", "relation"]
+    )
+    colour_object, colour_relation, object_relation = lu.order_of_kinds(settling)
+    assert "colours settle before answers about objects" in colour_object
+    assert "colours settle before answers about the arrangement" in colour_relation
+    assert "no sure order" in object_relation
+
+
+def test_settling_table(tables):
+    table = lu.settling_table(tables["answers"])
+    first = tables["answers"].query("token == 0 and layer == 0")
+    for kind, row in table.iterrows():
+        layers = first[first["kind"] == kind].groupby("image")["settling_layer"].mean()
+        assert row["median"] == np.median(layers) and row["images"] == 3
+        assert row["low"] <= row["median"] <= row["high"]
+
+
+def test_second_half_needs_neither_torch_nor_transformers(results, blocked):
+    code = f"import lens_utils as lu; run = lu.load_run({str(results)!r}); print(lu.report(run, lu.summarise(lu.load_records({str(results)!r}), run)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(blocked)}, capture_output=True, text=True)
+    assert done.returncode == 0 and "3 images" in done.stdout, done.stderr
