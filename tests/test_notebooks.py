@@ -1,0 +1,74 @@
+"""Both notebooks, run top to bottom in a fresh kernel."""
+import shutil
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+import lens_utils as lu
+from conftest import ROOT
+
+
+def execute(name, folder, **parameters):
+    """Run a notebook in `folder`, with parameters set as papermill does, and return its printed output."""
+    notebook = nbformat.read(ROOT / name, as_version=4)
+    at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    settings = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+    notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(settings))
+    shutil.copy(ROOT / "lens_utils.py", folder)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.get("text", "") + str(output.get("data", {}).get("text/markdown", "")) for output in outputs)
+    figures = sum("image/png" in output.get("data", {}) for output in outputs)
+    return text, figures
+
+
+def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocked, monkeypatch):
+    """A broken image among them is named and skipped; a second run goes on from what is there; the second notebook has no torch."""
+    images = shutil.copytree(photographs, tmp_path / "images")
+    (images / "aaa_broken.jpg").write_bytes((photographs / "china.jpg").read_bytes()[:5000])
+    parameters = dict(model=str(llava_folder), images=str(images), max_new_tokens=4)
+    text, _ = execute("Make_Analyse.ipynb", tmp_path, **parameters)
+    assert "4 images" in text and "3 images read, 3 of them in this session" in text and "skipped aaa_broken.jpg" in text
+    assert "1 of them annotated with 3 categories" in text
+
+    records = {record["name"]: record for record in lu.load_records(tmp_path / "results")}
+    assert list(records) == ["china.jpg", "flower.jpg", "grace_hopper.jpg"]
+    kinds = [prompt["kind"] for prompt in records["china.jpg"]["prompts"]]
+    assert kinds == ["object", "presence", "presence", "colour", "relation", "description"]
+    before = (tmp_path / "results/images/china.jpg.pkl").read_bytes()
+
+    (tmp_path / "results/images/flower.jpg.pkl").unlink()
+    text, _ = execute("Make_Analyse.ipynb", tmp_path, **parameters)
+    assert "3 images read, 1 of them in this session" in text
+    assert (tmp_path / "results/images/china.jpg.pkl").read_bytes() == before
+    again = lu.load(tmp_path / "results/images/flower.jpg.pkl")
+    np.testing.assert_array_equal(again["patches"]["top_probs"], records["flower.jpg"]["patches"]["top_probs"])
+
+    monkeypatch.setenv("PYTHONPATH", str(blocked))
+    text, figures = execute("Visualise_Analyse.ipynb", tmp_path, image="china.jpg", prompt=4)
+    # top-1, both JSDs, top tokens of three segments, mean JSD
+    assert figures == 7
+    assert "3 images with 10 prompts" in text
+
+
+def test_own_prompts(tmp_path, llava_folder, photographs):
+    execute("Make_Analyse.ipynb", tmp_path, model=str(llava_folder), images=str(photographs), prompts=["What is it?"], max_new_tokens=2, limit=1)
+    (record,) = lu.load_records(tmp_path / "results")
+    assert [(prompt["kind"], prompt["question"]) for prompt in record["prompts"]] == [("own", "What is it?")]
+
+
+@pytest.mark.parametrize("parameters, message", [
+    ({"images": "nowhere"}, "No folder 'nowhere'"), ({"prompts": [" "]}, "Prompt 0 is empty"), ({"top_k": 0}, "top_k is 0"), ({"model": "images"}, "'images' is neither"),
+])
+def test_bad_parameters_stop_the_first_notebook(tmp_path, llava_folder, photographs, parameters, message):
+    shutil.copytree(photographs, tmp_path / "images")
+    with pytest.raises(CellExecutionError, match=message):
+        execute("Make_Analyse.ipynb", tmp_path, **{"model": str(llava_folder), "images": "images", **parameters})
+
+
+def test_second_notebook_says_what_is_missing(tmp_path):
+    with pytest.raises(CellExecutionError, match="run Make_Analyse.ipynb first"):
+        execute("Visualise_Analyse.ipynb", tmp_path, results=str(tmp_path))
