@@ -12,6 +12,8 @@ import json
 import os
 import pickle
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
@@ -24,6 +26,101 @@ from PIL import Image, ImageOps
 
 # Torch's threads wait asleep, not spinning: on two cores of which one is busy, spinning made reading an image 50 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# --------------------------------------------------------------------------------------------------------------------
+# The machine: what Kaggle lacks
+# --------------------------------------------------------------------------------------------------------------------
+
+KAGGLE_INPUT = Path("/kaggle/input")
+# What was tested on Kaggle's versions of everything else. The P100's sm_60 is in no wheel of torch after 2.7.1, and
+# torchvision or torchaudio of another torch break every import of LLaVA: the three go together.
+PIP_LENS = ["transformer-lens==4.3.0"]
+PIP_P100 = ["torch==2.7.1", "torchvision==0.22.1", "torchaudio==2.7.1"]
+
+
+def on_kaggle() -> bool:
+    return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+
+
+def find_gpus() -> list[tuple[str, tuple[int, int], int]]:
+    """`(name, compute capability, MiB of memory)` of each GPU, asked of nvidia-smi, which needs no torch; empty where there is none."""
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        rows = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    cells = [[cell.strip() for cell in row.split(",")] for row in rows if row.strip()]
+    return [(name, tuple(map(int, capability.split("."))), int(mib)) for name, capability, mib in cells]
+
+
+def find_torch() -> tuple[str, list[str]]:
+    """Version of the installed torch and the GPU architectures it has code for (`sm_60`, ...), asked in a process of its own.
+
+    Torch that is imported once can't be replaced any more in this one.
+    """
+    code = "import torch; print(torch.__version__, *torch.cuda.get_arch_list())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    version, *architectures = done.stdout.split() or ["none"]
+    return version, architectures
+
+
+def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """Whether code for one of `architectures` runs on a GPU: the same major version, and a minor one not above the GPU's."""
+    numbers = [int(name.removeprefix("sm_").rstrip("af")) for name in architectures if name.startswith("sm_")]
+    return any(number // 10 == capability[0] and number % 10 <= capability[1] for number in numbers)
+
+
+def prepare_kaggle() -> None:
+    """On Kaggle: say what machine this is and install what is missing, before torch is imported. Elsewhere: nothing.
+
+    Raises RuntimeError with the remedy if the machine can't do the work.
+    """
+    if not on_kaggle():
+        print("Not on Kaggle: nothing to install here, requirements.txt has what is needed.")
+        return
+    # 13.5 GB of weights would fill /kaggle/working, and be saved with the notebook's output.
+    os.environ.setdefault("HF_HOME", "/tmp/huggingface")
+    gpus, (torch_version, architectures) = find_gpus(), find_torch()
+    for name, capability, mib in gpus:
+        print(f"GPU: {name}, compute capability {capability[0]}.{capability[1]}, {mib:,} MiB")
+    print(f"torch {torch_version} with code for {', '.join(architectures) or 'no GPU'}")
+    if not gpus:
+        raise RuntimeError("There is no GPU: choose one under Settings > Accelerator (GPU T4 x2 or P100) and run all cells again.")
+    unfit = [(name, capability) for name, capability, _ in gpus if not runs_on(capability, architectures)]
+    if unfit and unfit[0][1] >= (7, 0):
+        raise RuntimeError(f"torch {torch_version} has no code for a {unfit[0][0]}: choose another GPU under Settings > Accelerator.")
+    needed = PIP_P100 * bool(unfit) + PIP_LENS * (not _installed("transformer-lens", (4, 3)) or not _installed("transformers", (5, 23)))
+    if not needed:
+        return
+    imported = sorted({"torch", "transformers"} & sys.modules.keys())
+    if imported:
+        raise RuntimeError(
+            f"{' and '.join(imported)} of a version that can't be used ({', '.join(needed)} must be installed) is imported already: choose Run > Restart & "
+            "clear cell outputs, then run all cells from the top."
+        )
+    print("pip install", *needed, flush=True)
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *needed], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(
+            f"pip could not install {' '.join(needed)}: turn the internet on (Settings > Turn on internet; it asks for a verified phone number "
+            f"once) and run this cell again.\n{done.stderr[-1000:]}"
+        )
+
+
+def _installed(package: str, least: tuple[int, int]) -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return tuple(map(int, version(package).split(".")[:2])) >= least
+    except PackageNotFoundError:
+        return False
+
+
+def data_sets() -> list[Path]:
+    """The data sets attached on Kaggle, mounted as `<slug>` or as `datasets/<owner>/<slug>`."""
+    paths = sorted([*KAGGLE_INPUT.glob("*"), *KAGGLE_INPUT.glob("datasets/*/*")])
+    return [path for path in paths if path.is_dir() and path != KAGGLE_INPUT / "datasets"]
+
 
 # --------------------------------------------------------------------------------------------------------------------
 # Finding data
@@ -46,6 +143,20 @@ def find_images(folder) -> dict[str, Path]:
             f"No image under {str(folder)!r}: looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and its subfolders."
         )
     return {"__".join(path.relative_to(folder).parts): path for path in paths}
+
+
+def find_data() -> Path:
+    """The attached Kaggle data set to read, chosen by what is in it: images with COCO annotations, else images.
+
+    Raises FileNotFoundError, which says how to attach one, if no data set holds an image.
+    """
+    with_images = [folder for folder in data_sets() if any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))]
+    annotated = [folder for folder in with_images if read_annotations(folder)[0]]
+    if not with_images:
+        raise FileNotFoundError(
+            "No attached data set holds an image: choose Add Input, search for COCO-data-100, add it, and run this cell again."
+        )
+    return (annotated or with_images)[0]
 
 
 def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str]]:
@@ -224,10 +335,29 @@ def own_prompts(prompts: list) -> list[dict]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def load_llava(model: str, dtype: str = "float16", device: str | None = None, revision: str | None = None):
-    """`(bridge, processor)` of a LLaVA-1.5 given as a hub id or a local folder, on one device (default: the GPU if there is one).
+def placement(weights: int, free: list[int], room: int = 2**30):
+    """A device_map for `weights` bytes on GPUs with `free` bytes each: one GPU if `room` is left there, else split, else an error.
 
-    The weights go straight to `device` in `dtype`; the TransformerBridge shares them. Raises ValueError if `model` is no LLaVA.
+    A P100 or one T4 holds LLaVA-1.5-7B in float16 (13.2 GiB). Without a GPU: the CPU. Raises MemoryError with the numbers.
+    """
+    if not free:
+        return {"": "cpu"}
+    largest = max(range(len(free)), key=lambda gpu: free[gpu])
+    if weights + room <= free[largest]:
+        return {"": largest}
+    if weights + len(free) * room <= sum(free):
+        return "balanced"
+    raise MemoryError(
+        f"The weights take {weights / 2**30:.1f} GiB and reading some {room / 2**30:.1f} GiB per GPU more, but free are only "
+        f"{' + '.join(f'{one / 2**30:.1f}' for one in free)} GiB: end what else uses the GPU (restart the kernel), or take a larger one."
+    )
+
+
+def load_llava(model: str, dtype: str = "float16", device: str | None = None, revision: str | None = None):
+    """`(bridge, processor)` of a LLaVA-1.5 given as a hub id or a local folder, on `device` (default: see `placement`).
+
+    The weights are loaded once, straight to where they stay, in `dtype`; the TransformerBridge shares them. Raises ValueError if `model`
+    is no LLaVA, MemoryError, before anything large is downloaded, if it has no room.
     """
     import torch
     from transformer_lens.model_bridge import TransformerBridge
@@ -242,13 +372,17 @@ def load_llava(model: str, dtype: str = "float16", device: str | None = None, re
         ) from error
     if config.model_type != "llava":
         raise ValueError(f"{model!r} is a {config.model_type!r} model, not a LLaVA-1.5: try llava-hf/llava-1.5-7b-hf.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, dtype)
+    with torch.device("meta"):
+        weights = sum(weight.numel() * dtype.itemsize for weight in LlavaForConditionalGeneration(config).parameters())
+    free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
     hf_model = LlavaForConditionalGeneration.from_pretrained(
-        model, revision=revision, dtype=getattr(torch, dtype), attn_implementation="eager", device_map={"": device},
+        model, revision=revision, dtype=dtype, attn_implementation="eager",
+        device_map={"": device} if device else placement(weights, free),
     )
     # The PIL processor everywhere: torchvision's, taken where it is installed, gives slightly other pixels.
     processor = AutoProcessor.from_pretrained(model, revision=revision, backend="pil")
-    bridge = TransformerBridge.boot_transformers(model, hf_model=hf_model, tokenizer=processor.tokenizer, dtype=hf_model.dtype)
+    bridge = TransformerBridge.boot_transformers(model, hf_model=hf_model, tokenizer=processor.tokenizer, dtype=dtype)
     return bridge.eval(), processor
 
 
@@ -299,18 +433,19 @@ def jsd_bits(p, q, entropy_p=None, entropy_q=None):
 def run_and_capture(bridge, input_ids, cache, **inputs):
     """Run the model on `input_ids` `[pos]` after what `cache` holds, capturing the residual stream by hooks.
 
-    Returns `([residual stream [pos, d_model] per layer], logits [d_vocab] at the last position)`; layer 0 is the embedding output.
+    Returns `([residual stream [pos, d_model] per layer], logits [d_vocab] at the last position)`; layer 0 is the embedding output. All
+    on the unembedding's device, which in a model split over two GPUs is not that of every layer.
     """
-    n_layers = bridge.cfg.n_layers
+    n_layers, device = bridge.cfg.n_layers, bridge.W_U.device
     residuals = [None] * (n_layers + 1)
 
     def keep(resid, hook, layer):
-        residuals[layer] = resid[0]
+        residuals[layer] = resid[0].to(device)
 
     hooks = [("blocks.0.hook_resid_pre", partial(keep, layer=0))]
     hooks += [(f"blocks.{block}.hook_resid_post", partial(keep, layer=block + 1)) for block in range(n_layers)]
     with bridge.hooks(fwd_hooks=hooks):
-        logits = bridge(input_ids[None], past_key_values=cache, logits_to_keep=1, **inputs)
+        logits = bridge(input_ids[None].to(bridge.cfg.device), past_key_values=cache, logits_to_keep=1, **inputs)
     return residuals, logits[0, -1]
 
 
@@ -406,14 +541,14 @@ def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k
     record = {"prompts": []}
     with torch.inference_mode():
         cache = DynamicCache()
-        prefix = sequences[0][:n_prefix].to(device)
-        residuals, _ = run_and_capture(bridge, prefix, cache, pixel_values=pixel_values.to(device, bridge.cfg.dtype))
+        pixels = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
+        residuals, _ = run_and_capture(bridge, sequences[0][:n_prefix], cache, pixel_values=pixels)
         record["patches"] = read([resid[first:] for resid in residuals], [0] * len(at_image), [-1] * len(at_image))
         for prompt, sequence in zip(prompts, sequences):
             new_ids = sequence[n_prefix:].tolist()
             n_prompt, token_ids, answer_ids, runs = len(new_ids), [], [], []
             while True:
-                residuals, logits = run_and_capture(bridge, torch.tensor(new_ids, device=device), cache)
+                residuals, logits = run_and_capture(bridge, torch.tensor(new_ids), cache)
                 runs.append(residuals)
                 token_ids += new_ids
                 answer_ids.append(int(logits.argmax()))
@@ -458,11 +593,11 @@ def check_last_layer(bridge, processor, image: Image.Image, question: str) -> fl
     from transformers import DynamicCache
 
     pixel_values, (input_ids,) = encode(processor, image, [question])
-    device, dtype = bridge.W_U.device, str(bridge.cfg.dtype).removeprefix("torch.")
+    device, dtype = bridge.cfg.device, str(bridge.cfg.dtype).removeprefix("torch.")
     with torch.inference_mode():
         inputs = {"pixel_values": pixel_values.to(device, bridge.cfg.dtype)}
-        residuals, _ = run_and_capture(bridge, input_ids.to(device), DynamicCache(), **inputs)
-        logits = bridge(input_ids[None].to(device), **inputs)[0]
+        residuals, _ = run_and_capture(bridge, input_ids, DynamicCache(), **inputs)
+        logits = bridge(input_ids[None].to(device), **inputs)[0].to(bridge.W_U.device)
         largest = max(
             float(jsd_bits(lens(bridge, resid), own.float().softmax(-1)).max().nan_to_num(torch.inf))
             for resid, own in zip(residuals[-1].split(64), logits.split(64))

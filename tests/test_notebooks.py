@@ -11,18 +11,24 @@ import lens_utils as lu
 from conftest import ROOT
 
 
-def execute(name, folder, **parameters):
-    """Run a notebook in `folder`, with parameters set as papermill does, and return its printed output."""
-    notebook = nbformat.read(ROOT / name, as_version=4)
+def execute(path, folder, **parameters):
+    """Run a notebook in `folder`, with parameters set as papermill does; return what it printed and its number of figures."""
+    notebook = nbformat.read(ROOT / path, as_version=4)
     at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     settings = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(settings))
-    shutil.copy(ROOT / "lens_utils.py", folder)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.get("text", "") + str(output.get("data", {}).get("text/markdown", "")) for output in outputs)
     figures = sum("image/png" in output.get("data", {}) for output in outputs)
     return text, figures
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """A folder with lens_utils.py in it, as the notebooks need it beside them."""
+    shutil.copy(ROOT / "lens_utils.py", tmp_path)
+    return tmp_path
 
 
 def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocked, monkeypatch):
