@@ -180,6 +180,7 @@ def test_both_notebooks_as_kaggle_runs_them(kaggle_folders, llava_folder, fake_n
     assert figures == 7 and "3 images read with" in text
 
 
+@pytest.mark.parametrize("kaggle_folders", ["coco-data-100"], indirect=True)
 def test_without_the_helper_or_images_the_remedy_is_said(kaggle_folders, fake_nvidia_smi):
     from nbclient.exceptions import CellExecutionError
 

@@ -174,6 +174,7 @@ def test_figures_draw_every_token_without_warnings(results, run, tables):
     prompt["readings"]["top_ids"] = np.resize(np.arange(len(nasty)), prompt["readings"]["top_ids"].shape)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a missing glyph is one
+        warnings.filterwarnings("ignore", message=".*deprecated")  # between matplotlib and what it builds on
         lu.use_style()
         mean = np.linspace(1, 0, len(tokens))[None].repeat(len(run["layers"]), 0)
         for figure in (
