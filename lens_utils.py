@@ -6,6 +6,7 @@ finding data -> prompts -> loading the model -> reading -> saving and loading re
 The first half (up to reading) needs torch and transformers and imports them where they are used, so that the second half
 works on a machine that has neither.
 """
+import html
 import io
 import itertools
 import json
@@ -14,6 +15,7 @@ import pickle
 import random
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
@@ -400,7 +402,8 @@ def token_labels(tokenizer, d_vocab: int) -> list[str]:
 # --------------------------------------------------------------------------------------------------------------------
 
 SEGMENTS = ["image", "prompt", "answer"]
-LAST_LAYER_TOLERANCE = {"float32": 1e-6, "float16": 1e-4, "bfloat16": 1e-3}  # bits; norming twice gives 3e-3
+# Bits. Entropies in float32 leave 2e-6; logits rounded otherwise by one unit in the last place of float16 up to 2e-4.
+LAST_LAYER_TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
 
 
 def lens(bridge, resid):
@@ -759,7 +762,10 @@ def mean_probability(record: dict, run: dict) -> np.ndarray:
 
 
 def settling_layer(target_rank: np.ndarray) -> np.ndarray:
-    """The first layer `[...]` from which on the target stays top-1 to the end, from its rank `[layer, ...]`."""
+    """The first layer `[...]` from which on the target stays top-1 to the end, from its rank `[layer, ...]`.
+
+    The number of layers, one past the last, if it is not top-1 even there (two tokens within the rounding of float16).
+    """
     return len(target_rank) - np.cumprod((target_rank == 1)[::-1], axis=0).sum(axis=0)
 
 
@@ -868,10 +874,15 @@ def _drawable() -> tuple[list[str], frozenset[int]]:
     return fonts, frozenset().union(*charmaps)
 
 
-def printable(label: str, length: int | None = None) -> str:
-    """A token label in which every character can be seen: what no font here draws, or is blank, becomes `U+4E2D`; cut to `length`."""
-    _, has_glyph = _drawable()
-    shown = "".join(char if ord(char) in has_glyph and char.isprintable() and not char.isspace() else f"U+{ord(char):04X}" for char in label)
+def printable(label: str, length: int | None = None, in_figure: bool = True) -> str:
+    """A token label in which every character can be seen: what is blank, or no font here draws, becomes `U+4E2D`; cut to `length`.
+
+    `in_figure` False leaves the fonts to a browser, which has more of them than matplotlib.
+    """
+    def seen(char):
+        return char.isprintable() and not char.isspace() and (not in_figure or ord(char) in _drawable()[1])
+
+    shown = "".join(char if seen(char) else f"U+{ord(char):04X}" for char in label)
     return shown if length is None or len(shown) <= length else shown[: length - 1] + "…"
 
 
@@ -945,66 +956,284 @@ def plot_top_tokens(table: pd.DataFrame, run: dict, title: str):
     return figure
 
 
-def plot_mean_jsd(layers: pd.DataFrame, run: dict):
-    """Mean JSD per layer and segment, both series, with bootstrap 95 % bands over images."""
-    import matplotlib.pyplot as plt
+def _layer_axis(axis, run: dict) -> None:
+    last = len(run["layers"]) - 1
+    shown = np.unique(np.append(np.arange(0, last, 1 if last <= 12 else 4), last))
+    axis.set_xticks(shown, [run["layers"][layer] for layer in shown])
+    axis.set(xlabel="layer", xlim=(-0.5, last + 0.5))
+
+
+def _curves(table: pd.DataFrame, run: dict, axis, y: str, hue: str, order: list[str]) -> None:
+    """Mean of `y` per layer, a line per value of `hue`, with bootstrap 95 % bands over images."""
     import seaborn as sns
 
-    per_image = layers.groupby(["image", "segment", "layer"], as_index=False)[["jsd_prev", "jsd_final"]].mean()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharex=True)
+    per_image = table.groupby(["image", hue, "layer"], as_index=False)[y].mean()
+    present = [value for value in order if value in set(per_image[hue])]
+    sns.lineplot(
+        per_image, x="layer", y=y, hue=hue, style=hue, hue_order=present, style_order=present, markers=True, palette="colorblind",
+        errorbar=("ci", 95), n_boot=1000, seed=0, ax=axis,
+    )
+    _layer_axis(axis, run)
+
+
+def plot_mean_jsd(layers: pd.DataFrame, run: dict, by: str = "segment"):
+    """Mean JSD per layer, both series, per `segment` or, over the prompts' positions, per `kind`; bootstrap 95 % bands over images."""
+    import matplotlib.pyplot as plt
+
+    table, order = (layers, SEGMENTS) if by == "segment" else (layers[layers["segment"] == "prompt"], KINDS)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for axis, series, title in zip(axes, ["jsd_prev", "jsd_final"], ["to the previous layer", "to the last layer"]):
-        sns.lineplot(
-            per_image, x="layer", y=series, hue="segment", style="segment", hue_order=SEGMENTS, style_order=SEGMENTS,
-            markers=True, palette="colorblind", errorbar=("ci", 95), n_boot=1000, seed=0, ax=axis,
-        )
-        shown = np.unique(np.append(np.arange(0, len(run["layers"]), 1 if len(run["layers"]) <= 12 else 4), len(run["layers"]) - 1))
-        axis.set_xticks(shown, [run["layers"][layer] for layer in shown])
+        _curves(table, run, axis, series, by, order)
         axis.set(title=f"JSD {title}", ylabel="mean JSD (bits)", ylim=(0, None))
     return figure
 
 
+def plot_answers(answers: pd.DataFrame, run: dict):
+    """Probability and rank of the first answer token per layer and kind of prompt, means with bootstrap 95 % bands over images."""
+    import matplotlib.pyplot as plt
+
+    first = answers[answers["token"] == 0].assign(rank=lambda table: np.log10(table["rank"]))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    _curves(first, run, axes[0], "probability", "kind", KINDS)
+    axes[0].set(title="Probability of the answer", ylabel="mean probability", ylim=(0, 1.02))
+    _curves(first, run, axes[1], "rank", "kind", KINDS)
+    powers = np.arange(0, int(np.ceil(first["rank"].max())) + 1)
+    axes[1].set_yticks(powers, [f"{10**power:,}" for power in powers])
+    axes[1].set(title="Rank of the answer (1 = top)", ylabel="rank, geometric mean")
+    axes[1].invert_yaxis()
+    return figure
+
+
+def plot_settling(answers: pd.DataFrame, run: dict):
+    """Settling layer of the first answer token per kind of prompt: a point per answer, the median and its 95 % interval (`settling_table`)."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    first, table = answers[(answers["token"] == 0) & (answers["layer"] == 0)], settling_table(answers)
+    figure, axis = plt.subplots(figsize=(10, 0.5 * len(table) + 1))
+    sns.stripplot(first, x="settling_layer", y="kind", order=table.index, jitter=0.25, size=4, alpha=0.5, color="0.5", ax=axis)
+    rows = np.arange(len(table))
+    axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
+    axis.plot(table["median"], rows, "D", color="#d55e00", markersize=7, zorder=4)
+    _layer_axis(axis, run)
+    axis.set(ylabel="", title="Settling layer of the answer's first token", xlabel="layer (diamond: median, line: its 95 % interval)")
+    return figure
+
+
+def seen_crop(record: dict) -> Image.Image:
+    """The image as the model saw it."""
+    return Image.open(io.BytesIO(record["crop"].tobytes()))
+
+
+def _draw_patches(axis, run: dict, record: dict, values: np.ndarray, words: list[str] | None = None):
+    """`values` `[grid * grid]` (NaN: grey) in the patches of the crop, with `words` in them and the annotated boxes over them."""
+    grid, size = run["grid"], seen_crop(record).size[0]
+    mesh = axis.imshow(np.reshape(values, (grid, grid)), cmap="viridis", vmin=0, vmax=1, extent=(0, size, size, 0), interpolation="nearest")
+    axis.set(xticks=[], yticks=[], facecolor="0.85")
+    for at, word in enumerate(words or []):
+        colour = "black" if values[at] > 0.6 else "white"
+        x, y = ((at % grid) + 0.5) * size / grid, ((at // grid) + 0.5) * size / grid
+        axis.text(x, y, word, ha="center", va="center", fontsize=6 if grid > 12 else 7.5, color=colour, parse_math=False, clip_on=True)
+    _draw_boxes(axis, record)
+    return mesh
+
+
+def _draw_boxes(axis, record: dict) -> None:
+    import matplotlib.patches
+
+    for item in record["objects"]:
+        x, y, width, height = item["box"]
+        if width and height:
+            axis.add_patch(matplotlib.patches.Rectangle((x, y), width, height, fill=False, edgecolor="#d55e00", linewidth=1.5))
+            label = dict(facecolor="white", alpha=0.8, linewidth=0, pad=1)
+            axis.text(x, y, item["category"], color="#d55e00", fontsize=8, va="bottom", bbox=label, parse_math=False, clip_on=True)
+
+
+def plot_patches(run: dict, record: dict, layers: list[int]):
+    """The crop with its annotated boxes, then per layer the lens's top-1 token in each patch, its probability as colour."""
+    import matplotlib.pyplot as plt
+
+    columns = 1 if run["grid"] > 12 else 3
+    rows = -(-(len(layers) + 1) // columns)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(10, rows * 10 / columns))
+    axes[0, 0].imshow(seen_crop(record))
+    axes[0, 0].set(xticks=[], yticks=[], title="the image as the model saw it")
+    _draw_boxes(axes[0, 0], record)
+    for axis, layer in zip(axes.flat[1:], layers):
+        top, probs = record["patches"]["top_ids"][layer, :, 0], record["patches"]["top_probs"][layer, :, 0]
+        length = 6 if columns == 1 else 7
+        mesh = _draw_patches(axis, run, record, probs, [printable(run["tokens"][i], length) for i in top])
+        axis.set_title(f"layer {run['layers'][layer]}")
+    for axis in axes.flat[len(layers) + 1 :]:
+        axis.set_axis_off()
+    figure.colorbar(mesh, ax=axes, label="probability of the top-1 token", shrink=0.5, pad=0.01)
+    return figure
+
+
+def word_ids(run: dict, word: str) -> list[int]:
+    """The ids of the tokens that are `word` as a whole, with or without a leading space. Raises ValueError if there is none."""
+    ids = [i for i, token in enumerate(run["tokens"]) if token in (word, f"▁{word}", f"Ġ{word}")]
+    if not ids:
+        raise ValueError(f"{word!r} is not one token of this vocabulary: choose another word, or its first part as the vocabulary spells it.")
+    return ids
+
+
+def plot_words(run: dict, record: dict, words: list[str], layers: list[int]):
+    """P(word) per patch of the crop, words x layers, with the annotated boxes. Grey: not among the top-k kept, so at most the k-th's."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(words), len(layers), squeeze=False, figsize=(10, 10.5 / len(layers) * len(words)))
+    for row, word in zip(axes, words):
+        is_word = np.isin(record["patches"]["top_ids"], word_ids(run, word))
+        probs = np.where(is_word.any(-1), (record["patches"]["top_probs"] * is_word).sum(-1), np.nan)
+        row[0].set_ylabel(printable(word), parse_math=False)
+        for axis, layer in zip(row, layers):
+            mesh = _draw_patches(axis, run, record, probs[layer])
+            axis.set_title(f"layer {run['layers'][layer]}")
+    figure.colorbar(mesh, ax=axes, label="P(word)", shrink=0.7, pad=0.01)
+    return figure
+
+
+def _layer_runs(run: dict, top_ids: np.ndarray) -> str:
+    """Top-1 across layers `[layer]` in short, as HTML: `▁the emb-4, ▁dog 5-8`."""
+    starts = [0, *(np.flatnonzero(np.diff(top_ids.astype(int))) + 1), len(top_ids)]
+    spans = [(run["layers"][a], run["layers"][b - 1], top_ids[a]) for a, b in itertools.pairwise(starts)]
+    return ", ".join(f"{_as_html(run, i)} {a if a == b else f'{a}-{b}'}" for a, b, i in spans)
+
+
+def _as_html(run: dict, token_id: int) -> str:
+    return f"<b>{html.escape(printable(run['tokens'][token_id], in_figure=False))}</b>"
+
+
+def _hover_texts(run: dict, readings: dict, names: list[str]) -> list[list[str]]:
+    """What hovering shows, `[layer][pos]`: the name of the position, its top-k at the layer, its top-1 across layers."""
+    across = ["<br>".join(textwrap.wrap(_layer_runs(run, column), 90, break_long_words=False)) for column in readings["top_ids"][:, :, 0].T]
+    return [
+        [
+            f"{name}, layer {run['layers'][layer]}<br>"
+            + "<br>".join(f"{prob:.3f} {_as_html(run, i)}" for i, prob in zip(readings["top_ids"][layer, at], readings["top_probs"][layer, at]))
+            + f"<br>top-1 across layers: {across[at]}"
+            for at, name in enumerate(names)
+        ]
+        for layer in range(len(run["layers"]))
+    ]
+
+
+def save_explorer(path, run: dict, record: dict, prompt: dict) -> Path:
+    """Write one self-contained HTML page: hover a patch or a text token for its top-k at the layer of the slider and its top-1 across layers."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    grid, n_text = run["grid"], len(prompt["token_ids"])
+    figure = make_subplots(1, 2, column_widths=[0.6, 0.4], horizontal_spacing=0.12, subplot_titles=["image patches", "text: input token > top-1"])
+    patch_names = [f"patch row {at // grid + 1}, column {at % grid + 1}" for at in range(grid**2)]
+    inputs = [html.escape(printable(run["tokens"][i], in_figure=False)) for i in prompt["token_ids"]]
+    patch_texts = _hover_texts(run, record["patches"], patch_names)
+    text_texts = _hover_texts(run, prompt["readings"], [f"position {at}, input <b>{name}</b>" for at, name in enumerate(inputs)])
+    look = dict(colorscale="Viridis", zmin=0, zmax=1, hovertemplate="%{hovertext}<extra></extra>", showscale=False, visible=False)
+    for layer in range(len(run["layers"])):
+        probs, words = record["patches"]["top_probs"][layer, :, 0], prompt["readings"]["top_ids"][layer, :, 0]
+        hover = [patch_texts[layer][row * grid : (row + 1) * grid] for row in range(grid)]
+        figure.add_trace(go.Heatmap(z=probs.reshape(grid, grid), hovertext=hover, opacity=0.6, **look), 1, 1)
+        figure.add_trace(go.Heatmap(
+            z=prompt["readings"]["top_probs"][layer, :, :1], hovertext=[[text] for text in text_texts[layer]],
+            text=[[_as_html(run, i)] for i in words], texttemplate="%{text}", **{**look, "showscale": True}, colorbar={"title": "probability"},
+        ), 1, 2)
+    last = len(run["layers"]) - 1
+    figure.data[2 * last].visible = figure.data[2 * last + 1].visible = True
+    figure.update_layout(
+        title="<br>".join(html.escape(line) for line in (f"{record['name']}: {prompt['question']}", f"answer: {prompt['answer'][:80]}")), height=max(720, 20 * n_text + 220), template="plotly_white",
+        sliders=[{"active": last, "currentvalue": {"prefix": "layer "}, "steps": [
+            {"label": label, "method": "update", "args": [{"visible": [at // 2 == layer for at in range(2 * last + 2)]}]}
+            for layer, label in enumerate(run["layers"])
+        ]}],
+    )
+    figure.add_layout_image(
+        source=seen_crop(record), xref="x", yref="y", x=-0.5, y=-0.5, sizex=grid, sizey=grid, sizing="stretch", layer="below",
+    )
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(autorange="reversed", visible=False, scaleanchor="x", constrain="domain", row=1, col=1)
+    figure.update_yaxes(autorange="reversed", tickvals=list(range(n_text)), ticktext=inputs, row=1, col=2)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_html(path, include_plotlyjs=True, full_html=True)
+    return path
+
+
+def save_figure(figure, output, name: str) -> None:
+    """Save a figure as `figures/<name>.png` under `output`."""
+    path = Path(output) / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
 def report(run: dict, tables: dict) -> str:
     """A written report as Markdown; every number in it is computed from the loaded results."""
-    layers, answers = tables["layers"], tables["answers"]
-    settling, n_images = settling_table(answers), layers["image"].nunique()
-    last = len(run["layers"]) - 1
-    name = lambda layer: f"{layer:g}" if layer else "emb"
+    layers, answers, settling = tables["layers"], tables["answers"], settling_table(tables["answers"])
+    first = answers[(answers["token"] == 0) & (answers["layer"] == 0)]
     lines = [
-        f"**What was read.** {n_images} images with {len(answers.drop_duplicates(['image', 'prompt']))} prompts, "
-        f"`{run['model']}` in {run['dtype']}, {last} layers. On the first image the lens at the last layer was "
-        f"{run['last_layer_jsd']:.1g} bits from the model's own distribution.", "",
-        "**When answers settle.** The layer from which on the first answer token stays the lens's top-1, median over images with its "
-        "bootstrap 95 % interval:", "",
+        f"**What was read.** {layers['image'].nunique()} images with {len(first)} prompts, `{run['model']}` in {run['dtype']}, "
+        f"{len(run['layers']) - 1} layers. On the first image the lens at the last layer was {run['last_layer_jsd']:.1g} bits from the model's own "
+        "distribution.", "",
+        "**When answers become readable.** The layer from which on the first answer token stays the lens's top-1: median over images with its "
+        "bootstrap 95 % interval.", "",
         "| kind of prompt | images | right, where the truth is known | settling layer |", "| --- | --- | --- | --- |",
     ]
     for kind, row in settling.iterrows():
         right = f"{row['right']:.0%} of {row['graded']:.0f}" if row["graded"] else "not known"
         interval = f" ({row['low']:g} to {row['high']:g})" if np.isfinite(row["low"]) else " (one image: no interval)"
-        lines.append(f"| {kind} | {row['images']:.0f} | {right} | {name(row['median'])}{interval} |")
-    lines += [""] + [f"- {sentence}" for sentence in order_of_kinds(settling)] + [""]
-    for series, what in (("jsd_prev", "changes most from one layer to the next"), ("jsd_final", "is last more than 0.1 bits from the output")):
-        for segment in SEGMENTS:
-            curve = layers[layers["segment"] == segment].groupby(["image", "layer"])[series].mean().groupby("layer").mean()
-            if curve.empty:
-                continue
-            if series == "jsd_prev":
-                lines.append(f"- {segment.capitalize()} positions: the prediction {what} at layer {name(curve.idxmax())} ({curve.max():.2f} bits JSD in the mean).")
-            else:
-                far = curve.index[curve > 0.1]
-                where = f"at layer {name(far.max())}" if len(far) else "at no layer"
-                lines.append(f"- {segment.capitalize()} positions: the mean prediction {what} {where}.")
+        lines.append(f"| {kind} | {row['images']:.0f} | {right} | {row['median']:g}{interval} |")
+    lines += ["", "**In which order.**", *(f"- {sentence}" for sentence in order_of_kinds(first)), "", "**Where predictions change.**"]
+    for segment in SEGMENTS:
+        means = layers[layers["segment"] == segment].groupby(["image", "layer"])[["jsd_prev", "jsd_final"]].mean().groupby("layer").mean()
+        if len(means):
+            most, far = means["jsd_prev"].idxmax(), means.index[means["jsd_final"] > 0.1]
+            lines.append(
+                f"- {segment.capitalize()} positions change most at layer {run['layers'][most]} ({means['jsd_prev'].max():.2f} bits from the layer before) "
+                + (f"and are last more than 0.1 bits from the output at layer {run['layers'][far.max()]}." if len(far) else "and are nowhere more than 0.1 bits from the output.")
+            )
+    lines += ["", "**What image patches decode to** (largest mean probability over all patches and images)**.**"]
+    for layer in (len(run["layers"]) // 2, len(run["layers"]) - 1):
+        mean = tables["mean_probability"][0, layer]
+        tokens = ", ".join(f"`{printable(run['tokens'][i])}` {mean[i]:.2f}" for i in np.argsort(-mean)[:6])
+        lines.append(f"- At layer {run['layers'][layer]}: {tokens}.")
+    wrong = first[first["right"] == False]  # noqa: E712  (None where the truth is not known)
+    lines += ["", f"**What was wrong.** {len(wrong)} of {first['right'].notna().sum()} answers with a known truth" + (", the first of them:" if len(wrong) else ".")]
+    for row in wrong.head(5).itertuples():
+        question = row.question.split("\n")[0]
+        lines.append(f"- {row.image}: {html.escape(question)} Answer `{row.answer}`, truth `{row.truth}`.")
     return "\n".join(lines)
 
 
-def order_of_kinds(settling: pd.DataFrame) -> list[str]:
-    """Sentences on which of colour, object and relation settles first, as far as the intervals of `settling_table` allow one."""
+def order_of_kinds(first: pd.DataFrame) -> list[str]:
+    """Sentences on which of colour, object and relation settles first, from a row per prompt with its `settling_layer`.
+
+    Paired: images that have both kinds, Wilcoxon's signed-rank test, called a difference below 0.05 / 3 (Bonferroni, three pairs).
+    """
+    from scipy.stats import wilcoxon
+
     names = {"colour": "colours", "object": "objects", "relation": "the arrangement of objects"}
-    kinds = [kind for kind in names if kind in settling.index]
+    per_image = first.groupby(["image", "kind"])["settling_layer"].mean().unstack("kind").reindex(columns=list(names))
     sentences = []
-    for a, b in itertools.combinations(sorted(kinds, key=lambda kind: settling.loc[kind, "median"]), 2):
-        first, later = settling.loc[a], settling.loc[b]
-        if first["high"] < later["low"]:
-            sentences.append(f"Answers about {names[a]} settle before answers about {names[b]}: the intervals do not meet.")
+    for a, b in itertools.combinations(names, 2):
+        both = per_image[[a, b]].dropna()
+        later = both[b] - both[a]
+        if len(both) < 6 or not later.any():
+            sentences.append(f"{names[a].capitalize()} and {names[b]}: {len(both)} images have both" + (
+                ", too few for a test." if len(both) < 6 else ", and on each the two settle at the same layer."
+            ))
+            continue
+        p = wilcoxon(later, zero_method="zsplit").pvalue
+        if later.sum() < 0:
+            a, b, later = b, a, -later
+        if p < 0.05 / 3:
+            sentences.append(
+                f"Answers about {names[a]} settle before answers about {names[b]}: {later.mean():.1f} layers in the mean of the {len(both)} images "
+                f"that have both (Wilcoxon p = {p:.1g})."
+            )
         else:
-            sentences.append(f"Between answers about {names[a]} and about {names[b]} these results show no sure order: the intervals meet, or there is none.")
-    return sentences or ["The results hold fewer than two of the kinds colour, object and relation: nothing can be said of their order."]
+            sentences.append(
+                f"Between answers about {names[a]} and about {names[b]} these results show no sure order: {later.mean():.1f} layers in the mean of the "
+                f"{len(both)} images that have both (Wilcoxon p = {p:.2f})."
+            )
+    return sentences

@@ -177,7 +177,7 @@ def test_both_notebooks_as_kaggle_runs_them(kaggle_folders, llava_folder, fake_n
     shutil.rmtree(working / "results")
 
     text, figures = execute(kaggle_folders / "Visualise_Analyse.ipynb", working)
-    assert figures == 7 and "3 images read with" in text
+    assert figures == 12 and "3 images read with" in text
 
 
 @pytest.mark.parametrize("kaggle_folders", ["coco-data-100"], indirect=True)

@@ -3,6 +3,7 @@ import shutil
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -55,9 +56,14 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
 
     monkeypatch.setenv("PYTHONPATH", str(blocked))
     text, figures = execute("Visualise_Analyse.ipynb", tmp_path, image="china.jpg", prompt=4)
-    # top-1, both JSDs, top tokens of three segments, mean JSD
-    assert figures == 7
+    # the crop, top-1, both JSDs, patches, top tokens of three segments, mean JSD by segment and kind, answers, settling
+    assert figures == 12
     assert "3 images with 10 prompts" in text
+    saved = {path.name for path in (tmp_path / "results/figures").iterdir()}
+    assert {"top1.png", "patches.png", "settling.png", "mean_jsd.png"} <= saved
+    assert (tmp_path / "results/explorer/china.jpg_4.html").exists()
+    summary = pd.read_csv(tmp_path / "results/summary.csv")
+    assert len(summary) == 6 * sum(len(prompt["answer_ids"]) for record in records.values() for prompt in record["prompts"])
 
 
 def test_own_prompts(tmp_path, llava_folder, photographs):

@@ -169,7 +169,10 @@ def test_figures_draw_every_token_without_warnings(results, run, tables):
     nasty = ["$x^2$", "</b>", "▁狗", "Привет", "\u200b", "\t", "<0x0A>", "🙂", "▁$", "a" * 40]
     tokens[: len(nasty)] = nasty
     run = {**run, "tokens": tokens}
-    prompt = next(lu.load_records(results))["prompts"][0]
+    record = next(lu.load_records(results))
+    record["objects"] = [{"box": (5.0, 5.0, 20.0, 30.0), "category": "$a_b$"}, {"box": (0.0, 0.0, 0.0, 0.0), "category": "outside"}]
+    record["patches"]["top_ids"] = np.resize(np.arange(len(nasty)), record["patches"]["top_ids"].shape)
+    prompt = record["prompts"][0]
     prompt["token_ids"] = np.resize(np.arange(len(nasty)), len(prompt["token_ids"]))
     prompt["readings"]["top_ids"] = np.resize(np.arange(len(nasty)), prompt["readings"]["top_ids"].shape)
     with warnings.catch_warnings():
@@ -180,6 +183,8 @@ def test_figures_draw_every_token_without_warnings(results, run, tables):
         for figure in (
             lu.plot_top1(run, prompt), lu.plot_jsd(run, prompt, "jsd_prev"), lu.plot_jsd(run, prompt, "jsd_final"),
             lu.plot_top_tokens(lu.top_tokens(mean, run), run, "title"), lu.plot_mean_jsd(tables["layers"], run),
+            lu.plot_mean_jsd(tables["layers"], run, by="kind"), lu.plot_answers(tables["answers"], run), lu.plot_settling(tables["answers"], run),
+            lu.plot_patches(run, record, [0, 3, 5]), lu.plot_words(run, record, ["狗", "Привет"], [0, 5]),
         ):
             figure.canvas.draw()
             plt.close(figure)
@@ -199,6 +204,43 @@ def test_top1_figure_shows_the_loaded_tokens_and_probabilities(results, run):
     plt.close(figure)
 
 
+def test_patches_stand_where_they_were_in_the_crop(results, run):
+    """Word and colour of row r, column c of the grid are drawn at that place of the crop."""
+    record = next(lu.load_records(results))
+    figure = lu.plot_patches(run, record, [4])
+    axis, size = figure.axes[1], lu.seen_crop(record).size[0]
+    top = record["patches"]["top_ids"][4, :, 0].reshape(run["grid"], run["grid"])
+    for text in axis.texts:
+        x, y = text.get_position()
+        assert text.get_text() == lu.printable(run["tokens"][top[int(y * 4 / size), int(x * 4 / size)]], 7)
+    assert len(axis.texts) == 16
+    np.testing.assert_array_equal(np.asarray(axis.images[0].get_array()).ravel(), record["patches"]["top_probs"][4, :, 0])
+    plt.close(figure)
+
+
+def test_the_crop_is_what_the_model_saw(results, llava, photographs):
+    record = next(lu.load_records(results))
+    assert lu.seen_crop(record).size == (56, 56)
+    pixels = llava[1].image_processor(images=lu.open_image(photographs / record["name"]), return_tensors="np")["pixel_values"][0]
+    back = pixels.transpose(1, 2, 0) * llava[1].image_processor.image_std + llava[1].image_processor.image_mean
+    assert np.abs(np.asarray(lu.seen_crop(record)) / 255 - back).mean() < 0.03  # JPEG
+
+
+def test_words_are_drawn_where_they_are_among_the_top_k(results, run):
+    record = next(lu.load_records(results))
+    token = record["patches"]["top_ids"][5, 0, 0]
+    run = {**run, "tokens": [f"other{i}" for i in range(len(run["tokens"]))]}
+    run["tokens"][token] = "▁temple"
+    figure = lu.plot_words(run, record, ["temple"], [5])
+    drawn = np.ma.filled(figure.axes[0].images[0].get_array().astype(float), np.nan).ravel()
+    is_word = record["patches"]["top_ids"][5] == token
+    expected = np.where(is_word.any(-1), (record["patches"]["top_probs"][5] * is_word).sum(-1), np.nan)
+    np.testing.assert_allclose(drawn, expected)
+    plt.close(figure)
+    with pytest.raises(ValueError, match="'frisbee' is not one token"):
+        lu.plot_words(run, record, ["frisbee"], [5])
+
+
 def test_printable():
     assert lu.printable("▁dog") == "▁dog" and lu.printable("Привет") == "Привет" and lu.printable("<0x0A>") == "<0x0A>"
     assert lu.printable("\n") == "U+000A" and lu.printable("\U000e0001") == "U+E0001"
@@ -207,19 +249,37 @@ def test_printable():
 
 def test_report_counts_what_was_loaded(run, tables):
     text = lu.report(run, tables)
-    assert "3 images with 9 prompts" in text and "fewer than two of the kinds" in text
-    first = tables["answers"].query("token == 0 and layer == 0 and kind == 'object'")
-    assert f"| object | 3 | {first['right'].mean():.0%} of 3 | {first['settling_layer'].median():g}" in text
+    first = tables["answers"].query("token == 0 and layer == 0")
+    objects = first[first["kind"] == "object"]
+    assert "3 images with 9 prompts" in text and "0 images have both, too few for a test" in text
+    assert f"| object | 3 | {objects['right'].mean():.0%} of 3 | {objects['settling_layer'].median():g}" in text
+    wrong = objects[~objects["right"].astype(bool)]
+    assert f"{len(wrong)} of 3 answers with a known truth" in text and all(image in text for image in wrong["image"])
+    changes = tables["layers"].query("segment == 'image'").groupby("layer")["jsd_prev"].mean()
+    assert f"Image positions change most at layer {changes.idxmax()} ({changes.max():.2f} bits" in text
 
 
-def test_report_claims_an_order_only_where_the_intervals_allow_it():
-    settling = pd.DataFrame(
-        {"median": [3.0, 5.0, 7.0], "low": [2.0, 4.0, 4.5], "high": [3.5, 5.0, 8.0]}, index=["colour", "object", "relation"]
-    )
-    colour_object, colour_relation, object_relation = lu.order_of_kinds(settling)
-    assert "colours settle before answers about objects" in colour_object
-    assert "colours settle before answers about the arrangement" in colour_relation
-    assert "no sure order" in object_relation
+def settled(**kinds):
+    """A table of first answer tokens: settling layers per kind, an image each."""
+    return pd.DataFrame([
+        {"image": f"{number}.jpg", "kind": kind, "settling_layer": layer} for kind, layers in kinds.items() for number, layer in enumerate(layers)
+    ])
+
+
+def test_an_order_is_claimed_only_where_a_paired_test_allows_it():
+    noise = np.arange(20) % 3
+    colours_objects, colours_relations, objects_relations = lu.order_of_kinds(settled(colour=3 + noise, object=3 + noise[::-1], relation=6 + noise))
+    assert "no sure order" in colours_objects
+    assert "colours settle before answers about the arrangement of objects: 3.0 layers in the mean of the 20 images" in colours_relations
+    assert "objects settle before answers about the arrangement" in objects_relations
+
+
+def test_an_order_is_found_in_either_direction_and_not_from_few_images():
+    noise = np.arange(20) % 3
+    assert "relation" not in lu.order_of_kinds(settled(colour=6 + noise, object=3 + noise))[0]
+    assert "objects settle before answers about colours: 3.0 layers" in lu.order_of_kinds(settled(colour=6 + noise, object=3 + noise))[0]
+    assert "5 images have both, too few" in lu.order_of_kinds(settled(colour=[3] * 5, object=[6] * 5))[0]
+    assert "settle at the same layer" in lu.order_of_kinds(settled(colour=[3] * 9, object=[3] * 9))[0]
 
 
 def test_settling_table(tables):
