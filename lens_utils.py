@@ -1033,7 +1033,7 @@ def _draw_patches(axis, run: dict, record: dict, values: np.ndarray, words: list
     for at, word in enumerate(words or []):
         colour = "black" if values[at] > 0.6 else "white"
         x, y = ((at % grid) + 0.5) * size / grid, ((at // grid) + 0.5) * size / grid
-        axis.text(x, y, word, ha="center", va="center", fontsize=6 if grid > 12 else 7.5, color=colour, parse_math=False, clip_on=True)
+        axis.text(x, y, word, ha="center", va="center", fontsize=5.5 if grid > 12 else 7.5, color=colour, parse_math=False, clip_on=True)
     _draw_boxes(axis, record)
     return mesh
 
@@ -1055,18 +1055,18 @@ def plot_patches(run: dict, record: dict, layers: list[int]):
 
     columns = 1 if run["grid"] > 12 else 3
     rows = -(-(len(layers) + 1) // columns)
-    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(10, rows * 10 / columns))
+    height = rows * 9.3 / columns
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(10, height))
     axes[0, 0].imshow(seen_crop(record))
     axes[0, 0].set(xticks=[], yticks=[], title="the image as the model saw it")
     _draw_boxes(axes[0, 0], record)
     for axis, layer in zip(axes.flat[1:], layers):
         top, probs = record["patches"]["top_ids"][layer, :, 0], record["patches"]["top_probs"][layer, :, 0]
-        length = 6 if columns == 1 else 7
-        mesh = _draw_patches(axis, run, record, probs, [printable(run["tokens"][i], length) for i in top])
+        mesh = _draw_patches(axis, run, record, probs, [printable(run["tokens"][i], 7) for i in top])
         axis.set_title(f"layer {run['layers'][layer]}")
     for axis in axes.flat[len(layers) + 1 :]:
         axis.set_axis_off()
-    figure.colorbar(mesh, ax=axes, label="probability of the top-1 token", shrink=0.5, pad=0.01)
+    figure.colorbar(mesh, ax=axes, label="probability of the top-1 token", shrink=min(0.5, 4 / height), pad=0.01)
     return figure
 
 
@@ -1102,7 +1102,7 @@ def _layer_runs(run: dict, top_ids: np.ndarray) -> str:
 
 
 def _as_html(run: dict, token_id: int) -> str:
-    return f"<b>{html.escape(printable(run['tokens'][token_id], in_figure=False))}</b>"
+    return html.escape(printable(run["tokens"][token_id], in_figure=False))
 
 
 def _hover_texts(run: dict, readings: dict, names: list[str]) -> list[list[str]]:
@@ -1127,9 +1127,9 @@ def save_explorer(path, run: dict, record: dict, prompt: dict) -> Path:
     grid, n_text = run["grid"], len(prompt["token_ids"])
     figure = make_subplots(1, 2, column_widths=[0.6, 0.4], horizontal_spacing=0.12, subplot_titles=["image patches", "text: input token > top-1"])
     patch_names = [f"patch row {at // grid + 1}, column {at % grid + 1}" for at in range(grid**2)]
-    inputs = [html.escape(printable(run["tokens"][i], in_figure=False)) for i in prompt["token_ids"]]
+    inputs = [_as_html(run, i) for i in prompt["token_ids"]]
     patch_texts = _hover_texts(run, record["patches"], patch_names)
-    text_texts = _hover_texts(run, prompt["readings"], [f"position {at}, input <b>{name}</b>" for at, name in enumerate(inputs)])
+    text_texts = _hover_texts(run, prompt["readings"], [f"position {at}, input {name}" for at, name in enumerate(inputs)])
     look = dict(colorscale="Viridis", zmin=0, zmax=1, hovertemplate="%{hovertext}<extra></extra>", showscale=False, visible=False)
     for layer in range(len(run["layers"])):
         probs, words = record["patches"]["top_probs"][layer, :, 0], prompt["readings"]["top_ids"][layer, :, 0]

@@ -73,4 +73,4 @@ def test_layer_runs(sample):
     run = {**sample[0], "tokens": ["a", "b<"], "layers": ["emb", "1", "2", "3"]}
     import numpy as np
 
-    assert lu._layer_runs(run, np.array([0, 0, 1, 0])) == "<b>a</b> emb-1, <b>b&lt;</b> 2, <b>a</b> 3"
+    assert lu._layer_runs(run, np.array([0, 0, 1, 0])) == "a emb-1, b&lt; 2, a 3"
