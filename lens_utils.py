@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -41,6 +42,7 @@ PIP_P100 = ["torch==2.7.1", "torchvision==0.22.1", "torchaudio==2.7.1"]
 
 
 def on_kaggle() -> bool:
+    """Whether this runs in a Kaggle notebook."""
     return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
 
 
@@ -89,8 +91,10 @@ def prepare_kaggle() -> None:
     if not gpus:
         raise RuntimeError("There is no GPU: choose one under Settings > Accelerator (GPU T4 x2 or P100) and run all cells again.")
     unfit = [(name, capability) for name, capability, _ in gpus if not runs_on(capability, architectures)]
-    if unfit and unfit[0][1] >= (7, 0):
+    if unfit and architectures and unfit[0][1] >= (7, 0):
         raise RuntimeError(f"torch {torch_version} has no code for a {unfit[0][0]}: choose another GPU under Settings > Accelerator.")
+    if not architectures:
+        raise RuntimeError(f"torch ({torch_version}) can't be used or has no code for any GPU: choose Run > Factory reset, then run all cells again.")
     needed = PIP_P100 * bool(unfit) + PIP_LENS * (not _installed("transformer-lens", (4, 3)) or not _installed("transformers", (5, 23)))
     if not needed:
         return
@@ -161,6 +165,7 @@ def find_data() -> Path:
     return (annotated or with_images)[0]
 
 
+@cache
 def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str]]:
     """Objects per image and all category names, from the COCO instances files (`*.json`) under `folder`.
 
@@ -170,9 +175,12 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str]]:
     paths = sorted(Path(folder).rglob("*.json"))
     # COCO ships keypoints and captions beside the instances; they name the same objects again, or none.
     paths = [path for path in paths if path.name.startswith("instances")] or paths
-    objects, categories = {}, set()
+    objects, categories, seen = {}, set(), set()
     for path in paths:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # another data set's file, JSON lines for instance
+            continue
         if not (isinstance(data, dict) and {"images", "annotations", "categories"} <= data.keys()):
             continue
         names = {category["id"]: category["name"] for category in data["categories"]}
@@ -181,7 +189,11 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str]]:
         for file in files.values():
             objects.setdefault(file, [])
         for annotation in data["annotations"]:
-            objects[files[annotation["image_id"]]].append({
+            file, key = files.get(annotation["image_id"]), (annotation["image_id"], annotation.get("id", len(seen)))
+            if file is None or key in seen or not {"bbox", "category_id"} <= annotation.keys():
+                continue
+            seen.add(key)
+            objects[file].append({
                 "category": names[annotation["category_id"]],
                 "box": tuple(annotation["bbox"]),
                 "crowd": bool(annotation.get("iscrowd", 0)),
@@ -199,6 +211,8 @@ def open_image(path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip, not scale
+                image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
             if "transparency" in image.info or image.mode in ("LA", "PA", "RGBa"):
                 image = image.convert("RGBA")
             if image.mode == "RGBA":  # on white, as a viewer shows it: what lies under full transparency is arbitrary
@@ -318,12 +332,16 @@ def make_prompts(objects: list[dict], categories: list[str], seed: int | str = 0
 def own_prompts(prompts: list) -> list[dict]:
     """The reader's own prompts in the form of `make_prompts`; each is a question or a dict with `question` and optionally `kind`, `truth`.
 
-    Raises ValueError for an empty question and for one that brings its own `<image>`.
+    Raises ValueError for an empty question, one that brings its own `<image>`, and an unknown kind.
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts is the text {prompts!r}: put it into a list, [{prompts!r}].")
     prompts = [{"kind": "own", "truth": None, **({"question": prompt} if isinstance(prompt, str) else prompt)} for prompt in prompts]
     for number, prompt in enumerate(prompts):
-        if not prompt.get("question", "").strip():
+        if not isinstance(prompt.get("question"), str) or not prompt["question"].strip():
             raise ValueError(f"Prompt {number} is empty: give a question, or an empty list for the prompts made from annotations.")
+        if prompt["kind"] not in KINDS:
+            raise ValueError(f"Prompt {number} is of the kind {prompt['kind']!r}: it must be one of {', '.join(KINDS)}.")
         if "<image>" in prompt["question"]:
             raise ValueError(
                 f"Prompt {number} ({prompt['question']!r}) has its own <image>: leave it out, "
@@ -351,7 +369,7 @@ def placement(weights: int, free: list[int], room: int = 2**30):
         return "balanced"
     raise MemoryError(
         f"The weights take {weights / 2**30:.1f} GiB and reading some {room / 2**30:.1f} GiB per GPU more, but free are only "
-        f"{' + '.join(f'{one / 2**30:.1f}' for one in free)} GiB: end what else uses the GPU (restart the kernel), or take a larger one."
+        f"{' + '.join(f'{one / 2**30:.1f}' for one in free)} GiB: end what else uses the GPU (restart the kernel), take a larger one, or set device to cpu."
     )
 
 
@@ -366,11 +384,13 @@ def load_llava(model: str, dtype: str = "float16", device: str | None = None, re
     from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
     model = str(model)
+    if dtype not in LAST_LAYER_TOLERANCE:
+        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(LAST_LAYER_TOLERANCE)}.")
     try:
         config = AutoConfig.from_pretrained(model, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{model!r} is neither a folder with a saved LLaVA nor a model that the hub gives out here ({error})"
+            f"{model!r} is neither a folder with a saved LLaVA nor a model that the hub gives out here. On Kaggle, turn the internet on under Settings. ({error})"
         ) from error
     if config.model_type != "llava":
         raise ValueError(f"{model!r} is a {config.model_type!r} model, not a LLaVA-1.5: try llava-hf/llava-1.5-7b-hf.")
@@ -378,13 +398,19 @@ def load_llava(model: str, dtype: str = "float16", device: str | None = None, re
     with torch.device("meta"):
         weights = sum(weight.numel() * dtype.itemsize for weight in LlavaForConditionalGeneration(config).parameters())
     free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
+    if on_kaggle() and not free and not device:
+        raise RuntimeError("torch sees no GPU: restart the kernel and run all cells from the top, or set device to cpu if that is meant.")
     hf_model = LlavaForConditionalGeneration.from_pretrained(
         model, revision=revision, dtype=dtype, attn_implementation="eager",
         device_map={"": device} if device else placement(weights, free),
     )
     # The PIL processor everywhere: torchvision's, taken where it is installed, gives slightly other pixels.
     processor = AutoProcessor.from_pretrained(model, revision=revision, backend="pil")
-    bridge = TransformerBridge.boot_transformers(model, hf_model=hf_model, tokenizer=processor.tokenizer, dtype=dtype)
+    bridge = TransformerBridge.boot_transformers(
+        model, hf_model=hf_model, tokenizer=processor.tokenizer, dtype=dtype,
+        # Said, because it would take a GPU for the model's device wherever there is one.
+        device=hf_model.get_input_embeddings().weight.device,
+    )
     return bridge.eval(), processor
 
 
@@ -433,11 +459,11 @@ def jsd_bits(p, q, entropy_p=None, entropy_q=None):
     return (entropy_bits((p + q) / 2) - (entropy_p + entropy_q) / 2).clamp(0, 1)
 
 
-def run_and_capture(bridge, input_ids, cache, **inputs):
+def run_and_capture(bridge, input_ids, cache, logits_to_keep: int = 1, **inputs):
     """Run the model on `input_ids` `[pos]` after what `cache` holds, capturing the residual stream by hooks.
 
-    Returns `([residual stream [pos, d_model] per layer], logits [d_vocab] at the last position)`; layer 0 is the embedding output. All
-    on the unembedding's device, which in a model split over two GPUs is not that of every layer.
+    Returns `([residual stream [pos, d_model] per layer], logits [kept, d_vocab])`; layer 0 is the embedding output, logits are kept at
+    the last `logits_to_keep` positions (0: all). All on the unembedding's device, which in a model split over two GPUs is not that of every layer.
     """
     n_layers, device = bridge.cfg.n_layers, bridge.W_U.device
     residuals = [None] * (n_layers + 1)
@@ -448,8 +474,8 @@ def run_and_capture(bridge, input_ids, cache, **inputs):
     hooks = [("blocks.0.hook_resid_pre", partial(keep, layer=0))]
     hooks += [(f"blocks.{block}.hook_resid_post", partial(keep, layer=block + 1)) for block in range(n_layers)]
     with bridge.hooks(fwd_hooks=hooks):
-        logits = bridge(input_ids[None].to(bridge.cfg.device), past_key_values=cache, logits_to_keep=1, **inputs)
-    return residuals, logits[0, -1]
+        logits = bridge(input_ids[None].to(bridge.cfg.device), past_key_values=cache, logits_to_keep=logits_to_keep, **inputs)
+    return residuals, logits[0].to(device)
 
 
 def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: int, slice_size: int = 64) -> dict[str, np.ndarray]:
@@ -504,7 +530,9 @@ def encode(processor, image: Image.Image, questions: list[str]):
     pixel_values = processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
     n_patches = pixel_values.shape[-2] // processor.patch_size * (pixel_values.shape[-1] // processor.patch_size)
     texts = [CHAT.format(question=question).replace("<image>", processor.image_token * n_patches) for question in questions]
-    return pixel_values, [torch.tensor(processor.tokenizer(text)["input_ids"]) for text in texts]
+    sequences = [torch.tensor(processor.tokenizer(text)["input_ids"]) for text in texts]
+    assert all(sequence[0] == processor.tokenizer.bos_token_id for sequence in sequences), "the tokenizer left out <s>"
+    return pixel_values, sequences
 
 
 def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k: int = 10, max_new_tokens: int = 20,
@@ -515,10 +543,10 @@ def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k
     A position's reading is about the token that comes next: the answer's first token is read at the prompt's last position.
     The tokens before the image see neither image nor question, so they are run, not read.
 
-    Returns `patches` (readings, positions = patches row by row), `prompts` (each with the `token_ids` `[pos]` at the positions read, of which the first
+    Returns `patches` (readings, positions = patches row by row), `prompts` (each as given, with the `token_ids` `[pos]` at the positions read, of which the first
     `n_prompt` are the prompt's, `answer_ids` with the end token, `answer`, and `readings`), `mean_probability` (rows = segment x layer of
     a scipy CSR matrix, columns = vocabulary, without what is below `min_mean_probability`) and `crop` (the image as the model saw it, JPEG).
-    Raises ValueError for `top_k` outside 1 ... d_vocab, FloatingPointError for NaN or infinity.
+    Raises ValueError for `top_k` outside 1 ... d_vocab and for no prompt or new token, FloatingPointError for NaN or infinity.
     """
     import torch
     from transformers import DynamicCache
@@ -526,6 +554,8 @@ def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k
     d_vocab, device = bridge.cfg.d_vocab, bridge.W_U.device
     if not 1 <= top_k <= d_vocab:
         raise ValueError(f"top_k is {top_k}: it must be from 1 to the vocabulary's {d_vocab}.")
+    if max_new_tokens < 1 or not prompts:
+        raise ValueError(f"max_new_tokens is {max_new_tokens} and there are {len(prompts)} prompts: there must be one at least of each.")
     end_ids = np.atleast_1d(bridge.original_model.generation_config.eos_token_id)
     pixel_values, sequences = encode(processor, image, [prompt["question"] for prompt in prompts])
     at_image = (sequences[0] == bridge.original_model.config.image_token_id).nonzero()[:, 0]
@@ -554,7 +584,7 @@ def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k
                 residuals, logits = run_and_capture(bridge, torch.tensor(new_ids), cache)
                 runs.append(residuals)
                 token_ids += new_ids
-                answer_ids.append(int(logits.argmax()))
+                answer_ids.append(int(logits[-1].argmax()))
                 if answer_ids[-1] in end_ids or len(answer_ids) == max_new_tokens:
                     break
                 new_ids = answer_ids[-1:]
@@ -596,11 +626,10 @@ def check_last_layer(bridge, processor, image: Image.Image, question: str) -> fl
     from transformers import DynamicCache
 
     pixel_values, (input_ids,) = encode(processor, image, [question])
-    device, dtype = bridge.cfg.device, str(bridge.cfg.dtype).removeprefix("torch.")
+    dtype = str(bridge.cfg.dtype).removeprefix("torch.")
     with torch.inference_mode():
-        inputs = {"pixel_values": pixel_values.to(device, bridge.cfg.dtype)}
-        residuals, _ = run_and_capture(bridge, input_ids, DynamicCache(), **inputs)
-        logits = bridge(input_ids[None].to(device), **inputs)[0].to(bridge.W_U.device)
+        pixels = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
+        residuals, logits = run_and_capture(bridge, input_ids, DynamicCache(), logits_to_keep=0, pixel_values=pixels)
         largest = max(
             float(jsd_bits(lens(bridge, resid), own.float().softmax(-1)).max().nan_to_num(torch.inf))
             for resid, own in zip(residuals[-1].split(64), logits.split(64))
@@ -663,6 +692,7 @@ def load(path) -> dict:
 
 
 def record_path(results, name: str) -> Path:
+    """Where the record of the image `name` (`find_images`) is."""
     return Path(results) / "images" / f"{name}.pkl"
 
 
@@ -671,20 +701,25 @@ def record_paths(results) -> list[Path]:
     return sorted((Path(results) / "images").glob("*.pkl"))
 
 
-def start_run(results, run: dict) -> None:
-    """Write `run.pkl`, or, where the folder holds records already, check that they are of the same run, to be gone on with.
+def start_run(results, run: dict, go_on_from=None) -> None:
+    """Write `run.pkl`, or check that the records in `results` are of this run; take over the records of an earlier one (`go_on_from`).
 
-    Raises ValueError, which names what differs: records of two models or prompt lists must not be mixed.
+    Raises ValueError, which names what differs, if either folder holds records of another run: they must not be mixed.
     """
-    path = Path(results) / "run.pkl"
-    if path.exists() and record_paths(results):
-        before = load(path)
+    earlier = find_results(go_on_from) if go_on_from else None
+    for folder in filter(None, [earlier, results]):
+        if not record_paths(folder):
+            continue
+        before = load_run(folder)
         differ = [key for key in {**before, **run} if key not in ("packages", "last_layer_jsd") and before.get(key) != run.get(key)]
         if differ:
             what = "; ".join(f"{key}: {str(before.get(key))[:80]} there, {str(run.get(key))[:80]} now" for key in differ)
-            raise ValueError(f"{str(results)!r} holds results of another run ({what}): choose another `results` folder or delete this one.")
-    else:
-        save(path, run)
+            raise ValueError(f"{str(folder)!r} holds results of another run ({what}): choose another folder, or delete what is in this one.")
+    if not record_paths(results):
+        save(Path(results) / "run.pkl", run)
+    for path in record_paths(earlier) if earlier else []:
+        if not record_path(results, path.stem).exists():
+            save(record_path(results, path.stem), load(path))
 
 
 def describe_run(bridge, processor, model: str, last_layer_jsd: float, prompts: dict, **settings) -> dict:
@@ -739,7 +774,7 @@ def load_run(results) -> dict:
 
 
 def load_records(results) -> Iterator[dict]:
-    """The records one after the other, by name. Raises FileNotFoundError if there is none."""
+    """The records one after the other, by name. Raises FileNotFoundError if there is none, ValueError at a damaged one."""
     paths = record_paths(results)
     if not paths:
         raise FileNotFoundError(f"No records under {str(Path(results) / 'images')!r}: run Make_Analyse.ipynb to its end.")
@@ -775,12 +810,14 @@ def is_right(answer: str, truth: str) -> bool:
 
 
 def summarise(records: Iterable[dict], run: dict) -> dict:
-    """One pass over the records, so that only one is in memory at a time. Returns
+    """One pass over the records, so that only one is in memory at a time. Raises ValueError for a damaged one (`load`). Returns
 
     `layers`: DataFrame, a row per image, prompt, segment and layer: mean `jsd_prev`, `jsd_final`, `entropy` (bits) over the positions.
     `answers`: DataFrame, a row per image, prompt, answer token and layer: the lens at the position that the token follows.
     `mean_probability`: `[segment, layer, d_vocab]`, mean over positions, then over images.
+    `categories`: all annotated categories, sorted.
     """
+    categories = set()
     labels, layer_rows, answer_rows = np.array(run["tokens"], dtype=object), [], []
     total = np.zeros((len(run["segments"]), len(run["layers"]), len(run["tokens"])))
     n_images = np.zeros((len(run["segments"]), 1, 1), dtype=int)
@@ -791,6 +828,7 @@ def summarise(records: Iterable[dict], run: dict) -> dict:
             layer_rows.append(pd.DataFrame({**where, "layer": range(len(run["layers"])), **means}))
 
     for record in records:
+        categories.update(item["category"] for item in record["objects"])
         mean = mean_probability(record, run)
         total += np.nan_to_num(mean)
         n_images += ~np.isnan(mean[:, :1, :1])
@@ -815,6 +853,7 @@ def summarise(records: Iterable[dict], run: dict) -> dict:
         "layers": pd.concat(layer_rows, ignore_index=True),
         "answers": pd.concat(answer_rows, ignore_index=True),
         "mean_probability": total / np.maximum(n_images, 1),
+        "categories": sorted(categories),
     }
 
 
@@ -891,6 +930,7 @@ def use_style() -> None:
     import matplotlib.pyplot as plt
 
     pd.set_option("display.html.use_mathjax", False)  # a token may hold a `$`
+    pd.set_option("styler.html.mathjax", False)
     plt.rcParams.update({
         "font.family": _drawable()[0], "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "image.cmap": "viridis",
         "figure.dpi": 100, "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
@@ -1016,6 +1056,9 @@ def plot_settling(answers: pd.DataFrame, run: dict):
     axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
     axis.plot(table["median"], rows, "D", color="#d55e00", markersize=7, zorder=4)
     _layer_axis(axis, run)
+    if first["settling_layer"].max() >= len(run["layers"]):
+        axis.set(xlim=(-0.5, len(run["layers"]) + 0.5), xticks=[*axis.get_xticks(), len(run["layers"])])
+        axis.set_xticklabels([*[label.get_text() for label in axis.get_xticklabels()][:-1], "never"])
     axis.set(ylabel="", title="Settling layer of the answer's first token", xlabel="layer (diamond: median, line: its 95 % interval)")
     return figure
 
@@ -1026,10 +1069,13 @@ def seen_crop(record: dict) -> Image.Image:
 
 
 def _draw_patches(axis, run: dict, record: dict, values: np.ndarray, words: list[str] | None = None):
-    """`values` `[grid * grid]` (NaN: grey) in the patches of the crop, with `words` in them and the annotated boxes over them."""
+    """`values` `[grid * grid]` (NaN: left out) over the patches of the crop, with `words` in them and the annotated boxes over them."""
     grid, size = run["grid"], seen_crop(record).size[0]
-    mesh = axis.imshow(np.reshape(values, (grid, grid)), cmap="viridis", vmin=0, vmax=1, extent=(0, size, size, 0), interpolation="nearest")
-    axis.set(xticks=[], yticks=[], facecolor="0.85")
+    axis.imshow(seen_crop(record).convert("L"), cmap="gray", extent=(0, size, size, 0))
+    mesh = axis.imshow(
+        np.reshape(values, (grid, grid)), cmap="viridis", vmin=0, vmax=1, extent=(0, size, size, 0), interpolation="nearest", alpha=0.75,
+    )
+    axis.set(xticks=[], yticks=[])
     for at, word in enumerate(words or []):
         colour = "black" if values[at] > 0.6 else "white"
         x, y = ((at % grid) + 0.5) * size / grid, ((at // grid) + 0.5) * size / grid
@@ -1071,26 +1117,34 @@ def plot_patches(run: dict, record: dict, layers: list[int]):
 
 
 def word_ids(run: dict, word: str) -> list[int]:
-    """The ids of the tokens that are `word` as a whole, with or without a leading space. Raises ValueError if there is none."""
-    ids = [i for i, token in enumerate(run["tokens"]) if token in (word, f"▁{word}", f"Ġ{word}")]
-    if not ids:
-        raise ValueError(f"{word!r} is not one token of this vocabulary: choose another word, or its first part as the vocabulary spells it.")
-    return ids
+    """The ids of the tokens that are `word` as a whole, with or without a leading space; empty if it is no token of this vocabulary."""
+    return [i for i, token in enumerate(run["tokens"]) if token in (word, f"▁{word}", f"Ġ{word}")]
+
+
+def words_to_look_for(run: dict, record: dict, categories: list[str]) -> list[str]:
+    """Up to three annotations of the image that are one token of the vocabulary, and as a control one category that it does not have."""
+    own = [value for item in record["objects"] for value in (item["category"], item["color"]) if value]
+    single = [word for word in dict.fromkeys([*own, *categories]) if word_ids(run, word)]
+    return [word for word in single if word in own][:3] + [word for word in single if word not in own][:1]
 
 
 def plot_words(run: dict, record: dict, words: list[str], layers: list[int]):
-    """P(word) per patch of the crop, words x layers, with the annotated boxes. Grey: not among the top-k kept, so at most the k-th's."""
+    """P(word) per patch of the crop, words x layers, with the annotated boxes. Summed over the word's tokens (`word_ids`) among the top-k kept;
+    left out where none is. A word that is no annotation of the image is marked as a control."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(len(words), len(layers), squeeze=False, figsize=(10, 10.5 / len(layers) * len(words)))
     for row, word in zip(axes, words):
+        if not word_ids(run, word):
+            raise ValueError(f"{word!r} is not one token of this vocabulary: choose another word, or its first part as the vocabulary spells it.")
         is_word = np.isin(record["patches"]["top_ids"], word_ids(run, word))
         probs = np.where(is_word.any(-1), (record["patches"]["top_probs"] * is_word).sum(-1), np.nan)
-        row[0].set_ylabel(printable(word), parse_math=False)
+        annotated = any(word in (item["category"], item.get("color")) for item in record["objects"])
+        row[0].set_ylabel(printable(word) + ("" if annotated else "\n(control: not annotated)"), parse_math=False)
         for axis, layer in zip(row, layers):
             mesh = _draw_patches(axis, run, record, probs[layer])
             axis.set_title(f"layer {run['layers'][layer]}")
-    figure.colorbar(mesh, ax=axes, label="P(word)", shrink=0.7, pad=0.01)
+    figure.colorbar(mesh, ax=axes, label="P(word), from the top-k kept", shrink=0.7, pad=0.01)
     return figure
 
 
@@ -1129,7 +1183,7 @@ def save_explorer(path, run: dict, record: dict, prompt: dict) -> Path:
     patch_names = [f"patch row {at // grid + 1}, column {at % grid + 1}" for at in range(grid**2)]
     inputs = [_as_html(run, i) for i in prompt["token_ids"]]
     patch_texts = _hover_texts(run, record["patches"], patch_names)
-    text_texts = _hover_texts(run, prompt["readings"], [f"position {at}, input {name}" for at, name in enumerate(inputs)])
+    text_texts = _hover_texts(run, prompt["readings"], [f"position {at + 1}, input {name}" for at, name in enumerate(inputs)])
     look = dict(colorscale="Viridis", zmin=0, zmax=1, hovertemplate="%{hovertext}<extra></extra>", showscale=False, visible=False)
     for layer in range(len(run["layers"])):
         probs, words = record["patches"]["top_probs"][layer, :, 0], prompt["readings"]["top_ids"][layer, :, 0]
@@ -1167,41 +1221,76 @@ def save_figure(figure, output, name: str) -> None:
     figure.savefig(path, dpi=150)
 
 
+def _as_code(text: str) -> str:
+    """Any text as code in Markdown: every special character as an entity, so that none is mark-up, mathematics or a tag."""
+    return "<code>" + re.sub(r"[^\w ]", lambda match: f"&#{ord(match[0])};", text) + "</code>"
+
+
+def _layer_name(run: dict, layer: float) -> str:
+    if layer >= len(run["layers"]):
+        return "never"
+    return run["layers"][int(layer)] if float(layer).is_integer() else f"{layer:g}"
+
+
+def _share(right: pd.Series) -> str:
+    """`67 % of 24 (47 to 82 %)`: the share of True with its 95 % interval (Wilson)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    return f"{right.mean():.0%} of {len(right)} ({100 * interval.low:.0f} to {interval.high:.0%})"
+
+
+def _peak_range(per_image: np.ndarray) -> tuple[int, int]:
+    """Bootstrap 95 % range, over images, of the layer at which the mean of `per_image` `[image, layer]` is largest."""
+    draws = np.random.default_rng(0).integers(len(per_image), size=(1000, len(per_image)))
+    peaks = [per_image[draw].mean(axis=0).argmax() for draw in draws]
+    return tuple(np.percentile(peaks, [2.5, 97.5], method="nearest").astype(int))
+
+
 def report(run: dict, tables: dict) -> str:
     """A written report as Markdown; every number in it is computed from the loaded results."""
     layers, answers, settling = tables["layers"], tables["answers"], settling_table(tables["answers"])
     first = answers[(answers["token"] == 0) & (answers["layer"] == 0)]
+    graded = first[first["right"].notna()].astype({"right": bool})
     lines = [
-        f"**What was read.** {layers['image'].nunique()} images with {len(first)} prompts, `{run['model']}` in {run['dtype']}, "
+        f"**What was read.** {layers['image'].nunique()} images with {len(first)} prompts, {_as_code(run['model'])} in {run['dtype']}, "
         f"{len(run['layers']) - 1} layers. On the first image the lens at the last layer was {run['last_layer_jsd']:.1g} bits from the model's own "
         "distribution.", "",
         "**When answers become readable.** The layer from which on the first answer token stays the lens's top-1: median over images with its "
-        "bootstrap 95 % interval.", "",
+        "bootstrap 95 % interval. Shares with their 95 % interval (Wilson).", "",
         "| kind of prompt | images | right, where the truth is known | settling layer |", "| --- | --- | --- | --- |",
     ]
     for kind, row in settling.iterrows():
-        right = f"{row['right']:.0%} of {row['graded']:.0f}" if row["graded"] else "not known"
-        interval = f" ({row['low']:g} to {row['high']:g})" if np.isfinite(row["low"]) else " (one image: no interval)"
-        lines.append(f"| {kind} | {row['images']:.0f} | {right} | {row['median']:g}{interval} |")
-    lines += ["", "**In which order.**", *(f"- {sentence}" for sentence in order_of_kinds(first)), "", "**Where predictions change.**"]
+        of_kind = graded[graded["kind"] == kind]
+        # To say yes always is right on half of the presence questions: the two halves stand apart.
+        groups = of_kind.groupby("truth") if kind == "presence" else [("", of_kind)] if len(of_kind) else []
+        right = ", ".join(f"{truth + ': ' if truth else ''}{_share(group['right'])}" for truth, group in groups) or "not known"
+        interval = f" ({_layer_name(run, row['low'])} to {_layer_name(run, row['high'])})" if np.isfinite(row["low"]) else " (one image: no interval)"
+        lines.append(f"| {kind} | {row['images']:.0f} | {right} | {_layer_name(run, row['median'])}{interval} |")
+    lines += ["", "**In which order.**", "", *(f"- {sentence}" for sentence in order_of_kinds(first)), "", "**Where predictions change.**", ""]
     for segment in SEGMENTS:
-        means = layers[layers["segment"] == segment].groupby(["image", "layer"])[["jsd_prev", "jsd_final"]].mean().groupby("layer").mean()
-        if len(means):
-            most, far = means["jsd_prev"].idxmax(), means.index[means["jsd_final"] > 0.1]
-            lines.append(
-                f"- {segment.capitalize()} positions change most at layer {run['layers'][most]} ({means['jsd_prev'].max():.2f} bits from the layer before) "
-                + (f"and are last more than 0.1 bits from the output at layer {run['layers'][far.max()]}." if len(far) else "and are nowhere more than 0.1 bits from the output.")
-            )
-    lines += ["", "**What image patches decode to** (largest mean probability over all patches and images)**.**"]
+        of_segment = layers[layers["segment"] == segment]
+        if of_segment.empty:
+            continue
+        change = of_segment.pivot_table(index="image", columns="layer", values="jsd_prev")
+        means, (low, high) = change.mean(), _peak_range(change.to_numpy())
+        far = of_segment.groupby(["image", "layer"])["jsd_final"].mean().groupby("layer").mean()
+        far = far.index[far > 0.1]
+        lines.append(
+            f"- {segment.capitalize()} positions change most at layer {_layer_name(run, means.idxmax())} ({means.max():.2f} bits from the layer before; "
+            f"95 % of bootstrap samples of images: layer {_layer_name(run, change.columns[low])} to {_layer_name(run, change.columns[high])}) "
+            + (f"and are last more than 0.1 bits from the output at layer {_layer_name(run, far.max())}." if len(far) else "and are nowhere more than 0.1 bits from the output.")
+        )
+    lines += ["", "**What image patches decode to** (largest mean probability over all patches and images)**.**", ""]
     for layer in (len(run["layers"]) // 2, len(run["layers"]) - 1):
         mean = tables["mean_probability"][0, layer]
-        tokens = ", ".join(f"`{printable(run['tokens'][i])}` {mean[i]:.2f}" for i in np.argsort(-mean)[:6])
-        lines.append(f"- At layer {run['layers'][layer]}: {tokens}.")
-    wrong = first[first["right"] == False]  # noqa: E712  (None where the truth is not known)
-    lines += ["", f"**What was wrong.** {len(wrong)} of {first['right'].notna().sum()} answers with a known truth" + (", the first of them:" if len(wrong) else ".")]
+        tokens = ", ".join(f"{_as_code(printable(run['tokens'][i], in_figure=False))} {mean[i]:.2f}" for i in np.argsort(-mean)[:6])
+        lines.append(f"- At layer {_layer_name(run, layer)}: {tokens}.")
+    wrong = graded[~graded["right"]]
+    lines += ["", f"**What was wrong.** {len(wrong)} of {len(graded)} answers with a known truth" + (", the first of them:" if len(wrong) else "."), ""]
     for row in wrong.head(5).itertuples():
-        question = row.question.split("\n")[0]
-        lines.append(f"- {row.image}: {html.escape(question)} Answer `{row.answer}`, truth `{row.truth}`.")
+        question, answer, truth = (_as_code(text) for text in (row.question.split("\n")[0], row.answer, row.truth))
+        lines.append(f"- {_as_code(row.image)}: {question} Answer {answer}, truth {truth}.")
     return "\n".join(lines)
 
 
@@ -1210,7 +1299,7 @@ def order_of_kinds(first: pd.DataFrame) -> list[str]:
 
     Paired: images that have both kinds, Wilcoxon's signed-rank test, called a difference below 0.05 / 3 (Bonferroni, three pairs).
     """
-    from scipy.stats import wilcoxon
+    from scipy.stats import rankdata, wilcoxon
 
     names = {"colour": "colours", "object": "objects", "relation": "the arrangement of objects"}
     per_image = first.groupby(["image", "kind"])["settling_layer"].mean().unstack("kind").reindex(columns=list(names))
@@ -1218,22 +1307,20 @@ def order_of_kinds(first: pd.DataFrame) -> list[str]:
     for a, b in itertools.combinations(names, 2):
         both = per_image[[a, b]].dropna()
         later = both[b] - both[a]
-        if len(both) < 6 or not later.any():
+        if len(both) < 7 or not later.any():  # of six images not even a unanimous result is below 0.05 / 3
             sentences.append(f"{names[a].capitalize()} and {names[b]}: {len(both)} images have both" + (
-                ", too few for a test." if len(both) < 6 else ", and on each the two settle at the same layer."
+                ", too few for a test." if len(both) < 7 else ", and on each the two settle at the same layer."
             ))
             continue
         p = wilcoxon(later, zero_method="zsplit").pvalue
-        if later.sum() < 0:
+        if (np.sign(later) * rankdata(later.abs())).sum() < 0:  # the direction is that of the test, which ranks
             a, b, later = b, a, -later
-        if p < 0.05 / 3:
-            sentences.append(
-                f"Answers about {names[a]} settle before answers about {names[b]}: {later.mean():.1f} layers in the mean of the {len(both)} images "
-                f"that have both (Wilcoxon p = {p:.1g})."
-            )
-        else:
-            sentences.append(
-                f"Between answers about {names[a]} and about {names[b]} these results show no sure order: {later.mean():.1f} layers in the mean of the "
-                f"{len(both)} images that have both (Wilcoxon p = {p:.2f})."
-            )
+        claim = (
+            f"Answers about {names[a]} settle before answers about {names[b]}" if p < 0.05 / 3
+            else f"Between answers about {names[a]} and about {names[b]} these results show no sure order"
+        )
+        sentences.append(
+            f"{claim}: earlier on {(later > 0).sum()} and later on {(later < 0).sum()} of the {len(both)} images that have both, "
+            f"by {later.median():g} layers in the median (Wilcoxon p = {p:.2g})."
+        )
     return sentences

@@ -29,7 +29,7 @@ KINDS = [("object", "dog"), ("presence", "yes"), ("presence", "no"), ("colour", 
 def make_tokens(rng) -> list[str]:
     """Labels of Llama-2's kinds: bytes, words with and without a leading space, Cyrillic, CJK."""
     alphabets = ["abcdefghijklmnop", "абвгдежзиклмнопр", "的一是不了人我在有他这中大来上"]
-    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens = ["<unk>", "<s>", "</s>", "dog", "▁dog"] + [f"<0x{byte:02X}>" for byte in range(256)]
     while len(tokens) < D_VOCAB:
         letters = alphabets[rng.choice(3, p=[0.75, 0.2, 0.05])]
         tokens.append("▁" * rng.integers(2) + "".join(rng.choice(list(letters), rng.integers(1, 9))))

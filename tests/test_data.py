@@ -1,4 +1,6 @@
 """Finding data, opening images, the crop, prompts, tokens."""
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,6 +38,16 @@ def test_keypoints_beside_instances_are_not_counted_twice(photographs, tmp_path)
     assert len(lu.read_annotations(tmp_path)[0]["china.jpg"]) == 2
 
 
+def test_other_files_and_odd_annotations_are_passed_over(photographs, tmp_path):
+    """JSON lines, annotations of images that are not listed (a subset), without a box, and twice the same."""
+    data = json.loads((photographs / "instances_test.json").read_text())
+    first = data["annotations"][0]
+    data["annotations"] += [{**first, "id": 8, "image_id": 99}, {key: first[key] for key in ("image_id", "category_id")}, first]
+    (tmp_path / "instances_subset.json").write_text(json.dumps(data))
+    (tmp_path / "instances_lines.json").write_text('{"a": 1}\n{"a": 2}\n')
+    assert len(lu.read_annotations(tmp_path)[0]["china.jpg"]) == 2
+
+
 def test_without_annotations(tmp_path):
     assert lu.read_annotations(tmp_path) == ({}, [])
 
@@ -46,6 +58,11 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     Image.new("RGB", (8, 6), "white").convert("L" if mode == "LA" else "RGB").convert(mode).save(path)
     image = lu.open_image(path)
     assert image.mode == "RGB" and np.all(np.array(image) == 255)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)).save(tmp_path / "deep.png")
+    assert np.abs(np.array(lu.open_image(tmp_path / "deep.png"))[..., 0].ravel().astype(int) - np.arange(256)).max() <= 1
 
 
 def test_transparent_pixels_are_white(tmp_path):
@@ -151,7 +168,9 @@ def test_relation(a, b, relation):
     assert lu.relation_of(a, b) == relation
 
 
-@pytest.mark.parametrize("prompts, message", [([""], "Prompt 0 is empty"), (["a", " \n"], "Prompt 1 is empty"), (["What is <image>?"], "own <image>")])
+@pytest.mark.parametrize("prompts, message", [([""], "Prompt 0 is empty"), (["a", " \n"], "Prompt 1 is empty"), (["What is <image>?"], "own <image>"),
+    ("What is it?", "put it into a list"), ([{"question": None}], "Prompt 0 is empty"), ([{"question": "a", "kind": "color"}], "kind 'color'"),
+])
 def test_bad_prompts(prompts, message):
     with pytest.raises(ValueError, match=message):
         lu.own_prompts(prompts)

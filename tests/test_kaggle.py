@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from nbclient.exceptions import CellExecutionError
 
 import lens_utils as lu
 from conftest import ROOT
@@ -89,6 +90,7 @@ def test_nothing_is_installed_twice(kaggle, smi, torch):
     ((T4_X2, TORCH_2_10, KAGGLES_OWN, ["transformers"]), "imported already: choose Run > Restart"),
     ((T4_X2, TORCH_2_10, KAGGLES_OWN, [], 1), "turn the internet on"),
     (("New GPU, 13.0, 99999\n", TORCH_2_10, PREPARED), "no code for a New GPU"),
+    ((T4_X2, ("none", []), PREPARED), "can't be used or has no code for any GPU"),
 ])
 def test_what_cannot_work_is_said_with_its_remedy(kaggle, machine, message):
     with pytest.raises(RuntimeError, match=message):
@@ -138,7 +140,7 @@ def test_no_room_is_said_in_numbers(free):
 
 
 @pytest.fixture(params=["coco-data-100", "datasets/someone/coco-data-100"])
-def kaggle_folders(request, tmp_path, photographs, llava_folder, monkeypatch):
+def kaggle_folders(request, tmp_path, photographs, monkeypatch):
     """`/kaggle` below tmp_path, read-only inputs mounted in one of the two layouts, and copies of the notebooks that look there."""
     mounted = tmp_path / "kaggle/input" / request.param
     shutil.copytree(photographs, mounted / "val2017")
@@ -152,22 +154,26 @@ def kaggle_folders(request, tmp_path, photographs, llava_folder, monkeypatch):
     (helper / "lens_utils.py").write_text(code + f"\n\nfind_torch = lambda: {TORCH_2_10!r}\n")
     for name in ("Make_Analyse.ipynb", "Visualise_Analyse.ipynb"):
         (tmp_path / name).write_text((ROOT / name).read_text().replace("/kaggle", str(tmp_path / "kaggle")))
-    subprocess.run(["chmod", "-R", "a-w", mounted.parent], check=True)
+    before = {path: path.read_bytes() for path in mounted.parent.rglob("*") if path.is_file()}
     (tmp_path / "kaggle/working").mkdir()
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    subprocess.run(["chmod", "-R", "u+w", mounted.parent], check=True)
+    # What is attached is read-only on Kaggle: nothing may have been written to it.
+    attached = {path for folder in (mounted, helper, tmp_path / "kaggle/input/make-analyse") for path in folder.rglob("*") if path.is_file()}
+    assert all(path.read_bytes() == before[path] if path in before else path.suffix == ".pkl" for path in attached)
 
 
-def test_both_notebooks_as_kaggle_runs_them(kaggle_folders, llava_folder, fake_nvidia_smi):
+def test_both_notebooks_as_kaggle_runs_them(kaggle_folders, fake_nvidia_smi):
     """Helper, images and results found by what is in the attached folders; a run out of time goes on from its attached output."""
     fake_nvidia_smi(T4_X2)
     working, inputs = kaggle_folders / "kaggle/working", kaggle_folders / "kaggle/input"
-    parameters = dict(model=str(llava_folder), max_new_tokens=3)
+    parameters = dict(model=str(ROOT / "demo/model"), max_new_tokens=3, device="cpu")
     text, _ = execute(kaggle_folders / "Make_Analyse.ipynb", working, hours=0.0, **parameters)
     assert "Tesla T4" in text and "3 images under" in text and "1 of them annotated" in text
     assert "0.0 hours are over with 3 images left" in text
+    with pytest.raises(CellExecutionError, match="torch sees no GPU"):
+        execute(kaggle_folders / "Make_Analyse.ipynb", working, **{**parameters, "device": None})
 
     text, _ = execute(kaggle_folders / "Make_Analyse.ipynb", working, **parameters)
     assert "3 images read, 3 of them in this session" in text
@@ -182,11 +188,8 @@ def test_both_notebooks_as_kaggle_runs_them(kaggle_folders, llava_folder, fake_n
 
 @pytest.mark.parametrize("kaggle_folders", ["coco-data-100"], indirect=True)
 def test_without_the_helper_or_images_the_remedy_is_said(kaggle_folders, fake_nvidia_smi):
-    from nbclient.exceptions import CellExecutionError
-
     fake_nvidia_smi(T4_X2)
     inputs = kaggle_folders / "kaggle/input"
-    subprocess.run(["chmod", "-R", "u+w", inputs], check=True)
     for path in inputs.rglob("*.jpg"):
         path.unlink()
     with pytest.raises(CellExecutionError, match="choose Add Input, search for COCO-data-100"):
@@ -204,3 +207,8 @@ def test_kernel_metadata_names_what_is_there(folder):
     assert metadata["id"].split("/")[1] == metadata["title"].lower().replace(" ", "-") == folder
     helper = json.loads((ROOT / "kaggle/lens-utils/dataset-metadata.json").read_text())
     assert helper["id"] in metadata["dataset_sources"]
+
+
+def test_the_second_kernel_takes_the_output_of_the_first():
+    first, second = (json.loads((ROOT / "kaggle" / name / "kernel-metadata.json").read_text()) for name in ("make-analyse", "visualise-analyse"))
+    assert second["kernel_sources"] == [first["id"]] and first["enable_internet"] and not second["enable_gpu"]

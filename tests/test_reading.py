@@ -76,7 +76,8 @@ def test_residual_streams_distributions_and_logits(llava_folder, hf, image, dtyp
         assert lens.dtype == torch.float32
         assert (lens - probs).abs().max() < tolerance
         assert torch.allclose(lens.sum(-1), torch.ones(len(lens)), atol=1e-5)
-    assert (logits.double() - expected_logits[-1]).abs().max() < tolerance * expected_logits.double().std()
+    assert logits.shape == (1, bridge.cfg.d_vocab)
+    assert (logits[0].double() - expected_logits[-1]).abs().max() < tolerance * expected_logits.double().std()
 
 
 def test_prompts_are_tokenised_as_by_the_processor(llava, hf, image):
@@ -234,6 +235,23 @@ def test_infinity_is_an_error_that_names_the_layer(llava, image):
 def test_top_k_out_of_range(llava, image, top_k):
     with pytest.raises(ValueError, match=f"top_k is {top_k}"):
         lu.read_image(*llava, image, PROMPTS[:1], top_k=top_k)
+
+
+@pytest.mark.parametrize("prompts, max_new_tokens", [([], 5), (PROMPTS[:1], 0)])
+def test_nothing_to_ask_or_to_answer(llava, image, prompts, max_new_tokens):
+    with pytest.raises(ValueError, match="one at least of each"):
+        lu.read_image(*llava, image, prompts, max_new_tokens=max_new_tokens)
+
+
+def test_the_model_is_where_its_weights_are(llava_folder, monkeypatch):
+    """Also where there is a GPU that is not to be used."""
+    monkeypatch.setattr("transformer_lens.model_bridge.sources.transformers.source.get_device", lambda: "cuda")
+    assert str(lu.load_llava(llava_folder, "float32", "cpu")[0].cfg.device) == "cpu"
+
+
+def test_an_unknown_dtype_is_refused(llava_folder):
+    with pytest.raises(ValueError, match="'fp16': it must be one of float32, float16"):
+        lu.load_llava(llava_folder, "fp16")
 
 
 def test_what_is_no_llava_is_refused_by_name(tmp_path):
