@@ -32,11 +32,13 @@ def make_tokenizer(corpus: list[str]) -> LlamaTokenizer:
     return tokenizer
 
 
-def make_llava(folder, corpus: list[str], image_size: int, patch_size: int, vision: dict, text: dict) -> LlavaForConditionalGeneration:
+def make_llava(
+    folder, corpus: list[str], image_size: int, patch_size: int, vision: dict, text: dict, vocab_size: int | None = None,
+) -> LlavaForConditionalGeneration:
     """Save a LLaVA with random weights (torch's current seed) and its processor under `folder`, as the hub holds LLaVA-1.5.
 
-    `vision` and `text` go to CLIPVisionConfig and LlamaConfig. As in LLaVA-1.5 the unembedding has more rows than
-    the tokenizer has tokens (32,064 and 32,002 there).
+    `vision` and `text` go to CLIPVisionConfig and LlamaConfig; `vocab_size` is the number of rows of the unembedding. As in LLaVA-1.5 it has
+    more of them than the tokenizer has tokens (32,064 and 32,002 there).
     """
     tokenizer = make_tokenizer(corpus)
     image_processor = CLIPImageProcessorPil(
@@ -50,7 +52,7 @@ def make_llava(folder, corpus: list[str], image_size: int, patch_size: int, visi
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(image_size=image_size, patch_size=patch_size, **vision),
         text_config=LlamaConfig(
-            vocab_size=64 * (len(tokenizer) // 64 + 1), rms_norm_eps=1e-5, bos_token_id=tokenizer.bos_token_id,
+            vocab_size=vocab_size or 64 * (len(tokenizer) // 64 + 1), rms_norm_eps=1e-5, bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **text,
         ),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),

@@ -1,0 +1,192 @@
+"""Time and memory of reading one image, against a floor and against the plain ways to do it. Run by hand:
+
+    python tests/bench_lens.py [--size small|7b] [--prompts 1 3 5] [--repeats 5]
+
+`small`: 8 layers, d_model 512, a vocabulary of 32,064, 576 image tokens, float32 on the CPU. `7b`: LLaVA-1.5-7B's exact shape with random weights, float16, on a
+GPU capped at a P100's memory. Side by side in one run, as medians over repeats with their spread:
+
+floor       bare forward passes (prefix once, prompts and answers from the cache) and bare unembedding products at the same shapes
+project     lens_utils.read_image
+plain HF    per prompt `generate`, then one whole pass with output_hidden_states, norm, unembedding, softmax, top-k, JSD for all positions of a layer at once
+plain TL    per prompt the same, with TransformerLens' run_with_cache over everything in place of output_hidden_states
+"""
+import argparse
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+from transformers import DynamicCache
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "demo")]
+import lens_utils as lu  # noqa: E402
+from tiny_llava import make_llava  # noqa: E402
+
+SIZES = {
+    "small": dict(
+        vision=dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4),
+        text=dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8),
+    ),
+    "7b": dict(
+        vision=dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16),
+        text=dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
+    ),
+}
+N_ANSWER, TOP_K, SLICE = 5, 10, 64
+
+
+def on_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def floor(bridge, pixel_values, sequences, n_prefix, first):
+    """Forward passes without hooks and one product with the unembedding per layer and position; nothing is kept."""
+    model, n_layers = bridge.original_model, bridge.cfg.n_layers
+    weight, cache = bridge.W_U.T, DynamicCache()
+
+    def products(n_pos):
+        for _ in range(n_layers + 1):
+            for start in range(0, n_pos, SLICE):
+                torch.nn.functional.linear(resid[: min(SLICE, n_pos - start)], weight)
+
+    resid = torch.randn(SLICE, bridge.cfg.d_model, dtype=weight.dtype, device=weight.device)
+    model(input_ids=sequences[0][None, :n_prefix], pixel_values=pixel_values, past_key_values=cache, logits_to_keep=1)
+    products(n_prefix - first)
+    for sequence in sequences:
+        new, n_text = sequence[None, n_prefix:], len(sequence) - n_prefix
+        for _ in range(N_ANSWER):
+            new = model(input_ids=new, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
+        cache.crop(-(n_text + N_ANSWER - 1))
+        products(n_text + N_ANSWER - 1)
+
+
+def plain(bridge, pixel_values, sequences, residuals_of):
+    """Everything again for each prompt, all positions of a layer at once."""
+    model = bridge.original_model
+    norm, lm_head = model.model.language_model.norm, model.lm_head
+    for sequence in sequences:
+        ids = model.generate(input_ids=sequence[None], pixel_values=pixel_values, max_new_tokens=N_ANSWER, do_sample=False)[:, :-1]
+        previous, final = None, None
+        residuals = residuals_of(ids)
+        final = lm_head(norm(residuals[-1])).float().softmax(-1)[0]
+        for resid in residuals:
+            p = lm_head(norm(resid)).float().softmax(-1)[0]
+            p.topk(TOP_K)
+            lu.entropy_bits(p)
+            lu.jsd_bits(p, final)
+            if previous is not None:
+                lu.jsd_bits(p, previous)
+            previous = p
+
+
+def hf_residuals(bridge, pixel_values, ids):
+    """The last of `hidden_states` is normed already, so the last layer's own comes from a hook."""
+    last = []
+    hook = bridge.original_model.model.language_model.layers[-1].register_forward_hook(lambda module, args, out: last.append(out))
+    out = bridge.original_model(input_ids=ids, pixel_values=pixel_values, output_hidden_states=True)
+    hook.remove()
+    return [*out.hidden_states[:-1], last[0] if torch.is_tensor(last[0]) else last[0][0]]
+
+
+def tl_residuals(bridge, pixel_values, ids):
+    _, cache = bridge.run_with_cache(ids, pixel_values=pixel_values)
+    return [cache["blocks.0.hook_resid_pre"]] + [cache[f"blocks.{block}.hook_resid_post"] for block in range(bridge.cfg.n_layers)]
+
+
+class Peak:
+    """Peak memory in MiB above what was in use at the start: allocated on the GPU, resident (sampled) on the CPU."""
+
+    def __enter__(self):
+        if on_gpu():
+            torch.cuda.reset_peak_memory_stats()
+            self.base = torch.cuda.memory_allocated()
+        else:
+            self.process, self.stop = psutil.Process(), threading.Event()
+            self.base = self.highest = self.process.memory_info().rss
+            self.sampler = threading.Thread(target=self.sample)
+            self.sampler.start()
+        return self
+
+    def sample(self):
+        while not self.stop.wait(0.002):
+            self.highest = max(self.highest, self.process.memory_info().rss)
+
+    def __exit__(self, *_):
+        if on_gpu():
+            self.mib = (torch.cuda.max_memory_allocated() - self.base) / 2**20
+        else:
+            self.stop.set()
+            self.sampler.join()
+            self.mib = (self.highest - self.base) / 2**20
+
+
+def seconds_of(work, repeats: int) -> tuple[list[float], float]:
+    """Seconds of each repeat after a warm-up, and the warm-up's peak memory in MiB."""
+    with Peak() as peak:
+        work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        if on_gpu():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return times, peak.mib
+
+
+def make_model(size: str):
+    """A random LLaVA of the size: the exact shape of LLaVA-1.5 (336 pixels, 24 x 24 patches, 32,064 rows) but for depth and width."""
+    folder = tempfile.mkdtemp(prefix="bench_lens_")
+    torch.set_default_dtype(torch.float16 if size == "7b" else torch.float32)
+    torch.manual_seed(0)
+    corpus = [lu.CHAT, lu.object_question(), lu.DESCRIPTION_QUESTION]
+    make_llava(folder, corpus, image_size=336, patch_size=14, vocab_size=32_064, **SIZES[size])
+    torch.set_default_dtype(torch.float32)
+    return lu.load_llava(folder, "float16" if size == "7b" else "float32")
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 3, 5])
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    if on_gpu():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, 15.9 * 2**30 / total))
+    bridge, processor = make_model(args.size)
+    bridge.original_model.generation_config.eos_token_id = None  # answers of one length
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8))
+    device = torch.cuda.get_device_name() if on_gpu() else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{args.size}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, {bridge.cfg.dtype}, {device}, torch {torch.__version__}")
+    for n_prompts in args.prompts:
+        prompts = lu.own_prompts([f"{lu.object_question()} {number}" for number in range(n_prompts)])
+        pixel_values, sequences = lu.encode(processor, image, [prompt["question"] for prompt in prompts])
+        at_image = (sequences[0] == processor.image_token_id).nonzero()[:, 0]
+        first, n_prefix = int(at_image[0]), int(at_image[-1]) + 1
+        pixel_values = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
+        sequences = [sequence.to(bridge.cfg.device) for sequence in sequences]
+        ways = {
+            "floor": lambda: floor(bridge, pixel_values, sequences, n_prefix, first),
+            "project": lambda: lu.read_image(bridge, processor, image, prompts, top_k=TOP_K, max_new_tokens=N_ANSWER),
+            "plain HF": lambda: plain(bridge, pixel_values, sequences, lambda ids: hf_residuals(bridge, pixel_values, ids)),
+            "plain TL": lambda: plain(bridge, pixel_values, sequences, lambda ids: tl_residuals(bridge, pixel_values, ids)),
+        }
+        print(f"\n{n_prompts} prompts per image{'':6}median s   (min - max)    x floor   peak MiB above weights")
+        least = None
+        for name, work in ways.items():
+            times, mib = seconds_of(work, args.repeats)
+            median = statistics.median(times)
+            least = least or median
+            print(f"  {name:22}{median:8.2f}   ({min(times):.2f} - {max(times):.2f}){median / least:10.2f}{mib:12.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
