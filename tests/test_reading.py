@@ -189,6 +189,16 @@ def test_slices_change_nothing(llava):
     assert torch.allclose(*sums, atol=1e-5)
 
 
+@pytest.mark.parametrize("d_vocab, k", [(32_064, 10), (32_064, 1), (640, 9), (640, 10), (449, 10), (64, 64)])
+def test_top_k_is_torchs_own(d_vocab, k):
+    torch.manual_seed(0)
+    p = torch.softmax(torch.randn(7, d_vocab) * 5, -1)
+    p[3] = torch.softmax(torch.arange(d_vocab).float() % 3, -1)  # many equal ones
+    values, ids = lu.top_k_of(p, k)
+    assert torch.equal(values, p.topk(k).values) and torch.equal(p.gather(1, ids), values)
+    assert all(len(set(row.tolist())) == k for row in ids)
+
+
 def distribution_pairs():
     torch.manual_seed(0)
     n = 32_064
