@@ -816,6 +816,14 @@ def settling_layer(target_rank: np.ndarray) -> np.ndarray:
     return len(target_rank) - np.cumprod((target_rank == 1)[::-1], axis=0).sum(axis=0)
 
 
+def readable_layer(target_prob: np.ndarray) -> np.ndarray:
+    """The first layer `[...]` from which on the target keeps 90 % of its last probability, from that probability `[layer, ...]`.
+
+    Unlike `settling_layer` it is hardly ever reached by luck, which among few possible answers is common.
+    """
+    return settling_layer(np.where(target_prob >= 0.9 * target_prob[-1], 1, 0))
+
+
 def is_right(answer: str, truth: str) -> bool:
     """Whether an answer is the truth, but for case and a full stop. Synonyms count as wrong ("man" for "person")."""
     return answer.strip().rstrip(".").lower() == truth.lower()
@@ -850,13 +858,13 @@ def summarise(records: Iterable[dict], run: dict) -> dict:
             where = {"image": record["name"], "prompt": number, "kind": prompt["kind"]}
             add_layers(readings, slice(0, n_prompt), **where, segment="prompt")
             add_layers(readings, slice(n_prompt, len(prompt["token_ids"])), **where, segment="answer")
-            settled = settling_layer(readings["target_rank"])
+            settled, readable = settling_layer(readings["target_rank"]), readable_layer(readings["target_prob"])
             for token, token_id in enumerate(prompt["answer_ids"]):
                 at = n_prompt - 1 + token
                 answer_rows.append(pd.DataFrame({
                     **where, "question": prompt["question"], "truth": prompt["truth"], "answer": prompt["answer"],
                     "right": None if prompt["truth"] is None else is_right(prompt["answer"], prompt["truth"]),
-                    "token": token, "token_id": token_id, "token_label": labels[token_id], "settling_layer": settled[at],
+                    "token": token, "token_id": token_id, "token_label": labels[token_id], "settling_layer": settled[at], "readable_layer": readable[at],
                     "layer": range(len(run["layers"])), "top1": labels[readings["top_ids"][:, at, 0]],
                     "probability": readings["target_prob"][:, at], "rank": readings["target_rank"][:, at],
                     **{name: readings[name][:, at] for name in ("jsd_prev", "jsd_final", "entropy")},
@@ -880,8 +888,8 @@ def top_tokens(mean: np.ndarray, run: dict, n: int = 30) -> pd.DataFrame:
     return pd.DataFrame({**columns, **dict(zip(run["layers"], mean[:, ids]))})
 
 
-def settling_table(answers: pd.DataFrame) -> pd.DataFrame:
-    """Per kind of prompt: number of answers, share that is right (where the truth is known), settling layer of the first answer token.
+def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
+    """Per kind of prompt: numbers of images, answers and known truths, share that is right, and `column` of the first answer token.
 
     `median` is over images (a mean within an image that has several prompts of the kind); `low` and `high` bound its bootstrap 95 %
     interval over images (percentile method), NaN for a single image.
@@ -894,7 +902,7 @@ def settling_table(answers: pd.DataFrame) -> pd.DataFrame:
         of_kind = first[first["kind"] == kind]
         if of_kind.empty:
             continue
-        layers, graded = of_kind.groupby("image")["settling_layer"].mean().to_numpy(), of_kind["right"].dropna()
+        layers, graded = of_kind.groupby("image")[column].mean().to_numpy(), of_kind["right"].dropna()
         low, high = np.nan, np.nan
         if len(layers) > 1:
             low, high = bootstrap((layers,), np.median, method="percentile", rng=0, n_resamples=2000).confidence_interval
@@ -999,9 +1007,14 @@ def plot_top_tokens(table: pd.DataFrame, run: dict, title: str):
     """Heatmap tokens x layers of the mean probability, from `top_tokens`."""
     import matplotlib.pyplot as plt
     import seaborn as sns
+    from matplotlib.colors import PowerNorm
 
     figure, axis = plt.subplots(figsize=(10, 0.2 * len(table) + 1))
-    sns.heatmap(table[run["layers"]].to_numpy(), ax=axis, cmap="viridis", vmin=0, cbar_kws={"label": "mean probability", "pad": 0.01})
+    # Square-root colours: one token often has most of the probability, and the others would all be dark.
+    sns.heatmap(
+        table[run["layers"]].to_numpy(), ax=axis, cmap="viridis", norm=PowerNorm(0.5, vmin=0),
+        cbar_kws={"label": "mean probability (square-root colours)", "pad": 0.01},
+    )
     axis.set_yticks(np.arange(len(table)) + 0.5, [printable(token, 16) for token in table["token"]], rotation=0, fontsize=8, parse_math=False)
     axis.set_xticks(np.arange(len(run["layers"])) + 0.5, run["layers"], rotation=0)
     axis.set(xlabel="layer", ylabel="token", title=title)
@@ -1057,21 +1070,25 @@ def plot_answers(answers: pd.DataFrame, run: dict):
 
 
 def plot_settling(answers: pd.DataFrame, run: dict):
-    """Settling layer of the first answer token per kind of prompt: a point per answer, the median and its 95 % interval (`settling_table`)."""
+    """Layer at which the first answer token settles and from which it is readable, per kind of prompt: a point per answer, the median over
+    images and its 95 % interval (`settling_table`)."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    first, table = answers[(answers["token"] == 0) & (answers["layer"] == 0)], settling_table(answers)
-    figure, axis = plt.subplots(figsize=(10, 0.5 * len(table) + 1))
-    sns.stripplot(first, x="settling_layer", y="kind", order=table.index, jitter=0.25, size=4, alpha=0.5, color="0.5", ax=axis)
-    rows = np.arange(len(table))
-    axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
-    axis.plot(table["median"], rows, "D", color="#d55e00", markersize=7, zorder=4)
-    _layer_axis(axis, run)
-    if first["settling_layer"].max() >= len(run["layers"]):
-        axis.set(xlim=(-0.5, len(run["layers"]) + 0.5), xticks=[*axis.get_xticks(), len(run["layers"])])
-        axis.set_xticklabels([*[label.get_text() for label in axis.get_xticklabels()][:-1], "never"])
-    axis.set(ylabel="", title="Settling layer of the answer's first token", xlabel="layer (diamond: median, line: its 95 % interval)")
+    first, n_layers = answers[(answers["token"] == 0) & (answers["layer"] == 0)], len(run["layers"])
+    titles = {"settling_layer": "Settles: top-1 from here on", "readable_layer": "Readable: 90 % of its last probability from here on"}
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), sharey=True)
+    for axis, (column, title) in zip(axes, titles.items()):
+        table = settling_table(answers, column)
+        sns.stripplot(first, x=column, y="kind", order=table.index, jitter=0.25, size=4, alpha=0.5, color="0.5", ax=axis)
+        rows = np.arange(len(table))
+        axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
+        axis.plot(table["median"], rows, "D", color="#d55e00", markersize=7, zorder=4)
+        _layer_axis(axis, run)
+        if first[column].max() >= n_layers:
+            axis.set(xlim=(-0.5, n_layers + 0.5), xticks=[*axis.get_xticks(), n_layers])
+            axis.set_xticklabels([*[label.get_text() for label in axis.get_xticklabels()][:-1], "never"])
+        axis.set(ylabel="", title=title)
     return figure
 
 
@@ -1252,45 +1269,51 @@ def _share(right: pd.Series) -> str:
     return f"{right.mean():.0%} of {len(right)} ({100 * interval.low:.0f} to {interval.high:.0%})"
 
 
-def _peak_range(per_image: np.ndarray) -> tuple[int, int]:
-    """Bootstrap 95 % range, over images, of the layer at which the mean of `per_image` `[image, layer]` is largest."""
+def _peak_range(run: dict, per_image: np.ndarray) -> str:
+    """`6 (5 to 7)`: the layer at which the mean over images of `per_image` `[image, layer]` is largest, with its bootstrap 95 % range."""
     draws = np.random.default_rng(0).integers(len(per_image), size=(1000, len(per_image)))
-    peaks = [per_image[draw].mean(axis=0).argmax() for draw in draws]
-    return tuple(np.percentile(peaks, [2.5, 97.5], method="nearest").astype(int))
+    low, high = np.percentile([np.nanargmax(per_image[draw].mean(axis=0)) for draw in draws], [2.5, 97.5], method="nearest")
+    return f"{_layer_name(run, np.nanargmax(per_image.mean(axis=0)))} ({_layer_name(run, low)} to {_layer_name(run, high)})"
+
+
+def _median_range(run: dict, row: pd.Series) -> str:
+    """`6 (5 to 7)` from a row of `settling_table`."""
+    interval = f"{_layer_name(run, row['low'])} to {_layer_name(run, row['high'])}" if np.isfinite(row["low"]) else "one image: no interval"
+    return f"{_layer_name(run, row['median'])} ({interval})"
 
 
 def report(run: dict, tables: dict) -> str:
     """A written report as Markdown; every number in it is computed from the loaded results."""
-    layers, answers, settling = tables["layers"], tables["answers"], settling_table(tables["answers"])
+    layers, answers = tables["layers"], tables["answers"]
+    settling, readable = settling_table(answers), settling_table(answers, "readable_layer")
     first = answers[(answers["token"] == 0) & (answers["layer"] == 0)]
     graded = first[first["right"].notna()].astype({"right": bool})
     lines = [
         f"**What was read.** {layers['image'].nunique()} images with {len(first)} prompts, {_as_code(run['model'])} in {run['dtype']}, "
         f"{len(run['layers']) - 1} layers. On the first image the lens at the last layer was {run['last_layer_jsd']:.1g} bits from the model's own "
         "distribution.", "",
-        "**When answers become readable.** The layer from which on the first answer token stays the lens's top-1: median over images with its "
-        "bootstrap 95 % interval. Shares with their 95 % interval (Wilson).", "",
-        "| kind of prompt | images | right, where the truth is known | settling layer |", "| --- | --- | --- | --- |",
+        "**When answers become readable.** *Settles*: the layer from which on the first answer token stays the lens's top-1; among few possible "
+        "answers an early layer can be right by luck. *Readable*: the layer from which on it keeps 90 % of its last probability. Medians over images, in "
+        "brackets 95 % intervals: bootstrap over images, for shares Wilson's.", "",
+        "| kind of prompt | images | right, where the truth is known | settles at layer | readable from layer |", "| --- | --- | --- | --- | --- |",
     ]
     for kind, row in settling.iterrows():
         of_kind = graded[graded["kind"] == kind]
         # To say yes always is right on half of the presence questions: the two halves stand apart.
         groups = of_kind.groupby("truth") if kind == "presence" else [("", of_kind)] if len(of_kind) else []
         right = ", ".join(f"{truth + ': ' if truth else ''}{_share(group['right'])}" for truth, group in groups) or "not known"
-        interval = f" ({_layer_name(run, row['low'])} to {_layer_name(run, row['high'])})" if np.isfinite(row["low"]) else " (one image: no interval)"
-        lines.append(f"| {kind} | {row['images']:.0f} | {right} | {_layer_name(run, row['median'])}{interval} |")
+        layer = f"{_median_range(run, row)} | {_median_range(run, readable.loc[kind])}"
+        lines.append(f"| {kind} | {row['images']:.0f} | {right} | {layer} |")
     lines += ["", "**In which order.**", "", *(f"- {sentence}" for sentence in order_of_kinds(first)), "", "**Where predictions change.**", ""]
     for segment in SEGMENTS:
         of_segment = layers[layers["segment"] == segment]
         if of_segment.empty:
             continue
-        change = of_segment.pivot_table(index="image", columns="layer", values="jsd_prev")
-        means, (low, high) = change.mean(), _peak_range(change.to_numpy())
+        change = of_segment.pivot_table(index="image", columns="layer", values="jsd_prev", dropna=False)
         far = of_segment.groupby(["image", "layer"])["jsd_final"].mean().groupby("layer").mean()
         far = far.index[far > 0.1]
         lines.append(
-            f"- {segment.capitalize()} positions change most at layer {_layer_name(run, means.idxmax())} ({means.max():.2f} bits from the layer before; "
-            f"95 % of bootstrap samples of images: layer {_layer_name(run, change.columns[low])} to {_layer_name(run, change.columns[high])}) "
+            f"- {segment.capitalize()} positions change most at layer {_peak_range(run, change.to_numpy())}, by {change.mean().max():.2f} bits, "
             + (f"and are last more than 0.1 bits from the output at layer {_layer_name(run, far.max())}." if len(far) else "and are nowhere more than 0.1 bits from the output.")
         )
     lines += ["", "**What image patches decode to** (largest mean probability over all patches and images)**.**", ""]
@@ -1307,28 +1330,28 @@ def report(run: dict, tables: dict) -> str:
 
 
 def order_of_kinds(first: pd.DataFrame) -> list[str]:
-    """Sentences on which of colour, object and relation settles first, from a row per prompt with its `settling_layer`.
+    """Sentences on which of colour, object and relation becomes readable first, from a row per prompt with its `readable_layer`.
 
     Paired: images that have both kinds, Wilcoxon's signed-rank test, called a difference below 0.05 / 3 (Bonferroni, three pairs).
     """
     from scipy.stats import rankdata, wilcoxon
 
     names = {"colour": "colours", "object": "objects", "relation": "the arrangement of objects"}
-    per_image = first.groupby(["image", "kind"])["settling_layer"].mean().unstack("kind").reindex(columns=list(names))
+    per_image = first.groupby(["image", "kind"])["readable_layer"].mean().unstack("kind").reindex(columns=list(names))
     sentences = []
     for a, b in itertools.combinations(names, 2):
         both = per_image[[a, b]].dropna()
         later = both[b] - both[a]
         if len(both) < 7 or not later.any():  # of six images not even a unanimous result is below 0.05 / 3
             sentences.append(f"{names[a].capitalize()} and {names[b]}: {len(both)} images have both" + (
-                ", too few for a test." if len(both) < 7 else ", and on each the two settle at the same layer."
+                ", too few for a test." if len(both) < 7 else ", and on each the two become readable at the same layer."
             ))
             continue
         p = wilcoxon(later, zero_method="zsplit").pvalue
         if (np.sign(later) * rankdata(later.abs())).sum() < 0:  # the direction is that of the test, which ranks
             a, b, later = b, a, -later
         claim = (
-            f"Answers about {names[a]} settle before answers about {names[b]}" if p < 0.05 / 3
+            f"Answers about {names[a]} become readable before answers about {names[b]}" if p < 0.05 / 3
             else f"Between answers about {names[a]} and about {names[b]} these results show no sure order"
         )
         sentences.append(
