@@ -1,6 +1,6 @@
 """Trains the demo: a LLaVA of under 2 million parameters that answers questions about coloured shapes.
 
-    python demo/train.py                                        # about TODO minutes on one CPU core
+    python demo/train.py                                        # about half an hour on one CPU core
     python demo/train.py --steps-scale 0.01 --out /tmp/demo     # a smoke run: everything is made, nothing is learned
 
 Makes, under `--out` (default: this folder), `model/`, which the notebooks load exactly as they load LLaVA-1.5-7B, and
@@ -107,11 +107,6 @@ def make_scene(rng: random.Random) -> tuple[Image.Image, list[dict]]:
     return big.reduce(2), objects  # drawn at twice the size: smooth edges
 
 
-def see(objects: list[dict], image_processor) -> list[dict]:
-    """The objects with boxes in the model's crop, as `make_prompts` wants them."""
-    return crop_objects(objects, (SCENE_SIZE, SCENE_SIZE), image_processor)
-
-
 def patches_of(box) -> np.ndarray:
     """Which patches (row-major) have their centre in the box."""
     centres = (np.arange(GRID) + 0.5) * PATCH_SIZE
@@ -137,7 +132,7 @@ def draw_scenes(count: int, seed: int, image_processor, title: str) -> dict:
     for i in tqdm(range(count), desc=title, mininterval=5):
         image, found = make_scene(rng)
         pixels[i] = image_processor(image, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0]
-        objects.append(see(found, image_processor))
+        objects.append(crop_objects(found, image.size, image_processor))
         labels.append(patch_labels(objects[-1]))
     colour, shape, box = (torch.from_numpy(np.stack(part)) for part in zip(*labels))
     return {"pixels": pixels, "objects": objects, "colour": colour, "shape": shape, "box": box}
@@ -150,7 +145,7 @@ def ship_scenes(folder: Path, count: int, seed: int, image_processor) -> None:
     images, annotations = [], []
     while len(images) < count:
         image, objects = make_scene(rng)
-        if {prompt["kind"] for prompt in ask(see(objects, image_processor), seed=0)} != set(KINDS):
+        if {prompt["kind"] for prompt in ask(crop_objects(objects, image.size, image_processor), seed=0)} != set(KINDS):
             continue
         images.append({"id": len(images), "file_name": f"scene_{len(images):02}.png", "width": SCENE_SIZE, "height": SCENE_SIZE})
         image.save(folder / images[-1]["file_name"])
@@ -421,10 +416,9 @@ def measure(model, reader: Reader, data: dict, image_processor, batch: int = 50)
     return answers, {name: torch.cat(parts, 1).float() for name, parts in per_layer.items()}
 
 
-def settling_layers(top1: torch.Tensor) -> torch.Tensor:
-    """Per answer that is right at the last layer: the first layer from which on it stays top-1."""
-    stays = top1.flip(0).cummin(0).values.flip(0)[:, top1[-1] == 1]
-    return len(stays) - stays.sum(0)
+def settled(top1: torch.Tensor) -> torch.Tensor:
+    """Per layer and answer: whether the true answer is top-1 from this layer on to the last."""
+    return top1.flip(0).cummin(0).values.flip(0)
 
 
 def print_report(answers: dict, per_layer: dict) -> None:
@@ -435,9 +429,10 @@ def print_report(answers: dict, per_layer: dict) -> None:
     print("\nPer layer (0: embeddings)" + " " * 9 + "".join(f"{layer:7}" for layer in layers))
     print("The true answer is top-1 at the last prompt position, %")
     for kind in KINDS[:4]:
-        settled = settling_layers(per_layer[kind]).median().item()
-        shares = "".join(f"{100 * share:7.1f}" for share in per_layer[kind].mean(1))
-        print(f"  {kind:32}{shares}   settles at layer {settled:.0f} (median)")
+        print(f"  {kind:32}" + "".join(f"{100 * share:7.1f}" for share in per_layer[kind].mean(1)))
+    print("... and stays so up to the last layer (has settled), %")
+    for kind in KINDS[:4]:
+        print(f"  {kind:32}" + "".join(f"{100 * share:7.1f}" for share in settled(per_layer[kind]).mean(1)))
     print("AUROC of the probability of an object's own word: patches inside its box against all others, mean over objects")
     for name in ("shape", "colour"):
         print(f"  {name + ' word':32}" + "".join(f"{value:7.2f}" for value in per_layer[f"AUROC {name}"].mean(1)))
@@ -454,12 +449,11 @@ def answer_shipped(folder: Path, dtype: torch.dtype) -> float:
     processor = AutoProcessor.from_pretrained(folder / "model", backend="pil")
     right = []
     for file, objects in read_annotations(folder / "scenes")[0].items():
-        for prompt in ask(see(objects, processor.image_processor), seed=file):
+        image = open_image(folder / "scenes" / file)
+        for prompt in ask(crop_objects(objects, image.size, processor.image_processor), seed=file):
             if prompt["kind"] == "description":
                 continue
-            inputs = processor(
-                images=open_image(folder / "scenes" / file), text=CHAT.format(question=prompt["question"]), return_tensors="pt",
-            ).to(dtype)
+            inputs = processor(images=image, text=CHAT.format(question=prompt["question"]), return_tensors="pt").to(dtype)
             output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
             answer = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
             right.append(answer.strip() == prompt["truth"])

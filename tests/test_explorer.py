@@ -51,7 +51,7 @@ def test_hovering_shows_the_tokens_that_the_results_hold(sample, tmp_path):
     assert len(texts) == len(places)
     for (layer, panel, (row, column)), hovered in zip(places, texts):
         readings, at = (prompt["readings"], row) if panel else (record["patches"], row * run["grid"] + column)
-        name = f"position {row}, input" if panel else f"patch row {row + 1}, column {column + 1}"
+        name = f"position {row + 1}, input" if panel else f"patch row {row + 1}, column {column + 1}"
         assert name in hovered and f"layer {run['layers'][layer]}" in hovered
         for i, prob in zip(readings["top_ids"][layer, at], readings["top_probs"][layer, at]):
             assert f"{prob:.3f} {lu.printable(run['tokens'][i], in_figure=False)}" in hovered
