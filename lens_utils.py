@@ -4,8 +4,15 @@ Read from top to bottom in the order in which data flows:
 finding data -> prompts -> loading the model -> reading -> saving and loading results -> tables -> figures.
 
 The first half (up to reading) needs torch and transformers and imports them where they are used, so that the second half
-works on a machine that has neither.
+works on a machine that has neither. By hand, the top-5 tokens at layer 6 of the position where the answer is said:
+
+    bridge, processor = load_llava("demo/model")
+    image = open_image("demo/scenes/scene_00.png")
+    record = read_image(bridge, processor, image, own_prompts(["What color is the heart?"]), top_k=5)
+    prompt, labels = record["prompts"][0], token_labels(processor.tokenizer, bridge.cfg.d_vocab)
+    [labels[i] for i in prompt["readings"]["top_ids"][6, prompt["n_prompt"] - 1]]  # [layer, pos, k], layer 0 = emb
 """
+import difflib
 import html
 import io
 import itertools
@@ -386,6 +393,8 @@ def load_llava(model: str, dtype: str = "float16", device: str | None = None, re
     model = str(model)
     if dtype not in LAST_LAYER_TOLERANCE:
         raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(LAST_LAYER_TOLERANCE)}.")
+    if not Path(model).is_dir() and Path(model).parent.is_dir() and Path(model).parent != Path("."):
+        raise ValueError(f"{model!r} is neither a folder nor a hub id: {str(Path(model).parent)!r} has no {Path(model).name!r} in it.")
     try:
         config = AutoConfig.from_pretrained(model, revision=revision)
     except (OSError, ValueError) as error:
@@ -555,7 +564,7 @@ def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k
     A position's reading is about the token that comes next: the answer's first token is read at the prompt's last position.
     The tokens before the image see neither image nor question, so they are run, not read.
 
-    Returns `patches` (readings, positions = patches row by row), `prompts` (each as given, with the `token_ids` `[pos]` at the positions read, of which the first
+    Returns `patches` (readings as of `read_positions`, positions = patches row by row), `prompts` (each as given, with the `token_ids` `[pos]` at the positions read, of which the first
     `n_prompt` are the prompt's, `answer_ids` with the end token, `answer`, and `readings`), `mean_probability` (rows = segment x layer of
     a scipy CSR matrix, columns = vocabulary, without what is below `min_mean_probability`) and `crop` (the image as the model saw it, JPEG).
     Raises ValueError for `top_k` outside 1 ... d_vocab and for no prompt or new token, FloatingPointError for NaN or infinity.
@@ -723,15 +732,29 @@ def start_run(results, run: dict, go_on_from=None) -> None:
         if not record_paths(folder):
             continue
         before = load_run(folder)
-        differ = [key for key in {**before, **run} if key not in ("packages", "last_layer_jsd") and before.get(key) != run.get(key)]
-        if differ:
-            what = "; ".join(f"{key}: {str(before.get(key))[:80]} there, {str(run.get(key))[:80]} now" for key in differ)
-            raise ValueError(f"{str(folder)!r} holds results of another run ({what}): choose another folder, or delete what is in this one.")
+        for key in sorted({*before, *run} - {"packages", "last_layer_jsd"}):
+            if before.get(key) != run.get(key):
+                raise ValueError(
+                    f"{str(folder)!r} holds results of another run ({_first_difference(key, before.get(key), run.get(key))}): choose another "
+                    "folder, or delete what is in this one."
+                )
     if not record_paths(results):
         save(Path(results) / "run.pkl", run)
     for path in record_paths(earlier) if earlier else []:
         if not record_path(results, path.stem).exists():
             save(record_path(results, path.stem), load(path))
+
+
+def _first_difference(where: str, there, now) -> str:
+    """`prompts, own, 1: 'a' there, 'b' now`: the first place in which two plain values differ."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        there, now = ({**{key: None for key in other}, **one} for one, other in ((there, now), (now, there)))
+        key = next(key for key in there if there[key] != now[key])
+        return _first_difference(f"{where}, {key}", there[key], now[key])
+    if isinstance(there, list) and isinstance(now, list) and len(there) == len(now):
+        at = next(at for at in range(len(now)) if there[at] != now[at])
+        return _first_difference(f"{where}, {at}", there[at], now[at])
+    return f"{where}: {str(there)[:100]} there, {str(now)[:100]} now"
 
 
 def describe_run(bridge, processor, model: str, last_layer_jsd: float, prompts: dict, **settings) -> dict:
@@ -796,6 +819,23 @@ def load_records(results) -> Iterator[dict]:
 # --------------------------------------------------------------------------------------------------------------------
 # Tables
 # --------------------------------------------------------------------------------------------------------------------
+
+
+def load_sample(results, run: dict, image: str | None, prompt: int, layers: list[int]) -> tuple[dict, dict]:
+    """`(record, prompt)` to look at closely: the record of `image` (None: the first) and its prompt of that number.
+
+    Raises ValueError, which says what there is to choose from, for an image, a prompt or `layers` that the results do not have.
+    """
+    names = [path.name.removesuffix(".pkl") for path in record_paths(results)]
+    if image is not None and image not in names:
+        near = difflib.get_close_matches(image, names, 5) or names[:10]
+        raise ValueError(f"No image {image!r} in {str(results)!r}: set `image` to one of its {len(names)} images, for instance {', '.join(near)}.")
+    record = load(record_path(results, image or names[0]))
+    if prompt not in range(len(record["prompts"])):
+        raise ValueError(f"prompt is {prompt}: {record['name']} has the prompts 0 to {len(record['prompts']) - 1}.")
+    if not set(layers) <= set(range(len(run["layers"]))):
+        raise ValueError(f"layers_shown is {layers}: the layers are 0 (emb) to {len(run['layers']) - 1}.")
+    return record, record["prompts"][prompt]
 
 
 def mean_probability(record: dict, run: dict) -> np.ndarray:
@@ -888,11 +928,14 @@ def top_tokens(mean: np.ndarray, run: dict, n: int = 30) -> pd.DataFrame:
     return pd.DataFrame({**columns, **dict(zip(run["layers"], mean[:, ids]))})
 
 
+MIN_IMAGES = 6  # for an interval: of five values not even the range from least to largest covers 95 %
+
+
 def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
     """Per kind of prompt: numbers of images, answers and known truths, share that is right, and `column` of the first answer token.
 
     `median` is over images (a mean within an image that has several prompts of the kind); `low` and `high` bound its bootstrap 95 %
-    interval over images (percentile method), NaN for a single image.
+    interval over images (percentile method), NaN below MIN_IMAGES.
     """
     from scipy.stats import bootstrap
 
@@ -904,7 +947,7 @@ def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.
             continue
         layers, graded = of_kind.groupby("image")[column].mean().to_numpy(), of_kind["right"].dropna()
         low, high = np.nan, np.nan
-        if len(layers) > 1:
+        if len(layers) >= MIN_IMAGES:
             low, high = bootstrap((layers,), np.median, method="percentile", rng=0, n_resamples=2000).confidence_interval
         rows[kind] = {
             "images": len(layers), "answers": len(of_kind), "graded": len(graded), "right": graded.mean() if len(graded) else np.nan,
@@ -957,7 +1000,13 @@ def use_style() -> None:
     })
 
 
-def _token_panels(run: dict, prompt: dict, values: np.ndarray, title: str, unit: str, words: np.ndarray | None = None, vmax: float = 1.0):
+def _asked(prompt: dict) -> str:
+    """Question and answer in short, for titles."""
+    text = f"{prompt['question'].strip().splitlines()[0]} \u2192 {prompt['answer'][:40]}"
+    return " ".join(printable(word) for word in text.split())
+
+
+def _token_panels(run: dict, prompt: dict, values: np.ndarray, title: str, unit: str, words: np.ndarray | None = None):
     """Heatmap of `values` `[layer, pos]` over the text positions, wrapped into panels, with `words` `[layer, pos]` in the cells."""
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -970,7 +1019,7 @@ def _token_panels(run: dict, prompt: dict, values: np.ndarray, title: str, unit:
     for panel, axis in enumerate(axes[:, 0]):
         positions = np.arange(panel * columns, min((panel + 1) * columns, len(token_ids)))
         sns.heatmap(
-            values[:, positions], ax=axis, cmap="viridis", vmin=0, vmax=vmax, cbar_kws={"label": unit, "pad": 0.01},
+            values[:, positions], ax=axis, cmap="viridis", vmin=0, vmax=1, cbar_kws={"label": unit, "pad": 0.01},
             annot=False if words is None else words[:, positions], fmt="", annot_kws={"size": 7, "parse_math": False},
         )
         # Columns keep their own place: two positions with the same token stay two columns.
@@ -987,7 +1036,7 @@ def _token_panels(run: dict, prompt: dict, values: np.ndarray, title: str, unit:
         if prompt["n_prompt"] in positions:
             axis.axvline(prompt["n_prompt"] - positions[0], color="white", linewidth=3)
     axes[-1, 0].set_xlabel("input token at the position (bold: the answer, fed back)")
-    axes[0, 0].set_title(title, parse_math=False)
+    axes[0, 0].set_title(f"{title}: {_asked(prompt)}", parse_math=False)
     return figure
 
 
@@ -1036,7 +1085,7 @@ def _curves(table: pd.DataFrame, run: dict, axis, y: str, hue: str, order: list[
     present = [value for value in order if value in set(per_image[hue])]
     sns.lineplot(
         per_image, x="layer", y=y, hue=hue, style=hue, hue_order=present, style_order=present, markers=True, palette="colorblind",
-        errorbar=("ci", 95), n_boot=1000, seed=0, ax=axis,
+        errorbar=("ci", 95) if per_image["image"].nunique() >= MIN_IMAGES else None, n_boot=1000, seed=0, ax=axis,
     )
     _layer_axis(axis, run)
 
@@ -1106,26 +1155,27 @@ def _draw_patches(axis, run: dict, record: dict, values: np.ndarray, words: list
     )
     axis.set(xticks=[], yticks=[])
     for at, word in enumerate(words or []):
-        colour = "black" if values[at] > 0.6 else "white"
+        colour = "black" if values[at] > 0.45 else "white"
         x, y = ((at % grid) + 0.5) * size / grid, ((at // grid) + 0.5) * size / grid
-        axis.text(x, y, word, ha="center", va="center", fontsize=5.5 if grid > 12 else 7.5, color=colour, parse_math=False, clip_on=True)
+        axis.text(x, y, word, ha="center", va="center", fontsize=5.5 if grid > 12 else 7, color=colour, parse_math=False, clip_on=True)
     _draw_boxes(axis, record)
     return mesh
 
 
-def _draw_boxes(axis, record: dict) -> None:
+def _draw_boxes(axis, record: dict, names: bool = False) -> None:
     import matplotlib.patches
 
     for item in record["objects"]:
         x, y, width, height = item["box"]
         if width and height:
             axis.add_patch(matplotlib.patches.Rectangle((x, y), width, height, fill=False, edgecolor="#d55e00", linewidth=1.5))
+        if names and width and height:
             label = dict(facecolor="white", alpha=0.8, linewidth=0, pad=1)
             axis.text(x, y, item["category"], color="#d55e00", fontsize=8, va="bottom", bbox=label, parse_math=False, clip_on=True)
 
 
 def plot_patches(run: dict, record: dict, layers: list[int]):
-    """The crop with its annotated boxes, then per layer the lens's top-1 token in each patch, its probability as colour."""
+    """The crop with its annotated boxes, then per layer the lens's top-1 token (without `▁`) in each patch, its probability as colour."""
     import matplotlib.pyplot as plt
 
     columns = 1 if run["grid"] > 12 else 3
@@ -1134,10 +1184,10 @@ def plot_patches(run: dict, record: dict, layers: list[int]):
     figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(10, height))
     axes[0, 0].imshow(seen_crop(record))
     axes[0, 0].set(xticks=[], yticks=[], title="the image as the model saw it")
-    _draw_boxes(axes[0, 0], record)
+    _draw_boxes(axes[0, 0], record, names=True)
     for axis, layer in zip(axes.flat[1:], layers):
         top, probs = record["patches"]["top_ids"][layer, :, 0], record["patches"]["top_probs"][layer, :, 0]
-        mesh = _draw_patches(axis, run, record, probs, [printable(run["tokens"][i], 7) for i in top])
+        mesh = _draw_patches(axis, run, record, probs, [printable(run["tokens"][i].removeprefix("▁") or "▁", 7) for i in top])
         axis.set_title(f"layer {run['layers'][layer]}")
     for axis in axes.flat[len(layers) + 1 :]:
         axis.set_axis_off()
@@ -1159,7 +1209,7 @@ def words_to_look_for(run: dict, record: dict, categories: list[str]) -> list[st
 
 def plot_words(run: dict, record: dict, words: list[str], layers: list[int]):
     """P(word) per patch of the crop, words x layers, with the annotated boxes. Summed over the word's tokens (`word_ids`) among the top-k kept;
-    left out where none is. A word that is no annotation of the image is marked as a control."""
+    left out where none is. A word that is no annotation of the image is marked so."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(len(words), len(layers), squeeze=False, figsize=(10, 10.5 / len(layers) * len(words)))
@@ -1169,7 +1219,7 @@ def plot_words(run: dict, record: dict, words: list[str], layers: list[int]):
         is_word = np.isin(record["patches"]["top_ids"], word_ids(run, word))
         probs = np.where(is_word.any(-1), (record["patches"]["top_probs"] * is_word).sum(-1), np.nan)
         annotated = any(word in (item["category"], item.get("color")) for item in record["objects"])
-        row[0].set_ylabel(printable(word) + ("" if annotated else "\n(control: not annotated)"), parse_math=False)
+        row[0].set_ylabel(printable(word) + ("\n(not annotated)" if record["objects"] and not annotated else ""), parse_math=False)
         for axis, layer in zip(row, layers):
             mesh = _draw_patches(axis, run, record, probs[layer])
             axis.set_title(f"layer {run['layers'][layer]}")
@@ -1271,15 +1321,24 @@ def _share(right: pd.Series) -> str:
 
 def _peak_range(run: dict, per_image: np.ndarray) -> str:
     """`6 (5 to 7)`: the layer at which the mean over images of `per_image` `[image, layer]` is largest, with its bootstrap 95 % range."""
+    peak = _layer_name(run, np.nanargmax(per_image.mean(axis=0)))
+    if len(per_image) < MIN_IMAGES:
+        return f"{peak} (too few images for an interval)"
     draws = np.random.default_rng(0).integers(len(per_image), size=(1000, len(per_image)))
     low, high = np.percentile([np.nanargmax(per_image[draw].mean(axis=0)) for draw in draws], [2.5, 97.5], method="nearest")
-    return f"{_layer_name(run, np.nanargmax(per_image.mean(axis=0)))} ({_layer_name(run, low)} to {_layer_name(run, high)})"
+    return f"{peak} ({_layer_name(run, low)} to {_layer_name(run, high)})"
 
 
 def _median_range(run: dict, row: pd.Series) -> str:
     """`6 (5 to 7)` from a row of `settling_table`."""
-    interval = f"{_layer_name(run, row['low'])} to {_layer_name(run, row['high'])}" if np.isfinite(row["low"]) else "one image: no interval"
+    interval = f"{_layer_name(run, row['low'])} to {_layer_name(run, row['high'])}" if np.isfinite(row["low"]) else "too few images for an interval"
     return f"{_layer_name(run, row['median'])} ({interval})"
+
+
+DEMO_NOTE = (
+    "This is the small demo model: it knows six shapes and seven colours, and what is read from it says nothing about LLaVA-1.5-7B. For photographs, set "
+    "`model` to llava-hf/llava-1.5-7b-hf (a GPU of 16 GB)."
+)
 
 
 def report(run: dict, tables: dict) -> str:
@@ -1291,7 +1350,7 @@ def report(run: dict, tables: dict) -> str:
     lines = [
         f"**What was read.** {layers['image'].nunique()} images with {len(first)} prompts, {_as_code(run['model'])} in {run['dtype']}, "
         f"{len(run['layers']) - 1} layers. On the first image the lens at the last layer was {run['last_layer_jsd']:.1g} bits from the model's own "
-        "distribution.", "",
+        "distribution." + (f" {DEMO_NOTE}" if run["model"] == "demo/model" else ""), "",
         "**When answers become readable.** *Settles*: the layer from which on the first answer token stays the lens's top-1; among few possible "
         "answers an early layer can be right by luck. *Readable*: the layer from which on it keeps 90 % of its last probability. Medians over images, in "
         "brackets 95 % intervals: bootstrap over images, for shares Wilson's.", "",
@@ -1304,7 +1363,10 @@ def report(run: dict, tables: dict) -> str:
         right = ", ".join(f"{truth + ': ' if truth else ''}{_share(group['right'])}" for truth, group in groups) or "not known"
         layer = f"{_median_range(run, row)} | {_median_range(run, readable.loc[kind])}"
         lines.append(f"| {kind} | {row['images']:.0f} | {right} | {layer} |")
-    lines += ["", "**In which order.**", "", *(f"- {sentence}" for sentence in order_of_kinds(first)), "", "**Where predictions change.**", ""]
+    if len({"colour", "object", "relation"} & set(first["kind"])) > 1:
+        lines += ["", "**In which order** (called one if p < 0.017: 0.05 over three comparisons)**.**", ""]
+        lines += [f"- {sentence}" for sentence in order_of_kinds(first)]
+    lines += ["", "**Where predictions change.**", ""]
     for segment in SEGMENTS:
         of_segment = layers[layers["segment"] == segment]
         if of_segment.empty:
@@ -1312,8 +1374,9 @@ def report(run: dict, tables: dict) -> str:
         change = of_segment.pivot_table(index="image", columns="layer", values="jsd_prev", dropna=False)
         far = of_segment.groupby(["image", "layer"])["jsd_final"].mean().groupby("layer").mean()
         far = far.index[far > 0.1]
+        name = {"answer": "Positions of the answer's own tokens (about what follows them)"}.get(segment, f"{segment.capitalize()} positions")
         lines.append(
-            f"- {segment.capitalize()} positions change most at layer {_peak_range(run, change.to_numpy())}, by {change.mean().max():.2f} bits, "
+            f"- {name} change most at layer {_peak_range(run, change.to_numpy())}, by {change.mean().max():.2f} bits, "
             + (f"and are last more than 0.1 bits from the output at layer {_layer_name(run, far.max())}." if len(far) else "and are nowhere more than 0.1 bits from the output.")
         )
     lines += ["", "**What image patches decode to** (largest mean probability over all patches and images)**.**", ""]
@@ -1322,7 +1385,9 @@ def report(run: dict, tables: dict) -> str:
         tokens = ", ".join(f"{_as_code(printable(run['tokens'][i], in_figure=False))} {mean[i]:.2f}" for i in np.argsort(-mean)[:6])
         lines.append(f"- At layer {_layer_name(run, layer)}: {tokens}.")
     wrong = graded[~graded["right"]]
-    lines += ["", f"**What was wrong.** {len(wrong)} of {len(graded)} answers with a known truth" + (", the first of them:" if len(wrong) else "."), ""]
+    if len(graded):
+        end = "." if wrong.empty else ":" if len(wrong) <= 5 else ", the first of them:"
+        lines += ["", f"**What was wrong.** {len(wrong)} of {len(graded)} answers with a known truth{end}", ""]
     for row in wrong.head(5).itertuples():
         question, answer, truth = (_as_code(text) for text in (row.question.split("\n")[0], row.answer, row.truth))
         lines.append(f"- {_as_code(row.image)}: {question} Answer {answer}, truth {truth}.")
@@ -1355,7 +1420,7 @@ def order_of_kinds(first: pd.DataFrame) -> list[str]:
             else f"Between answers about {names[a]} and about {names[b]} these results show no sure order"
         )
         sentences.append(
-            f"{claim}: earlier on {(later > 0).sum()} and later on {(later < 0).sum()} of the {len(both)} images that have both, "
+            f"{claim}: {names[a]} earlier on {(later > 0).sum()} and later on {(later < 0).sum()} of the {len(both)} images that have both, "
             f"by {later.median():g} layers in the median (Wilcoxon p = {p:.2g})."
         )
     return sentences

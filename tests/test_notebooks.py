@@ -60,7 +60,7 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
     assert figures == 12
     assert "3 images with 10 prompts" in text
     saved = {path.name for path in (tmp_path / "results/figures").iterdir()}
-    assert {"top1.png", "patches.png", "settling.png", "mean_jsd.png"} <= saved
+    assert {"china.jpg_4_top1.png", "china.jpg_patches.png", "settling.png", "mean_jsd.png"} <= saved
     assert (tmp_path / "results/explorer/china.jpg_4.html").exists()
     summary = pd.read_csv(tmp_path / "results/summary.csv")
     assert len(summary) == 6 * sum(len(prompt["answer_ids"]) for record in records.values() for prompt in record["prompts"])
@@ -73,7 +73,8 @@ def test_own_prompts(tmp_path, llava_folder, photographs):
 
 
 @pytest.mark.parametrize("parameters, message", [
-    ({"images": "nowhere"}, "No folder 'nowhere'"), ({"prompts": [" "]}, "Prompt 0 is empty"), ({"top_k": 0}, "top_k is 0"), ({"model": "images"}, "'images' is neither"),
+    ({"images": "nowhere"}, "No folder 'nowhere'"), ({"prompts": [" "]}, "Prompt 0 is empty"), ({"top_k": 0}, "top_k, max_new_tokens"), ({"model": "images"}, "'images' is neither"),
+    ({"model": "images/none"}, "'images' has no 'none' in it"),
 ])
 def test_bad_parameters_stop_the_first_notebook(tmp_path, llava_folder, photographs, parameters, message):
     shutil.copytree(photographs, tmp_path / "images")
