@@ -816,11 +816,6 @@ def load_records(results) -> Iterator[dict]:
     return map(load, paths)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Tables
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def load_sample(results, run: dict, image: str | None, prompt: int, layers: list[int]) -> tuple[dict, dict]:
     """`(record, prompt)` to look at closely: the record of `image` (None: the first) and its prompt of that number.
 
@@ -836,6 +831,11 @@ def load_sample(results, run: dict, image: str | None, prompt: int, layers: list
     if not set(layers) <= set(range(len(run["layers"]))):
         raise ValueError(f"layers_shown is {layers}: the layers are 0 (emb) to {len(run['layers']) - 1}.")
     return record, record["prompts"][prompt]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tables
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def mean_probability(record: dict, run: dict) -> np.ndarray:
@@ -1078,14 +1078,14 @@ def _layer_axis(axis, run: dict) -> None:
 
 
 def _curves(table: pd.DataFrame, run: dict, axis, y: str, hue: str, order: list[str]) -> None:
-    """Mean of `y` per layer, a line per value of `hue`, with bootstrap 95 % bands over images."""
+    """Mean of `y` per layer, a line per value of `hue`, with bootstrap 95 % bands over images unless one has fewer than MIN_IMAGES."""
     import seaborn as sns
 
     per_image = table.groupby(["image", hue, "layer"], as_index=False)[y].mean()
     present = [value for value in order if value in set(per_image[hue])]
     sns.lineplot(
         per_image, x="layer", y=y, hue=hue, style=hue, hue_order=present, style_order=present, markers=True, palette="colorblind",
-        errorbar=("ci", 95) if per_image["image"].nunique() >= MIN_IMAGES else None, n_boot=1000, seed=0, ax=axis,
+        errorbar=("ci", 95) if per_image.groupby(hue)["image"].nunique().min() >= MIN_IMAGES else None, n_boot=1000, seed=0, ax=axis,
     )
     _layer_axis(axis, run)
 
@@ -1167,9 +1167,10 @@ def _draw_boxes(axis, record: dict, names: bool = False) -> None:
 
     for item in record["objects"]:
         x, y, width, height = item["box"]
-        if width and height:
-            axis.add_patch(matplotlib.patches.Rectangle((x, y), width, height, fill=False, edgecolor="#d55e00", linewidth=1.5))
-        if names and width and height:
+        if not (width and height):  # outside the crop
+            continue
+        axis.add_patch(matplotlib.patches.Rectangle((x, y), width, height, fill=False, edgecolor="#d55e00", linewidth=1.5))
+        if names:
             label = dict(facecolor="white", alpha=0.8, linewidth=0, pad=1)
             axis.text(x, y, item["category"], color="#d55e00", fontsize=8, va="bottom", bbox=label, parse_math=False, clip_on=True)
 
