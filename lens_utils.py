@@ -97,11 +97,11 @@ def prepare_kaggle() -> None:
     print(f"torch {torch_version} with code for {', '.join(architectures) or 'no GPU'}")
     if not gpus:
         raise RuntimeError("There is no GPU: choose one under Settings > Accelerator (GPU T4 x2 or P100) and run all cells again.")
-    unfit = [(name, capability) for name, capability, _ in gpus if not runs_on(capability, architectures)]
-    if unfit and architectures and unfit[0][1] >= (7, 0):
-        raise RuntimeError(f"torch {torch_version} has no code for a {unfit[0][0]}: choose another GPU under Settings > Accelerator.")
     if not architectures:
         raise RuntimeError(f"torch ({torch_version}) can't be used or has no code for any GPU: choose Run > Factory reset, then run all cells again.")
+    unfit = [(name, capability) for name, capability, _ in gpus if not runs_on(capability, architectures)]
+    if unfit and unfit[0][1] >= (7, 0):
+        raise RuntimeError(f"torch {torch_version} has no code for a {unfit[0][0]}: choose another GPU under Settings > Accelerator.")
     needed = PIP_P100 * bool(unfit) + PIP_LENS * (not _installed("transformer-lens", (4, 3)) or not _installed("transformers", (5, 23)))
     if not needed:
         return
@@ -172,7 +172,6 @@ def find_data() -> Path:
     return (annotated or with_images)[0]
 
 
-@cache
 def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str]]:
     """Objects per image and all category names, from the COCO instances files (`*.json`) under `folder`.
 
@@ -928,6 +927,11 @@ def top_tokens(mean: np.ndarray, run: dict, n: int = 30) -> pd.DataFrame:
     return pd.DataFrame({**columns, **dict(zip(run["layers"], mean[:, ids]))})
 
 
+def per_prompt(answers: pd.DataFrame) -> pd.DataFrame:
+    """A row per image and prompt of `summarise`'s `answers`: what does not depend on layer or token, and the first token's settling and readable layer."""
+    return answers[(answers["token"] == 0) & (answers["layer"] == 0)]
+
+
 MIN_IMAGES = 6  # for an interval: of five values not even the range from least to largest covers 95 %
 
 
@@ -939,8 +943,7 @@ def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.
     """
     from scipy.stats import bootstrap
 
-    first = answers[(answers["token"] == 0) & (answers["layer"] == 0)]
-    rows = {}
+    first, rows = per_prompt(answers), {}
     for kind in KINDS:
         of_kind = first[first["kind"] == kind]
         if of_kind.empty:
@@ -1006,6 +1009,12 @@ def _asked(prompt: dict) -> str:
     return " ".join(printable(word) for word in text.split())
 
 
+def _layer_ticks(run: dict) -> np.ndarray:
+    """The layers to label on an axis: all of a small model's, every fourth and the last of a large one's."""
+    last = len(run["layers"]) - 1
+    return np.unique(np.append(np.arange(0, last, 1 if last <= 12 else 4), last))
+
+
 def _token_panels(run: dict, prompt: dict, values: np.ndarray, title: str, unit: str, words: np.ndarray | None = None):
     """Heatmap of `values` `[layer, pos]` over the text positions, wrapped into panels, with `words` `[layer, pos]` in the cells."""
     import matplotlib.pyplot as plt
@@ -1029,8 +1038,7 @@ def _token_panels(run: dict, prompt: dict, values: np.ndarray, title: str, unit:
         )
         for tick, position in zip(axis.get_xticklabels(), positions):
             tick.set_fontweight("bold" if position >= prompt["n_prompt"] else "normal")
-        step = 1 if n_layers <= 12 else 4
-        shown = np.unique(np.append(np.arange(0, n_layers, step), n_layers - 1))
+        shown = _layer_ticks(run)
         axis.set_yticks(shown + 0.5, [run["layers"][layer] for layer in shown], rotation=0)
         axis.set(xlim=(0, columns), ylim=(0, n_layers), ylabel="layer")
         if prompt["n_prompt"] in positions:
@@ -1071,10 +1079,9 @@ def plot_top_tokens(table: pd.DataFrame, run: dict, title: str):
 
 
 def _layer_axis(axis, run: dict) -> None:
-    last = len(run["layers"]) - 1
-    shown = np.unique(np.append(np.arange(0, last, 1 if last <= 12 else 4), last))
+    shown = _layer_ticks(run)
     axis.set_xticks(shown, [run["layers"][layer] for layer in shown])
-    axis.set(xlabel="layer", xlim=(-0.5, last + 0.5))
+    axis.set(xlabel="layer", xlim=(-0.5, len(run["layers"]) - 0.5))
 
 
 def _curves(table: pd.DataFrame, run: dict, axis, y: str, hue: str, order: list[str]) -> None:
@@ -1124,7 +1131,7 @@ def plot_settling(answers: pd.DataFrame, run: dict):
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    first, n_layers = answers[(answers["token"] == 0) & (answers["layer"] == 0)], len(run["layers"])
+    first, n_layers = per_prompt(answers), len(run["layers"])
     titles = {"settling_layer": "Settles: top-1 from here on", "readable_layer": "Readable: 90 % of its last probability from here on"}
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), sharey=True)
     for axis, (column, title) in zip(axes, titles.items()):
@@ -1198,7 +1205,8 @@ def plot_patches(run: dict, record: dict, layers: list[int]):
 
 def word_ids(run: dict, word: str) -> list[int]:
     """The ids of the tokens that are `word` as a whole, with or without a leading space; empty if it is no token of this vocabulary."""
-    return [i for i, token in enumerate(run["tokens"]) if token in (word, f"▁{word}", f"Ġ{word}")]
+    spellings = {word, f"▁{word}", f"Ġ{word}"}
+    return [i for i, token in enumerate(run["tokens"]) if token in spellings]
 
 
 def words_to_look_for(run: dict, record: dict, categories: list[str]) -> list[str]:
@@ -1215,9 +1223,10 @@ def plot_words(run: dict, record: dict, words: list[str], layers: list[int]):
 
     figure, axes = plt.subplots(len(words), len(layers), squeeze=False, figsize=(10, 10.5 / len(layers) * len(words)))
     for row, word in zip(axes, words):
-        if not word_ids(run, word):
+        ids = word_ids(run, word)
+        if not ids:
             raise ValueError(f"{word!r} is not one token of this vocabulary: choose another word, or its first part as the vocabulary spells it.")
-        is_word = np.isin(record["patches"]["top_ids"], word_ids(run, word))
+        is_word = np.isin(record["patches"]["top_ids"], ids)
         probs = np.where(is_word.any(-1), (record["patches"]["top_probs"] * is_word).sum(-1), np.nan)
         annotated = any(word in (item["category"], item.get("color")) for item in record["objects"])
         row[0].set_ylabel(printable(word) + ("\n(not annotated)" if record["objects"] and not annotated else ""), parse_math=False)
@@ -1346,7 +1355,7 @@ def report(run: dict, tables: dict) -> str:
     """A written report as Markdown; every number in it is computed from the loaded results."""
     layers, answers = tables["layers"], tables["answers"]
     settling, readable = settling_table(answers), settling_table(answers, "readable_layer")
-    first = answers[(answers["token"] == 0) & (answers["layer"] == 0)]
+    first = per_prompt(answers)
     graded = first[first["right"].notna()].astype({"right": bool})
     lines = [
         f"**What was read.** {layers['image'].nunique()} images with {len(first)} prompts, {_as_code(run['model'])} in {run['dtype']}, "

@@ -72,8 +72,7 @@ def plain(bridge, pixel_values, sequences, residuals_of):
     norm, lm_head = model.model.language_model.norm, model.lm_head
     for sequence in sequences:
         ids = model.generate(input_ids=sequence[None], pixel_values=pixel_values, max_new_tokens=N_ANSWER, do_sample=False)[:, :-1]
-        previous, final = None, None
-        residuals = residuals_of(ids)
+        previous, residuals = None, residuals_of(ids)
         final = lm_head(norm(residuals[-1])).float().softmax(-1)[0]
         for resid in residuals:
             p = lm_head(norm(resid)).float().softmax(-1)[0]
