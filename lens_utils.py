@@ -8,30 +8,33 @@ works on a machine that has neither. By hand, the top-5 tokens at layer 6 of the
 
     bridge, processor = load_llava("demo/model")
     image = open_image("demo/scenes/scene_00.png")
-    record = read_image(bridge, processor, image, own_prompts(["What color is the heart?"]), top_k=5)
+    record, _ = read_image(bridge, processor, image, own_prompts(["What color is the heart?"]), top_k=5)
     prompt, labels = record["prompts"][0], token_labels(processor.tokenizer, bridge.cfg.d_vocab)
     [labels[i] for i in prompt["readings"]["top_ids"][6, prompt["n_prompt"] - 1]]  # [layer, pos, k], layer 0 = emb
 """
 import difflib
+import gzip
+import hashlib
 import html
 import io
 import itertools
 import json
 import os
 import pickle
+import pickletools
 import random
 import re
 import subprocess
 import sys
 import textwrap
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.sparse
 from PIL import Image, ImageOps
 
 # Torch's threads wait asleep, not spinning: on two cores of which one is busy, spinning made reading an image 50 times slower.
@@ -361,37 +364,50 @@ def own_prompts(prompts: list) -> list[dict]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def placement(weights: int, free: list[int], room: int = 2**30):
-    """A device_map for `weights` bytes on GPUs with `free` bytes each: one GPU if `room` is left there, else split, else an error.
+ROOM = 2**30  # bytes that reading needs on a GPU beside the weights
+
+
+def placement(weights: int, free: list[int]):
+    """A device_map for `weights` bytes on GPUs with `free` bytes each: one GPU if ROOM is left there, else split, else an error.
 
     A P100 or one T4 holds LLaVA-1.5-7B in float16 (13.2 GiB). Without a GPU: the CPU. Raises MemoryError with the numbers.
     """
     if not free:
         return {"": "cpu"}
     largest = max(range(len(free)), key=lambda gpu: free[gpu])
-    if weights + room <= free[largest]:
+    if weights + ROOM <= free[largest]:
         return {"": largest}
-    if weights + len(free) * room <= sum(free):
+    if weights + len(free) * ROOM <= sum(free):
         return "balanced"
     raise MemoryError(
-        f"The weights take {weights / 2**30:.1f} GiB and reading some {room / 2**30:.1f} GiB per GPU more, but free are only "
+        f"The weights take {weights / 2**30:.1f} GiB and reading some {ROOM / 2**30:.1f} GiB per GPU more, but free are only "
         f"{' + '.join(f'{one / 2**30:.1f}' for one in free)} GiB: end what else uses the GPU (restart the kernel), take a larger one, or set device to cpu."
     )
 
 
-def load_llava(model: str, dtype: str = "float16", device: str | None = None, revision: str | None = None):
-    """`(bridge, processor)` of a LLaVA-1.5 given as a hub id or a local folder, on `device` (default: see `placement`).
+def copies_that_fit(model: str, dtype: str = "float16", revision: str | None = None) -> int:
+    """On how many GPUs the whole model has room, at least 1: so many processes can share the images.
 
-    The weights are loaded once, straight to where they stay, in `dtype`; the TransformerBridge shares them. Raises ValueError if `model`
-    is no LLaVA, MemoryError, before anything large is downloaded, if it has no room.
+    Asked in a process of its own: once a notebook has used a GPU, the processes that it launches can't. Errors as of `load_llava`.
     """
-    import torch
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+    code = "import torch; print(*(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    weights = weight_bytes(_llava_config(model, revision), dtype)
+    return max(1, sum(weights + ROOM <= int(free) for free in done.stdout.split()))
 
-    model = str(model)
-    if dtype not in LAST_LAYER_TOLERANCE:
-        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(LAST_LAYER_TOLERANCE)}.")
+
+def weight_bytes(config, dtype: str) -> int:
+    """Bytes of the weights of a LLaVA of this configuration in `dtype`; nothing is allocated."""
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in LlavaForConditionalGeneration(config).parameters()) * getattr(torch, dtype).itemsize
+
+
+def _llava_config(model: str, revision: str | None):
+    from transformers import AutoConfig
+
     if not Path(model).is_dir() and Path(model).parent.is_dir() and Path(model).parent != Path("."):
         raise ValueError(f"{model!r} is neither a folder nor a hub id: {str(Path(model).parent)!r} has no {Path(model).name!r} in it.")
     try:
@@ -402,12 +418,27 @@ def load_llava(model: str, dtype: str = "float16", device: str | None = None, re
         ) from error
     if config.model_type != "llava":
         raise ValueError(f"{model!r} is a {config.model_type!r} model, not a LLaVA-1.5: try llava-hf/llava-1.5-7b-hf.")
-    dtype = getattr(torch, dtype)
-    with torch.device("meta"):
-        weights = sum(weight.numel() * dtype.itemsize for weight in LlavaForConditionalGeneration(config).parameters())
+    return config
+
+
+def load_llava(model: str, dtype: str = "float16", device: str | None = None, revision: str | None = None):
+    """`(bridge, processor)` of a LLaVA-1.5 given as a hub id or a local folder, on `device` (default: see `placement`).
+
+    The weights are loaded once, straight to where they stay, in `dtype`; the TransformerBridge shares them. Raises ValueError if `model`
+    is no LLaVA, MemoryError, before anything large is downloaded, if it has no room.
+    """
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    model = str(model)
+    if dtype not in LAST_LAYER_TOLERANCE:
+        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(LAST_LAYER_TOLERANCE)}.")
+    weights = weight_bytes(_llava_config(model, revision), dtype)
     free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
     if on_kaggle() and not free and not device:
         raise RuntimeError("torch sees no GPU: restart the kernel and run all cells from the top, or set device to cpu if that is meant.")
+    dtype = getattr(torch, dtype)
     hf_model = LlavaForConditionalGeneration.from_pretrained(
         model, revision=revision, dtype=dtype, attn_implementation="eager",
         device_map={"": device} if device else placement(weights, free),
@@ -448,12 +479,21 @@ def lens(bridge, resid):
     return bridge.unembed(bridge.ln_final(resid[None]))[0].float().softmax(-1)
 
 
+def by_rows(function, *distributions):
+    """`function` `[...]` of distributions `[..., d_vocab]`, called on a few at a time: on a CPU 16 stay in its cache, which is twice as fast."""
+    import torch
+
+    n_rows = 16 if distributions[0].device.type == "cpu" else 1024
+    rows = [p.reshape(-1, p.shape[-1]).split(n_rows) for p in distributions]
+    return torch.cat([function(*some) for some in zip(*rows)]).view(distributions[0].shape[:-1])
+
+
 def entropy_bits(p):
     """Entropy `[...]` in bits of the distributions `p` `[..., d_vocab]`."""
     import torch
 
     # Four times faster than torch.special.entr on a CPU; the clamp makes 0 log 0 = 0.
-    return p.clamp_min(torch.finfo(p.dtype).tiny).log_().mul_(p).sum(-1) / -np.log(2)
+    return by_rows(lambda some: some.clamp_min(torch.finfo(p.dtype).tiny).log_().mul_(some).sum(-1) / -np.log(2), p)
 
 
 def jsd_bits(p, q, entropy_p=None, entropy_q=None):
@@ -465,7 +505,8 @@ def jsd_bits(p, q, entropy_p=None, entropy_q=None):
     entropy_p = entropy_bits(p) if entropy_p is None else entropy_p
     entropy_q = entropy_bits(q) if entropy_q is None else entropy_q
     # The clamp removes rounding only: a difference of entropies of some 15 bits in float32.
-    return (entropy_bits(p.lerp(q, 0.5)) - (entropy_p + entropy_q) / 2).clamp(0, 1)
+    entropy_m = by_rows(lambda some_p, some_q: entropy_bits(some_p.lerp(some_q, 0.5)), p, q)
+    return (entropy_m - (entropy_p + entropy_q) / 2).clamp(0, 1)
 
 
 def top_k_of(p, k: int):
@@ -479,12 +520,23 @@ def top_k_of(p, k: int):
     return values, chosen.gather(1, within // 64) * 64 + within % 64
 
 
+def rank_of(p, prob):
+    """Rank `[pos]` (1 = top) of a token with the probability `prob` `[pos, 1]` in `p` `[pos, d_vocab]`."""
+    import torch
+
+    # As bytes: torch sums booleans slowly on a CPU.
+    return by_rows(lambda some, its: (some > its).view(torch.int8).sum(-1, dtype=torch.int32), p, prob) + 1
+
+
 def run_and_capture(bridge, input_ids, cache, logits_to_keep: int = 1, **inputs):
     """Run the model on `input_ids` `[pos]` after what `cache` holds, capturing the residual stream by hooks.
 
     Returns `([residual stream [pos, d_model] per layer], logits [kept, d_vocab])`; layer 0 is the embedding output, logits are kept at
     the last `logits_to_keep` positions (0: all). All on the unembedding's device, which in a model split over two GPUs is not that of every layer.
+    Raises FloatingPointError, which names the layer, for NaN or infinity.
     """
+    import torch
+
     n_layers, device = bridge.cfg.n_layers, bridge.W_U.device
     residuals = [None] * (n_layers + 1)
 
@@ -495,10 +547,16 @@ def run_and_capture(bridge, input_ids, cache, logits_to_keep: int = 1, **inputs)
     hooks += [(f"blocks.{block}.hook_resid_post", partial(keep, layer=block + 1)) for block in range(n_layers)]
     with bridge.hooks(fwd_hooks=hooks):
         logits = bridge(input_ids[None].to(bridge.cfg.device), past_key_values=cache, logits_to_keep=logits_to_keep, **inputs)
-    return residuals, logits[0].to(device)
+    logits = logits[0].to(device)
+    # A sum is finite only if all that it adds is; in float32, where sums of half precision can't overflow. One wait for the GPU for all layers.
+    finite = torch.stack([values.sum(dtype=torch.float32) for values in [*residuals, logits]]).isfinite().tolist()
+    if not all(finite):
+        where = "the logits" if all(finite[:-1]) else f"the residual stream, first at layer {finite.index(False)} of {n_layers}"
+        raise FloatingPointError(f"NaN or infinity in {where}: try dtype float32.")
+    return residuals, logits
 
 
-def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: int, slice_size: int = 64) -> dict[str, np.ndarray]:
+def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: int, slice_size: int = 96) -> dict[str, np.ndarray]:
     """Read every layer at every position: `residuals` is `[pos, d_model]` per layer, readings are arrays `[layer, pos]`.
 
     `top_ids`, `top_probs` `[layer, pos, top_k]`; `jsd_prev` to the previous layer (NaN at layer 0) and `jsd_final` to the last, in bits;
@@ -519,7 +577,7 @@ def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: 
         at = slice(start, start + slice_size)
         final = lens(bridge, residuals[-1][at])
         entropy_final = entropy_bits(final)
-        target = torch.where(targets[at] >= 0, targets[at], final.argmax(-1))[:, None]
+        target = torch.where(targets[at] >= 0, targets[at], top_k_of(final, 1)[1][:, 0])[:, None]
         for layer, resid in enumerate(residuals):
             p = final if layer == len(residuals) - 1 else lens(bridge, resid[at])
             entropy = entropy_bits(p)
@@ -531,13 +589,14 @@ def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: 
             readings["top_probs"][layer, at], readings["top_ids"][layer, at] = top_k_of(p, top_k)
             target_prob = p.gather(1, target)
             readings["target_prob"][layer, at] = target_prob[:, 0]
-            readings["target_rank"][layer, at] = (p > target_prob).view(torch.int8).sum(-1, dtype=torch.int32) + 1
+            readings["target_rank"][layer, at] = rank_of(p, target_prob)
             prob_sum[:, layer] += one_hot[:, at] @ p
     readings = {name: values.cpu().numpy() for name, values in readings.items()}
     broken = np.flatnonzero(~np.isfinite(readings["entropy"]).all(axis=1))
-    if broken.size:
-        raise FloatingPointError(f"NaN or infinity in the residual stream or the logits, first at layer {broken[0]}: try dtype float32.")
-    return readings
+    if broken.size:  # the residual stream was finite (`run_and_capture`), so it is the unembedding that overflowed
+        raise FloatingPointError(f"NaN or infinity in the lens's logits, first at layer {broken[0]} of {len(residuals) - 1}: try dtype float32.")
+    id_type = np.min_scalar_type(bridge.cfg.d_vocab)  # uint16 for LLaVA-1.5
+    return {**readings, "top_ids": readings["top_ids"].astype(id_type), "target_rank": readings["target_rank"].astype(id_type)}
 
 
 def encode(processor, image: Image.Image, questions: list[str]):
@@ -556,17 +615,18 @@ def encode(processor, image: Image.Image, questions: list[str]):
 
 
 def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k: int = 10, max_new_tokens: int = 20,
-               min_mean_probability: float = 1e-6) -> dict:
-    """Readings of one image (RGB) with its prompts (`make_prompts`, `own_prompts`), as plain values.
+               at_once: int = 256) -> tuple[dict, np.ndarray]:
+    """`(record, mean_probability)` of one image (RGB) with its prompts (`make_prompts`, `own_prompts`), as plain values.
 
-    The prefix up to the last image token runs once; each prompt and its greedy answer go on from its key-value cache.
-    A position's reading is about the token that comes next: the answer's first token is read at the prompt's last position.
-    The tokens before the image see neither image nor question, so they are run, not read.
+    The prefix up to the last image token runs once; each prompt and its greedy answer go on from its key-value cache, `at_once` tokens at a
+    time, which bounds the memory for a prompt of any length. A position's reading is about the token that comes next: the answer's first token is read
+    at the prompt's last position. The tokens before the image see neither image nor question, so they are run, not read.
 
-    Returns `patches` (readings as of `read_positions`, positions = patches row by row), `prompts` (each as given, with the `token_ids` `[pos]` at the positions read, of which the first
-    `n_prompt` are the prompt's, `answer_ids` with the end token, `answer`, and `readings`), `mean_probability` (rows = segment x layer of
-    a scipy CSR matrix, columns = vocabulary, without what is below `min_mean_probability`) and `crop` (the image as the model saw it, JPEG).
-    Raises ValueError for `top_k` outside 1 ... d_vocab and for no prompt or new token, FloatingPointError for NaN or infinity.
+    The record: `patches` (readings as of `read_positions`, positions = patches row by row), `prompts` (each as given, with the `token_ids` `[pos]` at the
+    positions read, of which the first `n_prompt` are the prompt's, `answer_ids` with the end token, `answer`, and `readings`) and `crop` (the image as the
+    model saw it, JPEG). `mean_probability` `[segment, layer, d_vocab]`, float32: over the segment's positions; NaN where it has none.
+    Raises ValueError for `top_k` outside 1 ... d_vocab, for no prompt or new token and for a prompt beyond the model's context, FloatingPointError for
+    NaN or infinity.
     """
     import torch
     from transformers import DynamicCache
@@ -578,6 +638,9 @@ def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k
         raise ValueError(f"max_new_tokens is {max_new_tokens} and there are {len(prompts)} prompts: there must be one at least of each.")
     end_ids = np.atleast_1d(bridge.original_model.generation_config.eos_token_id)
     pixel_values, sequences = encode(processor, image, [prompt["question"] for prompt in prompts])
+    longest, context = max(map(len, sequences)) + max_new_tokens, bridge.original_model.config.text_config.max_position_embeddings
+    if longest > context:
+        raise ValueError(f"A prompt has, with its image and max_new_tokens, {longest} tokens, and the model's context {context}: shorten it.")
     at_image = (sequences[0] == bridge.original_model.config.image_token_id).nonzero()[:, 0]
     first, n_prefix = int(at_image[0]), int(at_image[-1]) + 1
     assert n_prefix - first == len(at_image), "the image tokens are not in one piece"
@@ -586,10 +649,7 @@ def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k
 
     def read(residuals, segments, targets):
         n_read[:] += np.bincount(segments, minlength=len(SEGMENTS))
-        readings = read_positions(
-            bridge, residuals, torch.tensor(segments, device=device), torch.tensor(targets, device=device), prob_sum, top_k
-        )
-        return {**readings, "top_ids": readings["top_ids"].astype(np.min_scalar_type(d_vocab))}
+        return read_positions(bridge, residuals, torch.tensor(segments, device=device), torch.tensor(targets, device=device), prob_sum, top_k)
 
     record = {"prompts": []}
     with torch.inference_mode():
@@ -598,34 +658,33 @@ def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k
         residuals, _ = run_and_capture(bridge, sequences[0][:n_prefix], cache, pixel_values=pixels)
         record["patches"] = read([resid[first:] for resid in residuals], [0] * len(at_image), [-1] * len(at_image))
         for prompt, sequence in zip(prompts, sequences):
-            new_ids = sequence[n_prefix:].tolist()
-            n_prompt, token_ids, answer_ids, runs = len(new_ids), [], [], []
-            while True:
-                residuals, logits = run_and_capture(bridge, torch.tensor(new_ids), cache)
+            to_run = list(sequence[n_prefix:].split(at_once))
+            n_prompt, token_ids, answer_ids, readings, runs, segments, targets = len(sequence) - n_prefix, [], [], [], [], [], []
+            while to_run:
+                ids = to_run.pop(0)
+                residuals, logits = run_and_capture(bridge, ids, cache)
                 runs.append(residuals)
-                token_ids += new_ids
-                answer_ids.append(int(logits[-1].argmax()))
-                if answer_ids[-1] in end_ids or len(answer_ids) == max_new_tokens:
-                    break
-                new_ids = answer_ids[-1:]
+                segments += [1 if len(token_ids) < n_prompt else 2] * len(ids)
+                targets += [-1] * len(ids)
+                token_ids += ids.tolist()
+                if len(token_ids) >= n_prompt:
+                    answer_ids.append(int(logits[-1].argmax()))
+                    targets[-1] = answer_ids[-1]
+                    if answer_ids[-1] not in end_ids and len(answer_ids) < max_new_tokens:
+                        to_run.append(torch.tensor(answer_ids[-1:]))
+                if len(targets) >= at_once or not to_run:
+                    readings.append(read([torch.cat(layer) for layer in zip(*runs)], segments, targets))
+                    runs, segments, targets = [], [], []
             cache.crop(-len(token_ids))  # back to the prefix, for the next prompt
             record["prompts"].append({
                 **prompt,
                 "token_ids": np.array(token_ids), "n_prompt": n_prompt, "answer_ids": np.array(answer_ids),
                 "answer": processor.decode(answer_ids, skip_special_tokens=True).strip(),
-                "readings": read(
-                    [torch.cat(layer) for layer in zip(*runs)],
-                    [1] * n_prompt + [2] * (len(token_ids) - n_prompt),
-                    [-1] * (n_prompt - 1) + answer_ids,
-                ),
+                "readings": {name: np.concatenate([some[name] for some in readings], axis=1) for name in readings[0]},
             })
-    mean = prob_sum.cpu().numpy() / np.maximum(n_read, 1)[:, None, None]
-    sparse = scipy.sparse.csr_array(np.where(mean >= min_mean_probability, mean, 0).reshape(-1, d_vocab).astype(np.float32))
-    record["mean_probability"] = {
-        "data": sparse.data, "indices": sparse.indices.astype(np.min_scalar_type(d_vocab)), "indptr": sparse.indptr, "n_positions": n_read,
-    }
     record["crop"] = seen_image(pixel_values[0].numpy(), processor.image_processor)
-    return record
+    n_read = torch.tensor(n_read, device=device)[:, None, None]
+    return record, torch.where(n_read > 0, prob_sum / n_read, torch.nan).cpu().numpy()
 
 
 def seen_image(pixel_values: np.ndarray, image_processor) -> np.ndarray:
@@ -667,32 +726,79 @@ def check_last_layer(bridge, processor, image: Image.Image, question: str) -> fl
 # Saving and loading results
 # --------------------------------------------------------------------------------------------------------------------
 
-FORMAT_VERSION = 1
-# All that a pickle of numpy arrays and builtin containers refers to, by the names of numpy 1 and 2; nothing here runs code.
-PICKLE_ALLOWS = {
-    (module, name)
-    for core in ("numpy.core", "numpy._core")
-    for module, name in [(f"{core}.multiarray", "_reconstruct"), (f"{core}.multiarray", "scalar"), (f"{core}.numeric", "_frombuffer")]
-} | {("numpy", "ndarray"), ("numpy", "dtype")}
+FORMAT_VERSION = 2
+# Bounds for a file, unpacked, of which only the first is ever near: at LLaVA-1.5-7B's size a record has 2 MB, a part 25.
+MOST_BYTES, MOST_OPCODES = 2**26, 2**21
+# Of the pickle language, what numpy arrays of numbers and builtin containers need.
+PLAIN_OPCODES = set(
+    "PROTO FRAME MARK STOP MEMOIZE BINGET LONG_BINGET NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT SHORT_BINUNICODE BINUNICODE "
+    "SHORT_BINBYTES BINBYTES BYTEARRAY8 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
+    "STACK_GLOBAL REDUCE BUILD".split()
+)
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Loads numpy arrays and builtin containers and refuses everything else: results are shared, and a pickle can run code."""
+class _PlainDtype:
+    """What a pickle says of an array's dtype: numbers only. numpy's own dtype would take any state, even one that makes pointers of bytes."""
+
+    def __init__(self, code, align, copy):
+        if code not in {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"}:
+            raise pickle.UnpicklingError("it has an array of something else than numbers")
+        self.code = code
+
+    def __setstate__(self, state):
+        if state not in [(3, order, None, None, None, -1, -1, 0) for order in "<|"]:
+            raise pickle.UnpicklingError("it has an array of an odd kind of numbers")
+
+
+class _PlainArray:
+    """Calling it gives a numpy array over `buffer`; ValueError if length and shape don't agree."""
+
+    def __new__(cls, buffer, dtype, shape, order):
+        return np.frombuffer(buffer, dtype.code).reshape(shape, order=order)
+
+
+class PlainUnpickler(pickle._Unpickler):
+    """Loads numpy arrays of numbers and builtin containers and refuses everything else: results are shared, and a pickle can run code.
+
+    Python's unpickler in Python: the one in C can't be told that only a text may be a key, and to hash nested tuples can take forever.
+    """
+
+    allowed = {("numpy", "dtype"): _PlainDtype, ("numpy._core.numeric", "_frombuffer"): _PlainArray, ("numpy.core.numeric", "_frombuffer"): _PlainArray}
 
     def find_class(self, module, name):
-        if (module, name) not in PICKLE_ALLOWS:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which results never do")
-        return super().find_class(module, name)
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it refers to {module[:50]}.{name[:50]}, which results never do")
+        return self.allowed[module, name]
+
+    def load_setitems(self):
+        items = self.pop_mark()
+        self.set(items[::2], items[1::2])
+
+    def load_setitem(self):
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set([key], [value])
+
+    def set(self, keys, values):
+        if type(self.stack[-1]) is not dict or not all(type(key) is str for key in keys):
+            raise pickle.UnpicklingError("it has a dict with keys that are no texts")
+        self.stack[-1].update(zip(keys, values, strict=True))
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
 
 
 def save(path, value) -> None:
-    """Pickle `value` to `path` under a temporary name and rename it, so that the file is whole or absent."""
-    path = Path(path)
+    """Pickle and gzip `value` to `path` under a temporary name and rename it, so that the file is whole or absent.
+
+    Raises ValueError for more than MOST_BYTES, OSError if it can't be written (a full disk, for instance).
+    """
+    path, data = Path(path), pickle.dumps(value, protocol=5)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{str(path)!r} would have {len(data) / 2**20:.0f} MiB and may have {MOST_BYTES / 2**20:.0f}: choose a smaller top_k or fewer prompts.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            pickle.dump(value, file, protocol=5)
+            file.write(gzip.compress(data, compresslevel=1, mtime=0))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -700,15 +806,100 @@ def save(path, value) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(path) -> dict:
-    """What `save` wrote. Raises ValueError, which names the file, if it is damaged or holds anything but plain results."""
+def load(path, check: Callable = lambda value: None) -> dict:
+    """What `save` wrote. Raises ValueError, which names the file, if it is damaged, holds anything but plain results, or `check` of it raises."""
     try:
-        with open(path, "rb") as file:
-            return PlainUnpickler(file).load()
+        with gzip.open(path) as file:
+            data = file.read(MOST_BYTES + 1)
+        _require(len(data) <= MOST_BYTES, f"it has more than {MOST_BYTES / 2**20:.0f} MiB")
+        # First read only, so that no length in it is taken at its word.
+        for number, (opcode, _, _) in enumerate(pickletools.genops(data)):
+            _require(number < MOST_OPCODES, "it has too many parts")
+            _require(opcode.name in PLAIN_OPCODES, f"its pickle has {opcode.name}, which results never do")
+        value = PlainUnpickler(io.BytesIO(data)).load()
+        check(value)
+        return value
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(f"{str(path)!r} is not a result of this project, or damaged ({error}): get it again or delete it.") from error
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ValueError(f"{str(path)!r} is damaged, of another release, or no result of this project ({reason}): get it again or delete it.") from error
+
+
+def _require(holds, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def _require_array(value, name: str, kind: str, shape: tuple, least, most) -> None:
+    _require(
+        type(value) is np.ndarray and value.dtype.kind == kind and value.shape == shape and ((value >= least) & (value <= most)).all(),
+        f"{name} is not an array {shape} of numbers ({kind}) from {least:g} to {most:g}",
+    )
+
+
+def check_run(run) -> None:
+    """Raise an error unless `run` can be what `describe_run` returned."""
+    version = run["format_version"]
+    _require(version == FORMAT_VERSION, f"its format version is {str(version)[:20]}, this lens_utils.py reads {FORMAT_VERSION}")
+    types = {"model": str, "revision": str, "dtype": str, "packages": dict, "layers": list, "tokens": list, "grid": int, "prompts": dict, "top_k": int, "last_layer_jsd": float}
+    for name, its_type in types.items():
+        _require(type(run[name]) is its_type, f"{name} is no {its_type.__name__}")
+    _require(run["layers"] == ["emb", *map(str, range(1, len(run["layers"])))] and len(run["layers"]) > 1, "layers are not emb, 1, 2, ...")
+    _require(run["segments"] == SEGMENTS, f"segments are not {SEGMENTS}")
+    _require(run["tokens"] and all(type(token) is str for token in run["tokens"]), "tokens are not all texts")
+    _require(1 <= run["grid"] <= 256 and 1 <= run["top_k"] <= len(run["tokens"]), "grid or top_k is out of range")
+    _require(0 <= run["last_layer_jsd"] <= 1, "last_layer_jsd is not from 0 to 1")
+
+
+def check_record(record, run: dict, name: str) -> None:
+    """Raise an error unless `record` can be that of the image `name`, as `read_images` saved it in `run`."""
+    d_vocab = len(run["tokens"])
+    _require(record["name"] == name, "name is not that of the file")
+    check_readings(record["patches"], run, run["grid"] ** 2, "patches")
+    for item in record["objects"]:
+        _require(type(item["category"]) is str and type(item["color"]) in (str, type(None)), "an object's category or color is no text")
+        _require(len(item["box"]) == 4 and all(type(side) is float and 0 <= side <= 1e5 for side in item["box"]), "an object's box is not four lengths")
+    _require(type(record["prompts"]) is list and record["prompts"], "there are no prompts")
+    for number, prompt in enumerate(record["prompts"]):
+        n_pos, n_prompt, n_answer = len(prompt["token_ids"]), prompt["n_prompt"], len(prompt["answer_ids"])
+        _require(prompt["kind"] in KINDS and type(prompt["truth"]) in (str, type(None)), f"prompt {number} has no known kind or truth")
+        _require(type(prompt["question"]) is str and type(prompt["answer"]) is str, f"question or answer {number} is no text")
+        _require(type(n_prompt) is int and 1 <= n_prompt and n_answer >= 1 and n_pos == n_prompt + n_answer - 1, f"the lengths of prompt {number} don't agree")
+        _require_array(prompt["token_ids"], "token_ids", "i", (n_pos,), 0, d_vocab - 1)
+        _require_array(prompt["answer_ids"], "answer_ids", "i", (n_answer,), 0, d_vocab - 1)
+        check_readings(prompt["readings"], run, n_pos, f"prompt {number}")
+    with Image.open(io.BytesIO(record["crop"].tobytes()), formats=["JPEG"]) as crop:
+        _require(crop.size[0] == crop.size[1] <= 4096 and crop.mode == "RGB", "crop is no square image in RGB")
+        crop.load()
+
+
+def check_readings(readings, run: dict, n_pos: int, where: str) -> None:
+    """Raise an error unless `readings` can be what `read_positions` returned for `n_pos` positions."""
+    n_layers, d_vocab, rounding = len(run["layers"]), len(run["tokens"]), 1e-4
+    _require(np.isnan(readings["jsd_prev"][0]).all(), f"{where}, jsd_prev: the embedding has no layer before it")
+    for name, value, kind, shape, least, most in [
+        ("top_ids", readings["top_ids"], "u", (n_layers, n_pos, run["top_k"]), 0, d_vocab - 1),
+        ("top_probs", readings["top_probs"], "f", (n_layers, n_pos, run["top_k"]), 0, 1 + rounding),
+        ("jsd_prev", readings["jsd_prev"][1:], "f", (n_layers - 1, n_pos), 0, 1),
+        ("jsd_final", readings["jsd_final"], "f", (n_layers, n_pos), 0, 1),
+        ("entropy", readings["entropy"], "f", (n_layers, n_pos), -rounding, np.log2(d_vocab) + rounding),
+        ("target_prob", readings["target_prob"], "f", (n_layers, n_pos), 0, 1 + rounding),
+        ("target_rank", readings["target_rank"], "u", (n_layers, n_pos), 1, d_vocab),
+    ]:
+        _require_array(value, f"{where}, {name}", kind, shape, least, most)
+
+
+def check_part(part, run: dict) -> None:
+    """Raise an error unless `part` can be what `read_images` saved in `run`."""
+    images, skipped = part["images"], part["skipped"]
+    # Names become paths.
+    _require(all(type(name) is str and name == Path(name).name and not set("\\\0") & set(name) for name in images), "an image's name is no name of a file")
+    _require(len(set(images)) == len(images), "an image is counted twice")
+    _require(all(type(text) is str for item in skipped.items() for text in item), "skipped is not names and reasons")
+    _require_array(part["n_images"], "n_images", "i", (len(SEGMENTS),), 0, len(images))
+    shape = len(SEGMENTS), len(run["layers"]), len(run["tokens"])
+    _require_array(part["sums"], "sums", "f", shape, 0, (1 + 1e-4) * max(len(images), 1))
 
 
 def record_path(results, name: str) -> Path:
@@ -716,32 +907,67 @@ def record_path(results, name: str) -> Path:
     return Path(results) / "images" / f"{name}.pkl"
 
 
-def record_paths(results) -> list[Path]:
-    """The files of all records there are, by name."""
-    return sorted((Path(results) / "images").glob("*.pkl"))
+def part_path(results, process: int) -> Path:
+    """Where the process of that number keeps what it has read: see `new_part`."""
+    return Path(results) / "parts" / f"{process}.pkl"
 
 
-def start_run(results, run: dict, go_on_from=None) -> None:
-    """Write `run.pkl`, or check that the records in `results` are of this run; take over the records of an earlier one (`go_on_from`).
+def new_part(run: dict) -> dict:
+    """What one process has read so far: `images`, their names; `skipped`, the reason by name; `sums` `[segment, layer, d_vocab]`, the images' mean
+    probabilities added up, and `n_images` `[segment]`, how many images had positions in the segment.
 
-    Raises ValueError, which names what differs, if either folder holds records of another run: they must not be mixed.
+    Sums, because the mean probabilities of one image over the whole vocabulary are six times as large as its record. An image counts as read once it is in a part.
     """
-    earlier = find_results(go_on_from) if go_on_from else None
-    for folder in filter(None, [earlier, results]):
-        if not record_paths(folder):
-            continue
-        before = load_run(folder)
-        for key in sorted({*before, *run} - {"packages", "last_layer_jsd"}):
-            if before.get(key) != run.get(key):
-                raise ValueError(
-                    f"{str(folder)!r} holds results of another run ({_first_difference(key, before.get(key), run.get(key))}): choose another "
-                    "folder, or delete what is in this one."
-                )
-    if not record_paths(results):
+    shape = len(run["segments"]), len(run["layers"]), len(run["tokens"])
+    return {"images": [], "skipped": {}, "sums": np.zeros(shape), "n_images": np.zeros(shape[0], dtype=int)}
+
+
+def add_to_part(part: dict, name: str, mean_probability: np.ndarray) -> None:
+    """Count an image, with its mean probability as of `read_image`, in."""
+    part["images"].append(name)
+    part["skipped"].pop(name, None)
+    # In steps of 2**-39 (2e-12) the sums of up to 2**14 images are exact, so that their order, and by which process, changes nothing.
+    part["sums"] += np.round(np.nan_to_num(mean_probability).astype(float) * 2**39) / 2**39
+    part["n_images"] += ~np.isnan(mean_probability[:, 0, 0])
+
+
+def take_over(results, earlier=None) -> None:
+    """Clear what a killed run left half-written in `results`; where that holds no run yet, copy the run in or under the folder `earlier` to it.
+
+    Raises FileNotFoundError or ValueError if `earlier` holds no run or a damaged one.
+    """
+    for temporary in Path(results).rglob("*.tmp"):
+        temporary.unlink()
+    if not earlier:
+        return
+    if (Path(results) / "run.pkl").exists():
+        print(f"{str(results)!r} holds a run already and goes on from that, not from {str(earlier)!r}.")
+        return
+    earlier = find_results(earlier)
+    load_run(earlier)
+    # run.pkl comes last: until then the copy is not whole.
+    for path in [*sorted(earlier.glob("images/*.pkl")), *sorted(earlier.glob("parts/*.pkl")), earlier / "run.pkl"]:
+        save(Path(results) / path.relative_to(earlier), load(path))
+
+
+def refuse_another(results, run: dict) -> bool:
+    """Whether `results` holds results. Raises ValueError, which names what differs, if they are of another run: they must not be mixed."""
+    if not (any(Path(results).glob("images/*.pkl")) or any(Path(results).glob("parts/*.pkl"))):
+        return False
+    before = load_run(results)
+    for key in sorted({*before, *run} - {"packages", "last_layer_jsd"}):
+        if before.get(key) != run.get(key):
+            raise ValueError(
+                f"{str(results)!r} holds results of another run ({_first_difference(key, before.get(key), run.get(key))}): choose another "
+                "folder, or delete what is in this one."
+            )
+    return True
+
+
+def start_run(results, run: dict) -> None:
+    """Write `run.pkl` unless there are results of this run already. Errors as of `refuse_another`."""
+    if not refuse_another(results, run):
         save(Path(results) / "run.pkl", run)
-    for path in record_paths(earlier) if earlier else []:
-        if not record_path(results, path.stem).exists():
-            save(record_path(results, path.stem), load(path))
 
 
 def _first_difference(where: str, there, now) -> str:
@@ -761,10 +987,12 @@ def describe_run(bridge, processor, model: str, last_layer_jsd: float, prompts: 
     from importlib.metadata import version
 
     vision = bridge.original_model.config.vision_config
+    # A folder has no revision: what tells one model of that name from another is then its unembedding.
+    fingerprint = hashlib.sha256(bridge.W_U[:, :64].detach().float().cpu().numpy().tobytes()).hexdigest()[:16]
     return {
         "format_version": FORMAT_VERSION,
         "model": str(model),
-        "revision": getattr(bridge.original_model.config, "_commit_hash", None),
+        "revision": getattr(bridge.original_model.config, "_commit_hash", None) or f"unembedding {fingerprint}",
         "dtype": str(bridge.cfg.dtype).removeprefix("torch."),
         "packages": {name: version(name) for name in ("torch", "transformers", "transformer-lens", "numpy")},
         "layers": ["emb"] + [str(layer) for layer in range(1, bridge.cfg.n_layers + 1)],
@@ -782,7 +1010,7 @@ def describe_run(bridge, processor, model: str, last_layer_jsd: float, prompts: 
             "jsd_prev, jsd_final": "Jensen-Shannon divergence in bits (0 ... 1) to the previous and to the last layer",
             "entropy": "in bits",
             "target_prob, target_rank": "of the answer token that follows, elsewhere of the last layer's top-1; rank 1 = top",
-            "mean_probability": "full probability, mean over the positions of a segment; rows are segment x layer",
+            "sums": "of the images' full mean probability over the positions of a segment",
         },
     }
 
@@ -798,21 +1026,55 @@ def find_results(folder) -> Path:
 
 
 def load_run(results) -> dict:
-    """`run.pkl`. Raises ValueError if its format version is not this module's."""
-    path = Path(results) / "run.pkl"
-    run = load(path)
-    version = run.get("format_version") if isinstance(run, dict) else None
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{str(path)!r} has format version {version}, this lens_utils.py reads {FORMAT_VERSION}: use the two of one release.")
-    return run
+    """`run.pkl`. Raises ValueError if it is damaged or its format version is not this module's."""
+    return load(Path(results) / "run.pkl", check_run)
 
 
-def load_records(results) -> Iterator[dict]:
+def load_record(results, run: dict, name: str) -> dict:
+    """The record of one image. Raises ValueError if it is damaged or not of this run."""
+    return load(record_path(results, name), partial(check_record, run=run, name=name))
+
+
+def load_parts(results, run: dict) -> list[dict]:
+    """The parts (`new_part`) of all processes. Raises ValueError at a damaged one, and for an image that was counted in but is gone."""
+    parts = []
+    for path in sorted((Path(results) / "parts").glob("*.pkl")):
+        parts.append(load(path, partial(check_part, run=run)))
+        for name in parts[-1]["images"]:
+            if not record_path(results, name).is_file():
+                raise ValueError(
+                    f"{str(path)!r} counts in {name!r}, but {str(record_path(results, name))!r} is gone: put it back, or delete "
+                    f"{str(path)!r} as well, and its {len(parts[-1]['images'])} images are read again."
+                )
+    return parts
+
+
+def images_left(results, image_paths: dict[str, Path]) -> dict[str, Path]:
+    """Those of `image_paths` that have not been read into `results` yet. Errors as of `load_run` and `load_parts`."""
+    if not (Path(results) / "run.pkl").exists():
+        return image_paths
+    done = set(images_read(results, load_run(results)))
+    return {name: path for name, path in image_paths.items() if name not in done}
+
+
+def images_read(results, run: dict) -> list[str]:
+    """The names of the images that were read, sorted. Errors as of `load_parts`."""
+    return sorted(name for part in load_parts(results, run) for name in part["images"])
+
+
+def load_records(results, run: dict) -> Iterator[dict]:
     """The records one after the other, by name. Raises FileNotFoundError if there is none, ValueError at a damaged one."""
-    paths = record_paths(results)
-    if not paths:
+    names = images_read(results, run)
+    if not names:
         raise FileNotFoundError(f"No records under {str(Path(results) / 'images')!r}: run Make_Analyse.ipynb to its end.")
-    return map(load, paths)
+    return (load_record(results, run, name) for name in names)
+
+
+def load_mean_probability(results, run: dict) -> np.ndarray:
+    """The mean probability of every token `[segment, layer, d_vocab]`: over the segment's positions, then over images. Errors as of `load_parts`."""
+    parts = load_parts(results, run)
+    n_images = sum(part["n_images"] for part in parts)
+    return sum(part["sums"] for part in parts) / np.maximum(n_images, 1)[:, None, None]
 
 
 def load_sample(results, run: dict, image: str | None, prompt: int, layers: list[int]) -> tuple[dict, dict]:
@@ -820,11 +1082,11 @@ def load_sample(results, run: dict, image: str | None, prompt: int, layers: list
 
     Raises ValueError, which says what there is to choose from, for an image, a prompt or `layers` that the results do not have.
     """
-    names = [path.name.removesuffix(".pkl") for path in record_paths(results)]
+    names = images_read(results, run)
     if image is not None and image not in names:
         near = difflib.get_close_matches(image, names, 5) or names[:10]
         raise ValueError(f"No image {image!r} in {str(results)!r}: set `image` to one of its {len(names)} images, for instance {', '.join(near)}.")
-    record = load(record_path(results, image or names[0]))
+    record = load_record(results, run, image or names[0])
     if prompt not in range(len(record["prompts"])):
         raise ValueError(f"prompt is {prompt}: {record['name']} has the prompts 0 to {len(record['prompts']) - 1}.")
     if not set(layers) <= set(range(len(run["layers"]))):
@@ -833,18 +1095,73 @@ def load_sample(results, run: dict, image: str | None, prompt: int, layers: list
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Tables
+# The run: every image read and saved
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def mean_probability(record: dict, run: dict) -> np.ndarray:
-    """One image's mean probability `[segment, layer, d_vocab]`; NaN for a segment of no positions."""
-    stored = record["mean_probability"]
-    shape = len(run["segments"]), len(run["layers"]), len(run["tokens"])
-    mean = scipy.sparse.csr_array((stored["data"], stored["indices"], stored["indptr"]), shape=(shape[0] * shape[1], shape[2])).toarray()
-    mean = mean.reshape(shape)
-    mean[stored["n_positions"] == 0] = np.nan
-    return mean
+def read_images(image_paths: dict[str, Path], annotations: dict, categories: list[str], results, model: str, dtype: str = "float16",
+                device: str | None = None, prompts: list[dict] = (), per_kind: int = 1, seed: int = 0, top_k: int = 10, max_new_tokens: int = 20,
+                deadline: float = float("inf")) -> None:
+    """Load the model, check the lens on the first image, read every image (`images_left`) and save its record; stop before `deadline` (`time.time()`).
+
+    `annotations` and `categories` as of `read_annotations`; without `prompts` (`own_prompts`) those of `make_prompts` are asked. Where accelerate has
+    launched several processes, each loads its own copy of the model and takes its share of the images, and none waits for another. An image that
+    can't be read is skipped by name (`new_part`). Raises ValueError if no image can be opened, and what `load_llava`, `check_last_layer` and `start_run` do.
+    """
+    from accelerate import PartialState
+    from tqdm import tqdm
+
+    state = PartialState(cpu=device == "cpu")
+    with state.split_between_processes(list(image_paths.items())) as share:
+        share = dict(share)
+    bridge, processor = load_llava(model, dtype, str(state.device) if state.num_processes > 1 else device)
+    state.print(f"{model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, vocabulary {bridge.cfg.d_vocab:,}, {bridge.cfg.dtype} on "
+                f"{bridge.W_U.device}" + f", in {state.num_processes} processes" * (state.num_processes > 1))
+    asked = {"own": list(prompts), "per_kind": per_kind, "seed": seed}
+    run = describe_run(bridge, processor, model, None, asked, top_k=top_k, max_new_tokens=max_new_tokens)
+    refuse_another(results, run)
+    path_of_part = part_path(results, state.process_index)
+    part, skipped, seconds = None, {}, []
+    for name, path in tqdm(share.items(), "images", unit="image", file=sys.stdout, mininterval=5, disable=not state.is_main_process):
+        start = time.time()
+        if seconds and start + max(seconds) > deadline:
+            print(f"The time is over with {len(share) - len(seconds) - len(skipped)} images left: run this again to go on.")
+            break
+        try:
+            image = open_image(path)
+            if part is None:
+                run["last_layer_jsd"] = check_last_layer(bridge, processor, image, DESCRIPTION_QUESTION)
+            objects = crop_objects(annotations.get(path.name, []), image.size, processor.image_processor)
+            image_prompts = prompts or make_prompts(objects, categories, f"{seed} {name}", per_kind)
+            record, mean_probability = read_image(bridge, processor, image, image_prompts, top_k, max_new_tokens)
+        except (OSError, FloatingPointError) as error:
+            skipped[name] = str(error)
+            continue
+        if part is None:
+            state.print(f"largest JSD between the lens at the last layer and the model's output: {run['last_layer_jsd']:.2g} bits "
+                        f"(allowed: {LAST_LAYER_TOLERANCE[dtype]:g})")
+            start_run(results, run)
+            part = load(path_of_part, partial(check_part, run=run)) if path_of_part.exists() else new_part(run)
+        save(record_path(results, name), {"name": name, "objects": objects, **record})
+        # Only now does the image count: what is killed before is read again.
+        add_to_part(part, name, mean_probability)
+        save(path_of_part, part)
+        seconds.append(time.time() - start)
+    if part is not None and skipped:
+        save(path_of_part, {**part, "skipped": {**part["skipped"], **skipped}})
+    elif skipped:
+        message = f"None of these {len(skipped)} images can be read. " + " ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        if state.num_processes == 1 and not (Path(results) / "run.pkl").exists():
+            raise ValueError(message)
+        print(message)
+    if seconds:
+        state.print(f"{sum(seconds) / len(seconds):.2f} s per image" + f" in each of {state.num_processes} processes" * (state.num_processes > 1))
+    state.destroy_process_group()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tables
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def settling_layer(target_rank: np.ndarray) -> np.ndarray:
@@ -873,13 +1190,10 @@ def summarise(records: Iterable[dict], run: dict) -> dict:
 
     `layers`: DataFrame, a row per image, prompt, segment and layer: mean `jsd_prev`, `jsd_final`, `entropy` (bits) over the positions.
     `answers`: DataFrame, a row per image, prompt, answer token and layer: the lens at the position that the token follows.
-    `mean_probability`: `[segment, layer, d_vocab]`, mean over positions, then over images.
     `categories`: all annotated categories, sorted.
     """
     categories = set()
     labels, layer_rows, answer_rows = np.array(run["tokens"], dtype=object), [], []
-    total = np.zeros((len(run["segments"]), len(run["layers"]), len(run["tokens"])))
-    n_images = np.zeros((len(run["segments"]), 1, 1), dtype=int)
 
     def add_layers(readings, positions, **where):
         if positions.stop > positions.start:
@@ -888,9 +1202,6 @@ def summarise(records: Iterable[dict], run: dict) -> dict:
 
     for record in records:
         categories.update(item["category"] for item in record["objects"])
-        mean = mean_probability(record, run)
-        total += np.nan_to_num(mean)
-        n_images += ~np.isnan(mean[:, :1, :1])
         add_layers(record["patches"], slice(0, run["grid"] ** 2), image=record["name"], prompt=-1, kind="image", segment="image")
         for number, prompt in enumerate(record["prompts"]):
             readings, n_prompt = prompt["readings"], prompt["n_prompt"]
@@ -911,7 +1222,6 @@ def summarise(records: Iterable[dict], run: dict) -> dict:
     return {
         "layers": pd.concat(layer_rows, ignore_index=True),
         "answers": pd.concat(answer_rows, ignore_index=True),
-        "mean_probability": total / np.maximum(n_images, 1),
         "categories": sorted(categories),
     }
 
@@ -1351,8 +1661,8 @@ DEMO_NOTE = (
 )
 
 
-def report(run: dict, tables: dict) -> str:
-    """A written report as Markdown; every number in it is computed from the loaded results."""
+def report(run: dict, tables: dict, mean_probability: np.ndarray) -> str:
+    """A written report as Markdown from `summarise` and `load_mean_probability`; every number in it is computed from the loaded results."""
     layers, answers = tables["layers"], tables["answers"]
     settling, readable = settling_table(answers), settling_table(answers, "readable_layer")
     first = per_prompt(answers)
@@ -1391,7 +1701,7 @@ def report(run: dict, tables: dict) -> str:
         )
     lines += ["", "**What image patches decode to** (largest mean probability over all patches and images)**.**", ""]
     for layer in (len(run["layers"]) // 2, len(run["layers"]) - 1):
-        mean = tables["mean_probability"][0, layer]
+        mean = mean_probability[0, layer]
         tokens = ", ".join(f"{_as_code(printable(run['tokens'][i], in_figure=False))} {mean[i]:.2f}" for i in np.argsort(-mean)[:6])
         lines.append(f"- At layer {_layer_name(run, layer)}: {tokens}.")
     wrong = graded[~graded["right"]]

@@ -64,21 +64,31 @@ PROMPTS = lu.own_prompts(["What is this? 狗", {"question": lu.object_question()
 
 
 @pytest.fixture(scope="session")
-def records(llava, photographs):
-    """A record per photograph, as Make_Analyse saves them."""
-    return [
-        {"name": name, "objects": [], **lu.read_image(*llava, lu.open_image(path), PROMPTS, max_new_tokens=6)}
-        for name, path in lu.find_images(photographs).items()
-    ]
+def read(llava, photographs):
+    """A record per photograph, as Make_Analyse saves them, with its mean probabilities."""
+    read = []
+    for name, path in lu.find_images(photographs).items():
+        record, mean_probability = lu.read_image(*llava, lu.open_image(path), PROMPTS, max_new_tokens=6)
+        read.append(({"name": name, "objects": [], **record}, mean_probability))
+    return read
 
 
 @pytest.fixture(scope="session")
-def results(llava, llava_folder, records, tmp_path_factory):
+def records(read):
+    return [record for record, _ in read]
+
+
+@pytest.fixture(scope="session")
+def results(llava, llava_folder, read, tmp_path_factory):
     """A folder of results."""
     folder = tmp_path_factory.mktemp("results")
-    lu.start_run(folder, lu.describe_run(*llava, llava_folder, 0.0, {"own": PROMPTS}, top_k=10))
-    for record in records:
+    run = lu.describe_run(*llava, llava_folder, 0.0, {"own": PROMPTS}, top_k=10)
+    part = lu.new_part(run)
+    lu.start_run(folder, run)
+    for record, mean_probability in read:
         lu.save(lu.record_path(folder, record["name"]), record)
+        lu.add_to_part(part, record["name"], mean_probability)
+    lu.save(lu.part_path(folder, 0), part)
     return folder
 
 

@@ -19,7 +19,7 @@ def answers(request):
         image = lu.open_image(path)
         objects = lu.crop_objects(objects_of[name], image.size, processor.image_processor)
         prompts = [prompt for prompt in lu.make_prompts(objects, categories, name, per_kind=2) if prompt["truth"]]
-        for prompt in lu.read_image(bridge, processor, image, prompts, top_k=1, max_new_tokens=3)["prompts"]:
+        for prompt in lu.read_image(bridge, processor, image, prompts, top_k=1, max_new_tokens=3)[0]["prompts"]:
             layer = lu.readable_layer(prompt["readings"]["target_prob"])[prompt["n_prompt"] - 1]
             rows.append({**{key: prompt[key] for key in ("kind", "answer", "truth")}, "layer": layer})
     return pd.DataFrame(rows)

@@ -27,7 +27,7 @@ window.addEventListener("load", async () => {
 
 @pytest.fixture
 def sample(results):
-    record = next(lu.load_records(results))
+    record = next(lu.load_records(results, lu.load_run(results)))
     return lu.load_run(results), record, record["prompts"][0]
 
 

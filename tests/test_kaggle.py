@@ -172,12 +172,12 @@ def test_both_notebooks_as_kaggle_runs_them(kaggle_folders, fake_nvidia_smi):
     parameters = dict(model=str(ROOT / "demo/model"), max_new_tokens=3, device="cpu")
     text, _ = execute(kaggle_folders / "Make_Analyse.ipynb", working, hours=0.0, **parameters)
     assert "Tesla T4" in text and "3 images under" in text and "1 of them annotated" in text
-    assert "0.0 hours are over with 3 images left" in text
+    assert "The time is over with 2 images left" in text
     with pytest.raises(CellExecutionError, match="torch sees no GPU"):
         execute(kaggle_folders / "Make_Analyse.ipynb", working, **{**parameters, "device": None})
 
     text, _ = execute(kaggle_folders / "Make_Analyse.ipynb", working, **parameters)
-    assert "3 images read, 3 of them in this session" in text
+    assert "3 images read, 2 of them in this session" in text
     shutil.move(working / "results", inputs / "make-analyse/results")
     text, _ = execute(kaggle_folders / "Make_Analyse.ipynb", working, go_on_from=str(inputs / "make-analyse"), **parameters)
     assert "3 images read, 0 of them in this session" in text

@@ -41,15 +41,17 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
     assert "4 images" in text and "3 images read, 3 of them in this session" in text and "skipped aaa_broken.jpg" in text
     assert "1 of them annotated with 3 categories" in text
 
-    records = {record["name"]: record for record in lu.load_records(tmp_path / "results")}
+    records = {record["name"]: record for record in lu.load_records(tmp_path / "results", lu.load_run(tmp_path / "results"))}
     assert list(records) == ["china.jpg", "flower.jpg", "grace_hopper.jpg"]
     kinds = [prompt["kind"] for prompt in records["china.jpg"]["prompts"]]
     assert kinds == ["object", "presence", "presence", "colour", "relation", "description"]
     before = (tmp_path / "results/images/china.jpg.pkl").read_bytes()
 
-    (tmp_path / "results/images/flower.jpg.pkl").unlink()
+    shutil.rmtree(tmp_path / "results")
+    text, _ = execute("Make_Analyse.ipynb", tmp_path, **parameters, hours=0.0)  # stops after the first that it reads
+    assert "1 images read, 1 of them in this session" in text and "with 2 images left" in text
     text, _ = execute("Make_Analyse.ipynb", tmp_path, **parameters)
-    assert "3 images read, 1 of them in this session" in text
+    assert "3 images read, 2 of them in this session" in text and "skipped aaa_broken.jpg" in text
     assert (tmp_path / "results/images/china.jpg.pkl").read_bytes() == before
     again = lu.load(tmp_path / "results/images/flower.jpg.pkl")
     np.testing.assert_array_equal(again["patches"]["top_probs"], records["flower.jpg"]["patches"]["top_probs"])
@@ -68,7 +70,7 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
 
 def test_own_prompts(tmp_path, llava_folder, photographs):
     execute("Make_Analyse.ipynb", tmp_path, model=str(llava_folder), images=str(photographs), prompts=["What is it?"], max_new_tokens=2, limit=1)
-    (record,) = lu.load_records(tmp_path / "results")
+    (record,) = lu.load_records(tmp_path / "results", lu.load_run(tmp_path / "results"))
     assert [(prompt["kind"], prompt["question"]) for prompt in record["prompts"]] == [("own", "What is it?")]
 
 

@@ -141,16 +141,16 @@ def test_greedy_answer_equals_generate(pair, hf, image):
 def test_answer_ends_with_the_end_token(llava, image, monkeypatch):
     """The end token stops the answer, is kept among the ids, and is not fed back."""
     bridge, processor = llava
-    free = lu.read_image(bridge, processor, image, PROMPTS[:1], max_new_tokens=6)["prompts"][0]
+    free = lu.read_image(bridge, processor, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"][0]
     monkeypatch.setattr(bridge.original_model.generation_config, "eos_token_id", [int(free["answer_ids"][2])])
-    stopped = lu.read_image(bridge, processor, image, PROMPTS[:1], max_new_tokens=6)["prompts"][0]
+    stopped = lu.read_image(bridge, processor, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"][0]
     end = free["answer_ids"].tolist().index(free["answer_ids"][2]) + 1
     assert stopped["answer_ids"].tolist() == free["answer_ids"].tolist()[:end]
     assert len(stopped["token_ids"]) == stopped["n_prompt"] + end - 1
 
 
-def test_mean_probability_and_top_tokens_against_brute_force(records, run, hf, image, llava):
-    record = next(record for record in records if record["name"] == "china.jpg")
+def test_mean_probability_and_top_tokens_against_brute_force(read, run, hf, image, llava):
+    record, mean = next((record, mean) for record, mean in read if record["name"] == "china.jpg")
     per_segment = {"image": [], "prompt": [], "answer": []}
     for prompt in record["prompts"]:
         inputs = hf_inputs(hf, image, prompt["question"], prompt["token_ids"][prompt["n_prompt"] :])
@@ -158,7 +158,6 @@ def test_mean_probability_and_top_tokens_against_brute_force(records, run, hf, i
         per_segment["image"] = [probs[:, (inputs["input_ids"][0] == llava[1].image_token_id).numpy()]]
         per_segment["prompt"].append(probs[:, -n_text:][:, : prompt["n_prompt"]])
         per_segment["answer"].append(probs[:, -n_text:][:, prompt["n_prompt"] :])
-    mean = lu.mean_probability(record, run)
     for segment, name in enumerate(lu.SEGMENTS):
         expected = np.concatenate(per_segment[name], axis=1).mean(axis=1)
         assert np.abs(mean[segment] - expected).max() < 2e-5
@@ -270,3 +269,35 @@ def test_what_is_no_llava_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="'llama' model"):
         lu.load_llava(tmp_path)
+
+
+def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image):
+    """By 7 tokens at a time, so that pieces end within the prompt, at its end and within the answer; and never more than these are held."""
+    whole, whole_mean = lu.read_image(*llava, image, PROMPTS, max_new_tokens=9)
+    pieces, pieces_mean = lu.read_image(*llava, image, PROMPTS, max_new_tokens=9, at_once=7)
+    for one, other in zip(whole["prompts"], pieces["prompts"]):
+        assert one["answer"] == other["answer"] and one["token_ids"].tolist() == other["token_ids"].tolist()
+        for name, values in one["readings"].items():
+            assert values.dtype == other["readings"][name].dtype
+            np.testing.assert_allclose(values, other["readings"][name], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(whole_mean, pieces_mean, atol=1e-5)
+
+
+def test_a_prompt_beyond_the_context_is_refused(llava, image):
+    with pytest.raises(ValueError, match=r"A prompt has, with its image and max_new_tokens, \d+ tokens, and the model's context \d+"):
+        lu.read_image(*llava, image, lu.own_prompts(["dog " * 5000]))
+
+
+@pytest.mark.parametrize("layer, where", [(0, "first at layer 0 of 5"), (3, "first at layer 3 of 5")])
+def test_a_broken_layer_is_named_even_at_a_position_that_is_not_read(llava, image, layer, where):
+    """Infinity at the first token, before the image."""
+    bridge, processor = llava
+    hook = "blocks.0.hook_resid_pre" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"
+
+    def spoil(resid, hook):
+        resid = resid.clone()
+        resid[0, 0, 0] = torch.inf
+        return resid
+
+    with bridge.hooks(fwd_hooks=[(hook, spoil)]), pytest.raises(FloatingPointError, match=where):
+        lu.read_image(bridge, processor, image, PROMPTS[:1])

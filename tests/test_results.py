@@ -1,6 +1,7 @@
 """Saving, loading, tables, figures, report: the half that works without torch."""
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import warnings
@@ -21,7 +22,12 @@ def run(results):
 
 @pytest.fixture
 def tables(results, run):
-    return lu.summarise(lu.load_records(results), run)
+    return lu.summarise(lu.load_records(results, run), run)
+
+
+@pytest.fixture
+def mean(results, run):
+    return lu.load_mean_probability(results, run)
 
 
 def assert_same(a, b):
@@ -41,8 +47,8 @@ def assert_same(a, b):
         assert a == b
 
 
-def test_save_and_load_give_the_same(results, records):
-    loaded = list(lu.load_records(results))
+def test_save_and_load_give_the_same(results, records, run):
+    loaded = list(lu.load_records(results, run))
     assert len(loaded) == 3
     assert_same(loaded, sorted(records, key=lambda record: record["name"]))
 
@@ -93,16 +99,43 @@ def test_the_same_run_goes_on_and_another_is_refused(tmp_path, run):
     assert lu.load_run(tmp_path)["top_k"] == 10
 
 
-def test_an_earlier_run_is_taken_over_only_if_it_is_the_same(tmp_path, results, run):
-    lu.start_run(tmp_path / "new", run, go_on_from=results)
-    assert_same(list(lu.load_records(tmp_path / "new")), list(lu.load_records(results)))
+def test_an_earlier_run_is_taken_over_unless_there_is_one(tmp_path, results, run, capsys):
+    lu.take_over(tmp_path / "new", results)
+    assert_same(list(lu.load_records(tmp_path / "new", run)), list(lu.load_records(results, run)))
+    np.testing.assert_array_equal(lu.load_mean_probability(tmp_path / "new", run), lu.load_mean_probability(results, run))
     with pytest.raises(ValueError, match="top_k: 10 there, 5 now"):
-        lu.start_run(tmp_path / "other", {**run, "top_k": 5}, go_on_from=results)
-    assert not (tmp_path / "other").exists()
-    lu.save(lu.record_path(tmp_path / "own", "china.jpg"), {"mine": 1})
+        lu.start_run(tmp_path / "new", {**run, "top_k": 5})
     lu.save(tmp_path / "own/run.pkl", run)
-    lu.start_run(tmp_path / "own", run, go_on_from=results)
-    assert lu.load(lu.record_path(tmp_path / "own", "china.jpg")) == {"mine": 1} and len(lu.record_paths(tmp_path / "own")) == 3
+    lu.take_over(tmp_path / "own", results)
+    assert "holds a run already" in capsys.readouterr().out and os.listdir(tmp_path / "own") == ["run.pkl"]
+
+
+def test_a_copy_that_was_cut_off_is_made_again(tmp_path, results, run, monkeypatch):
+    whole, saved = lu.save, []
+    def save_two(path, value):
+        if len(saved) == 2:
+            raise OSError(28, "No space left on device")
+        saved.append(path)
+        whole(path, value)
+    monkeypatch.setattr(lu, "save", save_two)
+    with pytest.raises(OSError, match="No space"):
+        lu.take_over(tmp_path, results)
+    monkeypatch.undo()
+    (tmp_path / "images/x.pkl.7.tmp").write_bytes(b"half")
+    lu.take_over(tmp_path, results)
+    assert lu.images_read(tmp_path, run) == lu.images_read(results, run) and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_only_what_is_counted_is_read_and_what_is_counted_must_be_there(tmp_path, results, run):
+    """A run killed between record and part leaves a record that does not count; a record that is gone can't be taken out of the sums."""
+    shutil.copytree(results, tmp_path, dirs_exist_ok=True)
+    paths = {name: tmp_path / name for name in ("china.jpg", "new.jpg")}
+    shutil.copy(lu.record_path(tmp_path, "china.jpg"), lu.record_path(tmp_path, "new.jpg"))
+    assert "new.jpg" not in [record["name"] for record in lu.load_records(tmp_path, run)]
+    assert list(lu.images_left(tmp_path, paths)) == ["new.jpg"] and list(lu.images_left(tmp_path / "none", paths)) == list(paths)
+    lu.record_path(tmp_path, "china.jpg").unlink()
+    with pytest.raises(ValueError, match=r"counts in 'china.jpg', but .* is gone: .* and its 3 images are read again"):
+        lu.images_left(tmp_path, paths)
 
 
 def test_what_differs_is_named_to_the_item(tmp_path, run):
@@ -130,7 +163,7 @@ def test_the_sample_is_the_one_that_was_chosen(results, run):
 
 def test_another_format_version_is_refused(tmp_path, run):
     lu.save(tmp_path / "run.pkl", {**run, "format_version": 99})
-    with pytest.raises(ValueError, match="format version 99"):
+    with pytest.raises(ValueError, match="format version is 99"):
         lu.load_run(tmp_path)
 
 
@@ -140,7 +173,7 @@ def test_results_are_found_or_asked_for(tmp_path, run):
     lu.save(tmp_path / "deep" / "one" / "run.pkl", run)
     assert lu.find_results(tmp_path) == tmp_path / "deep" / "one"
     with pytest.raises(FileNotFoundError, match="No records"):
-        lu.load_records(tmp_path / "deep" / "one")
+        lu.load_records(tmp_path / "deep" / "one", run)
     lu.save(tmp_path / "two" / "run.pkl", run)
     with pytest.raises(ValueError, match="Several results"):
         lu.find_results(tmp_path)
@@ -178,17 +211,31 @@ def test_answer_table(tables, records, run):
     assert answers[answers["truth"].isna()]["right"].isna().all()
 
 
-def test_mean_over_images_is_of_means_over_positions(tables, results, run):
-    per_image = [lu.mean_probability(record, run) for record in lu.load_records(results)]
-    np.testing.assert_allclose(tables["mean_probability"], np.mean(per_image, axis=0), rtol=1e-6)
-    np.testing.assert_allclose(tables["mean_probability"].sum(axis=-1), 1, atol=1e-3)
+def test_mean_over_images_is_of_means_over_positions(results, read, run):
+    mean = lu.load_mean_probability(results, run)
+    np.testing.assert_allclose(mean, np.mean([its for _, its in read], axis=0, dtype=float), atol=1e-11)
+    np.testing.assert_allclose(mean.sum(axis=-1), 1, atol=1e-6)
 
 
-def test_a_segment_without_positions_does_not_count(records, run):
-    record = {**records[0], "mean_probability": {**records[0]["mean_probability"], "n_positions": np.array([16, 9, 0])}}
-    both = lu.summarise([record, records[1]], run)["mean_probability"]
-    np.testing.assert_allclose(both[2], lu.mean_probability(records[1], run)[2])
-    assert np.isnan(lu.mean_probability(record, run)[2]).all()
+def test_a_segment_without_positions_does_not_count(tmp_path, read, run):
+    part, first, second = lu.new_part(run), read[0][1].copy(), read[1][1]
+    first[2] = np.nan
+    lu.add_to_part(part, "a", first)
+    lu.add_to_part(part, "b", second)
+    np.testing.assert_allclose(part["sums"][2], second[2], atol=1e-11)
+    assert part["n_images"].tolist() == [2, 2, 1]
+
+
+def test_sums_are_the_same_in_any_order_and_parts(read, run):
+    rng = np.random.default_rng(0)
+    means = [rng.dirichlet(np.full(len(run["tokens"]), 0.01), size=(3, len(run["layers"]))).astype(np.float32) for _ in range(20)]
+    def total(order, n_parts):
+        parts = [lu.new_part(run) for _ in range(n_parts)]
+        for at in order:
+            lu.add_to_part(parts[at % n_parts], str(at), means[at])
+        return sum(part["sums"] for part in parts)
+    np.testing.assert_array_equal(total(range(20), 1), total(rng.permutation(20), 3))
+    np.testing.assert_allclose(total(range(20), 1), np.sum(means, axis=0, dtype=float), atol=1e-10)
 
 
 @pytest.mark.parametrize("answer, truth, right", [
@@ -204,7 +251,7 @@ def test_figures_draw_every_token_without_warnings(results, run, tables):
     nasty = ["$x^2$", "</b>", "▁狗", "Привет", "\u200b", "\t", "<0x0A>", "🙂", "▁$", "a" * 40]
     tokens[: len(nasty)] = nasty
     run = {**run, "tokens": tokens}
-    record = next(lu.load_records(results))
+    record = next(lu.load_records(results, run))
     record["objects"] = [{"box": (5.0, 5.0, 20.0, 30.0), "category": "$a_b$"}, {"box": (0.0, 0.0, 0.0, 0.0), "category": "outside"}]
     record["patches"]["top_ids"] = np.resize(np.arange(len(nasty)), record["patches"]["top_ids"].shape)
     prompt = record["prompts"][0]
@@ -226,7 +273,7 @@ def test_figures_draw_every_token_without_warnings(results, run, tables):
 
 
 def test_top1_figure_shows_the_loaded_tokens_and_probabilities(results, run):
-    prompt = next(lu.load_records(results))["prompts"][0]
+    prompt = next(lu.load_records(results, run))["prompts"][0]
     figure = lu.plot_top1(run, prompt)
     panels = [axis for axis in figure.axes if axis.texts]
     words = np.hstack([np.reshape([text.get_text() for text in axis.texts], (len(run["layers"]), -1)) for axis in panels])
@@ -241,7 +288,7 @@ def test_top1_figure_shows_the_loaded_tokens_and_probabilities(results, run):
 
 def test_patches_stand_where_they_were_in_the_crop(results, run):
     """Word and colour of row r, column c of the grid are drawn at that place of the crop."""
-    record = next(lu.load_records(results))
+    record = next(lu.load_records(results, run))
     figure = lu.plot_patches(run, record, [4])
     axis, size = figure.axes[1], lu.seen_crop(record).size[0]
     top = record["patches"]["top_ids"][4, :, 0].reshape(run["grid"], run["grid"])
@@ -253,8 +300,8 @@ def test_patches_stand_where_they_were_in_the_crop(results, run):
     plt.close(figure)
 
 
-def test_the_crop_is_what_the_model_saw(results, llava, photographs):
-    record = next(lu.load_records(results))
+def test_the_crop_is_what_the_model_saw(results, run, llava, photographs):
+    record = next(lu.load_records(results, run))
     assert lu.seen_crop(record).size == (56, 56)
     pixels = llava[1].image_processor(images=lu.open_image(photographs / record["name"]), return_tensors="np")["pixel_values"][0]
     back = pixels.transpose(1, 2, 0) * llava[1].image_processor.image_std + llava[1].image_processor.image_mean
@@ -263,7 +310,7 @@ def test_the_crop_is_what_the_model_saw(results, llava, photographs):
 
 def test_words_are_drawn_from_both_spellings(results, run):
     """By hand: `temple` and `▁temple` in one patch are added, in others stand alone, elsewhere nothing is drawn."""
-    record = next(lu.load_records(results))
+    record = next(lu.load_records(results, run))
     run = {**run, "tokens": ["temple", "▁temple", *(f"other{i}" for i in range(len(run["tokens"]) - 2))]}
     record["patches"]["top_ids"] = np.full_like(record["patches"]["top_ids"], 9)
     record["patches"]["top_probs"] = np.zeros_like(record["patches"]["top_probs"])
@@ -292,8 +339,8 @@ def test_printable():
     assert lu.printable("abcdef", 4) == "abc…"
 
 
-def test_report_counts_what_was_loaded(run, tables):
-    text = lu.report(run, tables)
+def test_report_counts_what_was_loaded(run, tables, mean):
+    text = lu.report(run, tables, mean)
     first = tables["answers"].query("token == 0 and layer == 0")
     objects = first[first["kind"] == "object"]
     assert "3 images with 9 prompts" in text and "In which order" not in text and "too few images for an interval" in text
@@ -347,13 +394,13 @@ def test_settling_table():
     assert np.isnan(five["low"]) and five["graded"] == 3
 
 
-def test_an_answer_that_never_settles_is_drawn_and_named(run, tables):
+def test_an_answer_that_never_settles_is_drawn_and_named(run, tables, mean):
     answers = tables["answers"].assign(settling_layer=len(run["layers"]))
     figure = lu.plot_settling(answers, run)
     axis = figure.axes[0]
     assert axis.get_xticklabels()[-1].get_text() == "never" and axis.get_xlim()[1] > len(run["layers"])
     plt.close(figure)
-    assert "| never (too few images for an interval) |" in lu.report(run, {**tables, "answers": answers})
+    assert "| never (too few images for an interval) |" in lu.report(run, {**tables, "answers": answers}, mean)
 
 
 def test_the_peak_has_a_range(run):
@@ -370,14 +417,14 @@ def test_readable_layer_by_hand():
     assert lu.readable_layer(probs).tolist() == [3, 0, 4]
 
 
-def test_no_text_of_a_stranger_is_mark_up_in_the_report(run, tables):
+def test_no_text_of_a_stranger_is_mark_up_in_the_report(run, tables, mean):
     nasty = "`<script>alert(1)</script>` $x$ *b* | a_b_"
     answers = tables["answers"].assign(answer=nasty, truth="dog", right=False, question=nasty, image=nasty)
-    text = lu.report(run, {**tables, "answers": answers})
+    text = lu.report(run, {**tables, "answers": answers}, mean)
     assert "<script" not in text and "$" not in text and "*b*" not in text and "&#60;script&#62;" in text
 
 
 def test_second_half_needs_neither_torch_nor_transformers(results, blocked):
-    code = f"import lens_utils as lu; run = lu.load_run({str(results)!r}); print(lu.report(run, lu.summarise(lu.load_records({str(results)!r}), run)))"
+    code = f"import lens_utils as lu; run = lu.load_run({str(results)!r}); print(lu.report(run, lu.summarise(lu.load_records({str(results)!r}, run), run), lu.load_mean_probability({str(results)!r}, run)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(blocked)}, capture_output=True, text=True)
     assert done.returncode == 0 and "3 images" in done.stdout, done.stderr
