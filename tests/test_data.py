@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import lens_utils as lu
 
@@ -23,8 +23,8 @@ def test_no_images_and_no_folder_say_where_they_were_looked_for(tmp_path):
 
 
 def test_annotations(photographs):
-    objects, categories = lu.read_annotations(photographs)
-    assert categories == ["temple", "tree", "umbrella"]
+    objects, categories, problems = lu.read_annotations(photographs)
+    assert categories == ["temple", "tree", "umbrella"] and not problems
     assert [(o["category"], o["box"], o["crowd"], o["color"]) for o in objects["china.jpg"]] == [
         ("temple", (150, 60, 220, 200), False, None), ("tree", (420, 180, 80, 100), False, "green"),
     ]
@@ -45,11 +45,12 @@ def test_other_files_and_odd_annotations_are_passed_over(photographs, tmp_path):
     data["annotations"] += [{**first, "id": 8, "image_id": 99}, {key: first[key] for key in ("image_id", "category_id")}, first]
     (tmp_path / "instances_subset.json").write_text(json.dumps(data))
     (tmp_path / "instances_lines.json").write_text('{"a": 1}\n{"a": 2}\n')
-    assert len(lu.read_annotations(tmp_path)[0]["china.jpg"]) == 2
+    objects, _, problems = lu.read_annotations(tmp_path)
+    assert len(objects["china.jpg"]) == 2 and len(problems) == 4
 
 
 def test_without_annotations(tmp_path):
-    assert lu.read_annotations(tmp_path) == ({}, [])
+    assert lu.read_annotations(tmp_path) == ({}, [], [])
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
@@ -70,12 +71,113 @@ def test_transparent_pixels_are_white(tmp_path):
     assert np.all(np.array(lu.open_image(tmp_path / "clear.png")) == 255)
 
 
-def test_unreadable_images_are_named(tmp_path, photographs):
+def exif(orientation):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def halves():
+    """40 x 20, left white, right black."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :20] = 255
+    return Image.fromarray(pixels)
+
+
+def test_unreadable_images_are_named(tmp_path, photographs, monkeypatch):
     whole = (photographs / "china.jpg").read_bytes()
-    for name, content in {"empty.jpg": b"", "text.png": b"not an image", "truncated.jpg": whole[: len(whole) // 2]}.items():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran) (w) file\n%%EOF\n"
+    contents = {"empty.jpg": b"", "text.png": b"not an image", "truncated.jpg": whole[: len(whole) // 2], "program.png": postscript, "zeros.gif": bytes(5000)}
+    for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(OSError, match=name):
+        with pytest.raises(OSError, match=f"{name}.* can't be read .*replace or remove it"):
             lu.open_image(tmp_path / name)
+    Image.new("L", (20_000, 100)).save(tmp_path / "thin.png")
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "float.tif")
+    for name, reason in {"thin.png": "20000 x 100, and the model would see next to nothing", "float.tif": "floating-point"}.items():
+        with pytest.raises(OSError, match=f"{name}.*{reason}"):
+            lu.open_image(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    with pytest.raises(OSError, match="china.jpg.*decompression bomb"):
+        lu.open_image(photographs / "china.jpg")
+
+
+@pytest.mark.parametrize("name, encoding", [("photo.png", "JPEG"), ("photo.jpg", "PNG"), ("photo.gif", "WEBP")])
+def test_a_wrong_extension_does_not_matter(tmp_path, name, encoding):
+    halves().save(tmp_path / name, encoding)
+    assert np.abs(np.asarray(lu.open_image(tmp_path / name)).astype(int)[:, :18] - 255).max() < 12
+
+
+@pytest.mark.parametrize("name", ["moving.gif", "moving.png", "moving.webp"])
+def test_of_an_animated_image_the_first_frame_is_read(tmp_path, name):
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("white", "black", "red")]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    assert np.all(np.asarray(lu.open_image(tmp_path / name)) >= 254)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_and_boxes_agree_on_orientation(tmp_path, orientation):
+    """Upright, or as stored where the annotations are for that; a box around the white half is around it either way."""
+    path = tmp_path / "turned.png"
+    halves().save(path, exif=exif(orientation))
+    upright = ImageOps.exif_transpose(Image.open(path))
+    np.testing.assert_array_equal(lu.open_image(path), upright)
+    np.testing.assert_array_equal(lu.open_image(path, upright.size), upright)
+    np.testing.assert_array_equal(lu.open_image(path, (80 if upright.width == 40 else 40, 40 if upright.width == 40 else 80)), upright)
+    if upright.size != (40, 20):
+        np.testing.assert_array_equal(lu.open_image(path, (40, 20)), halves())
+        with pytest.raises(OSError, match="it is 20 x 40, and its annotations are for 80 x 40"):
+            lu.open_image(path, (80, 40))
+
+
+def test_boxes_for_another_resolution_are_scaled(llava):
+    found = {"category": "dog", "box": (10.0, 20.0, 30.0, 40.0), "crowd": False, "color": None, "image_size": (200, 100)}
+    scaled = {**found, "box": (20.0, 40.0, 60.0, 80.0), "image_size": (400, 200)}
+    one, other = (lu.crop_objects([item], (400, 200), llava[1].image_processor) for item in (found, scaled))
+    assert one == other and "image_size" not in one[0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 3), (3, 50), (100, 1)])
+def test_the_smallest_and_longest_images_reach_the_model_whole(tmp_path, llava, size):
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "odd.png")
+    record, _ = lu.read_image(*llava, lu.open_image(tmp_path / "odd.png"), lu.own_prompts(["What is it?"]), max_new_tokens=1)
+    expected = Image.fromarray(pixels).resize([int(56 * side / min(size)) for side in size], Image.Resampling.BICUBIC)
+    left, top = (expected.width - 56) // 2, (expected.height - 56) // 2
+    seen = np.asarray(lu.seen_crop(record)).astype(int)
+    assert np.abs(seen - np.asarray(expected.crop((left, top, left + 56, top + 56)))).mean() < 12  # JPEG
+
+
+@pytest.mark.parametrize("change, problem", [
+    ({"bbox": [1, 2, 0, 5]}, "width and height above 0"), ({"bbox": [1, 2, 5, -1]}, "width and height above 0"), ({"bbox": [1, 2, 3]}, "is not x, y"),
+    ({"bbox": [1, 2, float("nan"), 3]}, "is not x, y"), ({"bbox": None}, "NoneType"), ({"bbox": [1, 2, 10**400, 3]}, "too large"), ({"category_id": 77}, "there is no 77"), ({"image_id": 99}, "there is no 99"),
+    ({"id": 1}, "the id 1 is there twice"), ({"category_id": [1]}, "unhashable"),
+])
+def test_an_annotation_that_cannot_be_used_is_named_and_left_out(photographs, tmp_path, change, problem):
+    data = json.loads((photographs / "instances_test.json").read_text())
+    data["annotations"].append({**data["annotations"][0], "id": 3, **change})
+    (tmp_path / "instances_odd.json").write_text(json.dumps(data))
+    objects, categories, (said,) = lu.read_annotations(tmp_path)
+    assert said.startswith("instances_odd.json, annotation 2: ") and problem in said
+    assert (objects, categories) == lu.read_annotations(photographs)[:2]
+
+
+@pytest.mark.parametrize("data", [
+    [], 7, None, {}, {"images": 1, "annotations": 2, "categories": 3}, {"images": [], "annotations": [], "categories": [1]}, {"images": [{"id": 1}], "annotations": [], "categories": []},
+    {"images": {}, "annotations": None, "categories": {}},
+])
+def test_a_file_that_is_not_coco_is_named(tmp_path, data):
+    (tmp_path / "odd.json").write_text(json.dumps(data))
+    objects, categories, problems = lu.read_annotations(tmp_path)
+    assert objects == {} and categories == [] and len(problems) == 1 and problems[0].startswith("odd.json has no annotations in COCO's")
+
+
+def test_files_that_annotations_name_need_not_be_there_and_crowds_are_kept(tmp_path):
+    image = {"id": 1, "file_name": "../gone/missing.jpg", "width": 0, "height": "x"}
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "iscrowd": 1, "color": 7}
+    (tmp_path / "a.json").write_text(json.dumps({"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": "dog"}]}))
+    objects, _, problems = lu.read_annotations(tmp_path)
+    assert objects == {"missing.jpg": [{"category": "dog", "box": (0, 0, 5, 5), "crowd": True, "color": None, "image_size": None}]} and not problems
 
 
 @pytest.mark.parametrize("size", [(90, 60), (60, 90), (64, 64), (301, 77)])

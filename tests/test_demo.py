@@ -13,7 +13,7 @@ DEMO = ROOT / "demo"
 def answers(request):
     """A row per prompt: kind, answer, truth, the layer from which on the first answer token is readable."""
     bridge, processor = lu.load_llava(DEMO / "model", request.param, "cpu")
-    objects_of, categories = lu.read_annotations(DEMO / "scenes")
+    objects_of, categories, _ = lu.read_annotations(DEMO / "scenes")
     rows = []
     for name, path in lu.find_images(DEMO / "scenes").items():
         image = lu.open_image(path)
@@ -39,7 +39,7 @@ def test_relations_become_readable_later_than_colours(answers):
 
 def test_it_is_small_and_its_scenes_are_annotated_as_coco_does():
     assert sum(path.stat().st_size for path in (DEMO / "model").iterdir()) <= 6e6
-    objects, categories = lu.read_annotations(DEMO / "scenes")
+    objects, categories, problems = lu.read_annotations(DEMO / "scenes")
     assert len(objects) == 24 and set(objects) == set(lu.find_images(DEMO / "scenes"))
     for found in objects.values():
         assert 2 <= len(found) <= 3

@@ -1,38 +1,17 @@
 """A whole run: shared by processes, killed, resumed."""
 import os
-import subprocess
-import sys
+import random
+import resource
+import signal
+import time
 
 import numpy as np
 import pytest
 
 import lens_utils as lu
-from conftest import ROOT
-
-READ = """
-import sys
-import lens_utils as lu
 from accelerate import notebook_launcher
 
-def read():
-    lu.read_images(lu.images_left(results, image_paths), annotations, categories, results, model, "float32", "cpu", max_new_tokens=4)
-
-if __name__ == "__main__":
-    model, images, results, processes = sys.argv[1:]
-    image_paths, (annotations, categories) = lu.find_images(images), lu.read_annotations(images)
-    lu.take_over(results)
-    notebook_launcher(read, num_processes=int(processes))
-"""
-
-
-def start(folder, model, images, results, processes=1):
-    """Start a run in a process of its own."""
-    (folder / "read.py").write_text(READ)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, folder / "read.py", model, images, results, str(processes)]
-    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
+N_IMAGES = 2
 def assert_close(a, b, where=""):
     """Equal but for the last bits of products of matrices, which depend on where in memory they lie."""
     assert type(a) is type(b), where
@@ -60,19 +39,100 @@ def assert_same_results(results, others):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, llava_folder, photographs):
-    folder = tmp_path_factory.mktemp("unbroken")
-    process = start(folder, llava_folder, photographs, folder / "results")
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, out
-    return folder / "results"
+def attempt(llava_folder, photographs, tmp_path_factory):
+    """A function that runs a whole run in a forked process, after `first` there, and kills it after `seconds`; returns the exit status (-9: killed)
+    and the error."""
+    image_paths, (annotations, categories, _) = dict(list(lu.find_images(photographs).items())[:N_IMAGES]), lu.read_annotations(photographs)
+    error_file = tmp_path_factory.mktemp("attempt") / "error.txt"
+
+    def attempt(results, first=lambda: None, seconds=None, processes=1):
+        error_file.write_text("")
+        child = os.fork()
+        if child == 0:
+            try:
+                os.environ["ACCELERATE_USE_CPU"] = "1"
+                first()
+                lu.take_over(results)
+                left = lu.images_left(results, image_paths)
+                arguments = left, annotations, categories, results, llava_folder, "float32", "cpu", (), 1, 0, 10, 4
+                notebook_launcher(lu.read_images, arguments, num_processes=processes)
+                os._exit(0)
+            except BaseException as error:
+                error_file.write_text(f"{type(error).__name__}: {error}")
+            finally:
+                os._exit(1)
+        if seconds is not None:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), error_file.read_text()
+
+    return attempt
 
 
-def test_two_processes_share_the_images_and_change_nothing(tmp_path, llava_folder, photographs, unbroken):
-    process = start(tmp_path, llava_folder, photographs, tmp_path / "two", 2)
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 0 and "in 2 processes" in out, out
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, attempt):
+    results = tmp_path_factory.mktemp("unbroken")
+    assert attempt(results) == (0, "")
+    return results
+
+
+def test_two_processes_share_the_images_and_change_nothing(tmp_path, attempt, unbroken):
+    assert attempt(tmp_path / "two", processes=2) == (0, "")
     run = lu.load_run(tmp_path / "two")
     parts = lu.load_parts(tmp_path / "two", run)
-    assert [len(part["images"]) for part in parts] == [2, 1] and sorted(parts[0]["images"] + parts[1]["images"]) == lu.images_read(unbroken, run)
+    assert [len(part["images"]) for part in parts] == [1, 1] and sorted(parts[0]["images"] + parts[1]["images"]) == lu.images_read(unbroken, run)
     assert_same_results(tmp_path / "two", unbroken)
+
+
+def uncounted(results):
+    """Records that do not count yet, and so are read again."""
+    run = lu.load_run(results) if (results / "run.pkl").exists() else None
+    return {path.name.removesuffix(".pkl") for path in results.glob("images/*.pkl")} - set(lu.images_read(results, run) if run else [])
+
+
+def die_at(step: int):
+    """Make this process kill itself at its `step`-th step of saving: whenever a file is to be written, to be renamed or has been renamed."""
+    steps, (dump, fsync, replace) = iter(range(step + 1)), (lu.pickle.dumps, os.fsync, os.replace)
+
+    def dying(function, after=False):
+        def die_or_do(*arguments, **named):
+            done = function(*arguments, **named) if after else None
+            if next(steps) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done if after else function(*arguments, **named)
+        return die_or_do
+
+    lu.pickle.dumps, os.fsync, os.replace = dying(dump), dying(fsync), dying(replace, after=True)
+
+
+def test_killed_at_every_step_of_saving_and_at_random_moments(tmp_path, attempt, unbroken):
+    """Each run is killed and started again until it ends: with the results of the unbroken one, having read at most one image twice per kill."""
+    start = time.time()
+    assert attempt(tmp_path / "whole") == (0, "")
+    seconds, rng, kills = time.time() - start, random.Random(0), 0
+    n_steps = 3 * (1 + 2 * N_IMAGES)  # run.pkl, then record and part of each image
+    by_folder = [[dict(first=lambda step=step: die_at(step))] for step in range(n_steps)]
+    by_folder += [[dict(seconds=rng.uniform(0, 0.8) * seconds) for _ in range(3)] for _ in range(3)]
+    for number, killers in enumerate(by_folder):
+        results = tmp_path / str(number)
+        for killer in killers:
+            status, error = attempt(results, **killer)
+            assert status == -9 or status == 0 and "seconds" in killer, error
+            kills += status == -9
+            assert len(uncounted(results)) <= 1
+        assert attempt(results) == (0, "")
+        assert_same_results(results, unbroken)
+        assert not uncounted(results) and not list(results.rglob("*.tmp"))
+    assert kills >= 20
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, attempt, unbroken):
+    results = tmp_path / "results"
+    size = max(path.stat().st_size for path in unbroken.rglob("images/*.pkl"))
+    # A limit on the size of files fails in the middle of a write, as a full disk does.
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1000, size - 1000))  # noqa: E731
+    status, error = attempt(results, limit)
+    assert status == 1 and error.startswith("OSError: [Errno 27]")
+    assert not list(results.rglob("*.tmp"))
+    assert attempt(results) == (0, "")
+    assert_same_results(results, unbroken)

@@ -1,0 +1,103 @@
+"""Properties that must hold for every input (hypothesis), against scipy and brute force."""
+import numpy as np
+import pytest
+import scipy.spatial.distance
+import scipy.stats
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+import lens_utils as lu
+
+settings.register_profile("here", deadline=None, max_examples=200, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("here")
+
+
+@st.composite
+def distributions(draw, n=2):
+    """`n` distributions over the same tokens, from flat to one-hot, with zeros among them."""
+    size, rng = draw(st.integers(2, 300)), np.random.default_rng(draw(st.integers(0, 2**32)))
+    logits = rng.standard_normal((n, size)) * draw(st.sampled_from([0, 0.1, 1, 5, 30, 200]))
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p[rng.random(p.shape) < draw(st.sampled_from([0, 0.5, 0.9]))] = 0
+    p[:, 0] += p.sum(-1) == 0
+    return torch.tensor(p / p.sum(-1, keepdims=True), dtype=torch.float32)
+
+
+@given(distributions(1))
+def test_entropy(p):
+    entropy = float(lu.entropy_bits(p)[0])
+    assert entropy == pytest.approx(scipy.stats.entropy(p[0].double().numpy(), base=2), abs=1e-5)
+    assert -1e-5 <= entropy <= np.log2(p.shape[1]) + 1e-5
+
+
+@given(distributions(3))
+def test_divergence(pqr):
+    p, q, r = pqr
+    jsd = lambda a, b: float(lu.jsd_bits(a, b))  # noqa: E731
+    assert jsd(p, q) == pytest.approx(scipy.spatial.distance.jensenshannon(p.double(), q.double(), base=2) ** 2, abs=1e-5)
+    assert jsd(p, q) == pytest.approx(jsd(q, p), abs=1e-5) and 0 <= jsd(p, q) <= 1 and jsd(p, p) < 1e-6
+    # Its square root is a metric.
+    assert jsd(p, r) ** 0.5 <= jsd(p, q) ** 0.5 + jsd(q, r) ** 0.5 + 5e-3
+    disjoint = torch.stack([torch.cat([p, 0 * p]), torch.cat([0 * q, q])])
+    assert jsd(*disjoint) == pytest.approx(1, abs=1e-5)
+
+
+@given(distributions(40), st.integers(1, 39))
+def test_many_are_what_each_is_alone(p, n):
+    """Whatever the pieces in which they are worked on."""
+    entropies, divergences = lu.entropy_bits(p), lu.jsd_bits(p[:n], p[n : n + 1].expand(n, -1))
+    np.testing.assert_array_equal(entropies, torch.cat([lu.entropy_bits(one[None]) for one in p]))
+    np.testing.assert_array_equal(divergences, torch.cat([lu.jsd_bits(one[None], p[n : n + 1]) for one in p[:n]]))
+    np.testing.assert_array_equal(lu.rank_of(p, p[:, :1]), (p > p[:, :1]).sum(-1) + 1)
+
+
+CORPUS = ["The dog is left of the cat, isn't it?", "Привет мир, как дела?", "狗在猫的左边。", "  two  spaces\n\tand a tab", "emoji 🐕 and $5 <b>", "naïve café"]
+
+
+def byte_level():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def sentencepiece_style():
+    from tiny_llava import make_tokenizer
+
+    return make_tokenizer(CORPUS)
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece_style])
+def test_every_token_has_a_label_of_its_own_that_leads_back(make):
+    tokenizer = make()
+    d_vocab = len(tokenizer) + 62  # as LLaVA-1.5, with rows past the tokenizer
+    labels = lu.token_labels(tokenizer, d_vocab)
+    assert len(labels) == d_vocab == len(set(labels))
+    assert tokenizer.convert_tokens_to_ids(labels[: len(tokenizer)]) == list(range(len(tokenizer)))
+    assert labels[len(tokenizer) :] == [f"<row{row}>" for row in range(len(tokenizer), d_vocab)]
+    # What a text is cut into, put together by the labels, is the text.
+    for text in CORPUS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.convert_tokens_to_ids([labels[i] for i in ids]) == ids
+        assert tokenizer.decode(tokenizer.convert_tokens_to_ids([labels[i] for i in ids])).strip() == text.strip()
+
+
+@settings(max_examples=60)
+@given(st.integers(56, 250), st.integers(56, 250), st.tuples(*[st.floats(0, 1)] * 4))
+def test_boxes_and_patches_are_where_the_processor_puts_the_pixels(llava, width, height, edges):
+    """A white box on black, sent through the processor, covers the patches that `to_crop` and `patch_cover` say."""
+    processor = llava[1].image_processor
+    (x0, x1), (y0, y1) = (sorted(round(edge * side) for edge in pair) for pair, side in ((edges[:2], width), (edges[2:], height)))
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[y0:y1, x0:x1] = 255
+    seen = processor(images=Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
+    seen = (seen.transpose(1, 2, 0) * processor.image_std + processor.image_mean).mean(-1)
+    patches = seen.reshape(4, 14, 4, 14).mean((1, 3)).ravel()
+    box, visible = lu.to_crop((x0, y0, x1 - x0, y1 - y0), (width, height), processor)
+    assert np.abs(lu.patch_cover(box, 4, 56) - patches).max() < 0.03  # bicubic blur at the edges
+    assert 0 <= visible <= 1
