@@ -1226,38 +1226,45 @@ def summarise(records: Iterable[dict], run: dict) -> dict:
     `answers`: DataFrame, a row per image, prompt, answer token and layer: the lens at the position that the token follows.
     `categories`: all annotated categories, sorted.
     """
-    categories = set()
-    labels, layer_rows, answer_rows = np.array(run["tokens"], dtype=object), [], []
+    categories, labels = set(), np.array(run["tokens"], dtype=object)
+    layers, answers = ([], {}), ([], {})
 
-    def add_layers(readings, positions, **where):
+    def add(table, row, **columns):
+        table[0].append(row)
+        for name, values in columns.items():
+            table[1].setdefault(name, []).append(values)
+
+    def add_means(readings, positions, **row):
         if positions.stop > positions.start:
-            means = {name: readings[name][:, positions].mean(axis=1) for name in ("jsd_prev", "jsd_final", "entropy")}
-            layer_rows.append(pd.DataFrame({**where, "layer": range(len(run["layers"])), **means}))
+            add(layers, row, **{name: readings[name][:, positions].mean(axis=1) for name in ("jsd_prev", "jsd_final", "entropy")})
 
     for record in records:
         categories.update(item["category"] for item in record["objects"])
-        add_layers(record["patches"], slice(0, run["grid"] ** 2), image=record["name"], prompt=-1, kind="image", segment="image")
+        add_means(record["patches"], slice(0, run["grid"] ** 2), image=record["name"], prompt=-1, kind="image", segment="image")
         for number, prompt in enumerate(record["prompts"]):
-            readings, n_prompt = prompt["readings"], prompt["n_prompt"]
+            readings, n_prompt, truth = prompt["readings"], prompt["n_prompt"], prompt["truth"]
             where = {"image": record["name"], "prompt": number, "kind": prompt["kind"]}
-            add_layers(readings, slice(0, n_prompt), **where, segment="prompt")
-            add_layers(readings, slice(n_prompt, len(prompt["token_ids"])), **where, segment="answer")
+            add_means(readings, slice(0, n_prompt), **where, segment="prompt")
+            add_means(readings, slice(n_prompt, len(prompt["token_ids"])), **where, segment="answer")
+            asked = {"question": prompt["question"], "truth": truth, "answer": prompt["answer"], "right": None if truth is None else is_right(prompt["answer"], truth)}
             settled, readable = settling_layer(readings["target_rank"]), readable_layer(readings["target_prob"])
             for token, token_id in enumerate(prompt["answer_ids"]):
                 at = n_prompt - 1 + token
-                answer_rows.append(pd.DataFrame({
-                    **where, "question": prompt["question"], "truth": prompt["truth"], "answer": prompt["answer"],
-                    "right": None if prompt["truth"] is None else is_right(prompt["answer"], prompt["truth"]),
-                    "token": token, "token_id": token_id, "token_label": labels[token_id], "settling_layer": settled[at], "readable_layer": readable[at],
-                    "layer": range(len(run["layers"])), "top1": labels[readings["top_ids"][:, at, 0]],
-                    "probability": readings["target_prob"][:, at], "rank": readings["target_rank"][:, at],
-                    **{name: readings[name][:, at] for name in ("jsd_prev", "jsd_final", "entropy")},
-                }))
-    return {
-        "layers": pd.concat(layer_rows, ignore_index=True),
-        "answers": pd.concat(answer_rows, ignore_index=True),
-        "categories": sorted(categories),
-    }
+                row = {"token": token, "token_id": int(token_id), "token_label": labels[token_id], "settling_layer": int(settled[at]), "readable_layer": int(readable[at])}
+                add(
+                    answers, {**where, **asked, **row}, top1=labels[readings["top_ids"][:, at, 0]], probability=readings["target_prob"][:, at],
+                    rank=readings["target_rank"][:, at].astype(int), **{name: readings[name][:, at] for name in ("jsd_prev", "jsd_final", "entropy")},
+                )
+    return {"layers": _per_layer(*layers), "answers": _per_layer(*answers), "categories": sorted(categories)}
+
+
+def _per_layer(rows: list[dict], columns: dict[str, list[np.ndarray]]) -> pd.DataFrame:
+    """A row per one of `rows` and layer, with `columns`, of which each has an array `[layer]` per one of `rows`."""
+    n_layers = len(columns["entropy"][0])
+    repeated = {name: np.repeat(np.array([row[name] for row in rows], dtype=int if type(value) is int else object), n_layers) for name, value in rows[0].items()}
+    every = {**repeated, "layer": np.tile(np.arange(n_layers), len(rows)), **{name: np.concatenate(values) for name, values in columns.items()}}
+    # Said, because pandas' own kind of text would copy each question to all its rows; these refer to one.
+    return pd.DataFrame({name: pd.Series(values, dtype=values.dtype) for name, values in every.items()})
 
 
 def top_tokens(mean: np.ndarray, run: dict, n: int = 30) -> pd.DataFrame:

@@ -1,9 +1,9 @@
 """Time and memory of reading one image, against a floor and against the plain ways to do it. Run by hand:
 
-    python tests/bench_lens.py [--size small|7b] [--prompts 1 3 5] [--repeats 5]
+    python tests/bench_lens.py [--size small|7b] [--prompts 1 3 5] [--repeats 5] [--words 0] [--ways floor project ...]
 
 `small`: 8 layers, d_model 512, a vocabulary of 32,064, 576 image tokens, float32 on the CPU. `7b`: LLaVA-1.5-7B's exact shape with random weights, float16, on a
-GPU capped at a P100's memory. Side by side in one run, as medians over repeats with their spread:
+GPU capped at a P100's memory. `--words` makes every question so many words longer. Side by side in one run, as medians over repeats with their spread:
 
 floor       bare forward passes (prefix once, prompts and answers from the cache) and bare unembedding products at the same shapes
 project     lens_utils.read_image
@@ -125,18 +125,19 @@ class Peak:
             self.mib = (self.highest - self.base) / 2**20
 
 
-def seconds_of(work, repeats: int) -> tuple[list[float], float]:
-    """Seconds of each repeat after a warm-up, and the warm-up's peak memory in MiB."""
+def peak_mib(work) -> float:
+    """Peak memory in MiB; a warm-up at the same time."""
     with Peak() as peak:
         work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        if on_gpu():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return times, peak.mib
+    return peak.mib
+
+
+def seconds_of(work) -> float:
+    start = time.perf_counter()
+    work()
+    if on_gpu():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def make_model(size: str):
@@ -156,6 +157,8 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 3, 5])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--words", type=int, default=0)
+    parser.add_argument("--ways", nargs="+", choices=["floor", "project", "plain HF", "plain TL"], default=["floor", "project", "plain HF", "plain TL"])
     args = parser.parse_args()
     if on_gpu():
         total = torch.cuda.get_device_properties(0).total_memory
@@ -166,7 +169,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if on_gpu() else f"CPU, {torch.get_num_threads()} threads"
     print(f"{args.size}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, {bridge.cfg.dtype}, {device}, torch {torch.__version__}")
     for n_prompts in args.prompts:
-        prompts = lu.own_prompts([f"{lu.object_question()} {number}" for number in range(n_prompts)])
+        prompts = lu.own_prompts([f"{lu.object_question()} {number}" + " image" * args.words for number in range(n_prompts)])
         pixel_values, sequences = lu.encode(processor, image, [prompt["question"] for prompt in prompts])
         at_image = (sequences[0] == processor.image_token_id).nonzero()[:, 0]
         first, n_prefix = int(at_image[0]), int(at_image[-1]) + 1
@@ -178,13 +181,20 @@ def main() -> None:
             "plain HF": lambda: plain(bridge, pixel_values, sequences, lambda ids: hf_residuals(bridge, pixel_values, ids)),
             "plain TL": lambda: plain(bridge, pixel_values, sequences, lambda ids: tl_residuals(bridge, pixel_values, ids)),
         }
-        print(f"\n{n_prompts} prompts per image{'':6}median s   (min - max)    x floor   peak MiB above weights")
-        least = None
-        for name, work in ways.items():
-            times, mib = seconds_of(work, args.repeats)
-            median = statistics.median(times)
-            least = least or median
-            print(f"  {name:22}{median:8.2f}   ({min(times):.2f} - {max(times):.2f}){median / least:10.2f}{mib:12.0f}", flush=True)
+        mib, held = {}, {}
+        for name in args.ways:
+            if on_gpu():
+                torch.cuda.empty_cache()
+            mib[name] = peak_mib(ways[name])
+            held[name] = torch.cuda.max_memory_reserved() / 2**30 if on_gpu() else None
+        # The ways take turns, so that what else the machine does meets them all.
+        times = [{name: seconds_of(ways[name]) for name in args.ways} for _ in range(args.repeats)]
+        print(f"\n{n_prompts} prompts per image{'':6}median s   (min - max)     x {args.ways[0]} (min - max)   peak MiB above weights")
+        for name in args.ways:
+            seconds, ratios = [turn[name] for turn in times], [turn[name] / turn[args.ways[0]] for turn in times]
+            on_device = f", {held[name]:.2f} GiB of the device held" if on_gpu() else ""
+            print(f"  {name:22}{statistics.median(seconds):8.2f}   ({min(seconds):.2f} - {max(seconds):.2f}){statistics.median(ratios):10.2f} "
+                  f"({min(ratios):.2f} - {max(ratios):.2f}){mib[name]:12.0f}{on_device}", flush=True)
 
 
 if __name__ == "__main__":

@@ -209,6 +209,10 @@ def test_answer_table(tables, records, run):
     graded = answers[answers["truth"].notna()]
     assert set(graded["kind"]) == {"object"} and (graded["right"] == [lu.is_right(a, "temple") for a in graded["answer"]]).all()
     assert answers[answers["truth"].isna()]["right"].isna().all()
+    # The same whichever comes first.
+    turned = [{**record, "prompts": record["prompts"][1:] + record["prompts"][:1]} for record in records]
+    again = lu.summarise(turned, run)["answers"]
+    assert again["right"].isna().sum() == answers["right"].isna().sum() and again["right"].dropna().sum() == answers["right"].dropna().sum()
 
 
 def test_mean_over_images_is_of_means_over_positions(results, read, run):
