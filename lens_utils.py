@@ -147,7 +147,8 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 
 def find_images(folder) -> dict[str, Path]:
-    """All images under `folder`, by name: the path below `folder` with `/` written as `__`, so that a name is a file name.
+    """All images under `folder`, by name: the path below `folder` with `/` written as `__`, so that a name is a file name (shortened, with a digest,
+    where it would be too long, not UTF-8 or another one's).
 
     Raises FileNotFoundError if the folder is missing or holds no image.
     """
@@ -159,7 +160,22 @@ def find_images(folder) -> dict[str, Path]:
         raise FileNotFoundError(
             f"No image under {str(folder)!r}: looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and its subfolders."
         )
-    return {"__".join(path.relative_to(folder).parts): path for path in paths}
+    names = {}
+    for path in paths:
+        name = "__".join(path.relative_to(folder).parts)
+        if name in names or len(os.fsencode(name)) > 200 or not _is_text(name):  # it would not do as the name of one file
+            digest = hashlib.sha256(os.fsencode(path.relative_to(folder))).hexdigest()[:12]
+            name = f"{name.encode('ascii', 'replace').decode().replace('?', '_')[:100]}~{digest}{path.suffix}"
+        names[name] = path
+    return names
+
+
+def _is_text(value) -> bool:
+    """Whether `value` is a text that can be written to any file."""
+    try:
+        return isinstance(value, str) and value.strip() != "" and value.encode("utf-8") is not None
+    except UnicodeEncodeError:  # half a character, from a file name that is not UTF-8 for instance
+        return False
 
 
 def find_data() -> Path:
@@ -185,40 +201,59 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
     paths = sorted(Path(folder).rglob("*.json"))
     # COCO ships keypoints and captions beside the instances; they name the same objects again, or none.
     paths = [path for path in paths if path.name.startswith("instances")] or paths
-    objects, categories, problems, seen = {}, set(), [], set()
+    objects, categories, problems, contents, ambiguous = {}, set(), [], set(), set()
     for path in paths:
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            names = {category["id"]: str(category["name"]) for category in data["categories"]}
-            images = {image["id"]: (Path(image["file_name"]).name, image.get("width"), image.get("height")) for image in data["images"]}
+            content = path.read_bytes()
+            data = json.loads(content)
+            names = _by_id(path, data["categories"], lambda category: category["name"], problems)
+            images = _by_id(path, data["images"], lambda image: (Path(image["file_name"]).name, image.get("width"), image.get("height")), problems)
             annotations = list(data["annotations"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # another file, JSON lines for instance
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # another file, JSON lines for instance
             problems.append(f"{path.name} has no annotations in COCO's instances format ({type(error).__name__}: {str(error)[:80]})")
             continue
+        if content in contents:  # a copy of a file
+            continue
+        contents.add(content)
+        for number, name in list(names.items()):
+            if not _is_text(name) or "<image>" in name:
+                problems.append(f"{path.name}, category {number}: {name!r:.50} can't be asked about")
+                del names[number]
         categories.update(names.values())
-        for file, _, _ in images.values():
-            objects.setdefault(file, [])
+        listed = Counter(file for file, _, _ in images.values())
+        ambiguous |= {file for file, times in listed.items() if times > 1 or file in objects}
+        objects.update({file: [] for file in listed if file not in objects})
+        seen = set()
         for number, annotation in enumerate(annotations):
             try:
                 file, width, height = images[annotation["image_id"]]
-                key = annotation["image_id"], annotation.get("id", f"number {number}")
-                box = tuple(float(side) for side in annotation["bbox"])
-                category = names[annotation["category_id"]]
-                if len(box) != 4 or not np.isfinite(box).all() or min(box[2:]) <= 0:
-                    raise ValueError(f"the box {box} is not x, y and a width and height above 0")
-                if key in seen:
-                    raise ValueError(f"the id {key[1]} is there twice")
+                category, box = names[annotation["category_id"]], annotation["bbox"]
+                if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, (int, float)) and abs(side) <= 1e6 for side in box) or min(box[2:]) <= 0:
+                    raise ValueError(f"the box {box!r:.60} is not x, y and a width and height above 0")
+                its_id = annotation.get("id", f"number {number}")
+                if its_id in seen:
+                    raise ValueError(f"the id {its_id} is there twice")
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
                 problems.append(f"{path.name}, annotation {number}: {reason[:120]}")
                 continue
-            seen.add(key)
+            seen.add(its_id)
             color = annotation.get("color")
             objects[file].append({
-                "category": category, "box": box, "crowd": bool(annotation.get("iscrowd", 0)), "color": color if isinstance(color, str) else None,
+                "category": category, "box": tuple(map(float, box)), "crowd": bool(annotation.get("iscrowd", 0)), "color": color if _is_text(color) else None,
                 "image_size": (width, height) if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0 else None,
             })
+    for file in sorted(ambiguous):
+        problems.append(f"{file}: several annotated images have this name, so its objects are left out")
+        del objects[file]
     return objects, sorted(categories), problems
+
+
+def _by_id(path: Path, entries, value_of: Callable, problems: list[str]) -> dict:
+    """`{id: value_of(entry)}`, without what several entries call by one id; these are added to `problems`."""
+    times = Counter(entry["id"] for entry in entries)
+    problems += [f"{path.name}: {count} entries have the id {number!r:.20}, none is used" for number, count in times.items() if count > 1]
+    return {entry["id"]: value_of(entry) for entry in entries if times[entry["id"]] == 1}
 
 
 def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
@@ -378,10 +413,14 @@ def own_prompts(prompts: list) -> list[dict]:
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts is the text {prompts!r}: put it into a list, [{prompts!r}].")
-    prompts = [{"kind": "own", "truth": None, **({"question": prompt} if isinstance(prompt, str) else prompt)} for prompt in prompts]
+    prompts = [{"kind": "own", "truth": None, **(prompt if isinstance(prompt, dict) else {"question": prompt})} for prompt in prompts]
     for number, prompt in enumerate(prompts):
-        if not isinstance(prompt.get("question"), str) or not prompt["question"].strip():
-            raise ValueError(f"Prompt {number} is empty: give a question, or an empty list for the prompts made from annotations.")
+        if not _is_text(prompt.get("question")):
+            raise ValueError(f"Prompt {number} is empty or no text: give a question, or an empty list for the prompts made from annotations.")
+        if unknown := prompt.keys() - {"kind", "question", "truth"}:
+            raise ValueError(f"Prompt {number} has {', '.join(map(repr, unknown))}: only question, kind and truth have a meaning.")
+        if not (prompt["truth"] is None or _is_text(prompt["truth"])):
+            raise ValueError(f"Prompt {number} has the truth {prompt['truth']!r}: it must be a text or None.")
         if prompt["kind"] not in KINDS:
             raise ValueError(f"Prompt {number} is of the kind {prompt['kind']!r}: it must be one of {', '.join(KINDS)}.")
         if "<image>" in prompt["question"]:
@@ -504,12 +543,12 @@ SEGMENTS = ["image", "prompt", "answer"]
 LAST_LAYER_TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
 
 
-def lens(bridge, resid):
-    """Logit lens: the distribution `[pos, d_vocab]`, float32, that the unembedding reads from `resid` `[pos, d_model]`.
+def lens_logits(bridge, resid):
+    """Logit lens: the logits `[pos, d_vocab]`, float32, that norm and unembedding, in the model's dtype, read from `resid` `[pos, d_model]`.
 
-    Norm and unembedding run in the model's dtype, softmax in float32. Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+    Their softmax is the distribution. Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
-    return bridge.unembed(bridge.ln_final(resid[None]))[0].float().softmax(-1)
+    return bridge.unembed(bridge.ln_final(resid[None]))[0].float()
 
 
 def by_rows(function, *distributions):
@@ -589,7 +628,7 @@ def run_and_capture(bridge, input_ids, cache, logits_to_keep: int = 1, **inputs)
     return residuals, logits
 
 
-def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: int, slice_size: int = 96) -> dict[str, np.ndarray]:
+def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: int, slice_size: int = 64) -> dict[str, np.ndarray]:
     """Read every layer at every position: `residuals` is `[pos, d_model]` per layer, readings are arrays `[layer, pos]`.
 
     `top_ids`, `top_probs` `[layer, pos, top_k]`; `jsd_prev` to the previous layer (NaN at layer 0) and `jsd_final` to the last, in bits;
@@ -605,14 +644,17 @@ def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: 
     readings["target_rank"] = torch.zeros(shape, dtype=torch.int32, device=device)
     readings["top_ids"] = torch.zeros(*shape, top_k, dtype=torch.int32, device=device)
     readings["top_probs"] = torch.zeros(*shape, top_k, device=device)
+    logit_sums = torch.zeros(shape, device=device)  # finite only if all logits are: softmax would hide a -inf
     one_hot = (segments[None] == torch.arange(len(SEGMENTS), device=device)[:, None]).float()
     for start in range(0, n_pos, slice_size):
         at = slice(start, start + slice_size)
-        final = lens(bridge, residuals[-1][at])
+        final = lens_logits(bridge, residuals[-1][at]).softmax(-1)
         entropy_final = entropy_bits(final)
         target = torch.where(targets[at] >= 0, targets[at], top_k_of(final, 1)[1][:, 0])[:, None]
         for layer, resid in enumerate(residuals):
-            p = final if layer == len(residuals) - 1 else lens(bridge, resid[at])
+            logits = lens_logits(bridge, resid[at])
+            logit_sums[layer, at] = logits.sum(-1)
+            p = logits.softmax(-1)
             entropy = entropy_bits(p)
             readings["entropy"][layer, at] = entropy
             readings["jsd_final"][layer, at] = jsd_bits(p, final, entropy, entropy_final)
@@ -625,7 +667,7 @@ def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: 
             readings["target_rank"][layer, at] = rank_of(p, target_prob)
             prob_sum[:, layer] += one_hot[:, at] @ p
     readings = {name: values.cpu().numpy() for name, values in readings.items()}
-    broken = np.flatnonzero(~np.isfinite(readings["entropy"]).all(axis=1))
+    broken = np.flatnonzero(~logit_sums.isfinite().all(dim=1).cpu())
     if broken.size:  # the residual stream was finite (`run_and_capture`), so it is the unembedding that overflowed
         raise FloatingPointError(f"NaN or infinity in the lens's logits, first at layer {broken[0]} of {len(residuals) - 1}: try dtype float32.")
     id_type = np.min_scalar_type(bridge.cfg.d_vocab)  # uint16 for LLaVA-1.5
@@ -743,7 +785,7 @@ def check_last_layer(bridge, processor, image: Image.Image, question: str) -> fl
         pixels = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
         residuals, logits = run_and_capture(bridge, input_ids, DynamicCache(), logits_to_keep=0, pixel_values=pixels)
         largest = max(
-            float(jsd_bits(lens(bridge, resid), own.float().softmax(-1)).max().nan_to_num(torch.inf))
+            float(jsd_bits(lens_logits(bridge, resid).softmax(-1), own.float().softmax(-1)).max().nan_to_num(torch.inf))
             for resid, own in zip(residuals[-1].split(64), logits.split(64))
         )
     if not largest <= LAST_LAYER_TOLERANCE[dtype]:
@@ -793,7 +835,8 @@ class _PlainArray:
 class PlainUnpickler(pickle._Unpickler):
     """Loads numpy arrays of numbers and builtin containers and refuses everything else: results are shared, and a pickle can run code.
 
-    Python's unpickler in Python: the one in C can't be told that only a text may be a key, and to hash nested tuples can take forever.
+    Python's unpickler in Python, because the one in C can't be told what follows. A key is a text: to hash nested tuples can take forever. What is met
+    a second time is a text or a dtype: lists that hold each other's copies grow without end as one looks at them. Only dtypes have a state.
     """
 
     allowed = {("numpy", "dtype"): _PlainDtype, ("numpy._core.numeric", "_frombuffer"): _PlainArray, ("numpy.core.numeric", "_frombuffer"): _PlainArray}
@@ -802,6 +845,34 @@ class PlainUnpickler(pickle._Unpickler):
         if (module, name) not in self.allowed:
             raise pickle.UnpicklingError(f"it refers to {module[:50]}.{name[:50]}, which results never do")
         return self.allowed[module, name]
+
+    def load_reduce(self):
+        if self.stack[-2] not in (_PlainDtype, _PlainArray):
+            raise pickle.UnpicklingError("it calls what is not there to be called")
+        super().load_reduce()
+
+    def load_build(self):
+        if type(self.stack[-2]) is not _PlainDtype:
+            raise pickle.UnpicklingError("it gives a state to what has none")
+        super().load_build()
+
+    def load_binget(self):
+        self.get(self.read(1)[0])
+
+    def load_long_binget(self):
+        self.get(int.from_bytes(self.read(4), "little"))
+
+    def get(self, at):
+        value = self.memo[at]
+        if not (type(value) in (str, _PlainDtype) or value is _PlainDtype or value is _PlainArray):
+            raise pickle.UnpicklingError("it has one thing in two places")
+        self.append(value)
+
+    def load_short_binunicode(self):
+        self.append(self.read(self.read(1)[0]).decode())
+
+    def load_binunicode(self):
+        self.append(self.read(int.from_bytes(self.read(4), "little")).decode())
 
     def load_setitems(self):
         items = self.pop_mark()
@@ -816,7 +887,10 @@ class PlainUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("it has a dict with keys that are no texts")
         self.stack[-1].update(zip(keys, values, strict=True))
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
+    dispatch = {**pickle._Unpickler.dispatch, **{getattr(pickle, name.upper())[0]: value for name, value in (
+        ("reduce", load_reduce), ("build", load_build), ("binget", load_binget), ("long_binget", load_long_binget), ("binunicode", load_binunicode),
+        ("short_binunicode", load_short_binunicode), ("setitem", load_setitem), ("setitems", load_setitems),
+    )}}
 
 
 def save(path, value, compresslevel: int = 1) -> None:
@@ -890,20 +964,23 @@ def check_record(record, run: dict, name: str) -> None:
     d_vocab = len(run["tokens"])
     _require(record["name"] == name, "name is not that of the file")
     check_readings(record["patches"], run, run["grid"] ** 2, "patches")
+    _require(type(record["objects"]) is list and type(record["prompts"]) is list, "objects or prompts are no list")
     for item in record["objects"]:
         _require(type(item["category"]) is str and type(item["color"]) in (str, type(None)), "an object's category or color is no text")
         _require(len(item["box"]) == 4 and all(type(side) is float and 0 <= side <= 1e5 for side in item["box"]), "an object's box is not four lengths")
-    _require(type(record["prompts"]) is list and record["prompts"], "there are no prompts")
+    _require(record["prompts"], "there are no prompts")
     for number, prompt in enumerate(record["prompts"]):
         n_pos, n_prompt, n_answer = len(prompt["token_ids"]), prompt["n_prompt"], len(prompt["answer_ids"])
         _require(prompt["kind"] in KINDS and type(prompt["truth"]) in (str, type(None)), f"prompt {number} has no known kind or truth")
-        _require(type(prompt["question"]) is str and type(prompt["answer"]) is str, f"question or answer {number} is no text")
+        _require(_is_text(prompt["question"]) and type(prompt["answer"]) is str, f"question or answer {number} is no text")
         _require(type(n_prompt) is int and 1 <= n_prompt and n_answer >= 1 and n_pos == n_prompt + n_answer - 1, f"the lengths of prompt {number} don't agree")
         _require_array(prompt["token_ids"], "token_ids", "i", (n_pos,), 0, d_vocab - 1)
         _require_array(prompt["answer_ids"], "answer_ids", "i", (n_answer,), 0, d_vocab - 1)
         check_readings(prompt["readings"], run, n_pos, f"prompt {number}")
+    _require(record["crop"].nbytes <= 2**22, "crop is too large")
     with Image.open(io.BytesIO(record["crop"].tobytes()), formats=["JPEG"]) as crop:
-        _require(crop.size[0] == crop.size[1] <= 4096 and crop.mode == "RGB", "crop is no square image in RGB")
+        # A progressive JPEG of a few bytes can take hours.
+        _require(crop.size[0] == crop.size[1] <= 2048 and crop.mode == "RGB" and "progressive" not in crop.info, "crop is no plain square image in RGB")
         crop.load()
 
 
@@ -926,6 +1003,7 @@ def check_readings(readings, run: dict, n_pos: int, where: str) -> None:
 def check_part(part, run: dict) -> None:
     """Raise an error unless `part` can be what `read_images` saved in `run`."""
     images, skipped = part["images"], part["skipped"]
+    _require(type(images) is list and type(skipped) is dict, "images or skipped are of another type")
     # Names become paths.
     _require(all(type(name) is str and name == Path(name).name not in ("", "..") and not set("\\\0") & set(name) for name in images), "an image's name is no name of a file")
     _require(len(set(images)) == len(images), "an image is counted twice")
@@ -956,7 +1034,9 @@ def new_part(run: dict) -> dict:
 
 
 def add_to_part(part: dict, name: str, mean_probability: np.ndarray) -> None:
-    """Count an image, with its mean probability as of `read_image`, in."""
+    """Count an image, with its mean probability as of `read_image`, in. Raises ValueError if it is counted already."""
+    if name in part["images"]:
+        raise ValueError(f"{name!r} is counted already.")
     part["images"].append(name)
     part["skipped"].pop(name, None)
     # In steps of 2**-39 (2e-12) the sums of up to 2**14 images are exact, so that their order, and by which process, changes nothing.
@@ -969,8 +1049,9 @@ def take_over(results, earlier=None) -> None:
 
     Raises FileNotFoundError or ValueError if `earlier` holds no run or a damaged one.
     """
-    for temporary in Path(results).rglob("*.tmp"):
-        temporary.unlink()
+    for pattern in ("run.pkl.*.tmp", "images/*.pkl.*.tmp", "parts/*.pkl.*.tmp"):
+        for temporary in Path(results).glob(pattern):
+            temporary.unlink()
     if not earlier:
         return
     if (Path(results) / "run.pkl").exists():
@@ -987,6 +1068,8 @@ def refuse_another(results, run: dict) -> bool:
     """Whether `results` holds results. Raises ValueError, which names what differs, if they are of another run: they must not be mixed."""
     if not (any(Path(results).glob("images/*.pkl")) or any(Path(results).glob("parts/*.pkl"))):
         return False
+    if not (Path(results) / "run.pkl").exists():
+        raise ValueError(f"{str(results)!r} holds records but no run.pkl, perhaps half of a copy: set go_on_from as before, choose another folder, or delete what is in this one.")
     before = load_run(results)
     for key in sorted({*before, *run} - {"packages", "last_layer_jsd"}):
         if before.get(key) != run.get(key):
@@ -1069,10 +1152,13 @@ def load_record(results, run: dict, name: str) -> dict:
 
 
 def load_parts(results, run: dict) -> list[dict]:
-    """The parts (`new_part`) of all processes. Raises ValueError at a damaged one, and for an image that was counted in but is gone."""
-    parts = []
+    """The parts (`new_part`) of all processes. Raises ValueError at a damaged one, and for an image that was counted twice or is gone."""
+    parts, seen = [], set()
     for path in sorted((Path(results) / "parts").glob("*.pkl")):
         parts.append(load(path, partial(check_part, run=run)))
+        if twice := seen & set(parts[-1]["images"]):
+            raise ValueError(f"{str(path)!r} counts in {min(twice)!r}, which another part does as well: delete one of the two, and its images are read again.")
+        seen.update(parts[-1]["images"])
         for name in parts[-1]["images"]:
             if not record_path(results, name).is_file():
                 raise ValueError(
@@ -1104,8 +1190,10 @@ def load_records(results, run: dict) -> Iterator[dict]:
 
 
 def load_mean_probability(results, run: dict) -> np.ndarray:
-    """The mean probability of every token `[segment, layer, d_vocab]`: over the segment's positions, then over images. Errors as of `load_parts`."""
+    """The mean probability of every token `[segment, layer, d_vocab]`: over the segment's positions, then over images. Errors as of `load_records`."""
     parts = load_parts(results, run)
+    if not parts:
+        raise FileNotFoundError(f"No parts under {str(Path(results) / 'parts')!r}: run Make_Analyse.ipynb to its end.")
     n_images = sum(part["n_images"] for part in parts)
     return sum(part["sums"] for part in parts) / np.maximum(n_images, 1)[:, None, None]
 
@@ -1135,7 +1223,7 @@ def load_sample(results, run: dict, image: str | None, prompt: int, layers: list
 def read_images(image_paths: dict[str, Path], annotations: dict, categories: list[str], results, model: str, dtype: str = "float16",
                 device: str | None = None, prompts: list[dict] = (), per_kind: int = 1, seed: int = 0, top_k: int = 10, max_new_tokens: int = 20,
                 deadline: float = float("inf")) -> None:
-    """Load the model, check the lens on the first image, read every image (`images_left`) and save its record; stop before `deadline` (`time.time()`).
+    """Load the model, check the lens on the first image, read every image that was not (`images_left`) and save its record; stop before `deadline` (`time.time()`).
 
     `annotations` and `categories` as of `read_annotations`; without `prompts` (`own_prompts`) those of `make_prompts` are asked. Where accelerate has
     launched several processes, each loads its own copy of the model and takes its share of the images, and none waits for another. An image that
@@ -1145,8 +1233,9 @@ def read_images(image_paths: dict[str, Path], annotations: dict, categories: lis
     from tqdm import tqdm
 
     state = PartialState(cpu=device == "cpu")
-    with state.split_between_processes(list(image_paths.items())) as share:
-        share = dict(share)
+    # Not split_between_processes, which before accelerate 1.15 gives the last image to two processes where there are fewer images than processes.
+    share = dict(list(image_paths.items())[state.process_index :: state.num_processes])
+    share = images_left(results, share)  # after the split, so that it does not depend on how far another process is
     bridge, processor = load_llava(model, dtype, str(state.device) if state.num_processes > 1 else device)
     state.print(f"{model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, vocabulary {bridge.cfg.d_vocab:,}, {bridge.cfg.dtype} on "
                 f"{bridge.W_U.device}" + f", in {state.num_processes} processes" * (state.num_processes > 1))

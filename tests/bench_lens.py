@@ -38,7 +38,7 @@ SIZES = {
         text=dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
     ),
 }
-N_ANSWER, TOP_K, SLICE = 5, 10, 96
+N_ANSWER, TOP_K, SLICE = 5, 10, 64
 
 
 def on_gpu() -> bool:

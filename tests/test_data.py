@@ -150,7 +150,7 @@ def test_the_smallest_and_longest_images_reach_the_model_whole(tmp_path, llava, 
 
 @pytest.mark.parametrize("change, problem", [
     ({"bbox": [1, 2, 0, 5]}, "width and height above 0"), ({"bbox": [1, 2, 5, -1]}, "width and height above 0"), ({"bbox": [1, 2, 3]}, "is not x, y"),
-    ({"bbox": [1, 2, float("nan"), 3]}, "is not x, y"), ({"bbox": None}, "NoneType"), ({"bbox": [1, 2, 10**400, 3]}, "too large"), ({"category_id": 77}, "there is no 77"), ({"image_id": 99}, "there is no 99"),
+    ({"bbox": [1, 2, float("nan"), 3]}, "is not x, y"), ({"bbox": None}, "is not x, y"), ({"bbox": [1, 2, 10**400, 3]}, "is not x, y"), ({"bbox": [-1.7e308, 0, 1.7e308, 10]}, "is not x, y"), ({"bbox": "1234"}, "is not x, y"), ({"category_id": 77}, "there is no 77"), ({"image_id": 99}, "there is no 99"),
     ({"id": 1}, "the id 1 is there twice"), ({"category_id": [1]}, "unhashable"),
 ])
 def test_an_annotation_that_cannot_be_used_is_named_and_left_out(photographs, tmp_path, change, problem):
@@ -170,6 +170,51 @@ def test_a_file_that_is_not_coco_is_named(tmp_path, data):
     (tmp_path / "odd.json").write_text(json.dumps(data))
     objects, categories, problems = lu.read_annotations(tmp_path)
     assert objects == {} and categories == [] and len(problems) == 1 and problems[0].startswith("odd.json has no annotations in COCO's")
+
+
+def test_what_is_named_twice_is_left_out_and_said(photographs, tmp_path):
+    """Two images of one id, two categories of one id, two images of one name; but not two files that count from 1, nor a copy of a file."""
+    data = json.loads((photographs / "instances_test.json").read_text())
+    for folder in ("one", "copy"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "instances.json").write_text(json.dumps(data))
+    other = {**data, "images": [{**data["images"][0], "file_name": "other.jpg"}]}
+    (tmp_path / "instances_other.json").write_text(json.dumps(other))
+    objects, categories, problems = lu.read_annotations(tmp_path)
+    assert [len(objects[name]) for name in ("china.jpg", "other.jpg")] == [2, 2] and not problems
+    (tmp_path / "instances_third.json").write_text(json.dumps({**data, "images": [{**data["images"][0], "file_name": "sub/china.jpg"}]}))
+    objects, _, problems = lu.read_annotations(tmp_path)
+    assert "china.jpg" not in objects and problems == ["china.jpg: several annotated images have this name, so its objects are left out"]
+
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    twice = {**data, "images": data["images"] + [{"id": 7, "file_name": "b.jpg"}], "categories": data["categories"] + [{"id": 1, "name": "x"}]}
+    (odd / "instances.json").write_text(json.dumps(twice))
+    objects, _, problems = lu.read_annotations(odd)
+    assert objects == {} and problems[:2] == ["instances.json: 2 entries have the id 1, none is used", "instances.json: 2 entries have the id 7, none is used"]
+
+
+@pytest.mark.parametrize("name", ["", " ", "<image>", "half \ud800", 7, None])
+def test_a_category_that_cannot_be_asked_about_is_left_out(photographs, tmp_path, name):
+    data = json.loads((photographs / "instances_test.json").read_text())
+    data["categories"][2]["name"] = name
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    objects, categories, problems = lu.read_annotations(tmp_path)
+    assert categories == ["temple", "tree"] and len(objects["china.jpg"]) == 2 and len(problems) == 1 and "can't be asked about" in problems[0]
+
+
+def test_every_image_has_a_name_that_a_file_can_have(tmp_path):
+    names = ["a/b.jpg", "a__b.jpg", "long/" * 30 + "x" * 200 + ".jpg", b"caf\xe9.jpg".decode("utf-8", "surrogateescape"), "кошка.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.json").mkdir()
+    assert lu.read_annotations(tmp_path)[:2] == ({}, [])
+    found = lu.find_images(tmp_path)
+    assert len(found) == 5 and sorted(found.values()) == sorted(tmp_path / name for name in names) and "кошка.jpg" in found
+    for name in found:
+        lu.save(lu.record_path(tmp_path / "results", name), {"name": name})
+        assert lu.load(lu.record_path(tmp_path / "results", name)) == {"name": name}
 
 
 def test_files_that_annotations_name_need_not_be_there_and_crowds_are_kept(tmp_path):
@@ -271,7 +316,8 @@ def test_relation(a, b, relation):
 
 
 @pytest.mark.parametrize("prompts, message", [([""], "Prompt 0 is empty"), (["a", " \n"], "Prompt 1 is empty"), (["What is <image>?"], "own <image>"),
-    ("What is it?", "put it into a list"), ([{"question": None}], "Prompt 0 is empty"), ([{"question": "a", "kind": "color"}], "kind 'color'"),
+    ("What is it?", "put it into a list"), ([{"question": None}], "Prompt 0 is empty"), ([None], "Prompt 0 is empty or no text"), ([7], "no text"),
+    ([{"question": "How many?", "truth": 3}], "has the truth 3"), ([{"question": "a", "answer": "b"}], "has 'answer': only question, kind and truth"), ([{"question": "a", "kind": "color"}], "kind 'color'"),
 ])
 def test_bad_prompts(prompts, message):
     with pytest.raises(ValueError, match=message):

@@ -72,7 +72,7 @@ def test_residual_streams_distributions_and_logits(llava_folder, hf, image, dtyp
     assert len(residuals) == len(expected_residuals) == 6
     for resid, expected, probs in zip(residuals, expected_residuals, expected_probs):
         assert (resid.double() - expected).abs().max() < tolerance * scale
-        lens = lu.lens(bridge, resid)
+        lens = lu.lens_logits(bridge, resid).softmax(-1)
         assert lens.dtype == torch.float32
         assert (lens - probs).abs().max() < tolerance
         assert torch.allclose(lens.sum(-1), torch.ones(len(lens)), atol=1e-5)
@@ -227,8 +227,8 @@ def test_last_layer_check_passes_and_finds_a_second_norm(llava_folder, image, mo
     # In a random model the norm's gain is 1, and norming twice is norming once: give it a gain, as training does.
     bridge.ln_final.weight.data.uniform_(0.5, 1.5)
     assert lu.check_last_layer(bridge, processor, image, "Describe the image.") <= lu.LAST_LAYER_TOLERANCE["float32"]
-    once = lu.lens
-    monkeypatch.setattr(lu, "lens", lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0]))
+    once = lu.lens_logits
+    monkeypatch.setattr(lu, "lens_logits", lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0]))
     with pytest.raises(RuntimeError, match="last layer differs"):
         lu.check_last_layer(bridge, processor, image, "Describe the image.")
 
@@ -301,3 +301,22 @@ def test_a_broken_layer_is_named_even_at_a_position_that_is_not_read(llava, imag
 
     with bridge.hooks(fwd_hooks=[(hook, spoil)]), pytest.raises(FloatingPointError, match=where):
         lu.read_image(bridge, processor, image, PROMPTS[:1])
+
+
+def test_a_logit_of_minus_infinity_is_an_error_though_its_softmax_is_zero(llava, image):
+    bridge, processor = llava
+    with bridge.hooks(fwd_hooks=[("unembed.hook_out", lambda logits, hook: logits.index_fill(-1, torch.tensor([5]), -torch.inf))]):
+        with pytest.raises(FloatingPointError, match="NaN or infinity in the lens's logits, first at layer 0 of 5|in the logits"):
+            lu.read_image(bridge, processor, image, PROMPTS[:1])
+
+
+def test_the_lens_alone_overflowing_is_an_error(llava):
+    bridge, _ = llava
+    residuals = [torch.randn(4, 64) for _ in range(6)]
+    once = lu.lens_logits
+    def overflowing(bridge, resid):
+        logits = once(bridge, resid)
+        return logits.index_fill(-1, torch.tensor([5]), -torch.inf) if resid.data_ptr() == residuals[2].data_ptr() else logits
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(FloatingPointError, match="lens's logits, first at layer 2 of 5"), torch.inference_mode():
+        patch.setattr(lu, "lens_logits", overflowing)
+        lu.read_positions(bridge, residuals, torch.zeros(4, dtype=int), torch.full((4,), -1), torch.zeros(3, 6, bridge.cfg.d_vocab), 3)

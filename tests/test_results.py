@@ -133,9 +133,25 @@ def test_only_what_is_counted_is_read_and_what_is_counted_must_be_there(tmp_path
     shutil.copy(lu.record_path(tmp_path, "china.jpg"), lu.record_path(tmp_path, "new.jpg"))
     assert "new.jpg" not in [record["name"] for record in lu.load_records(tmp_path, run)]
     assert list(lu.images_left(tmp_path, paths)) == ["new.jpg"] and list(lu.images_left(tmp_path / "none", paths)) == list(paths)
+    lu.save(lu.part_path(tmp_path, 1), {**lu.new_part(run), "images": ["china.jpg"]})
+    with pytest.raises(ValueError, match="1.pkl' counts in 'china.jpg', which another part does as well"):
+        lu.images_read(tmp_path, run)
+    lu.part_path(tmp_path, 1).unlink()
     lu.record_path(tmp_path, "china.jpg").unlink()
     with pytest.raises(ValueError, match=r"counts in 'china.jpg', but .* is gone: .* and its 3 images are read again"):
         lu.images_left(tmp_path, paths)
+
+
+def test_half_a_copy_and_nothing_at_all_are_named(tmp_path, results, run):
+    shutil.copytree(results / "images", tmp_path / "images")
+    with pytest.raises(ValueError, match="holds records but no run.pkl"):
+        lu.start_run(tmp_path, run)
+    with pytest.raises(FileNotFoundError, match="No parts"):
+        lu.load_mean_probability(tmp_path, run)
+    (tmp_path / "notes.tmp").touch()
+    (tmp_path / "images/a.jpg.pkl.7.tmp").touch()
+    lu.take_over(tmp_path)
+    assert (tmp_path / "notes.tmp").exists() and not (tmp_path / "images/a.jpg.pkl.7.tmp").exists()
 
 
 def test_what_differs_is_named_to_the_item(tmp_path, run):

@@ -45,15 +45,16 @@ def attempt(llava_folder, photographs, tmp_path_factory):
     image_paths, (annotations, categories, _) = dict(list(lu.find_images(photographs).items())[:N_IMAGES]), lu.read_annotations(photographs)
     error_file = tmp_path_factory.mktemp("attempt") / "error.txt"
 
-    def attempt(results, first=lambda: None, seconds=None, processes=1):
+    def attempt(results, first=lambda: None, seconds=None, processes=1, left_only=True):
         error_file.write_text("")
         child = os.fork()
+        os.setpgid(child, 0)  # by both of them, whoever comes first; so that the processes that it launches die with it
         if child == 0:
             try:
                 os.environ["ACCELERATE_USE_CPU"] = "1"
                 first()
                 lu.take_over(results)
-                left = lu.images_left(results, image_paths)
+                left = lu.images_left(results, image_paths) if left_only else image_paths
                 arguments = left, annotations, categories, results, llava_folder, "float32", "cpu", (), 1, 0, 10, 4
                 notebook_launcher(lu.read_images, arguments, num_processes=processes)
                 os._exit(0)
@@ -63,7 +64,7 @@ def attempt(llava_folder, photographs, tmp_path_factory):
                 os._exit(1)
         if seconds is not None:
             time.sleep(seconds)
-            os.kill(child, signal.SIGKILL)
+            os.killpg(child, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), error_file.read_text()
 
     return attempt
@@ -82,6 +83,18 @@ def test_two_processes_share_the_images_and_change_nothing(tmp_path, attempt, un
     parts = lu.load_parts(tmp_path / "two", run)
     assert [len(part["images"]) for part in parts] == [1, 1] and sorted(parts[0]["images"] + parts[1]["images"]) == lu.images_read(unbroken, run)
     assert_same_results(tmp_path / "two", unbroken)
+
+
+def test_the_same_list_again_reads_nothing_twice(tmp_path, attempt, unbroken):
+    """As when a notebook's cell is run again: with the list of before, and then by another number of processes."""
+    assert attempt(tmp_path / "results", left_only=False) == (0, "")
+    assert attempt(tmp_path / "results", left_only=False, processes=2) == (0, "")
+    assert_same_results(tmp_path / "results", unbroken)
+
+
+def test_fewer_images_than_processes(tmp_path, attempt, unbroken):
+    assert attempt(tmp_path / "results", processes=3) == (0, "")
+    assert_same_results(tmp_path / "results", unbroken)
 
 
 def uncounted(results):
@@ -124,6 +137,17 @@ def test_killed_at_every_step_of_saving_and_at_random_moments(tmp_path, attempt,
         assert_same_results(results, unbroken)
         assert not uncounted(results) and not list(results.rglob("*.tmp"))
     assert kills >= 20
+
+
+def test_two_processes_killed_and_gone_on_with_by_one(tmp_path, attempt, unbroken):
+    rng, kills = random.Random(1), 0
+    for _ in range(5):
+        status, error = attempt(tmp_path / "results", seconds=rng.uniform(0.3, 1.5), processes=2)
+        assert status == -9 or (status, error) == (0, "")
+        kills += status == -9
+        assert len(uncounted(tmp_path / "results")) <= 2  # one for each process
+    assert kills and attempt(tmp_path / "results") == (0, "")
+    assert_same_results(tmp_path / "results", unbroken)
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, attempt, unbroken):
