@@ -534,6 +534,41 @@ def token_labels(tokenizer, d_vocab: int) -> list[str]:
     return labels + [f"<row{row}>" for row in range(len(labels), d_vocab)]
 
 
+PLURALS = {"person": "people", "mouse": "mice", "knife": "knives", "sheep": "sheep", "skis": "skis", "scissors": "scissors"}
+
+
+def plural_of(noun: str) -> str:
+    """The plural of a noun, as far as COCO's categories need it."""
+    if noun in PLURALS:
+        return PLURALS[noun]
+    if re.search("[^aeiou]y$", noun):
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
+
+
+def category_words(tokenizer, objects: list[dict], categories: list[str], seed: int | str = 0) -> list[dict]:
+    """The words to watch in the patches of one image: its own categories, as far as they are in the crop, and as many that it does not have, drawn with `seed`.
+
+    Returns `[{"category", "present", "token_ids", "several_tokens"}]`: the ids are of the first token of the singular and of the plural, each with a leading
+    space; `several_tokens` says that the singular has more, so that the first alone may belong to another word. `objects` as of `crop_objects`.
+    """
+    def tokens_of(word):
+        # As it stands within a sentence: alone, some tokenizers give a word no leading space.
+        article, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", f"a {word}"))
+        return both[len(article) :]
+
+    present = sorted({item["category"] for item in objects if item["visible"] > 0})
+    others = sorted(set(categories) - {item["category"] for item in objects})
+    absent = sorted(random.Random(seed).sample(others, min(len(present), len(others))))
+    words = []
+    for category in present + absent:
+        singular, plural = tokens_of(category), tokens_of(plural_of(category))
+        words.append({
+            "category": category, "present": category in present, "token_ids": sorted({singular[0], plural[0]}), "several_tokens": len(singular) > 1,
+        })
+    return words
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Reading: the lens, the divergence, one image
 # --------------------------------------------------------------------------------------------------------------------
@@ -628,12 +663,13 @@ def run_and_capture(bridge, input_ids, cache, logits_to_keep: int = 1, **inputs)
     return residuals, logits
 
 
-def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: int, slice_size: int = 64) -> dict[str, np.ndarray]:
+def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: int, slice_size: int = 64, words=()) -> dict[str, np.ndarray]:
     """Read every layer at every position: `residuals` is `[pos, d_model]` per layer, readings are arrays `[layer, pos]`.
 
     `top_ids`, `top_probs` `[layer, pos, top_k]`; `jsd_prev` to the previous layer (NaN at layer 0) and `jsd_final` to the last, in bits;
     `entropy` in bits; `target_prob` and `target_rank` (1 = top) of `targets` `[pos]`, or, where that is -1, of the last layer's top-1.
     `prob_sum` `[segment, layer, d_vocab]` is added to in place: the distributions, summed per segment, where `segments` `[pos]` says.
+    With `words` (lists of token ids) also `words` `[layer, pos, word]`: the sum of the probabilities of each one's tokens.
     Slices of `slice_size` positions bound the memory: all layers' distributions of an image would be 2.5 GB.
     """
     import torch
@@ -644,6 +680,8 @@ def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: 
     readings["target_rank"] = torch.zeros(shape, dtype=torch.int32, device=device)
     readings["top_ids"] = torch.zeros(*shape, top_k, dtype=torch.int32, device=device)
     readings["top_probs"] = torch.zeros(*shape, top_k, device=device)
+    if words:
+        readings["words"] = torch.zeros(*shape, len(words), device=device)
     logit_sums = torch.zeros(shape, device=device)  # finite only if all logits are: softmax would hide a -inf
     one_hot = (segments[None] == torch.arange(len(SEGMENTS), device=device)[:, None]).float()
     for start in range(0, n_pos, slice_size):
@@ -666,6 +704,8 @@ def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: 
             readings["target_prob"][layer, at] = target_prob[:, 0]
             readings["target_rank"][layer, at] = rank_of(p, target_prob)
             prob_sum[:, layer] += one_hot[:, at] @ p
+            for number, ids in enumerate(words):
+                readings["words"][layer, at, number] = p[:, ids].sum(-1)
     readings = {name: values.cpu().numpy() for name, values in readings.items()}
     broken = np.flatnonzero(~logit_sums.isfinite().all(dim=1).cpu())
     if broken.size:  # the residual stream was finite (`run_and_capture`), so it is the unembedding that overflowed
@@ -690,7 +730,7 @@ def encode(processor, image: Image.Image, questions: list[str]):
 
 
 def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k: int = 10, max_new_tokens: int = 20,
-               at_once: int = 256) -> tuple[dict, np.ndarray]:
+               words: list[dict] = (), at_once: int = 256) -> tuple[dict, np.ndarray]:
     """`(record, mean_probability)` of one image (RGB) with its prompts (`make_prompts`, `own_prompts`), as plain values.
 
     The prefix up to the last image token runs once; each prompt and its greedy answer go on from its key-value cache, `at_once` tokens at a
@@ -698,8 +738,8 @@ def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k
     at the prompt's last position. The tokens before the image see neither image nor question, so they are run, not read.
 
     The record: `patches` (readings as of `read_positions`, positions = patches row by row), `prompts` (each as given, with the `token_ids` `[pos]` at the
-    positions read, of which the first `n_prompt` are the prompt's, `answer_ids` with the end token, `answer`, and `readings`) and `crop` (the image as the
-    model saw it, JPEG). `mean_probability` `[segment, layer, d_vocab]`, float32: over the segment's positions; NaN where it has none.
+    positions read, of which the first `n_prompt` are the prompt's, `answer_ids` with the end token, `answer`, and `readings`), `words` (`category_words`, each with
+    `log2_probs` `[layer, patch]`, in float16: right to a hundredth of the probability) and `crop` (the image as the model saw it, JPEG). `mean_probability` `[segment, layer, d_vocab]`, float32: over the segment's positions; NaN where it has none.
     Raises ValueError for `top_k` outside 1 ... d_vocab, for no prompt or new token and for a prompt beyond the model's context, FloatingPointError for
     NaN or infinity.
     """
@@ -722,16 +762,22 @@ def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k
     prob_sum = torch.zeros(len(SEGMENTS), bridge.cfg.n_layers + 1, d_vocab, device=device)
     n_read = np.zeros(len(SEGMENTS), dtype=int)
 
-    def read(residuals, segments, targets):
+    def read(residuals, segments, targets, words=()):
         n_read[:] += np.bincount(segments, minlength=len(SEGMENTS))
-        return read_positions(bridge, residuals, torch.tensor(segments, device=device), torch.tensor(targets, device=device), prob_sum, top_k)
+        return read_positions(
+            bridge, residuals, torch.tensor(segments, device=device), torch.tensor(targets, device=device), prob_sum, top_k, words=words
+        )
 
     record = {"prompts": []}
     with torch.inference_mode():
         cache = DynamicCache()
         pixels = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
         residuals, _ = run_and_capture(bridge, sequences[0][:n_prefix], cache, pixel_values=pixels)
-        record["patches"] = read([resid[first:] for resid in residuals], [0] * len(at_image), [-1] * len(at_image))
+        record["patches"] = read(
+            [resid[first:] for resid in residuals], [0] * len(at_image), [-1] * len(at_image), [word["token_ids"] for word in words]
+        )
+        probs = np.log2(np.maximum(record["patches"].pop("words", np.zeros((0, 0, 0))), np.float32(2**-126))).astype(np.float16)
+        record["words"] = [{**word, "log2_probs": np.ascontiguousarray(probs[:, :, number])} for number, word in enumerate(words)]
         for prompt, sequence in zip(prompts, sequences):
             to_run = list(sequence[n_prefix:].split(at_once))
             n_prompt, token_ids, answer_ids, readings, runs, segments, targets = len(sequence) - n_prefix, [], [], [], [], [], []
@@ -760,6 +806,46 @@ def read_image(bridge, processor, image: Image.Image, prompts: list[dict], top_k
     record["crop"] = seen_image(pixel_values[0].numpy(), processor.image_processor)
     n_read = torch.tensor(n_read, device=device)[:, None, None]
     return record, torch.where(n_read > 0, prob_sum / n_read, torch.nan).cpu().numpy()
+
+
+def grey_prefix(bridge, processor) -> list[tuple]:
+    """The key-value cache of the prefix of a plain grey image, per layer `(keys, values, device)`, kept in the CPU's memory: the control for `read_grey`.
+
+    One for a whole run, since every crop has the same size.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    cache, crop = DynamicCache(), processor.image_processor.crop_size
+    pixel_values, (input_ids,) = encode(processor, Image.new("RGB", (crop["width"], crop["height"]), (128, 128, 128)), [DESCRIPTION_QUESTION])
+    n_prefix = int((input_ids == bridge.original_model.config.image_token_id).nonzero()[-1, 0]) + 1
+    with torch.inference_mode():
+        run_and_capture(bridge, input_ids[:n_prefix], cache, pixel_values=pixel_values.to(bridge.cfg.device, bridge.cfg.dtype))
+    return [(layer.keys.cpu(), layer.values.cpu(), layer.keys.device) for layer in cache.layers]
+
+
+def read_grey(bridge, prefix: list[tuple], prompts: list[dict], at_once: int = 256) -> list[dict]:
+    """What the language tower says to each of a record's `prompts` without the image: with a grey one instead (`grey_prefix`).
+
+    Per prompt `target_prob` and `target_rank` `[layer]` of the first token of the answer that it gave with the image, read at the same position. Raises FloatingPointError for NaN or infinity.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    device, last = bridge.W_U.device, []
+    with torch.inference_mode():
+        cache = DynamicCache()
+        for number, (keys, values, its_device) in enumerate(prefix):
+            cache.update(keys.to(its_device), values.to(its_device), number)
+        for prompt in prompts:
+            for ids in torch.tensor(prompt["token_ids"][: prompt["n_prompt"]]).split(at_once):
+                residuals, _ = run_and_capture(bridge, ids, cache)
+            last.append([resid[-1:].clone() for resid in residuals])
+            cache.crop(-prompt["n_prompt"])
+        targets = torch.tensor([int(prompt["answer_ids"][0]) for prompt in prompts], device=device)
+        sums = torch.zeros(len(SEGMENTS), bridge.cfg.n_layers + 1, bridge.cfg.d_vocab, device=device)  # not wanted here
+        readings = read_positions(bridge, [torch.cat(layer) for layer in zip(*last)], torch.ones_like(targets), targets, sums, 1)
+    return [{name: readings[name][:, number].copy() for name in ("target_prob", "target_rank")} for number in range(len(prompts))]
 
 
 def seen_image(pixel_values: np.ndarray, image_processor) -> np.ndarray:
@@ -816,7 +902,7 @@ class _PlainDtype:
     """What a pickle says of an array's dtype: numbers only. numpy's own dtype would take any state, even one that makes pointers of bytes."""
 
     def __init__(self, code, align, copy):
-        if code not in {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"}:
+        if code not in {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}:
             raise pickle.UnpicklingError("it has an array of something else than numbers")
         self.code = code
 
@@ -977,6 +1063,13 @@ def check_record(record, run: dict, name: str) -> None:
         _require_array(prompt["token_ids"], "token_ids", "i", (n_pos,), 0, d_vocab - 1)
         _require_array(prompt["answer_ids"], "answer_ids", "i", (n_answer,), 0, d_vocab - 1)
         check_readings(prompt["readings"], run, n_pos, f"prompt {number}")
+        _require_array(prompt["grey"]["target_prob"], "grey, target_prob", "f", (len(run["layers"]),), 0, 1 + 1e-4)
+        _require_array(prompt["grey"]["target_rank"], "grey, target_rank", "u", (len(run["layers"]),), 1, d_vocab)
+    _require(type(record["words"]) is list, "words is no list")
+    for word in record["words"]:
+        _require(_is_text(word["category"]) and type(word["present"]) is bool and type(word["several_tokens"]) is bool, "a word has no category or marks")
+        _require(type(word["token_ids"]) is list and all(type(i) is int and 0 <= i < d_vocab for i in word["token_ids"]), "a word has no tokens of the vocabulary")
+        _require_array(word["log2_probs"], "log2_probs", "f", (len(run["layers"]), run["grid"] ** 2), -127, 0.01)
     _require(record["crop"].nbytes <= 2**22, "crop is too large")
     with Image.open(io.BytesIO(record["crop"].tobytes()), formats=["JPEG"]) as crop:
         # A progressive JPEG of a few bytes can take hours.
@@ -1232,6 +1325,7 @@ def read_images(image_paths: dict[str, Path], annotations: dict, categories: lis
     from accelerate import PartialState
     from tqdm import tqdm
 
+    PartialState._reset_state()  # or it would be that of a run before, in this process or in the one that launched it
     state = PartialState(cpu=device == "cpu")
     # Not split_between_processes, which before accelerate 1.15 gives the last image to two processes where there are fewer images than processes.
     share = dict(list(image_paths.items())[state.process_index :: state.num_processes])
@@ -1243,7 +1337,7 @@ def read_images(image_paths: dict[str, Path], annotations: dict, categories: lis
     run = describe_run(bridge, processor, model, None, asked, top_k=top_k, max_new_tokens=max_new_tokens)
     refuse_another(results, run)
     path_of_part = part_path(results, state.process_index)
-    part, skipped, seconds = None, {}, []
+    part, grey, skipped, seconds = None, None, {}, []
     for name, path in tqdm(share.items(), "images", unit="image", file=sys.stdout, mininterval=5, disable=not state.is_main_process):
         start = time.time()
         if seconds and start + max(seconds) > deadline:
@@ -1256,7 +1350,11 @@ def read_images(image_paths: dict[str, Path], annotations: dict, categories: lis
                 run["last_layer_jsd"] = check_last_layer(bridge, processor, image, DESCRIPTION_QUESTION)
             objects = crop_objects(found, image.size, processor.image_processor)
             image_prompts = prompts or make_prompts(objects, categories, f"{seed} {name}", per_kind)
-            record, mean_probability = read_image(bridge, processor, image, image_prompts, top_k, max_new_tokens)
+            words = category_words(processor.tokenizer, objects, categories, f"{seed} {name}")
+            record, mean_probability = read_image(bridge, processor, image, image_prompts, top_k, max_new_tokens, words)
+            grey = grey or grey_prefix(bridge, processor)
+            for prompt, without in zip(record["prompts"], read_grey(bridge, grey, record["prompts"])):
+                prompt["grey"] = without
         except (OSError, FloatingPointError) as error:
             skipped[name] = str(error)
             continue
@@ -1311,11 +1409,15 @@ def is_right(answer: str, truth: str) -> bool:
 def summarise(records: Iterable[dict], run: dict) -> dict:
     """One pass over the records, so that only one is in memory at a time. Raises ValueError for a damaged one (`load`). Returns
 
-    `layers`: DataFrame, a row per image, prompt, segment and layer: mean `jsd_prev`, `jsd_final`, `entropy` (bits) over the positions.
-    `answers`: DataFrame, a row per image, prompt, answer token and layer: the lens at the position that the token follows.
+    `layers`: DataFrame, a row per image, prompt, segment and layer: mean `jsd_prev`, `jsd_final`, `entropy` (bits) over the positions,
+    and `no_word`, the share of them whose top-1 token is no word.
+    `answers`: DataFrame, a row per image, prompt, answer token and layer: the lens at the position that the token follows; `grey_probability` is that with a grey image (`read_grey`), NaN
+    after the first token.
     `categories`: all annotated categories, sorted.
     """
-    categories, labels = set(), np.array(run["tokens"], dtype=object)
+    categories, labels, no_grey = set(), np.array(run["tokens"], dtype=object), np.full(len(run["layers"]), np.nan)
+    # A word or a part of one, without the mark of a leading space; not a byte, a sign, a number or a special token.
+    is_word = np.array([token.lstrip("▁Ġ").isalpha() for token in run["tokens"]])
     layers, answers = ([], {}), ([], {})
 
     def add(table, row, **columns):
@@ -1325,7 +1427,8 @@ def summarise(records: Iterable[dict], run: dict) -> dict:
 
     def add_means(readings, positions, **row):
         if positions.stop > positions.start:
-            add(layers, row, **{name: readings[name][:, positions].mean(axis=1) for name in ("jsd_prev", "jsd_final", "entropy")})
+            means = {name: readings[name][:, positions].mean(axis=1) for name in ("jsd_prev", "jsd_final", "entropy")}
+            add(layers, row, **means, no_word=1 - is_word[readings["top_ids"][:, positions, 0]].mean(axis=1))
 
     for record in records:
         categories.update(item["category"] for item in record["objects"])
@@ -1342,14 +1445,14 @@ def summarise(records: Iterable[dict], run: dict) -> dict:
                 row = {"token": token, "token_id": int(token_id), "token_label": labels[token_id], "settling_layer": int(settled[at]), "readable_layer": int(readable[at])}
                 add(
                     answers, {**where, **asked, **row}, top1=labels[readings["top_ids"][:, at, 0]], probability=readings["target_prob"][:, at],
-                    rank=readings["target_rank"][:, at].astype(int), **{name: readings[name][:, at] for name in ("jsd_prev", "jsd_final", "entropy")},
+                    rank=readings["target_rank"][:, at].astype(int), grey_probability=no_grey if token else prompt["grey"]["target_prob"], **{name: readings[name][:, at] for name in ("jsd_prev", "jsd_final", "entropy")},
                 )
     return {"layers": _per_layer(*layers), "answers": _per_layer(*answers), "categories": sorted(categories)}
 
 
 def _per_layer(rows: list[dict], columns: dict[str, list[np.ndarray]]) -> pd.DataFrame:
     """A row per one of `rows` and layer, with `columns`, of which each has an array `[layer]` per one of `rows`."""
-    n_layers = len(columns["entropy"][0])
+    n_layers = len(next(iter(columns.values()))[0])
     repeated = {name: np.repeat(np.array([row[name] for row in rows], dtype=int if type(value) is int else object), n_layers) for name, value in rows[0].items()}
     every = {**repeated, "layer": np.tile(np.arange(n_layers), len(rows)), **{name: np.concatenate(values) for name, values in columns.items()}}
     # Said, because pandas' own kind of text would copy each question to all its rows; these refer to one.
@@ -1397,6 +1500,91 @@ def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.
             "median": np.median(layers), "low": low, "high": high,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def auroc(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The chance `[...]` that a value inside is larger than one outside (ties count half), from `values` `[..., n]` and `inside` `[n]`, True and False.
+
+    The area under the ROC curve, as Mann and Whitney's U (1947).
+    """
+    from scipy.stats import rankdata
+
+    n_inside, n_outside = inside.sum(), (~inside).sum()
+    return (rankdata(values, axis=-1)[..., inside].sum(-1) - n_inside * (n_inside + 1) / 2) / (n_inside * n_outside)
+
+
+SIZES = ["small", "medium", "large"]  # of an object: below 1 %, below 10 % and from 10 % of the crop
+
+
+def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
+    """Which patches `[grid * grid]` are a category's: at least half within one of its boxes, or, if none is, the one with the largest part."""
+    crop_size = seen_crop(record).size[0]
+    boxes = [item["box"] for item in record["objects"] if item["category"] == category]
+    cover = np.max([patch_cover(box, run["grid"], crop_size) for box in boxes], axis=0)
+    return cover >= min(0.5, cover.max())
+
+
+def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
+    """How well P(word) tells a category's patches from the others: a row per image, category that is there, and layer.
+
+    `auroc`: of the patches inside the category's boxes against those outside (`patches_of`); `shuffled`, the control: the same P(word) against boxes of the image before; `said`: the share
+    of its patches of which the top-1 token is the word. With `size` (SIZES) and `several_tokens`. Categories that fill the whole crop are left out.
+    Sources: AUROC against boxes is this project's; patches that decode to the word of their object: Neo et al., arXiv 2410.07149.
+    """
+    rows, columns, before = [], {"auroc": [], "shuffled": [], "said": []}, []
+    for record in records:
+        masks = []
+        for word in record["words"]:
+            if not word["present"]:
+                continue
+            inside = patches_of(record, run, word["category"])
+            if inside.all():
+                continue
+            share = max(item["share"] for item in record["objects"] if item["category"] == word["category"])
+            other = before[len(masks) % len(before)] if before else None
+            masks.append(inside)
+            rows.append({
+                "image": record["name"], "category": word["category"], "several_tokens": word["several_tokens"], "size": SIZES[int(share >= 0.01) + int(share >= 0.1)],
+            })
+            columns["auroc"].append(auroc(word["log2_probs"], inside))
+            columns["shuffled"].append(np.full(len(run["layers"]), np.nan) if other is None else auroc(word["log2_probs"], other))
+            columns["said"].append(np.isin(record["patches"]["top_ids"][:, inside, 0], word["token_ids"]).mean(axis=1))
+        before = masks or before
+    if not rows:
+        return pd.DataFrame(columns=["image", "category", "several_tokens", "size", "layer", *columns])
+    return _per_layer(rows, columns)
+
+
+def confidence(records: Iterable[dict]) -> pd.DataFrame:
+    """The internal confidence that a category is there: the largest probability of its word over all layers and patches; a row per image and watched category
+    (`category_words`), with `present` and `several_tokens`. Source: Jiang et al., arXiv 2410.02762.
+    """
+    columns = ["image", "category", "present", "several_tokens", "confidence"]
+    return pd.DataFrame([
+        (record["name"], word["category"], word["present"], word["several_tokens"], 2.0 ** float(word["log2_probs"].max()))
+        for record in records for word in record["words"]
+    ], columns=columns)
+
+
+def confidence_auroc(table: pd.DataFrame) -> tuple[float, float, float]:
+    """AUROC of `confidence` for present against absent categories, and its bootstrap 95 % interval over images; NaN where there is only one kind, the interval below MIN_IMAGES."""
+    def of(rows):
+        present = rows["present"].to_numpy(bool)
+        return auroc(rows["confidence"].to_numpy(), present) if 0 < present.sum() < len(present) else np.nan
+
+    images = [rows for _, rows in table.groupby("image")]
+    if len(images) < MIN_IMAGES or np.isnan(of(table)):
+        return float(of(table)), np.nan, np.nan
+    rng = np.random.default_rng(0)
+    draws = [of(pd.concat([images[at] for at in rng.integers(len(images), size=len(images))])) for _ in range(1000)]
+    return float(of(table)), *map(float, np.nanpercentile(draws, [2.5, 97.5]))
+
+
+def yes_shares(answers: pd.DataFrame) -> tuple[float, float]:
+    """How often the model answers yes when asked for what is there and for what is not: shares of the presence prompts of known truth; NaN where there is none."""
+    asked = per_prompt(answers).query("kind == 'presence'")
+    yes = asked["answer"].map(lambda answer: is_right(answer, "yes"))
+    return yes[asked["truth"] == "yes"].mean(), yes[asked["truth"] == "no"].mean()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -1550,12 +1738,19 @@ def plot_mean_jsd(layers: pd.DataFrame, run: dict, by: str = "segment"):
 
 
 def plot_answers(answers: pd.DataFrame, run: dict):
-    """Probability and rank of the first answer token per layer and kind of prompt, means with bootstrap 95 % bands over images."""
+    """Probability and rank of the first answer token per layer and kind of prompt, means with bootstrap 95 % bands over images; dotted, the probability of
+    the same token with a grey image instead."""
     import matplotlib.pyplot as plt
+    import seaborn as sns
 
     first = answers[answers["token"] == 0].assign(rank=lambda table: np.log10(table["rank"]))
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     _curves(first, run, axes[0], "probability", "kind", KINDS)
+    colours = dict(zip([kind for kind in KINDS if kind in set(first["kind"])], sns.color_palette("colorblind")))
+    for kind, rows in first.groupby("kind"):
+        axes[0].plot(rows.groupby(["image", "layer"])["grey_probability"].mean().groupby("layer").mean(), ":", color=colours[kind])
+    axes[0].plot([], ":", color="0.3", label="with a grey image")
+    axes[0].legend(fontsize=8)
     axes[0].set(title="Probability of the answer", ylabel="mean probability", ylim=(0, 1.02))
     _curves(first, run, axes[1], "rank", "kind", KINDS)
     powers = np.arange(0, int(np.ceil(first["rank"].max())) + 1)
@@ -1640,6 +1835,66 @@ def plot_patches(run: dict, record: dict, layers: list[int]):
     for axis in axes.flat[len(layers) + 1 :]:
         axis.set_axis_off()
     figure.colorbar(mesh, ax=axes, label="probability of the top-1 token", shrink=min(0.5, 4 / height), pad=0.01)
+    return figure
+
+
+def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
+    """From `grounding` and `summarise`'s `layers`, per layer: AUROC of P(word), inside against outside the boxes, by size of the object and for the control; and the share
+    of an object's patches that say its word, of all patches that say no word. Means over images with bootstrap 95 % bands."""
+    import matplotlib.pyplot as plt
+
+    control = "control: another image's boxes"
+    both = pd.concat([table, table.dropna(subset="shuffled").assign(auroc=lambda rows: rows["shuffled"], size=control)])
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    _curves(both, run, axes[0], "auroc", "size", [*SIZES, control])
+    axes[0].axhline(0.5, color="0.6", linewidth=1, linestyle=":")
+    axes[0].set(title="P(word) inside against outside its boxes", ylabel="AUROC (0.5 = chance)", ylim=(0, 1.02))
+    no_word = layers[layers["segment"] == "image"].assign(size="all patches: no word at all", said=lambda rows: rows["no_word"])
+    _curves(pd.concat([table, no_word]), run, axes[1], "said", "size", [*SIZES, "all patches: no word at all"])
+    axes[1].set(title="Patches whose top-1 token is their object's word", ylabel="share of the patches", ylim=(0, 1.02))
+    for axis in axes:
+        axis.legend(fontsize=8)
+    return figure
+
+
+def plot_gallery(results, run: dict, table: pd.DataFrame, layer: int, n: int = 3):
+    """P(word) over the crop with the category's boxes, for the `n` best and the `n` worst cases of `grounding` at a layer, each of another image."""
+    import matplotlib.pyplot as plt
+
+    ordered = table[table["layer"] == layer].sort_values("auroc", ascending=False, kind="stable")
+    best = ordered.drop_duplicates("image").head(n)
+    worst = ordered.drop(best.index)[::-1].drop_duplicates("image").head(n)
+    figure, axes = plt.subplots(2, len(best), squeeze=False, figsize=(10, 22.0 / max(3, len(best))))
+    for row, cases, name in zip(axes, (best, worst), ("best", "worst")):
+        for axis in row[len(cases) :]:
+            axis.set_axis_off()
+        for axis, case in zip(row, cases.itertuples()):
+            record = load_record(results, run, case.image)
+            word = next(word for word in record["words"] if word["category"] == case.category)
+            probs = 2.0 ** word["log2_probs"][layer].astype(float)
+            own = {**record, "objects": [item for item in record["objects"] if item["category"] == case.category]}
+            _draw_patches(axis, run, own, probs / probs.max())
+            axis.set_title(f"{name}: {printable(case.category)}, AUROC {case.auroc:.2f}\nP at most {probs.max():.2g}, {printable(case.image, 24)}", fontsize=9, parse_math=False)
+    return figure
+
+
+def plot_presence(table: pd.DataFrame, answers: pd.DataFrame):
+    """ROC curve of the internal confidence (`confidence`) for present against absent categories, and the model's own answers (`yes_shares`) as a point."""
+    import matplotlib.pyplot as plt
+
+    ordered = table.sort_values("confidence", ascending=False)
+    # Ties are one step.
+    last = ordered["confidence"].ne(ordered["confidence"].shift(-1)).to_numpy()
+    hits = ordered["present"].to_numpy(bool)
+    curve = [np.append(0, np.cumsum(kind)[last] / kind.sum()) for kind in (~hits, hits)]
+    figure, axis = plt.subplots(figsize=(4.6, 4.4))
+    axis.plot(*curve, color="#0072b2", label=f"largest P(word) in the patches, AUROC {confidence_auroc(table)[0]:.2f}")
+    axis.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="chance")
+    there, absent = yes_shares(answers)
+    if np.isfinite([there, absent]).all():
+        axis.plot(absent, there, "D", color="#d55e00", markersize=8, label="the model's answers to \"Is there a ...?\"", clip_on=False, zorder=3)
+    axis.set(xlabel="share of absent categories taken for present", ylabel="share of present categories found", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axis.legend(fontsize=8, loc="lower right")
     return figure
 
 
@@ -1791,6 +2046,29 @@ DEMO_NOTE = (
 )
 
 
+def report_places(run: dict, tables: dict, grounded: pd.DataFrame, confident: pd.DataFrame) -> str:
+    """What `grounding` and `confidence` say about where things are, as Markdown; every number in it is computed from the loaded results."""
+    if grounded.empty or confident["present"].nunique() < 2:
+        return "Nothing to report: no annotated object lies in a part of the images, or there is no category that an image lacks."
+    several = confident.drop_duplicates("category")
+    per_image = grounded.pivot_table(index="image", columns="layer", values="auroc", aggfunc="mean")
+    best = int(per_image.mean().idxmax())
+    at_best = grounded[grounded["layer"] == best]
+    value, low, high = confidence_auroc(confident)
+    there, absent = yes_shares(tables["answers"])
+    interval = f"95 % interval {low:.2f} to {high:.2f}" if np.isfinite(low) else "too few images for an interval"
+    said = grounded.groupby(["image", "layer"])["said"].mean().groupby("layer").mean()
+    lines = [
+        f"- **Where.** Over {grounded['image'].nunique()} images with {len(grounded) // len(run['layers'])} annotated categories, P(category word) tells the category's patches from the "
+        f"others best at layer {_peak_range(run, per_image.to_numpy())}: mean AUROC {per_image[best].mean():.2f}, and {at_best['shuffled'].mean():.2f} for the boxes of another image (control; chance is 0.5).",
+        f"- **Said.** The share of an object's patches whose top-1 token is its word is largest at layer {_layer_name(run, said.idxmax())}: {said.max():.0%}.",
+        f"- **Present or imagined.** The largest P(word) over layers and patches tells present from absent categories with an AUROC of {value:.2f} ({interval}; {confident['present'].sum()} present, "
+        f"{(~confident['present']).sum()} absent)." + (f" Asked, the model says yes to {there:.0%} of the present and to {absent:.0%} of the absent ones that it was asked about." if np.isfinite([there, absent]).all() else ""),
+        f"- {several['several_tokens'].sum()} of {len(several)} categories have more than one token; of these only the first was watched, which may belong to other words too.",
+    ]
+    return "\n".join(lines)
+
+
 def report(run: dict, tables: dict, mean_probability: np.ndarray) -> str:
     """A written report as Markdown from `summarise` and `load_mean_probability`; every number in it is computed from the loaded results."""
     layers, answers = tables["layers"], tables["answers"]
@@ -1834,6 +2112,9 @@ def report(run: dict, tables: dict, mean_probability: np.ndarray) -> str:
         mean = mean_probability[0, layer]
         tokens = ", ".join(f"{_as_code(printable(run['tokens'][i], in_figure=False))} {mean[i]:.2f}" for i in np.argsort(-mean)[:6])
         lines.append(f"- At layer {_layer_name(run, layer)}: {tokens}.")
+    lines += ["", "**Seen or guessed** (mean probability of the answer's first token at the last layer; in brackets with a grey image instead: what the language tower would say anyway)**.**", ""]
+    ends = first_tokens_at_end(answers)
+    lines += [f"- {kind}: {row['probability']:.2f} ({row['grey_probability']:.2f})." for kind, row in ends.iterrows()]
     wrong = graded[~graded["right"]]
     if len(graded):
         end = "." if wrong.empty else ":" if len(wrong) <= 5 else ", the first of them:"
@@ -1842,6 +2123,13 @@ def report(run: dict, tables: dict, mean_probability: np.ndarray) -> str:
         question, answer, truth = (_as_code(text) for text in (row.question.split("\n")[0], row.answer, row.truth))
         lines.append(f"- {_as_code(row.image)}: {question} Answer {answer}, truth {truth}.")
     return "\n".join(lines)
+
+
+def first_tokens_at_end(answers: pd.DataFrame) -> pd.DataFrame:
+    """Per kind of prompt the mean over images of the first answer token's `probability` and `grey_probability` at the last layer."""
+    rows = answers[(answers["token"] == 0) & (answers["layer"] == answers["layer"].max())]
+    means = rows.groupby(["kind", "image"])[["probability", "grey_probability"]].mean().groupby("kind").mean()
+    return means.reindex([kind for kind in KINDS if kind in means.index])
 
 
 def order_of_kinds(first: pd.DataFrame) -> list[str]:

@@ -60,10 +60,17 @@ def make_record(rng, name: str, jpeg: np.ndarray) -> dict:
             "kind": kind, "question": f"A question of the kind {kind}?", "truth": truth, "answer": truth or "red",
             "token_ids": rng.integers(D_VOCAB, size=n_prompt + n_answer - 1), "n_prompt": n_prompt, "answer_ids": rng.integers(D_VOCAB, size=n_answer),
             "readings": make_readings(rng, n_prompt + n_answer - 1),
+            "grey": {"target_prob": rng.random(N_LAYERS, dtype=np.float32), "target_rank": rng.integers(1, 99, N_LAYERS).astype(np.uint16)},
         })
     return {
-        "name": name, "objects": [{"category": "dog", "box": (40.0, 40.0, 120.0, 160.0), "crowd": False, "color": None, "visible": 1.0, "share": 0.17}],
+        "name": name, "objects": [
+            {"category": f"dog{at}" if at else "dog", "box": (4.0, 4.0, 12.0 + 20 * at, 16.0), "crowd": False, "color": None, "visible": 1.0, "share": 0.05 * at} for at in range(3)
+        ],
         "patches": make_readings(rng, GRID**2), "prompts": prompts, "crop": jpeg,
+        "words": [  # three categories that are there, as COCO's images have, and three that are not
+            {"category": f"dog{at}" if at else "dog", "present": at < 3, "token_ids": [4], "several_tokens": False,
+             "log2_probs": -20 * rng.random((N_LAYERS, GRID**2)).astype(np.float16)} for at in range(6)
+        ],
     }
 
 

@@ -69,6 +69,8 @@ def read(llava, photographs):
     read = []
     for name, path in lu.find_images(photographs).items():
         record, mean_probability = lu.read_image(*llava, lu.open_image(path), PROMPTS, max_new_tokens=6)
+        for prompt, grey in zip(record["prompts"], lu.read_grey(llava[0], lu.grey_prefix(*llava), record["prompts"])):
+            prompt["grey"] = grey
         read.append(({"name": name, "objects": [], **record}, mean_probability))
     return read
 

@@ -48,8 +48,9 @@ def make_results():
         "patches": make_readings(GRID**2), "crop": np.frombuffer(jpeg.getvalue(), np.uint8),
         "prompts": [{
             "kind": "own", "question": "?", "truth": None, "answer": "!", "token_ids": np.array([1, 2, 3]), "n_prompt": 2, "answer_ids": np.array([3, 4]),
-            "readings": make_readings(3),
+            "readings": make_readings(3), "grey": {"target_prob": np.full(N_LAYERS, 0.5, np.float32), "target_rank": np.ones(N_LAYERS, np.uint8)},
         }],
+        "words": [{"category": "dog", "present": True, "token_ids": [3, 4], "several_tokens": False, "log2_probs": np.full((N_LAYERS, GRID**2), -3, np.float16)}],
     }
     part = lu.new_part(run)
     lu.add_to_part(part, "a.jpg", np.full((3, N_LAYERS, D_VOCAB), 1 / D_VOCAB, dtype=np.float32))
@@ -302,7 +303,8 @@ READINGS = RECORD["patches"]
     ("record", ["name"], "../../evil", "name"), ("record", ["objects", 0, "category"], 5, "category"), ("record", ["objects", 0, "box"], (0.0, 0.0, float("inf"), 1.0), "box"),
     ("record", ["prompts"], [], "no prompts"), ("record", ["prompts", 0, "kind"], "evil", "kind"), ("record", ["prompts", 0, "n_prompt"], 3, "lengths"),
     ("record", ["prompts", 0, "token_ids"], np.array([1, 2, 20]), "token_ids"), ("record", ["prompts", 0, "answer_ids"], np.array([3, -1]), "answer_ids"),
-    ("record", ["prompts", 0, "question"], None, "question"), ("record", ["prompts", 0, "question"], " ", "question"), ("record", ["objects"], np.zeros(0), "no list"),
+    ("record", ["prompts", 0, "question"], None, "question"), ("record", ["prompts", 0, "question"], " ", "question"), ("record", ["words", 0, "token_ids"], [20], "no tokens"), ("record", ["words", 0, "log2_probs"], np.ones((3, 4), np.float16), "log2_probs"),
+    ("record", ["words", 0, "present"], 1, "marks"), ("record", ["prompts", 0, "grey", "target_prob"], np.full(3, np.nan), "grey"), ("record", ["objects"], np.zeros(0), "no list"),
     ("part", ["images"], ("a.jpg",), "another type"), ("record", ["patches"], make_readings(5), "patches"),
     ("record", ["patches", "top_ids"], changed(READINGS["top_ids"], (0, 0, 0), 20), "top_ids"), ("record", ["patches", "top_probs"], changed(READINGS["top_probs"], (1, 1, 1), 1.5), "top_probs"),
     ("record", ["patches", "jsd_final"], changed(READINGS["jsd_final"], (1, 1), np.nan), "jsd_final"), ("record", ["patches", "entropy"], READINGS["entropy"] + 5, "entropy"),
