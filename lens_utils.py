@@ -1527,11 +1527,11 @@ def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
 def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
     """How well P(word) tells a category's patches from the others: a row per image, category that is there, and layer.
 
-    `auroc`: of the patches inside the category's boxes against those outside (`patches_of`); `shuffled`, the control: the same P(word) against boxes of the image before; `said`: the share
-    of its patches of which the top-1 token is the word. With `size` (SIZES) and `several_tokens`. Categories that fill the whole crop are left out.
+    `auroc`: of the patches inside the category's boxes against those outside (`patches_of`); `said`: the share of its patches of which the top-1 token is the word; `shuffled` and
+    `said_shuffled`, the controls: the same readings against boxes of the image before (NaN for the first). With `size` (SIZES) and `several_tokens`. Categories that fill the whole crop are left out.
     Sources: AUROC against boxes is this project's; patches that decode to the word of their object: Neo et al., arXiv 2410.07149.
     """
-    rows, columns, before = [], {"auroc": [], "shuffled": [], "said": []}, []
+    rows, columns, before = [], {"auroc": [], "shuffled": [], "said": [], "said_shuffled": []}, []
     for record in records:
         masks = []
         for word in record["words"]:
@@ -1546,9 +1546,11 @@ def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
             rows.append({
                 "image": record["name"], "category": word["category"], "several_tokens": word["several_tokens"], "size": SIZES[int(share >= 0.01) + int(share >= 0.1)],
             })
+            is_word, unknown = np.isin(record["patches"]["top_ids"][:, :, 0], word["token_ids"]), np.full(len(run["layers"]), np.nan)
             columns["auroc"].append(auroc(word["log2_probs"], inside))
-            columns["shuffled"].append(np.full(len(run["layers"]), np.nan) if other is None else auroc(word["log2_probs"], other))
-            columns["said"].append(np.isin(record["patches"]["top_ids"][:, inside, 0], word["token_ids"]).mean(axis=1))
+            columns["shuffled"].append(unknown if other is None else auroc(word["log2_probs"], other))
+            columns["said"].append(is_word[:, inside].mean(axis=1))
+            columns["said_shuffled"].append(unknown if other is None else is_word[:, other].mean(axis=1))
         before = masks or before
     if not rows:
         return pd.DataFrame(columns=["image", "category", "several_tokens", "size", "layer", *columns])
@@ -1580,11 +1582,12 @@ def confidence_auroc(table: pd.DataFrame) -> tuple[float, float, float]:
     return float(of(table)), *map(float, np.nanpercentile(draws, [2.5, 97.5]))
 
 
-def yes_shares(answers: pd.DataFrame) -> tuple[float, float]:
-    """How often the model answers yes when asked for what is there and for what is not: shares of the presence prompts of known truth; NaN where there is none."""
-    asked = per_prompt(answers).query("kind == 'presence'")
-    yes = asked["answer"].map(lambda answer: is_right(answer, "yes"))
-    return yes[asked["truth"] == "yes"].mean(), yes[asked["truth"] == "no"].mean()
+def own_answers(answers: pd.DataFrame) -> pd.DataFrame:
+    """The model's answers to presence prompts of known truth in the form of `confidence`: 1 where it says yes, else 0."""
+    asked = per_prompt(answers)
+    asked = asked[(asked["kind"] == "presence") & asked["truth"].isin(["yes", "no"])]
+    yes = [float(is_right(answer, "yes")) for answer in asked["answer"]]
+    return pd.DataFrame({"image": asked["image"].to_numpy(), "present": (asked["truth"] == "yes").to_numpy(), "confidence": yes})
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -1749,9 +1752,8 @@ def plot_answers(answers: pd.DataFrame, run: dict):
     colours = dict(zip([kind for kind in KINDS if kind in set(first["kind"])], sns.color_palette("colorblind")))
     for kind, rows in first.groupby("kind"):
         axes[0].plot(rows.groupby(["image", "layer"])["grey_probability"].mean().groupby("layer").mean(), ":", color=colours[kind])
-    axes[0].plot([], ":", color="0.3", label="with a grey image")
-    axes[0].legend(fontsize=8)
-    axes[0].set(title="Probability of the answer", ylabel="mean probability", ylim=(0, 1.02))
+    axes[0].get_legend().remove()  # the other panel's is the same
+    axes[0].set(title="Probability of the answer (dotted: with a grey image)", ylabel="mean probability", ylim=(0, 1.02))
     _curves(first, run, axes[1], "rank", "kind", KINDS)
     powers = np.arange(0, int(np.ceil(first["rank"].max())) + 1)
     axes[1].set_yticks(powers, [f"{10**power:,}" for power in powers])
@@ -1844,13 +1846,14 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
     import matplotlib.pyplot as plt
 
     control = "control: another image's boxes"
-    both = pd.concat([table, table.dropna(subset="shuffled").assign(auroc=lambda rows: rows["shuffled"], size=control)])
+    shuffled = table.dropna(subset="shuffled").assign(auroc=lambda rows: rows["shuffled"], said=lambda rows: rows["said_shuffled"], size=control)
+    both = pd.concat([table, shuffled])
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     _curves(both, run, axes[0], "auroc", "size", [*SIZES, control])
     axes[0].axhline(0.5, color="0.6", linewidth=1, linestyle=":")
     axes[0].set(title="P(word) inside against outside its boxes", ylabel="AUROC (0.5 = chance)", ylim=(0, 1.02))
     no_word = layers[layers["segment"] == "image"].assign(size="all patches: no word at all", said=lambda rows: rows["no_word"])
-    _curves(pd.concat([table, no_word]), run, axes[1], "said", "size", [*SIZES, "all patches: no word at all"])
+    _curves(pd.concat([both, no_word]), run, axes[1], "said", "size", [*SIZES, control, "all patches: no word at all"])
     axes[1].set(title="Patches whose top-1 token is their object's word", ylabel="share of the patches", ylim=(0, 1.02))
     for axis in axes:
         axis.legend(fontsize=8)
@@ -1879,7 +1882,7 @@ def plot_gallery(results, run: dict, table: pd.DataFrame, layer: int, n: int = 3
 
 
 def plot_presence(table: pd.DataFrame, answers: pd.DataFrame):
-    """ROC curve of the internal confidence (`confidence`) for present against absent categories, and the model's own answers (`yes_shares`) as a point."""
+    """ROC curve of the internal confidence (`confidence`) for present against absent categories, and the model's own answers (`own_answers`) as a point."""
     import matplotlib.pyplot as plt
 
     ordered = table.sort_values("confidence", ascending=False)
@@ -1890,9 +1893,10 @@ def plot_presence(table: pd.DataFrame, answers: pd.DataFrame):
     figure, axis = plt.subplots(figsize=(4.6, 4.4))
     axis.plot(*curve, color="#0072b2", label=f"largest P(word) in the patches, AUROC {confidence_auroc(table)[0]:.2f}")
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="chance")
-    there, absent = yes_shares(answers)
-    if np.isfinite([there, absent]).all():
-        axis.plot(absent, there, "D", color="#d55e00", markersize=8, label="the model's answers to \"Is there a ...?\"", clip_on=False, zorder=3)
+    said_yes = own_answers(answers).groupby("present")["confidence"].mean()
+    if len(said_yes) == 2:
+        label = f"answers to \"Is there a ...?\", AUROC {confidence_auroc(own_answers(answers))[0]:.2f}"
+        axis.plot(said_yes[False], said_yes[True], "D", color="#d55e00", markersize=8, label=label, clip_on=False, zorder=3)
     axis.set(xlabel="share of absent categories taken for present", ylabel="share of present categories found", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axis.legend(fontsize=8, loc="lower right")
     return figure
@@ -2054,16 +2058,24 @@ def report_places(run: dict, tables: dict, grounded: pd.DataFrame, confident: pd
     per_image = grounded.pivot_table(index="image", columns="layer", values="auroc", aggfunc="mean")
     best = int(per_image.mean().idxmax())
     at_best = grounded[grounded["layer"] == best]
-    value, low, high = confidence_auroc(confident)
-    there, absent = yes_shares(tables["answers"])
-    interval = f"95 % interval {low:.2f} to {high:.2f}" if np.isfinite(low) else "too few images for an interval"
-    said = grounded.groupby(["image", "layer"])["said"].mean().groupby("layer").mean()
+    own = own_answers(tables["answers"])
+    said = grounded.groupby(["image", "layer"])[["said", "said_shuffled"]].mean().groupby("layer").mean()
+    most = said["said"].idxmax()
+    patches = tables["layers"][tables["layers"]["segment"] == "image"]
+    no_word = patches[patches["layer"] == most]["no_word"].mean()
+
+    def in_words(table):
+        value, low, high = confidence_auroc(table)
+        interval = f"95 % interval {low:.2f} to {high:.2f}" if np.isfinite(low) else "too few images for an interval"
+        return f"{value:.2f} ({interval}; {table['present'].sum()} present, {(~table['present']).sum()} absent)"
+
     lines = [
         f"- **Where.** Over {grounded['image'].nunique()} images with {len(grounded) // len(run['layers'])} annotated categories, P(category word) tells the category's patches from the "
         f"others best at layer {_peak_range(run, per_image.to_numpy())}: mean AUROC {per_image[best].mean():.2f}, and {at_best['shuffled'].mean():.2f} for the boxes of another image (control; chance is 0.5).",
-        f"- **Said.** The share of an object's patches whose top-1 token is its word is largest at layer {_layer_name(run, said.idxmax())}: {said.max():.0%}.",
-        f"- **Present or imagined.** The largest P(word) over layers and patches tells present from absent categories with an AUROC of {value:.2f} ({interval}; {confident['present'].sum()} present, "
-        f"{(~confident['present']).sum()} absent)." + (f" Asked, the model says yes to {there:.0%} of the present and to {absent:.0%} of the absent ones that it was asked about." if np.isfinite([there, absent]).all() else ""),
+        f"- **Said.** The share of an object's patches whose top-1 token is its word is largest at layer {_layer_name(run, most)}: {said['said'][most]:.0%} (boxes of another image: "
+        f"{said['said_shuffled'][most]:.0%}). Of all patches {no_word:.0%} decode to no word at all there.",
+        f"- **Present or imagined.** The largest P(word) over layers and patches tells present from absent categories with an AUROC of {in_words(confident)}."
+        + (f" The model's own answers to \"Is there a ...?\" tell them apart with {in_words(own)}." if own["present"].nunique() == 2 else ""),
         f"- {several['several_tokens'].sum()} of {len(several)} categories have more than one token; of these only the first was watched, which may belong to other words too.",
     ]
     return "\n".join(lines)
@@ -2114,7 +2126,9 @@ def report(run: dict, tables: dict, mean_probability: np.ndarray) -> str:
         lines.append(f"- At layer {_layer_name(run, layer)}: {tokens}.")
     lines += ["", "**Seen or guessed** (mean probability of the answer's first token at the last layer; in brackets with a grey image instead: what the language tower would say anyway)**.**", ""]
     ends = first_tokens_at_end(answers)
-    lines += [f"- {kind}: {row['probability']:.2f} ({row['grey_probability']:.2f})." for kind, row in ends.iterrows()]
+    for kind, row in ends.iterrows():
+        brings, half = row["probability"] - row["grey_probability"], _layer_name(run, row["half_layer"])
+        lines.append(f"- {kind}: {row['probability']:.2f} ({row['grey_probability']:.2f})." + (f" Half of the difference is there at layer {half}." if brings > 0.1 else ""))
     wrong = graded[~graded["right"]]
     if len(graded):
         end = "." if wrong.empty else ":" if len(wrong) <= 5 else ", the first of them:"
@@ -2126,10 +2140,14 @@ def report(run: dict, tables: dict, mean_probability: np.ndarray) -> str:
 
 
 def first_tokens_at_end(answers: pd.DataFrame) -> pd.DataFrame:
-    """Per kind of prompt the mean over images of the first answer token's `probability` and `grey_probability` at the last layer."""
-    rows = answers[(answers["token"] == 0) & (answers["layer"] == answers["layer"].max())]
-    means = rows.groupby(["kind", "image"])[["probability", "grey_probability"]].mean().groupby("kind").mean()
-    return means.reindex([kind for kind in KINDS if kind in means.index])
+    """Per kind of prompt the mean over images of the first answer token's `probability` and `grey_probability` at the last layer, and `half_layer`, the first layer
+    from which on at least half of that difference, which the image brings, is there."""
+    rows = answers[answers["token"] == 0].assign(brings=lambda table: table["probability"] - table["grey_probability"])
+    means = rows.groupby(["kind", "layer", "image"])[["probability", "grey_probability", "brings"]].mean().groupby(["kind", "layer"]).mean()
+    ends = means.groupby("kind").last()
+    half = means["brings"].unstack("kind")
+    ends["half_layer"] = [settling_layer(np.where(half[kind] >= half[kind].iloc[-1] / 2, 1, 0)) for kind in ends.index]
+    return ends.reindex([kind for kind in KINDS if kind in ends.index])
 
 
 def order_of_kinds(first: pd.DataFrame) -> list[str]:

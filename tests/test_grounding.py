@@ -76,6 +76,7 @@ def test_grounding_against_brute_force(crop):
                 if before:
                     other = inside(before, before["words"][number]["category"])
                     assert row["shuffled"] == pytest.approx(sklearn.metrics.roc_auc_score(other, word["log2_probs"][layer]))
+                    assert row["said_shuffled"] == pytest.approx((record["patches"]["top_ids"][layer, other, 0] == 0).mean())
                 else:
                     assert np.isnan(row["shuffled"])
         before = record
@@ -120,7 +121,7 @@ def test_present_or_imagined(crop):
 def test_the_curve_is_scikit_learns(crop):
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"image": [str(i) for i in range(60)], "present": rng.random(60) < 0.5, "confidence": rng.integers(0, 9, 60) / 9})
-    answers = pd.DataFrame({"token": 0, "layer": 0, "kind": "presence", "answer": ["yes", "No.", "yes", "no"], "truth": ["yes", "yes", "no", None]})
+    answers = pd.DataFrame({"token": 0, "layer": 0, "image": list("abcd"), "kind": "presence", "answer": ["yes", "No.", "yes", "no"], "truth": ["yes", "yes", "no", None]})
     figure = lu.plot_presence(table, answers)
     wrong, right, _ = sklearn.metrics.roc_curve(table["present"], table["confidence"], drop_intermediate=False)
     lines = figure.axes[0].lines
@@ -204,6 +205,22 @@ def test_on_the_demo_the_image_brings_the_answer(demo):
     ends = lu.first_tokens_at_end(lu.summarise(lu.load_records(folder, run), run)["answers"])
     assert (ends.loc[["object", "colour", "relation"], "probability"] > 0.9).all()
     assert (ends.loc[["object", "colour", "relation"], "grey_probability"] < 0.4).all()
+
+
+def test_half_of_what_the_image_brings_by_hand():
+    probs, grey = [0.1, 0.2, 0.6, 0.5, 0.9], [0.1, 0.0, 0.1, 0.3, 0.1]  # brings 0, 0.2, 0.5, 0.2, 0.8
+    answers = pd.DataFrame({"token": 0, "kind": "colour", "image": "a", "layer": range(5), "probability": probs, "grey_probability": grey})
+    assert lu.first_tokens_at_end(answers).loc["colour"].tolist() == pytest.approx([0.9, 0.1, 0.8, 4])
+
+
+def test_own_answers(demo):
+    folder, run = demo
+    answers = lu.summarise(lu.load_records(folder, run), run)["answers"]
+    own, asked = lu.own_answers(answers), lu.per_prompt(answers).query("kind == 'presence'")
+    assert len(own) == len(asked) == 48 and own["present"].sum() == 24
+    assert ((own["confidence"] == 1) == own["present"]).mean() == pytest.approx(asked["right"].astype(float).mean())
+    rows = own.groupby("present")["confidence"].mean()
+    assert lu.confidence_auroc(own)[0] == pytest.approx((1 + rows[True] - rows[False]) / 2)
 
 
 def test_figures_and_sentences(demo):

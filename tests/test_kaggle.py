@@ -185,7 +185,7 @@ def test_both_notebooks_as_kaggle_runs_them(kaggle_folders, fake_nvidia_smi):
 
     text, figures = execute(kaggle_folders / "Visualise_Analyse.ipynb", working)
     # As in test_notebooks, and one of words: the demo's vocabulary has a colour that is annotated.
-    assert figures == 13 and "3 images read with" in text
+    assert figures == 16 and "3 images read with" in text
 
 
 @pytest.mark.parametrize("kaggle_folders", ["coco-data-100"], indirect=True)
