@@ -3,6 +3,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import time
 
 import numpy as np
@@ -39,6 +40,13 @@ def assert_same_results(results, others):
     assert_close(lu.load_mean_probability(results, run), lu.load_mean_probability(others, other))
 
 
+def free_port() -> str:
+    """Not the same one for every attempt: that of one that was killed may be held for a while."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return str(held.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def attempt(llava_folder, photographs, tmp_path_factory):
     """A function that runs a whole run in a forked process, after `first` there, and kills it after `seconds`; returns the exit status (-9: killed)
@@ -58,7 +66,7 @@ def attempt(llava_folder, photographs, tmp_path_factory):
                 lu.take_over(results)
                 left = lu.images_left(results, image_paths) if left_only else image_paths
                 arguments = left, annotations, categories, results, llava_folder, "float32", "cpu", (), 1, 0, 10, 4
-                notebook_launcher(lu.read_images, arguments, num_processes=processes)
+                notebook_launcher(lu.read_images, arguments, num_processes=processes, use_port=free_port())
                 os._exit(0)
             except BaseException as error:
                 error_file.write_text(f"{type(error).__name__}: {error}")
