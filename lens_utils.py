@@ -546,27 +546,30 @@ def plural_of(noun: str) -> str:
     return noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
 
 
-def category_words(tokenizer, objects: list[dict], categories: list[str], seed: int | str = 0) -> list[dict]:
-    """The words to watch in the patches of one image: its own categories, as far as they are in the crop, and as many that it does not have, drawn with `seed`.
+def category_words(tokenizer, objects: list[dict], categories: list[str], prompts: list[dict] = (), seed: int | str = 0) -> list[dict]:
+    """The words to watch in the patches of one image: its own categories, of which at least a tenth of an object is in the crop, and as many that it does not have.
 
-    Returns `[{"category", "present", "token_ids", "several_tokens"}]`: the ids are of the first token of the singular and of the plural, each with a leading
-    space; `several_tokens` says that the singular has more, so that the first alone may belong to another word. `objects` as of `crop_objects`.
+    The latter are first those that its presence `prompts` ask about, then others drawn with `seed`, none with a token of one that is there. Returns
+    `[{"category", "plural", "present", "token_ids", "several_tokens"}]`: the ids are of the first token of the singular and of the plural, each with a leading
+    space; `several_tokens` says that one of these is a fragment, which may belong to another word. `objects` as of `crop_objects`.
     """
-    def tokens_of(word):
+    def word(category, present):
         # As it stands within a sentence: alone, some tokenizers give a word no leading space.
-        article, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", f"a {word}"))
-        return both[len(article) :]
+        article, *both = (tokenizer(f"a {noun}".strip(), add_special_tokens=False)["input_ids"] for noun in ("", category, plural_of(category)))
+        singular, plural = (ids[len(article) :] for ids in both)
+        return {
+            "category": category, "plural": plural_of(category), "present": present, "token_ids": sorted({singular[0], plural[0]}),
+            "several_tokens": len(singular) > 1 or len(plural) > 1 and plural[0] != singular[0],
+        }
 
-    present = sorted({item["category"] for item in objects if item["visible"] > 0})
-    others = sorted(set(categories) - {item["category"] for item in objects})
-    absent = sorted(random.Random(seed).sample(others, min(len(present), len(others))))
-    words = []
-    for category in present + absent:
-        singular, plural = tokens_of(category), tokens_of(plural_of(category))
-        words.append({
-            "category": category, "present": category in present, "token_ids": sorted({singular[0], plural[0]}), "several_tokens": len(singular) > 1,
-        })
-    return words
+    present = [word(category, True) for category in sorted({item["category"] for item in objects if item["visible"] >= 0.1})]
+    taken = {i for its in present for i in its["token_ids"]}
+    others = [word(category, False) for category in sorted(set(categories) - {item["category"] for item in objects})]
+    others = [its for its in others if not taken & set(its["token_ids"])]
+    questions = {prompt["question"] for prompt in prompts}
+    asked = [its for its in others if presence_question(its["category"]) in questions][: len(present)]
+    rest = [its for its in others if its not in asked]
+    return present + asked + random.Random(seed).sample(rest, min(len(present) - len(asked), len(rest)))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -1053,6 +1056,7 @@ def check_record(record, run: dict, name: str) -> None:
     _require(type(record["objects"]) is list and type(record["prompts"]) is list, "objects or prompts are no list")
     for item in record["objects"]:
         _require(type(item["category"]) is str and type(item["color"]) in (str, type(None)), "an object's category or color is no text")
+        _require(type(item["share"]) is float and 0 <= item["share"] <= 1.001, "an object's share is not from 0 to 1")
         _require(len(item["box"]) == 4 and all(type(side) is float and 0 <= side <= 1e5 for side in item["box"]), "an object's box is not four lengths")
     _require(record["prompts"], "there are no prompts")
     for number, prompt in enumerate(record["prompts"]):
@@ -1068,6 +1072,7 @@ def check_record(record, run: dict, name: str) -> None:
     _require(type(record["words"]) is list, "words is no list")
     for word in record["words"]:
         _require(_is_text(word["category"]) and type(word["present"]) is bool and type(word["several_tokens"]) is bool, "a word has no category or marks")
+        _require(not word["present"] or any(item["category"] == word["category"] and min(item["box"][2:]) > 0 for item in record["objects"]), "a present word is no object's")
         _require(type(word["token_ids"]) is list and all(type(i) is int and 0 <= i < d_vocab for i in word["token_ids"]), "a word has no tokens of the vocabulary")
         _require_array(word["log2_probs"], "log2_probs", "f", (len(run["layers"]), run["grid"] ** 2), -127, 0.01)
     _require(record["crop"].nbytes <= 2**22, "crop is too large")
@@ -1350,7 +1355,7 @@ def read_images(image_paths: dict[str, Path], annotations: dict, categories: lis
                 run["last_layer_jsd"] = check_last_layer(bridge, processor, image, DESCRIPTION_QUESTION)
             objects = crop_objects(found, image.size, processor.image_processor)
             image_prompts = prompts or make_prompts(objects, categories, f"{seed} {name}", per_kind)
-            words = category_words(processor.tokenizer, objects, categories, f"{seed} {name}")
+            words = category_words(processor.tokenizer, objects, categories, image_prompts, f"{seed} {name}")
             record, mean_probability = read_image(bridge, processor, image, image_prompts, top_k, max_new_tokens, words)
             grey = grey or grey_prefix(bridge, processor)
             for prompt, without in zip(record["prompts"], read_grey(bridge, grey, record["prompts"])):
@@ -1411,8 +1416,8 @@ def summarise(records: Iterable[dict], run: dict) -> dict:
 
     `layers`: DataFrame, a row per image, prompt, segment and layer: mean `jsd_prev`, `jsd_final`, `entropy` (bits) over the positions,
     and `no_word`, the share of them whose top-1 token is no word.
-    `answers`: DataFrame, a row per image, prompt, answer token and layer: the lens at the position that the token follows; `grey_probability` is that with a grey image (`read_grey`), NaN
-    after the first token.
+    `answers`: DataFrame, a row per image, prompt, answer token and layer: the lens at the position that the token follows; `grey_probability` and `grey_rank` are those with a grey image
+    (`read_grey`), NaN after the first token.
     `categories`: all annotated categories, sorted.
     """
     categories, labels, no_grey = set(), np.array(run["tokens"], dtype=object), np.full(len(run["layers"]), np.nan)
@@ -1445,7 +1450,8 @@ def summarise(records: Iterable[dict], run: dict) -> dict:
                 row = {"token": token, "token_id": int(token_id), "token_label": labels[token_id], "settling_layer": int(settled[at]), "readable_layer": int(readable[at])}
                 add(
                     answers, {**where, **asked, **row}, top1=labels[readings["top_ids"][:, at, 0]], probability=readings["target_prob"][:, at],
-                    rank=readings["target_rank"][:, at].astype(int), grey_probability=no_grey if token else prompt["grey"]["target_prob"], **{name: readings[name][:, at] for name in ("jsd_prev", "jsd_final", "entropy")},
+                    rank=readings["target_rank"][:, at].astype(int), grey_probability=no_grey if token else prompt["grey"]["target_prob"],
+                    grey_rank=no_grey if token else prompt["grey"]["target_rank"].astype(float), **{name: readings[name][:, at] for name in ("jsd_prev", "jsd_final", "entropy")},
                 )
     return {"layers": _per_layer(*layers), "answers": _per_layer(*answers), "categories": sorted(categories)}
 
@@ -1517,11 +1523,11 @@ SIZES = ["small", "medium", "large"]  # of an object: below 1 %, below 10 % and 
 
 
 def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
-    """Which patches `[grid * grid]` are a category's: at least half within one of its boxes, or, if none is, the one with the largest part."""
+    """Which patches `[grid * grid]` are a category's: at least half within one of its boxes (crowd regions too), and for a smaller box the one with the largest part of it."""
     crop_size = seen_crop(record).size[0]
-    boxes = [item["box"] for item in record["objects"] if item["category"] == category]
-    cover = np.max([patch_cover(box, run["grid"], crop_size) for box in boxes], axis=0)
-    return cover >= min(0.5, cover.max())
+    covers = [patch_cover(item["box"], run["grid"], crop_size) for item in record["objects"] if item["category"] == category]
+    # The small number is for rounding: an exact half counts.
+    return np.any([cover >= min(0.5, cover.max()) - 1e-9 for cover in covers if cover.max() > 0], axis=0)
 
 
 def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
@@ -1570,24 +1576,25 @@ def confidence(records: Iterable[dict]) -> pd.DataFrame:
 
 def confidence_auroc(table: pd.DataFrame) -> tuple[float, float, float]:
     """AUROC of `confidence` for present against absent categories, and its bootstrap 95 % interval over images; NaN where there is only one kind, the interval below MIN_IMAGES."""
+    present, values = table["present"].to_numpy(bool), table["confidence"].to_numpy()
+
     def of(rows):
-        present = rows["present"].to_numpy(bool)
-        return auroc(rows["confidence"].to_numpy(), present) if 0 < present.sum() < len(present) else np.nan
+        return float(auroc(values[rows], present[rows])) if 0 < present[rows].sum() < len(rows) else np.nan
 
-    images = [rows for _, rows in table.groupby("image")]
-    if len(images) < MIN_IMAGES or np.isnan(of(table)):
-        return float(of(table)), np.nan, np.nan
+    whole, images = of(np.arange(len(table))), list(table.groupby("image").indices.values())
+    if len(images) < MIN_IMAGES or np.isnan(whole):
+        return whole, np.nan, np.nan
     rng = np.random.default_rng(0)
-    draws = [of(pd.concat([images[at] for at in rng.integers(len(images), size=len(images))])) for _ in range(1000)]
-    return float(of(table)), *map(float, np.nanpercentile(draws, [2.5, 97.5]))
+    draws = [of(np.concatenate([images[at] for at in rng.integers(len(images), size=len(images))])) for _ in range(1000)]
+    return whole, *map(float, np.nanpercentile(draws, [2.5, 97.5]))
 
 
-def own_answers(answers: pd.DataFrame) -> pd.DataFrame:
-    """The model's answers to presence prompts of known truth in the form of `confidence`: 1 where it says yes, else 0."""
-    asked = per_prompt(answers)
-    asked = asked[(asked["kind"] == "presence") & asked["truth"].isin(["yes", "no"])]
-    yes = [float(is_right(answer, "yes")) for answer in asked["answer"]]
-    return pd.DataFrame({"image": asked["image"].to_numpy(), "present": (asked["truth"] == "yes").to_numpy(), "confidence": yes})
+def own_answers(answers: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The model's answers to presence prompts about watched categories in the form of `table` (`confidence`): 1 where it says yes, else 0; and `patches`, that confidence."""
+    asked = per_prompt(answers).query("kind == 'presence'").assign(yes=lambda rows: [float(is_right(answer, "yes")) for answer in rows["answer"]])
+    watched = table.assign(question=[presence_question(category) for category in table["category"]])
+    both = watched.merge(asked[["image", "question", "yes"]], on=["image", "question"])
+    return both.rename(columns={"confidence": "patches", "yes": "confidence"}).drop(columns="question")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -1716,15 +1723,19 @@ def _layer_axis(axis, run: dict) -> None:
 
 
 def _curves(table: pd.DataFrame, run: dict, axis, y: str, hue: str, order: list[str]) -> None:
-    """Mean of `y` per layer, a line per value of `hue`, with bootstrap 95 % bands over images unless one has fewer than MIN_IMAGES."""
+    """Mean of `y` per layer, a line per value of `hue`, with bootstrap 95 % bands over images for those of at least MIN_IMAGES."""
     import seaborn as sns
 
     per_image = table.groupby(["image", hue, "layer"], as_index=False)[y].mean()
     present = [value for value in order if value in set(per_image[hue])]
+    palette = dict(zip(present, sns.color_palette("colorblind")))
     sns.lineplot(
-        per_image, x="layer", y=y, hue=hue, style=hue, hue_order=present, style_order=present, markers=True, palette="colorblind",
-        errorbar=("ci", 95) if per_image.groupby(hue)["image"].nunique().min() >= MIN_IMAGES else None, n_boot=1000, seed=0, ax=axis,
+        per_image, x="layer", y=y, hue=hue, style=hue, hue_order=present, style_order=present, markers=True, palette=palette, errorbar=None, ax=axis,
     )
+    n_images = per_image.dropna(subset=y).groupby(hue)["image"].nunique()
+    enough = per_image[per_image[hue].isin(n_images.index[n_images >= MIN_IMAGES])]
+    if len(enough):
+        sns.lineplot(enough, x="layer", y=y, hue=hue, palette=palette, errorbar=("ci", 95), n_boot=1000, seed=0, linewidth=0, legend=False, ax=axis)
     _layer_axis(axis, run)
 
 
@@ -1746,18 +1757,19 @@ def plot_answers(answers: pd.DataFrame, run: dict):
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    first = answers[answers["token"] == 0].assign(rank=lambda table: np.log10(table["rank"]))
+    first = answers[answers["token"] == 0].assign(rank=lambda table: np.log10(table["rank"]), grey_rank=lambda table: np.log10(table["grey_rank"]))
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     _curves(first, run, axes[0], "probability", "kind", KINDS)
     colours = dict(zip([kind for kind in KINDS if kind in set(first["kind"])], sns.color_palette("colorblind")))
     for kind, rows in first.groupby("kind"):
-        axes[0].plot(rows.groupby(["image", "layer"])["grey_probability"].mean().groupby("layer").mean(), ":", color=colours[kind])
+        for axis, column in zip(axes, ("grey_probability", "grey_rank")):
+            axis.plot(rows.groupby(["image", "layer"])[column].mean().groupby("layer").mean(), ":", color=colours[kind])
     axes[0].get_legend().remove()  # the other panel's is the same
     axes[0].set(title="Probability of the answer (dotted: with a grey image)", ylabel="mean probability", ylim=(0, 1.02))
     _curves(first, run, axes[1], "rank", "kind", KINDS)
-    powers = np.arange(0, int(np.ceil(first["rank"].max())) + 1)
+    powers = np.arange(0, int(np.ceil(first[["rank", "grey_rank"]].max().max())) + 1)
     axes[1].set_yticks(powers, [f"{10**power:,}" for power in powers])
-    axes[1].set(title="Rank of the answer (1 = top)", ylabel="rank, geometric mean")
+    axes[1].set(title="Rank of the answer (1 = top; dotted: with a grey image)", ylabel="rank, geometric mean")
     axes[1].invert_yaxis()
     return figure
 
@@ -1847,13 +1859,13 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
 
     control = "control: another image's boxes"
     shuffled = table.dropna(subset="shuffled").assign(auroc=lambda rows: rows["shuffled"], said=lambda rows: rows["said_shuffled"], size=control)
-    both = pd.concat([table, shuffled])
+    both = pd.concat([table, table.assign(size="all sizes"), shuffled])
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-    _curves(both, run, axes[0], "auroc", "size", [*SIZES, control])
+    _curves(both, run, axes[0], "auroc", "size", ["all sizes", *SIZES, control])
     axes[0].axhline(0.5, color="0.6", linewidth=1, linestyle=":")
     axes[0].set(title="P(word) inside against outside its boxes", ylabel="AUROC (0.5 = chance)", ylim=(0, 1.02))
     no_word = layers[layers["segment"] == "image"].assign(size="all patches: no word at all", said=lambda rows: rows["no_word"])
-    _curves(pd.concat([both, no_word]), run, axes[1], "said", "size", [*SIZES, control, "all patches: no word at all"])
+    _curves(pd.concat([both, no_word]), run, axes[1], "said", "size", ["all sizes", *SIZES, control, "all patches: no word at all"])
     axes[1].set(title="Patches whose top-1 token is their object's word", ylabel="share of the patches", ylim=(0, 1.02))
     for axis in axes:
         axis.legend(fontsize=8)
@@ -1877,25 +1889,34 @@ def plot_gallery(results, run: dict, table: pd.DataFrame, layer: int, n: int = 3
             probs = 2.0 ** word["log2_probs"][layer].astype(float)
             own = {**record, "objects": [item for item in record["objects"] if item["category"] == case.category]}
             _draw_patches(axis, run, own, probs / probs.max())
-            axis.set_title(f"{name}: {printable(case.category)}, AUROC {case.auroc:.2f}\nP at most {probs.max():.2g}, {printable(case.image, 24)}", fontsize=9, parse_math=False)
+            axis.set_title(f"{name}: {printable(case.category)}, AUROC {case.auroc:.2f} ({'no control' if np.isnan(case.shuffled) else f'control {case.shuffled:.2f}'})\nP at most {probs.max():.2g}, {printable(case.image, 24)}", fontsize=9, parse_math=False)
     return figure
+
+
+def _auroc_range(table: pd.DataFrame) -> str:
+    """`0.91 (0.85 to 0.96)`: `confidence_auroc`, with its interval where there is one."""
+    value, low, high = confidence_auroc(table)
+    return f"{value:.2f} ({low:.2f} to {high:.2f})" if np.isfinite(low) else f"{value:.2f} (too few images for an interval)"
 
 
 def plot_presence(table: pd.DataFrame, answers: pd.DataFrame):
     """ROC curve of the internal confidence (`confidence`) for present against absent categories, and the model's own answers (`own_answers`) as a point."""
     import matplotlib.pyplot as plt
 
-    ordered = table.sort_values("confidence", ascending=False)
-    # Ties are one step.
-    last = ordered["confidence"].ne(ordered["confidence"].shift(-1)).to_numpy()
-    hits = ordered["present"].to_numpy(bool)
-    curve = [np.append(0, np.cumsum(kind)[last] / kind.sum()) for kind in (~hits, hits)]
-    figure, axis = plt.subplots(figsize=(4.6, 4.4))
-    axis.plot(*curve, color="#0072b2", label=f"largest P(word) in the patches, AUROC {confidence_auroc(table)[0]:.2f}")
+    def curve(rows, values):
+        ordered = rows.sort_values(values, ascending=False)
+        last = ordered[values].ne(ordered[values].shift(-1)).to_numpy()  # ties are one step
+        return [np.append(0, np.cumsum(kind)[last] / kind.sum()) for kind in (~ordered["present"].to_numpy(bool), ordered["present"].to_numpy(bool))]
+
+    own = own_answers(answers, table)
+    figure, axis = plt.subplots(figsize=(5.6, 5.2))
+    axis.plot(*curve(table, "confidence"), color="#0072b2", label=f"largest P(word) in the patches: AUROC {_auroc_range(table)}")
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="chance")
-    said_yes = own_answers(answers).groupby("present")["confidence"].mean()
-    if len(said_yes) == 2:
-        label = f"answers to \"Is there a ...?\", AUROC {confidence_auroc(own_answers(answers))[0]:.2f}"
+    if own["present"].nunique() == 2:
+        patches = own.assign(confidence=own["patches"])
+        axis.plot(*curve(own, "patches"), color="#0072b2", linestyle="--", label=f"the same, only those asked about: {_auroc_range(patches)}")
+        said_yes = own.groupby("present")["confidence"].mean()
+        label = f"answers to \"Is there a ...?\": {_auroc_range(own)}"
         axis.plot(said_yes[False], said_yes[True], "D", color="#d55e00", markersize=8, label=label, clip_on=False, zorder=3)
     axis.set(xlabel="share of absent categories taken for present", ylabel="share of present categories found", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axis.legend(fontsize=8, loc="lower right")
@@ -2052,33 +2073,38 @@ DEMO_NOTE = (
 
 def report_places(run: dict, tables: dict, grounded: pd.DataFrame, confident: pd.DataFrame) -> str:
     """What `grounding` and `confidence` say about where things are, as Markdown; every number in it is computed from the loaded results."""
-    if grounded.empty or confident["present"].nunique() < 2:
-        return "Nothing to report: no annotated object lies in a part of the images, or there is no category that an image lacks."
-    several = confident.drop_duplicates("category")
-    per_image = grounded.pivot_table(index="image", columns="layer", values="auroc", aggfunc="mean")
-    best = int(per_image.mean().idxmax())
-    at_best = grounded[grounded["layer"] == best]
-    own = own_answers(tables["answers"])
-    said = grounded.groupby(["image", "layer"])[["said", "said_shuffled"]].mean().groupby("layer").mean()
-    most = said["said"].idxmax()
-    patches = tables["layers"][tables["layers"]["segment"] == "image"]
-    no_word = patches[patches["layer"] == most]["no_word"].mean()
+    lines = []
 
-    def in_words(table):
-        value, low, high = confidence_auroc(table)
-        interval = f"95 % interval {low:.2f} to {high:.2f}" if np.isfinite(low) else "too few images for an interval"
-        return f"{value:.2f} ({interval}; {table['present'].sum()} present, {(~table['present']).sum()} absent)"
+    def over_images(table, column):
+        return table.groupby(["image", "layer"])[column].mean().groupby("layer").mean()
 
-    lines = [
-        f"- **Where.** Over {grounded['image'].nunique()} images with {len(grounded) // len(run['layers'])} annotated categories, P(category word) tells the category's patches from the "
-        f"others best at layer {_peak_range(run, per_image.to_numpy())}: mean AUROC {per_image[best].mean():.2f}, and {at_best['shuffled'].mean():.2f} for the boxes of another image (control; chance is 0.5).",
-        f"- **Said.** The share of an object's patches whose top-1 token is its word is largest at layer {_layer_name(run, most)}: {said['said'][most]:.0%} (boxes of another image: "
-        f"{said['said_shuffled'][most]:.0%}). Of all patches {no_word:.0%} decode to no word at all there.",
-        f"- **Present or imagined.** The largest P(word) over layers and patches tells present from absent categories with an AUROC of {in_words(confident)}."
-        + (f" The model's own answers to \"Is there a ...?\" tell them apart with {in_words(own)}." if own["present"].nunique() == 2 else ""),
-        f"- {several['several_tokens'].sum()} of {len(several)} categories have more than one token; of these only the first was watched, which may belong to other words too.",
-    ]
-    return "\n".join(lines)
+    def control(value, form):
+        return "no control, which takes two images" if np.isnan(value) else f"{value:{form}} for the boxes of another image (control)"
+
+    if not grounded.empty:
+        per_image = grounded.pivot_table(index="image", columns="layer", values="auroc", aggfunc="mean")
+        mean, said, patches = over_images(grounded, "auroc"), over_images(grounded, "said"), tables["layers"].query("segment == 'image'")
+        best, most, several = mean.idxmax(), said.idxmax(), grounded.drop_duplicates("category")["several_tokens"]
+        lines += [
+            f"- **Where.** Over {grounded['image'].nunique()} images with {len(grounded) // len(run['layers'])} annotated categories, P(category word) tells the category's patches from the "
+            f"others best at layer {_peak_range(run, per_image.to_numpy())}: mean AUROC {mean[best]:.2f}, and {control(over_images(grounded, 'shuffled')[best], '.2f')}; chance is 0.5.",
+            f"- **Said.** The share of an object's patches whose top-1 token is its word is largest at layer {_layer_name(run, most)}: {said[most]:.0%}, and "
+            f"{control(over_images(grounded, 'said_shuffled')[most], '.0%')}. Of all patches {patches[patches['layer'] == most]['no_word'].mean():.0%} decode to no word at all there.",
+            f"- Of {len(several)} categories {several.sum()} are not one token; of these the first was watched, which may belong to other words too.",
+        ]
+    if confident["present"].nunique() == 2:
+        own = own_answers(tables["answers"], confident)
+        text = (
+            f"- **Present or imagined.** The largest P(word) over layers and patches tells {confident['present'].sum()} present from {(~confident['present']).sum()} absent categories with an "
+            f"AUROC of {_auroc_range(confident)}."
+        )
+        if own["present"].nunique() == 2:
+            text += (
+                f" Of the {len(own)} that the model was asked about, it does so with {_auroc_range(own.assign(confidence=own['patches']))}, and the model's answers with {_auroc_range(own)}; an "
+                "answer is yes or no, one threshold only, which costs it some of the area."
+            )
+        lines.append(text)
+    return "\n".join(lines) or "Nothing to report: no annotated object lies in a part of the images."
 
 
 def report(run: dict, tables: dict, mean_probability: np.ndarray) -> str:

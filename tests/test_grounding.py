@@ -1,4 +1,5 @@
 """Where the image is seen: P(word) against boxes, present and absent categories, and the grey-image control."""
+import io
 import itertools
 
 import matplotlib.pyplot as plt
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 import torch
+from PIL import Image
 
 import lens_utils as lu
 from conftest import PROMPTS, ROOT
@@ -42,8 +44,19 @@ def test_auroc_against_scikit_learn():
 def test_patches_of_a_category_by_hand(crop):
     """On a grid of 6, 56 pixels: a patch has 9 1/3."""
     record = make_record(crop, "a", [("dog", (0.0, 0.0, 19.0, 9.4)), ("dog", (30.0, 30.0, 1.0, 1.0)), ("cat", (20.0, 20.0, 3.0, 2.0))], {})
-    assert np.flatnonzero(lu.patches_of(record, RUN, "dog")).tolist() == [0, 1]
-    assert np.flatnonzero(lu.patches_of(record, RUN, "cat")).tolist() == [14]  # too small for half a patch
+    assert np.flatnonzero(lu.patches_of(record, RUN, "dog")).tolist() == [0, 1, 21]  # the second dog is too small for half a patch
+    assert np.flatnonzero(lu.patches_of(record, RUN, "cat")).tolist() == [14]
+
+
+def test_an_exact_half_counts(records):
+    """At LLaVA-1.5's grid of 24 on 336 pixels, at every place along the diagonal."""
+    jpeg = io.BytesIO()
+    Image.new("RGB", (336, 336)).save(jpeg, "JPEG")
+    for at in range(24):
+        box = (14.0 * at, 14.0 * at, 7.0, 14.0) if at == 23 else (14.0 * at, 14.0 * at, 21.0, 14.0)
+        record = make_record(np.frombuffer(jpeg.getvalue(), np.uint8), "a", [("dog", box)], {})
+        expected = [25 * at] if at == 23 else [25 * at, 25 * at + 1]
+        assert np.flatnonzero(lu.patches_of(record, {**RUN, "grid": 24}, "dog")).tolist() == expected
 
 
 def test_grounding_against_brute_force(crop):
@@ -120,13 +133,19 @@ def test_present_or_imagined(crop):
 
 def test_the_curve_is_scikit_learns(crop):
     rng = np.random.default_rng(0)
-    table = pd.DataFrame({"image": [str(i) for i in range(60)], "present": rng.random(60) < 0.5, "confidence": rng.integers(0, 9, 60) / 9})
-    answers = pd.DataFrame({"token": 0, "layer": 0, "image": list("abcd"), "kind": "presence", "answer": ["yes", "No.", "yes", "no"], "truth": ["yes", "yes", "no", None]})
+    table = pd.DataFrame({"image": [str(i) for i in range(60)], "category": "dog", "present": rng.random(60) < 0.5, "confidence": rng.integers(0, 9, 60) / 9})
+    # Of the first twenty images the model was asked about the dog, of all about a cat, which was not watched.
+    asked = [{"image": str(i), "question": lu.presence_question(what), "answer": "Yes." if i % 3 else "no"} for i in range(20) for what in ("dog", "cat")]
+    answers = pd.DataFrame(asked).assign(token=0, layer=0, kind="presence")
     figure = lu.plot_presence(table, answers)
-    wrong, right, _ = sklearn.metrics.roc_curve(table["present"], table["confidence"], drop_intermediate=False)
-    lines = figure.axes[0].lines
-    np.testing.assert_allclose(lines[0].get_xydata(), np.transpose([wrong, right]))
-    assert lines[2].get_xydata().tolist() == [[1, 0.5]]
+    lines, few = figure.axes[0].lines, table.head(20)
+    for line, rows in ((lines[0], table), (lines[2], few)):
+        wrong, right, _ = sklearn.metrics.roc_curve(rows["present"], rows["confidence"], drop_intermediate=False)
+        np.testing.assert_allclose(line.get_xydata(), np.transpose([wrong, right]))
+    yes = np.arange(20) % 3 > 0
+    np.testing.assert_allclose(lines[3].get_xydata(), [[yes[~few["present"]].mean(), yes[few["present"]].mean()]])
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert f"{sklearn.metrics.roc_auc_score(few['present'], yes):.2f} (" in labels[3] and " to " in labels[3]
     plt.close(figure)
 
 
@@ -139,9 +158,16 @@ def test_plural(noun, plural):
 def test_words_to_watch(llava):
     tokenizer, categories = llava[1].tokenizer, ["cat", "dog", "hot dog", "zebra", "left"]
     objects = [{"category": "dog", "visible": 1.0}, {"category": "dog", "visible": 0.4}, {"category": "zebra", "visible": 0.0}]
-    words = lu.category_words(tokenizer, objects, categories, 0)
-    assert words == lu.category_words(tokenizer, objects, categories, 0)
-    assert [word["present"] for word in words] == [True, False] and words[0]["category"] == "dog" and words[1]["category"] in ("cat", "hot dog", "left")
+    words = lu.category_words(tokenizer, objects, categories, (), 0)
+    assert words == lu.category_words(tokenizer, objects, categories, (), 0)
+    # What the model is asked about is watched.
+    for category in ("cat", "left"):
+        asked = [{"question": lu.presence_question(category)}]
+        assert all(lu.category_words(tokenizer, objects, categories, asked, seed)[1]["category"] == category for seed in range(5))
+    # Categories that begin with one token: the one would say nothing about the other.
+    both = lu.category_words(tokenizer, [{"category": "dog", "visible": 1.0}], ["dog", "dog house"])
+    assert [word["category"] for word in both] == ["dog"]
+    assert [word["present"] for word in words] == [True, False] and words[0]["category"] == "dog" and words[1]["category"] in ("cat", "hot dog", "left") and words[0]["plural"] == "dogs"
     assert words[0]["token_ids"] == [tokenizer.convert_tokens_to_ids("▁dog")] and not words[0]["several_tokens"]
     (zebra,) = [word for word in lu.category_words(tokenizer, [{"category": "zebra", "visible": 1.0}], ["zebra"])]
     assert zebra["several_tokens"] and zebra["token_ids"] == [tokenizer("a zebra", add_special_tokens=False)["input_ids"][1]]
@@ -207,6 +233,15 @@ def test_on_the_demo_the_image_brings_the_answer(demo):
     assert (ends.loc[["object", "colour", "relation"], "grey_probability"] < 0.4).all()
 
 
+def test_one_rare_size_takes_no_band_from_the_others(crop):
+    records = planted(crop, 8)
+    records[0]["objects"].append({"category": "cat", "box": (0.0, 0.0, 3.0, 3.0), "crowd": False, "color": None, "visible": 1.0, "share": 0.003})
+    records[0]["words"][1]["present"] = True
+    figure = lu.plot_grounding(lu.grounding(records, RUN), pd.DataFrame({"image": [], "segment": [], "layer": [], "no_word": []}), RUN)
+    assert len(figure.axes[0].collections) == 3  # all, large, control
+    plt.close(figure)
+
+
 def test_half_of_what_the_image_brings_by_hand():
     probs, grey = [0.1, 0.2, 0.6, 0.5, 0.9], [0.1, 0.0, 0.1, 0.3, 0.1]  # brings 0, 0.2, 0.5, 0.2, 0.8
     answers = pd.DataFrame({"token": 0, "kind": "colour", "image": "a", "layer": range(5), "probability": probs, "grey_probability": grey})
@@ -216,7 +251,7 @@ def test_half_of_what_the_image_brings_by_hand():
 def test_own_answers(demo):
     folder, run = demo
     answers = lu.summarise(lu.load_records(folder, run), run)["answers"]
-    own, asked = lu.own_answers(answers), lu.per_prompt(answers).query("kind == 'presence'")
+    own, asked = lu.own_answers(answers, lu.confidence(lu.load_records(folder, run))), lu.per_prompt(answers).query("kind == 'presence'")
     assert len(own) == len(asked) == 48 and own["present"].sum() == 24
     assert ((own["confidence"] == 1) == own["present"]).mean() == pytest.approx(asked["right"].astype(float).mean())
     rows = own.groupby("present")["confidence"].mean()
@@ -229,12 +264,15 @@ def test_figures_and_sentences(demo):
     text = lu.report_places(run, tables, table, confident)
     per_layer = table.groupby(["image", "layer"])["auroc"].mean().groupby("layer").mean()
     best = per_layer.idxmax()
-    shuffled = table[table["layer"] == best]["shuffled"].mean()
+    shuffled = table[table["layer"] == best].groupby("image")["shuffled"].mean().mean()
     assert f"best at layer {run['layers'][best]} (" in text and f"mean AUROC {per_layer.max():.2f}, and {shuffled:.2f} for the boxes of another image" in text
-    assert f"{confident['present'].sum()} present, {(~confident['present']).sum()} absent" in text
+    assert f"tells {confident['present'].sum()} present from {(~confident['present']).sum()} absent" in text and "Of the 48 that the model was asked about" in text
+    one = table[table["image"] == "scene_00.png"].assign(shuffled=np.nan, said_shuffled=np.nan)
+    alone = lu.report_places(run, tables, one, confident[confident["present"]])
+    assert "nan" not in alone and "no control, which takes two images" in alone and "Present or imagined" not in alone
     figure = lu.plot_grounding(table, tables["layers"], run)
     labels = [label.get_text() for label in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["medium", "large", "control: another image's boxes"]
+    assert labels == ["all sizes", "medium", "large", "control: another image's boxes"]
     plt.close(figure)
     figure = lu.plot_gallery(folder, run, table, best)
     at_best = table[table["layer"] == best]
