@@ -689,13 +689,15 @@ def read_positions(bridge, residuals: list, segments, targets, prob_sum, top_k: 
     one_hot = (segments[None] == torch.arange(len(SEGMENTS), device=device)[:, None]).float()
     for start in range(0, n_pos, slice_size):
         at = slice(start, start + slice_size)
-        final = lens_logits(bridge, residuals[-1][at]).softmax(-1)
+        final_logits = lens_logits(bridge, residuals[-1][at])
+        final = final_logits.softmax(-1)
         entropy_final = entropy_bits(final)
         target = torch.where(targets[at] >= 0, targets[at], top_k_of(final, 1)[1][:, 0])[:, None]
         for layer, resid in enumerate(residuals):
-            logits = lens_logits(bridge, resid[at])
+            last = layer == len(residuals) - 1
+            logits = final_logits if last else lens_logits(bridge, resid[at])
             logit_sums[layer, at] = logits.sum(-1)
-            p = logits.softmax(-1)
+            p = final if last else logits.softmax(-1)
             entropy = entropy_bits(p)
             readings["entropy"][layer, at] = entropy
             readings["jsd_final"][layer, at] = jsd_bits(p, final, entropy, entropy_final)
