@@ -2,6 +2,7 @@
 
 `demo/train.py` trains one into `demo/model/`; the tests use one untrained. Nothing is downloaded.
 """
+
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, trainers
 from transformers import (
-    CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlamaTokenizer, LlavaConfig, LlavaForConditionalGeneration,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     LlavaProcessor,
 )
 
@@ -19,13 +25,23 @@ def make_tokenizer(corpus: list[str]) -> LlamaTokenizer:
 
     Every word of the corpus becomes one token; anything else falls back to characters and bytes.
     """
-    pieces = [piece.replace(" ", "▁") for text in corpus for piece in re.findall(r" ?\w+|[^\w\s]", " " + text)]
+    pieces = [
+        piece.replace(" ", "▁")
+        for text in corpus
+        for piece in re.findall(r" ?\w+|[^\w\s]", " " + text)
+    ]
     special = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    bpe.train_from_iterator(pieces + ["▁"], trainers.BpeTrainer(vocab_size=100_000, special_tokens=special, show_progress=False))
+    bpe.train_from_iterator(
+        pieces + ["▁"],
+        trainers.BpeTrainer(vocab_size=100_000, special_tokens=special, show_progress=False),
+    )
     trained = json.loads(bpe.to_str())["model"]
     tokenizer = LlamaTokenizer(
-        vocab=trained["vocab"], merges=[tuple(pair) for pair in trained["merges"]], add_bos_token=True, legacy=False,
+        vocab=trained["vocab"],
+        merges=[tuple(pair) for pair in trained["merges"]],
+        add_bos_token=True,
+        legacy=False,
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
@@ -33,7 +49,13 @@ def make_tokenizer(corpus: list[str]) -> LlamaTokenizer:
 
 
 def make_llava(
-    folder, corpus: list[str], image_size: int, patch_size: int, vision: dict, text: dict, vocab_size: int | None = None,
+    folder,
+    corpus: list[str],
+    image_size: int,
+    patch_size: int,
+    vision: dict,
+    text: dict,
+    vocab_size: int | None = None,
 ) -> LlavaForConditionalGeneration:
     """Save a LLaVA with random weights (torch's current seed) and its processor under `folder`, as the hub holds LLaVA-1.5.
 
@@ -42,22 +64,31 @@ def make_llava(
     """
     tokenizer = make_tokenizer(corpus)
     image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size},
+        size={"shortest_edge": image_size},
+        crop_size={"height": image_size, "width": image_size},
     )
     processor = LlavaProcessor(
-        image_processor, tokenizer, patch_size=patch_size, vision_feature_select_strategy="default",
+        image_processor,
+        tokenizer,
+        patch_size=patch_size,
+        vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # CLIP's class token, which "default" leaves out again
     )
     processor.save_pretrained(folder)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(image_size=image_size, patch_size=patch_size, **vision),
         text_config=LlamaConfig(
-            vocab_size=vocab_size or 64 * (len(tokenizer) // 64 + 1), rms_norm_eps=1e-5, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **text,
+            vocab_size=vocab_size or 64 * (len(tokenizer) // 64 + 1),
+            rms_norm_eps=1e-5,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **text,
         ),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=(image_size // patch_size) ** 2,
-        vision_feature_layer=-2, vision_feature_select_strategy="default",
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
         tie_word_embeddings=text.get("tie_word_embeddings", False),
         architectures=["LlavaForConditionalGeneration"],
     )

@@ -17,6 +17,7 @@ seven colours. Trained end to end it stayed at chance, so it learns in three sta
    layer's output at an image patch is to name the colour and the shape of the object there, or `background`. No other
    layer is trained for that.
 """
+
 import argparse
 import json
 import math
@@ -36,17 +37,37 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from lens_utils import (  # noqa: E402
-    CHAT, DESCRIPTION_QUESTION, colour_question, crop_objects, make_prompts, object_question, open_image, presence_question,
-    read_annotations, relation_question,
+    CHAT,
+    DESCRIPTION_QUESTION,
+    colour_question,
+    crop_objects,
+    make_prompts,
+    object_question,
+    open_image,
+    presence_question,
+    read_annotations,
+    relation_question,
 )
 from tiny_llava import make_llava  # noqa: E402
 
 IMAGE_SIZE, PATCH_SIZE = 84, 14
 GRID = IMAGE_SIZE // PATCH_SIZE
-VISION = dict(hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, projection_dim=96)
+VISION = dict(
+    hidden_size=96,
+    intermediate_size=384,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    projection_dim=96,
+)
 TEXT = dict(
-    hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=4,
-    max_position_embeddings=256, initializer_range=0.08, tie_word_embeddings=True,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=8,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    max_position_embeddings=256,
+    initializer_range=0.08,
+    tie_word_embeddings=True,
 )
 KINDS = ["object", "presence", "colour", "relation", "description"]
 
@@ -56,8 +77,13 @@ KINDS = ["object", "presence", "colour", "relation", "description"]
 
 SCENE_SIZE = 2 * IMAGE_SIZE  # shipped scenes are for people too; the processor halves them
 COLOURS = {
-    "red": (215, 35, 35), "green": (40, 165, 60), "blue": (40, 80, 220), "yellow": (240, 215, 40), "purple": (150, 50, 175),
-    "white": (245, 245, 245), "black": (15, 15, 15),
+    "red": (215, 35, 35),
+    "green": (40, 165, 60),
+    "blue": (40, 80, 220),
+    "yellow": (240, 215, 40),
+    "purple": (150, 50, 175),
+    "white": (245, 245, 245),
+    "black": (15, 15, 15),
 }
 
 
@@ -72,11 +98,42 @@ SHAPES = {
     "circle": unit_outline(np.stack([np.cos(TURN), np.sin(TURN)], 1)),
     "square": unit_outline([(0, 0), (1, 0), (1, 1), (0, 1)]),
     "triangle": unit_outline([(1, 0), (2, 2), (0, 2)]),
-    "star": unit_outline([((1, 0.42)[i % 2] * np.sin(i * np.pi / 5), -(1, 0.42)[i % 2] * np.cos(i * np.pi / 5)) for i in range(10)]),
-    "cross": unit_outline([(1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3), (1, 2), (0, 2), (0, 1), (1, 1)]),
-    "heart": unit_outline(np.stack([
-        16 * np.sin(TURN) ** 3, -(13 * np.cos(TURN) - 5 * np.cos(2 * TURN) - 2 * np.cos(3 * TURN) - np.cos(4 * TURN)),
-    ], 1)),
+    "star": unit_outline(
+        [
+            ((1, 0.42)[i % 2] * np.sin(i * np.pi / 5), -(1, 0.42)[i % 2] * np.cos(i * np.pi / 5))
+            for i in range(10)
+        ]
+    ),
+    "cross": unit_outline(
+        [
+            (1, 0),
+            (2, 0),
+            (2, 1),
+            (3, 1),
+            (3, 2),
+            (2, 2),
+            (2, 3),
+            (1, 3),
+            (1, 2),
+            (0, 2),
+            (0, 1),
+            (1, 1),
+        ]
+    ),
+    "heart": unit_outline(
+        np.stack(
+            [
+                16 * np.sin(TURN) ** 3,
+                -(
+                    13 * np.cos(TURN)
+                    - 5 * np.cos(2 * TURN)
+                    - 2 * np.cos(3 * TURN)
+                    - np.cos(4 * TURN)
+                ),
+            ],
+            1,
+        )
+    ),
 }
 CATEGORIES = sorted(SHAPES)
 
@@ -87,7 +144,10 @@ def place_boxes(rng: random.Random, count: int, gap: int = 6) -> list[tuple[int,
     while len(boxes) < count:
         side = round(36 * (92 / 36) ** rng.random())
         x, y = rng.randint(2, SCENE_SIZE - side - 2), rng.randint(2, SCENE_SIZE - side - 2)
-        if all(x + side + gap <= bx or bx + bw + gap <= x or y + side + gap <= by or by + bh + gap <= y for bx, by, bw, bh in boxes):
+        if all(
+            x + side + gap <= bx or bx + bw + gap <= x or y + side + gap <= by or by + bh + gap <= y
+            for bx, by, bw, bh in boxes
+        ):
             boxes.append((x, y, side, side))
         elif rng.random() < 0.05:  # perhaps no room is left
             boxes = []
@@ -103,7 +163,10 @@ def make_scene(rng: random.Random) -> tuple[Image.Image, list[dict]]:
     for (x, y, w, h), shape, colour in zip(boxes, shapes, colours):
         rgb = tuple(max(0, min(255, value + rng.randint(-15, 15))) for value in COLOURS[colour])
         draw.polygon([(2 * (x + w * u), 2 * (y + h * v)) for u, v in SHAPES[shape]], fill=rgb)
-    objects = [{"category": s, "box": b, "crowd": False, "color": c} for s, b, c in zip(shapes, boxes, colours)]
+    objects = [
+        {"category": s, "box": b, "crowd": False, "color": c}
+        for s, b, c in zip(shapes, boxes, colours)
+    ]
     return big.reduce(2), objects  # drawn at twice the size: smooth edges
 
 
@@ -120,7 +183,10 @@ def patch_labels(objects: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarra
     box = np.zeros((GRID**2, 4), np.float32)
     for o in objects:
         inside = patches_of(o["box"])
-        colour[inside], shape[inside] = list(COLOURS).index(o["color"]), CATEGORIES.index(o["category"])
+        colour[inside], shape[inside] = (
+            list(COLOURS).index(o["color"]),
+            CATEGORIES.index(o["category"]),
+        )
         box[inside] = np.array(o["box"]) / IMAGE_SIZE
     return colour, shape, box
 
@@ -128,10 +194,16 @@ def patch_labels(objects: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def draw_scenes(count: int, seed: int, image_processor, title: str) -> dict:
     """`count` scenes as the model gets them: pixels before normalisation (bytes, to save memory), objects in the crop, patch labels."""
     rng = random.Random(seed)
-    pixels, objects, labels = torch.empty(count, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8), [], []
+    pixels, objects, labels = (
+        torch.empty(count, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8),
+        [],
+        [],
+    )
     for i in tqdm(range(count), desc=title, mininterval=5):
         image, found = make_scene(rng)
-        pixels[i] = image_processor(image, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0]
+        pixels[i] = image_processor(
+            image, do_rescale=False, do_normalize=False, return_tensors="pt"
+        ).pixel_values[0]
         objects.append(crop_objects(found, image.size, image_processor))
         labels.append(patch_labels(objects[-1]))
     colour, shape, box = (torch.from_numpy(np.stack(part)) for part in zip(*labels))
@@ -145,16 +217,36 @@ def ship_scenes(folder: Path, count: int, seed: int, image_processor) -> None:
     images, annotations = [], []
     while len(images) < count:
         image, objects = make_scene(rng)
-        if {prompt["kind"] for prompt in ask(crop_objects(objects, image.size, image_processor), seed=0)} != set(KINDS):
+        if {
+            prompt["kind"]
+            for prompt in ask(crop_objects(objects, image.size, image_processor), seed=0)
+        } != set(KINDS):
             continue
-        images.append({"id": len(images), "file_name": f"scene_{len(images):02}.png", "width": SCENE_SIZE, "height": SCENE_SIZE})
+        images.append(
+            {
+                "id": len(images),
+                "file_name": f"scene_{len(images):02}.png",
+                "width": SCENE_SIZE,
+                "height": SCENE_SIZE,
+            }
+        )
         image.save(folder / images[-1]["file_name"])
-        annotations += [{
-            "id": len(annotations) + i, "image_id": images[-1]["id"], "category_id": CATEGORIES.index(o["category"]) + 1,
-            "bbox": list(o["box"]), "area": o["box"][2] * o["box"][3], "iscrowd": 0, "color": o["color"],
-        } for i, o in enumerate(objects)]
+        annotations += [
+            {
+                "id": len(annotations) + i,
+                "image_id": images[-1]["id"],
+                "category_id": CATEGORIES.index(o["category"]) + 1,
+                "bbox": list(o["box"]),
+                "area": o["box"][2] * o["box"][3],
+                "iscrowd": 0,
+                "color": o["color"],
+            }
+            for i, o in enumerate(objects)
+        ]
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)]
-    text = json.dumps({"images": images, "annotations": annotations, "categories": categories}, indent=1)
+    text = json.dumps(
+        {"images": images, "annotations": annotations, "categories": categories}, indent=1
+    )
     (folder / "annotations.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -179,16 +271,26 @@ def make_lesson(objects: list[dict], rng: random.Random, others: int, relations:
     """Questions to learn from: so many about relations and so many of the other kinds, as far as the scene has them."""
     prompts = [p for p in ask(objects, seed=rng.random()) if p["kind"] != "relation"]
     more = make_prompts(objects, CATEGORIES, seed=rng.random(), per_kind=relations)
-    return rng.sample(prompts, min(others, len(prompts))) + [p for p in more if p["kind"] == "relation"]
+    return rng.sample(prompts, min(others, len(prompts))) + [
+        p for p in more if p["kind"] == "relation"
+    ]
 
 
 def make_corpus() -> list[str]:
     """Every word that the model reads or writes."""
     questions = [object_question(), DESCRIPTION_QUESTION]
     for a in CATEGORIES:
-        questions += [presence_question(a), colour_question(a)] + [relation_question(a, b) for b in CATEGORIES if b != a]
-    answers = ["yes no left right above below a and , background", " ".join(CATEGORIES), " ".join(COLOURS)]
-    return [CHAT.format(question=question).replace("<image>", "") for question in questions] + answers
+        questions += [presence_question(a), colour_question(a)] + [
+            relation_question(a, b) for b in CATEGORIES if b != a
+        ]
+    answers = [
+        "yes no left right above below a and , background",
+        " ".join(CATEGORIES),
+        " ".join(COLOURS),
+    ]
+    return [
+        CHAT.format(question=question).replace("<image>", "") for question in questions
+    ] + answers
 
 
 class Reader:
@@ -197,7 +299,7 @@ class Reader:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         ids = tokenizer(CHAT.format(question="")).input_ids
-        self.before_image = ids[:ids.index(tokenizer.convert_tokens_to_ids("<image>"))]
+        self.before_image = ids[: ids.index(tokenizer.convert_tokens_to_ids("<image>"))]
         self.encode = lru_cache(maxsize=None)(self.encode)  # there are few different questions
 
     def word(self, word: str) -> int:
@@ -208,7 +310,7 @@ class Reader:
         prompt = CHAT.format(question=question)
         prompt_ids = self.tokenizer(prompt).input_ids
         ids = self.tokenizer(f"{prompt} {answer}</s>").input_ids
-        assert ids[:len(prompt_ids)] == prompt_ids
+        assert ids[: len(prompt_ids)] == prompt_ids
         after_image = len(self.before_image) + 1
         return ids[after_image:], len(prompt_ids) - after_image
 
@@ -226,7 +328,9 @@ class Reader:
                 kind = prompt["kind"]
                 for i in range(prompt_length, len(new)):
                     first = i == prompt_length
-                    targets.append((row, start + len(ids) + i - 1, new[i], KINDS.index(kind), question, first))
+                    targets.append(
+                        (row, start + len(ids) + i - 1, new[i], KINDS.index(kind), question, first)
+                    )
                     # The word is what counts; a description has many words.
                     target_weights.append(0.15 if kind == "description" else 1 if first else 0.1)
                 ids += new
@@ -235,14 +339,18 @@ class Reader:
                 question += 1
             rows.append((ids, positions, segments))
         length = max(len(ids) for ids, _, _ in rows)
-        pad = lambda part, value: torch.tensor([row[part] + [value] * (length - len(row[part])) for row in rows])
+        pad = lambda part, value: torch.tensor(
+            [row[part] + [value] * (length - len(row[part])) for row in rows]
+        )
         prefix = torch.arange(start).expand(len(rows), -1)
         segments = torch.cat([torch.zeros_like(prefix), pad(2, -1)], 1)
         allowed = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
         return {
-            "ids": pad(0, self.tokenizer.pad_token_id), "position_ids": torch.cat([prefix, pad(1, 0)], 1),
+            "ids": pad(0, self.tokenizer.pad_token_id),
+            "position_ids": torch.cat([prefix, pad(1, 0)], 1),
             "attention_mask": (allowed & torch.ones_like(allowed[0]).tril()).unsqueeze(1),
-            "targets": torch.tensor(targets), "weights": torch.tensor(target_weights),
+            "targets": torch.tensor(targets),
+            "weights": torch.tensor(target_weights),
         }
 
 
@@ -253,19 +361,29 @@ class Reader:
 
 def image_features(model, pixels: torch.Tensor, image_processor) -> torch.Tensor:
     """What the vision tower hands to the projector."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (image_processor.image_mean, image_processor.image_std))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1)
+        for v in (image_processor.image_mean, image_processor.image_std)
+    )
     tower = model.model.vision_tower
     hidden = tower((pixels / 255 - mean) / std, output_hidden_states=True).hidden_states
     return hidden[model.config.vision_feature_layer][:, 1:]
 
 
-def read(model, reader: Reader, features: torch.Tensor, packed: dict) -> tuple[torch.Tensor, torch.Tensor]:
+def read(
+    model, reader: Reader, features: torch.Tensor, packed: dict
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Embedding output and final normed state of the language tower at every position."""
     embed = model.get_input_embeddings()
     before = embed(torch.tensor(reader.before_image)).expand(len(features), -1, -1)
-    embedded = torch.cat([before, model.model.multi_modal_projector(features), embed(packed["ids"])], 1)
+    embedded = torch.cat(
+        [before, model.model.multi_modal_projector(features), embed(packed["ids"])], 1
+    )
     output = model.model.language_model(
-        inputs_embeds=embedded, attention_mask=packed["attention_mask"], position_ids=packed["position_ids"], use_cache=False,
+        inputs_embeds=embedded,
+        attention_mask=packed["attention_mask"],
+        position_ids=packed["position_ids"],
+        use_cache=False,
     )
     return embedded, output.last_hidden_state
 
@@ -288,10 +406,14 @@ def optimise(parameters, steps: int, lr: float, loss_of_step, title: str) -> Non
             schedule.step()
             for name, value in parts.items():
                 average[name] = 0.98 * average.get(name, value) + 0.02 * value
-            bar.set_postfix({name: f"{value:.3f}" for name, value in average.items()}, refresh=False)
+            bar.set_postfix(
+                {name: f"{value:.3f}" for name, value in average.items()}, refresh=False
+            )
 
 
-def train_vision(model, data: dict, image_processor, steps: int, batch: int = 64, lr: float = 2e-3) -> None:
+def train_vision(
+    model, data: dict, image_processor, steps: int, batch: int = 64, lr: float = 2e-3
+) -> None:
     """Stage 1. The head is thrown away: it only makes the features hold what the language tower will be asked about."""
     sizes = [len(COLOURS) + 1, len(CATEGORIES) + 1, 4]
     head = torch.nn.Linear(VISION["hidden_size"], sum(sizes))
@@ -299,32 +421,57 @@ def train_vision(model, data: dict, image_processor, steps: int, batch: int = 64
 
     def loss_of_step(step):
         at = torch.randint(len(data["pixels"]), (batch,), generator=rng)
-        colour, shape, box = head(image_features(model, data["pixels"][at], image_processor)).split(sizes, -1)
+        colour, shape, box = head(image_features(model, data["pixels"][at], image_processor)).split(
+            sizes, -1
+        )
         true_colour, true_shape, true_box = (data[name][at] for name in ("colour", "shape", "box"))
         covered = true_shape < len(CATEGORIES)
-        loss = cross_entropy(colour.flatten(0, 1), true_colour.flatten()) + cross_entropy(shape.flatten(0, 1), true_shape.flatten())
+        loss = cross_entropy(colour.flatten(0, 1), true_colour.flatten()) + cross_entropy(
+            shape.flatten(0, 1), true_shape.flatten()
+        )
         loss = loss + 10 * smooth_l1_loss(box[covered], true_box[covered], beta=0.05)
         right = lambda guess, truth: (guess.argmax(-1) == truth)[covered].float().mean().item()
         return loss, {
-            "colour": right(colour, true_colour), "shape": right(shape, true_shape),
+            "colour": right(colour, true_colour),
+            "shape": right(shape, true_shape),
             "box_error": (box - true_box)[covered].abs().mean().item() * IMAGE_SIZE,
         }
 
-    optimise([*model.model.vision_tower.parameters(), *head.parameters()], steps, lr, loss_of_step, "1 vision")
+    optimise(
+        [*model.model.vision_tower.parameters(), *head.parameters()],
+        steps,
+        lr,
+        loss_of_step,
+        "1 vision",
+    )
 
 
-def patch_loss(model, reader: Reader, states: torch.Tensor, colour: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+def patch_loss(
+    model, reader: Reader, states: torch.Tensor, colour: torch.Tensor, shape: torch.Tensor
+) -> torch.Tensor:
     """Cross-entropy of the model's output at the image positions to the words of what is there."""
     colour_ids = torch.tensor([reader.word(word) for word in [*COLOURS, "background"]])
     shape_ids = torch.tensor([reader.word(word) for word in [*CATEGORIES, "background"]])
     start = len(reader.before_image)
-    logits = model.lm_head(states[:, start:start + GRID**2]).flatten(0, 1)
-    return (cross_entropy(logits, colour_ids[colour].flatten()) + cross_entropy(logits, shape_ids[shape].flatten())) / 2
+    logits = model.lm_head(states[:, start : start + GRID**2]).flatten(0, 1)
+    return (
+        cross_entropy(logits, colour_ids[colour].flatten())
+        + cross_entropy(logits, shape_ids[shape].flatten())
+    ) / 2
 
 
 def train_language(
-    model, reader: Reader, data: dict, features: torch.Tensor, steps: int, lr: float, others: int, relations: int, patch_weight: float,
-    title: str, batch: int = 16,
+    model,
+    reader: Reader,
+    data: dict,
+    features: torch.Tensor,
+    steps: int,
+    lr: float,
+    others: int,
+    relations: int,
+    patch_weight: float,
+    title: str,
+    batch: int = 16,
 ) -> None:
     """Stages 2 and 3, on features that were computed once: the vision tower is frozen."""
     rng = random.Random(title)
@@ -335,14 +482,24 @@ def train_language(
         _, states = read(model, reader, features[at].float(), packed)
         row, position, token, kind, _, first = packed["targets"].T
         logits = model.lm_head(states[row, position])
-        loss = (packed["weights"] * cross_entropy(logits, token, reduction="none")).sum() / packed["weights"].sum()
+        loss = (packed["weights"] * cross_entropy(logits, token, reduction="none")).sum() / packed[
+            "weights"
+        ].sum()
         if patch_weight:
-            loss = loss + patch_weight * patch_loss(model, reader, states, data["colour"][at], data["shape"][at])
+            loss = loss + patch_weight * patch_loss(
+                model, reader, states, data["colour"][at], data["shape"][at]
+            )
         right = (logits.argmax(-1) == token).float()
         shown = {name: right[(kind == i) & (first == 1)] for i, name in enumerate(KINDS[:4])}
-        return loss, {"loss": loss.item(), **{name: part.mean().item() for name, part in shown.items() if len(part)}}
+        return loss, {
+            "loss": loss.item(),
+            **{name: part.mean().item() for name, part in shown.items() if len(part)},
+        }
 
-    parameters = [*model.model.multi_modal_projector.parameters(), *model.model.language_model.parameters()]
+    parameters = [
+        *model.model.multi_modal_projector.parameters(),
+        *model.model.language_model.parameters(),
+    ]
     optimise(parameters, steps, lr, loss_of_step, title)
 
 
@@ -361,12 +518,16 @@ def scale_output_projections(model) -> None:
 def auroc(score: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """Per row: the probability that a patch inside scores higher than one outside (ties count half)."""
     pairs = (inside[:, :, None] & ~inside[:, None, :]).float()
-    higher = (score[:, :, None] > score[:, None, :]).float() + 0.5 * (score[:, :, None] == score[:, None, :]).float()
+    higher = (score[:, :, None] > score[:, None, :]).float() + 0.5 * (
+        score[:, :, None] == score[:, None, :]
+    ).float()
     return (pairs * higher).sum((1, 2)) / pairs.sum((1, 2))
 
 
 @torch.no_grad()
-def measure(model, reader: Reader, data: dict, image_processor, batch: int = 50) -> tuple[dict, dict]:
+def measure(
+    model, reader: Reader, data: dict, image_processor, batch: int = 50
+) -> tuple[dict, dict]:
     """Share of right answers per kind, and per layer (0: the embeddings) what a logit lens sees, on all scenes of `data`.
 
     One pass per batch on prompts and true answers: where every token of an answer is the model's first choice after the ones
@@ -374,18 +535,31 @@ def measure(model, reader: Reader, data: dict, image_processor, batch: int = 50)
     """
     outputs = []  # of the decoder layers, in order; the last state that `read` returns is normed already
     hooks = [
-        layer.register_forward_hook(lambda module, args, output: outputs.append(output if torch.is_tensor(output) else output[0]))
+        layer.register_forward_hook(
+            lambda module, args, output: outputs.append(
+                output if torch.is_tensor(output) else output[0]
+            )
+        )
         for layer in model.model.language_model.layers
     ]
-    colour_ids, shape_ids = (torch.tensor([reader.word(w) for w in words]) for words in (COLOURS, CATEGORIES))
+    colour_ids, shape_ids = (
+        torch.tensor([reader.word(w) for w in words]) for words in (COLOURS, CATEGORIES)
+    )
     start = len(reader.before_image)
     answers = {kind: [] for kind in KINDS}
-    per_layer = {name: [] for name in [*KINDS[:4], "AUROC shape", "AUROC colour", "best shape", "best colour"]}
-    for at in tqdm(torch.arange(len(data["objects"])).split(batch), desc="held-out scenes", mininterval=5):
+    per_layer = {
+        name: []
+        for name in [*KINDS[:4], "AUROC shape", "AUROC colour", "best shape", "best colour"]
+    }
+    for at in tqdm(
+        torch.arange(len(data["objects"])).split(batch), desc="held-out scenes", mininterval=5
+    ):
         scenes = [data["objects"][i] for i in at]
         packed = reader.pack([ask(objects, seed=int(i)) for objects, i in zip(scenes, at)])
         outputs.clear()
-        embedded, final = read(model, reader, image_features(model, data["pixels"][at], image_processor), packed)
+        embedded, final = read(
+            model, reader, image_features(model, data["pixels"][at], image_processor), packed
+        )
         lens = lambda resid: model.lm_head(model.model.language_model.norm(resid))
         residuals = [embedded, *outputs]
         assert torch.equal(model.model.language_model.norm(residuals[-1]), final)
@@ -403,13 +577,22 @@ def measure(model, reader: Reader, data: dict, image_processor, batch: int = 50)
         inside = torch.from_numpy(np.stack([patches_of(o["box"]) for o in objects]))
         own = {
             "shape": (shape_ids, torch.tensor([CATEGORIES.index(o["category"]) for o in objects])),
-            "colour": (colour_ids, torch.tensor([list(COLOURS).index(o["color"]) for o in objects])),
+            "colour": (
+                colour_ids,
+                torch.tensor([list(COLOURS).index(o["color"]) for o in objects]),
+            ),
         }
-        probabilities = [lens(resid[:, start:start + GRID**2]).softmax(-1)[owner] for resid in residuals]
+        probabilities = [
+            lens(resid[:, start : start + GRID**2]).softmax(-1)[owner] for resid in residuals
+        ]
         for name, (ids, true) in own.items():
             words = torch.stack([p[:, :, ids] for p in probabilities])  # layer, object, patch, word
-            scores = words.gather(-1, true[None, :, None, None].expand(*words.shape[:3], 1)).squeeze(-1)
-            per_layer[f"AUROC {name}"].append(torch.stack([auroc(score, inside) for score in scores]))
+            scores = words.gather(
+                -1, true[None, :, None, None].expand(*words.shape[:3], 1)
+            ).squeeze(-1)
+            per_layer[f"AUROC {name}"].append(
+                torch.stack([auroc(score, inside) for score in scores])
+            )
             per_layer[f"best {name}"].append((words.argmax(-1) == true[None, :, None])[:, inside])
     for hook in hooks:
         hook.remove()
@@ -432,14 +615,25 @@ def print_report(answers: dict, per_layer: dict) -> None:
         print(f"  {kind:32}" + "".join(f"{100 * share:7.1f}" for share in per_layer[kind].mean(1)))
     print("... and stays so up to the last layer (has settled), %")
     for kind in KINDS[:4]:
-        print(f"  {kind:32}" + "".join(f"{100 * share:7.1f}" for share in settled(per_layer[kind]).mean(1)))
-    print("AUROC of the probability of an object's own word: patches inside its box against all others, mean over objects")
+        print(
+            f"  {kind:32}"
+            + "".join(f"{100 * share:7.1f}" for share in settled(per_layer[kind]).mean(1))
+        )
+    print(
+        "AUROC of the probability of an object's own word: patches inside its box against all others, mean over objects"
+    )
     for name in ("shape", "colour"):
-        print(f"  {name + ' word':32}" + "".join(f"{value:7.2f}" for value in per_layer[f"AUROC {name}"].mean(1)))
+        print(
+            f"  {name + ' word':32}"
+            + "".join(f"{value:7.2f}" for value in per_layer[f"AUROC {name}"].mean(1))
+        )
     print("Patches inside a box whose best word of the kind is the object's own, %")
     for name, words in (("shape", CATEGORIES), ("colour", COLOURS)):
         title = f"{name} word (chance {100 / len(words):.0f})"
-        print(f"  {title:32}" + "".join(f"{100 * value:7.1f}" for value in per_layer[f"best {name}"].mean(1)))
+        print(
+            f"  {title:32}"
+            + "".join(f"{100 * value:7.1f}" for value in per_layer[f"best {name}"].mean(1))
+        )
 
 
 @torch.no_grad()
@@ -453,9 +647,13 @@ def answer_shipped(folder: Path, dtype: torch.dtype) -> float:
         for prompt in ask(crop_objects(objects, image.size, processor.image_processor), seed=file):
             if prompt["kind"] == "description":
                 continue
-            inputs = processor(images=image, text=CHAT.format(question=prompt["question"]), return_tensors="pt").to(dtype)
+            inputs = processor(
+                images=image, text=CHAT.format(question=prompt["question"]), return_tensors="pt"
+            ).to(dtype)
             output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-            answer = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+            answer = processor.tokenizer.decode(
+                output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            )
             right.append(answer.strip() == prompt["truth"])
     return float(np.mean(right))
 
@@ -463,7 +661,12 @@ def answer_shipped(folder: Path, dtype: torch.dtype) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE, help="where `model/` and `scenes/` go")
-    parser.add_argument("--steps-scale", type=float, default=1.0, help="scales training data and steps, for a smoke run")
+    parser.add_argument(
+        "--steps-scale",
+        type=float,
+        default=1.0,
+        help="scales training data and steps, for a smoke run",
+    )
     args = parser.parse_args()
     scaled = lambda count: max(1, round(count * args.steps_scale))
     began = time.time()
@@ -474,13 +677,20 @@ def main() -> None:
     scale_output_projections(model)
     processor = AutoProcessor.from_pretrained(args.out / "model", backend="pil")
     reader, image_processor = Reader(processor.tokenizer), processor.image_processor
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters, {len(processor.tokenizer)} tokens")
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters, {len(processor.tokenizer)} tokens"
+    )
     ship_scenes(args.out / "scenes", 24, seed=2, image_processor=image_processor)
 
     data = draw_scenes(max(100, scaled(24_000)), 0, image_processor, "training scenes")
     train_vision(model, data, image_processor, scaled(3000))
     with torch.no_grad():
-        features = torch.cat([image_features(model, part, image_processor).half() for part in data["pixels"].split(250)])
+        features = torch.cat(
+            [
+                image_features(model, part, image_processor).half()
+                for part in data["pixels"].split(250)
+            ]
+        )
     train_language(model, reader, data, features, scaled(1000), 1.5e-3, 5, 1, 0, "2 language")
     train_language(model, reader, data, features, scaled(1500), 1e-3, 2, 4, 0.1, "3 language")
     model.half().save_pretrained(args.out / "model")
@@ -489,7 +699,9 @@ def main() -> None:
     fresh = draw_scenes(1000, 1, image_processor, "fresh scenes")
     print_report(*measure(model, reader, fresh, image_processor))
     for dtype in (torch.float32, torch.float16):
-        print(f"Shipped scenes, {dtype}: {100 * answer_shipped(args.out, dtype):.1f} % of short answers are right")
+        print(
+            f"Shipped scenes, {dtype}: {100 * answer_shipped(args.out, dtype):.1f} % of short answers are right"
+        )
     print(f"{(time.time() - began) / 60:.0f} minutes")
 
 

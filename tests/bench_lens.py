@@ -10,6 +10,7 @@ project     lens_utils.read_image
 plain HF    per prompt `generate`, then one whole pass with output_hidden_states, norm, unembedding, softmax, top-k, JSD for all positions of a layer at once
 plain TL    per prompt the same, with TransformerLens' run_with_cache over everything in place of output_hidden_states
 """
+
 import argparse
 import statistics
 import sys
@@ -30,12 +31,20 @@ from tiny_llava import make_llava  # noqa: E402
 
 SIZES = {
     "small": dict(
-        vision=dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4),
-        text=dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8),
+        vision=dict(
+            hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4
+        ),
+        text=dict(
+            hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8
+        ),
     ),
     "7b": dict(
-        vision=dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16),
-        text=dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
+        vision=dict(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
+        ),
+        text=dict(
+            hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+        ),
     ),
 }
 N_ANSWER, TOP_K, SLICE = 5, 10, 64
@@ -56,12 +65,21 @@ def floor(bridge, pixel_values, sequences, n_prefix, first):
                 torch.nn.functional.linear(resid[: min(SLICE, n_pos - start)], weight)
 
     resid = torch.randn(SLICE, bridge.cfg.d_model, dtype=weight.dtype, device=weight.device)
-    model(input_ids=sequences[0][None, :n_prefix], pixel_values=pixel_values, past_key_values=cache, logits_to_keep=1)
+    model(
+        input_ids=sequences[0][None, :n_prefix],
+        pixel_values=pixel_values,
+        past_key_values=cache,
+        logits_to_keep=1,
+    )
     products(n_prefix - first)
     for sequence in sequences:
         new, n_text = sequence[None, n_prefix:], len(sequence) - n_prefix
         for _ in range(N_ANSWER):
-            new = model(input_ids=new, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
+            new = (
+                model(input_ids=new, past_key_values=cache, logits_to_keep=1)
+                .logits[:, -1]
+                .argmax(-1, keepdim=True)
+            )
         cache.crop(-(n_text + N_ANSWER - 1))
         products(n_text + N_ANSWER - 1)
 
@@ -71,7 +89,12 @@ def plain(bridge, pixel_values, sequences, residuals_of):
     model = bridge.original_model
     norm, lm_head = model.model.language_model.norm, model.lm_head
     for sequence in sequences:
-        ids = model.generate(input_ids=sequence[None], pixel_values=pixel_values, max_new_tokens=N_ANSWER, do_sample=False)[:, :-1]
+        ids = model.generate(
+            input_ids=sequence[None],
+            pixel_values=pixel_values,
+            max_new_tokens=N_ANSWER,
+            do_sample=False,
+        )[:, :-1]
         previous, residuals = None, residuals_of(ids)
         final = lm_head(norm(residuals[-1])).float().softmax(-1)[0]
         for resid in residuals:
@@ -87,7 +110,9 @@ def plain(bridge, pixel_values, sequences, residuals_of):
 def hf_residuals(bridge, pixel_values, ids):
     """The last of `hidden_states` is normed already, so the last layer's own comes from a hook."""
     last = []
-    hook = bridge.original_model.model.language_model.layers[-1].register_forward_hook(lambda module, args, out: last.append(out))
+    hook = bridge.original_model.model.language_model.layers[-1].register_forward_hook(
+        lambda module, args, out: last.append(out)
+    )
     out = bridge.original_model(input_ids=ids, pixel_values=pixel_values, output_hidden_states=True)
     hook.remove()
     return [*out.hidden_states[:-1], last[0] if torch.is_tensor(last[0]) else last[0][0]]
@@ -95,7 +120,9 @@ def hf_residuals(bridge, pixel_values, ids):
 
 def tl_residuals(bridge, pixel_values, ids):
     _, cache = bridge.run_with_cache(ids, pixel_values=pixel_values)
-    return [cache["blocks.0.hook_resid_pre"]] + [cache[f"blocks.{block}.hook_resid_post"] for block in range(bridge.cfg.n_layers)]
+    return [cache["blocks.0.hook_resid_pre"]] + [
+        cache[f"blocks.{block}.hook_resid_post"] for block in range(bridge.cfg.n_layers)
+    ]
 
 
 class Peak:
@@ -158,28 +185,50 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 3, 5])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--words", type=int, default=0)
-    parser.add_argument("--ways", nargs="+", choices=["floor", "project", "plain HF", "plain TL"], default=["floor", "project", "plain HF", "plain TL"])
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=["floor", "project", "plain HF", "plain TL"],
+        default=["floor", "project", "plain HF", "plain TL"],
+    )
     args = parser.parse_args()
     if on_gpu():
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, 15.9 * 2**30 / total))
     bridge, processor = make_model(args.size)
     bridge.original_model.generation_config.eos_token_id = None  # answers of one length
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8))
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
+    )
     device = torch.cuda.get_device_name() if on_gpu() else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{args.size}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, {bridge.cfg.dtype}, {device}, torch {torch.__version__}")
+    print(
+        f"{args.size}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, {bridge.cfg.dtype}, {device}, torch {torch.__version__}"
+    )
     for n_prompts in args.prompts:
-        prompts = lu.own_prompts([f"{lu.object_question()} {number}" + " image" * args.words for number in range(n_prompts)])
-        pixel_values, sequences = lu.encode(processor, image, [prompt["question"] for prompt in prompts])
+        prompts = lu.own_prompts(
+            [
+                f"{lu.object_question()} {number}" + " image" * args.words
+                for number in range(n_prompts)
+            ]
+        )
+        pixel_values, sequences = lu.encode(
+            processor, image, [prompt["question"] for prompt in prompts]
+        )
         at_image = (sequences[0] == processor.image_token_id).nonzero()[:, 0]
         first, n_prefix = int(at_image[0]), int(at_image[-1]) + 1
         pixel_values = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
         sequences = [sequence.to(bridge.cfg.device) for sequence in sequences]
         ways = {
             "floor": lambda: floor(bridge, pixel_values, sequences, n_prefix, first),
-            "project": lambda: lu.read_image(bridge, processor, image, prompts, top_k=TOP_K, max_new_tokens=N_ANSWER),
-            "plain HF": lambda: plain(bridge, pixel_values, sequences, lambda ids: hf_residuals(bridge, pixel_values, ids)),
-            "plain TL": lambda: plain(bridge, pixel_values, sequences, lambda ids: tl_residuals(bridge, pixel_values, ids)),
+            "project": lambda: lu.read_image(
+                bridge, processor, image, prompts, top_k=TOP_K, max_new_tokens=N_ANSWER
+            ),
+            "plain HF": lambda: plain(
+                bridge, pixel_values, sequences, lambda ids: hf_residuals(bridge, pixel_values, ids)
+            ),
+            "plain TL": lambda: plain(
+                bridge, pixel_values, sequences, lambda ids: tl_residuals(bridge, pixel_values, ids)
+            ),
         }
         mib, held = {}, {}
         for name in args.ways:
@@ -189,12 +238,20 @@ def main() -> None:
             held[name] = torch.cuda.max_memory_reserved() / 2**30 if on_gpu() else None
         # The ways take turns, so that what else the machine does meets them all.
         times = [{name: seconds_of(ways[name]) for name in args.ways} for _ in range(args.repeats)]
-        print(f"\n{n_prompts} prompts per image{'':6}median s   (min - max)     x {args.ways[0]} (min - max)   peak MiB above weights")
+        print(
+            f"\n{n_prompts} prompts per image{'':6}median s   (min - max)     x {args.ways[0]} (min - max)   peak MiB above weights"
+        )
         for name in args.ways:
-            seconds, ratios = [turn[name] for turn in times], [turn[name] / turn[args.ways[0]] for turn in times]
+            seconds, ratios = (
+                [turn[name] for turn in times],
+                [turn[name] / turn[args.ways[0]] for turn in times],
+            )
             on_device = f", {held[name]:.2f} GiB of the device held" if on_gpu() else ""
-            print(f"  {name:22}{statistics.median(seconds):8.2f}   ({min(seconds):.2f} - {max(seconds):.2f}){statistics.median(ratios):10.2f} "
-                  f"({min(ratios):.2f} - {max(ratios):.2f}){mib[name]:12.0f}{on_device}", flush=True)
+            print(
+                f"  {name:22}{statistics.median(seconds):8.2f}   ({min(seconds):.2f} - {max(seconds):.2f}){statistics.median(ratios):10.2f} "
+                f"({min(ratios):.2f} - {max(ratios):.2f}){mib[name]:12.0f}{on_device}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

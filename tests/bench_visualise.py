@@ -6,6 +6,7 @@
 `tiny`: 9 layers, 36 patches, a vocabulary of 512, for thousands of images. Prints the size of a record, the seconds that saving one takes, and seconds and peak memory of the
 executed notebook, which it leaves as a page in the folder that it names.
 """
+
 import argparse
 import io
 import resource
@@ -25,7 +26,14 @@ import lens_utils as lu  # noqa: E402
 
 SIZES = {"7b": (33, 24, 32_064), "tiny": (9, 6, 512)}
 TOP_K = 10
-KINDS = [("object", "dog"), ("presence", "yes"), ("presence", "no"), ("colour", None), ("relation", "left"), ("description", None)]
+KINDS = [
+    ("object", "dog"),
+    ("presence", "yes"),
+    ("presence", "no"),
+    ("colour", None),
+    ("relation", "left"),
+    ("description", None),
+]
 
 
 def make_tokens(rng) -> list[str]:
@@ -34,7 +42,9 @@ def make_tokens(rng) -> list[str]:
     tokens = ["<unk>", "<s>", "</s>", "dog", "▁dog"] + [f"<0x{byte:02X}>" for byte in range(256)]
     while len(tokens) < D_VOCAB:
         letters = alphabets[rng.choice(3, p=[0.75, 0.2, 0.05])]
-        tokens.append("▁" * rng.integers(2) + "".join(rng.choice(list(letters), rng.integers(1, 9))))
+        tokens.append(
+            "▁" * rng.integers(2) + "".join(rng.choice(list(letters), rng.integers(1, 9)))
+        )
     return tokens
 
 
@@ -42,13 +52,29 @@ def make_readings(rng, n_pos: int) -> dict:
     shape, jsd = (N_LAYERS, n_pos), rng.random((N_LAYERS, n_pos), dtype=np.float32)
     # Tokens become steadier and surer towards the last layer.
     own = rng.integers(D_VOCAB, size=(n_pos, TOP_K))
-    top_ids = np.where(np.arange(N_LAYERS)[:, None, None] > rng.integers(N_LAYERS // 3, N_LAYERS, (1, n_pos, 1)), own, rng.integers(D_VOCAB, size=(*shape, TOP_K)))
-    probs = -np.sort(-rng.random((*shape, TOP_K), dtype=np.float32)) * np.linspace(0.05, 0.9, N_LAYERS, dtype=np.float32)[:, None, None] / TOP_K
-    rank = np.where(np.arange(N_LAYERS)[:, None] > rng.integers(N_LAYERS // 3, N_LAYERS, (1, n_pos)), 1, rng.integers(2, D_VOCAB, shape))
+    top_ids = np.where(
+        np.arange(N_LAYERS)[:, None, None] > rng.integers(N_LAYERS // 3, N_LAYERS, (1, n_pos, 1)),
+        own,
+        rng.integers(D_VOCAB, size=(*shape, TOP_K)),
+    )
+    probs = (
+        -np.sort(-rng.random((*shape, TOP_K), dtype=np.float32))
+        * np.linspace(0.05, 0.9, N_LAYERS, dtype=np.float32)[:, None, None]
+        / TOP_K
+    )
+    rank = np.where(
+        np.arange(N_LAYERS)[:, None] > rng.integers(N_LAYERS // 3, N_LAYERS, (1, n_pos)),
+        1,
+        rng.integers(2, D_VOCAB, shape),
+    )
     return {
-        "top_ids": top_ids.astype(np.uint16), "top_probs": probs,
-        "jsd_prev": np.where(np.arange(N_LAYERS)[:, None] > 0, jsd, np.float32(np.nan)), "jsd_final": jsd[::-1].copy(), "entropy": np.float32(np.log2(D_VOCAB)) * jsd,
-        "target_prob": jsd, "target_rank": rank.astype(np.uint16),
+        "top_ids": top_ids.astype(np.uint16),
+        "top_probs": probs,
+        "jsd_prev": np.where(np.arange(N_LAYERS)[:, None] > 0, jsd, np.float32(np.nan)),
+        "jsd_final": jsd[::-1].copy(),
+        "entropy": np.float32(np.log2(D_VOCAB)) * jsd,
+        "target_prob": jsd,
+        "target_rank": rank.astype(np.uint16),
     }
 
 
@@ -56,20 +82,47 @@ def make_record(rng, name: str, jpeg: np.ndarray) -> dict:
     prompts = []
     for kind, truth in KINDS:
         n_prompt, n_answer = (40, 2) if kind != "description" else (12, 20)
-        prompts.append({
-            "kind": kind, "question": f"A question of the kind {kind}?", "truth": truth, "answer": truth or "red",
-            "token_ids": rng.integers(D_VOCAB, size=n_prompt + n_answer - 1), "n_prompt": n_prompt, "answer_ids": rng.integers(D_VOCAB, size=n_answer),
-            "readings": make_readings(rng, n_prompt + n_answer - 1),
-            "grey": {"target_prob": rng.random(N_LAYERS, dtype=np.float32), "target_rank": rng.integers(1, 99, N_LAYERS).astype(np.uint16)},
-        })
+        prompts.append(
+            {
+                "kind": kind,
+                "question": f"A question of the kind {kind}?",
+                "truth": truth,
+                "answer": truth or "red",
+                "token_ids": rng.integers(D_VOCAB, size=n_prompt + n_answer - 1),
+                "n_prompt": n_prompt,
+                "answer_ids": rng.integers(D_VOCAB, size=n_answer),
+                "readings": make_readings(rng, n_prompt + n_answer - 1),
+                "grey": {
+                    "target_prob": rng.random(N_LAYERS, dtype=np.float32),
+                    "target_rank": rng.integers(1, 99, N_LAYERS).astype(np.uint16),
+                },
+            }
+        )
     return {
-        "name": name, "objects": [
-            {"category": f"dog{at}" if at else "dog", "box": (4.0, 4.0, 12.0 + 20 * at, 16.0), "crowd": False, "color": None, "visible": 1.0, "share": 0.05 * at} for at in range(3)
+        "name": name,
+        "objects": [
+            {
+                "category": f"dog{at}" if at else "dog",
+                "box": (4.0, 4.0, 12.0 + 20 * at, 16.0),
+                "crowd": False,
+                "color": None,
+                "visible": 1.0,
+                "share": 0.05 * at,
+            }
+            for at in range(3)
         ],
-        "patches": make_readings(rng, GRID**2), "prompts": prompts, "crop": jpeg,
+        "patches": make_readings(rng, GRID**2),
+        "prompts": prompts,
+        "crop": jpeg,
         "words": [  # three categories that are there, as COCO's images have, and three that are not
-            {"category": f"dog{at}" if at else "dog", "present": at < 3, "token_ids": [4], "several_tokens": False,
-             "log2_probs": -20 * rng.random((N_LAYERS, GRID**2)).astype(np.float16)} for at in range(6)
+            {
+                "category": f"dog{at}" if at else "dog",
+                "present": at < 3,
+                "token_ids": [4],
+                "several_tokens": False,
+                "log2_probs": -20 * rng.random((N_LAYERS, GRID**2)).astype(np.float16),
+            }
+            for at in range(6)
         ],
     }
 
@@ -83,13 +136,28 @@ def main() -> None:
     N_LAYERS, GRID, D_VOCAB = SIZES[args.size]
     rng, folder = np.random.default_rng(0), Path(tempfile.mkdtemp(prefix="bench_visualise_"))
     results, jpeg = folder / "results", io.BytesIO()
-    Image.effect_noise((336, 336) if args.size == "7b" else (84, 84), 60).convert("RGB").save(jpeg, "JPEG")
+    Image.effect_noise((336, 336) if args.size == "7b" else (84, 84), 60).convert("RGB").save(
+        jpeg, "JPEG"
+    )
     run = {
-        "format_version": lu.FORMAT_VERSION, "model": "synthetic", "revision": "", "dtype": "float16", "packages": {}, "last_layer_jsd": 0.0, "grid": GRID,
-        "top_k": TOP_K, "prompts": {}, "layers": ["emb", *map(str, range(1, N_LAYERS))], "segments": lu.SEGMENTS, "tokens": make_tokens(rng),
+        "format_version": lu.FORMAT_VERSION,
+        "model": "synthetic",
+        "revision": "",
+        "dtype": "float16",
+        "packages": {},
+        "last_layer_jsd": 0.0,
+        "grid": GRID,
+        "top_k": TOP_K,
+        "prompts": {},
+        "layers": ["emb", *map(str, range(1, N_LAYERS))],
+        "segments": lu.SEGMENTS,
+        "tokens": make_tokens(rng),
     }
     lu.start_run(results, run)
-    part, mean = lu.new_part(run), rng.dirichlet(np.full(D_VOCAB, 0.01), size=(3, N_LAYERS)).astype(np.float32)
+    part, mean = (
+        lu.new_part(run),
+        rng.dirichlet(np.full(D_VOCAB, 0.01), size=(3, N_LAYERS)).astype(np.float32),
+    )
     seconds = 0.0
     for number in range(args.images):
         record = make_record(rng, f"{number:05}.jpg", np.frombuffer(jpeg.getvalue(), np.uint8))
@@ -99,13 +167,31 @@ def main() -> None:
         lu.save(lu.part_path(results, 0), part, compresslevel=0)
         seconds += time.perf_counter() - start
     size = sum(path.stat().st_size for path in results.glob("images/*.pkl")) / args.images / 1e6
-    print(f"{args.images} images, {size:.2f} MB per record, {seconds / args.images:.3f} s to save one with the sums", flush=True)
+    print(
+        f"{args.images} images, {size:.2f} MB per record, {seconds / args.images:.3f} s to save one with the sums",
+        flush=True,
+    )
     for name in ("lens_utils.py", "Visualise_Analyse.ipynb"):
         shutil.copy(ROOT / name, folder)
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "jupyter", "nbconvert", "--execute", "--to", "html", "Visualise_Analyse.ipynb"], cwd=folder, check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "jupyter",
+            "nbconvert",
+            "--execute",
+            "--to",
+            "html",
+            "Visualise_Analyse.ipynb",
+        ],
+        cwd=folder,
+        check=True,
+    )
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"Visualise_Analyse: {time.perf_counter() - start:.0f} s, peak {peak:.2f} GiB, page in {folder}")
+    print(
+        f"Visualise_Analyse: {time.perf_counter() - start:.0f} s, peak {peak:.2f} GiB, page in {folder}"
+    )
 
 
 if __name__ == "__main__":

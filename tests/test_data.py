@@ -1,4 +1,5 @@
 """Finding data, opening images, the crop, prompts, tokens."""
+
 import json
 
 import numpy as np
@@ -26,7 +27,8 @@ def test_annotations(photographs):
     objects, categories, problems = lu.read_annotations(photographs)
     assert categories == ["temple", "tree", "umbrella"] and not problems
     assert [(o["category"], o["box"], o["crowd"], o["color"]) for o in objects["china.jpg"]] == [
-        ("temple", (150, 60, 220, 200), False, None), ("tree", (420, 180, 80, 100), False, "green"),
+        ("temple", (150, 60, 220, 200), False, None),
+        ("tree", (420, 180, 80, 100), False, "green"),
     ]
 
 
@@ -42,7 +44,11 @@ def test_other_files_and_odd_annotations_are_passed_over(photographs, tmp_path):
     """JSON lines, annotations of images that are not listed (a subset), without a box, and twice the same."""
     data = json.loads((photographs / "instances_test.json").read_text())
     first = data["annotations"][0]
-    data["annotations"] += [{**first, "id": 8, "image_id": 99}, {key: first[key] for key in ("image_id", "category_id")}, first]
+    data["annotations"] += [
+        {**first, "id": 8, "image_id": 99},
+        {key: first[key] for key in ("image_id", "category_id")},
+        first,
+    ]
     (tmp_path / "instances_subset.json").write_text(json.dumps(data))
     (tmp_path / "instances_lines.json").write_text('{"a": 1}\n{"a": 2}\n')
     objects, _, problems = lu.read_annotations(tmp_path)
@@ -56,14 +62,24 @@ def test_without_annotations(tmp_path):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
-    Image.new("RGB", (8, 6), "white").convert("L" if mode == "LA" else "RGB").convert(mode).save(path)
+    Image.new("RGB", (8, 6), "white").convert("L" if mode == "LA" else "RGB").convert(mode).save(
+        path
+    )
     image = lu.open_image(path)
     assert image.mode == "RGB" and np.all(np.array(image) == 255)
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)).save(tmp_path / "deep.png")
-    assert np.abs(np.array(lu.open_image(tmp_path / "deep.png"))[..., 0].ravel().astype(int) - np.arange(256)).max() <= 1
+    Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)).save(
+        tmp_path / "deep.png"
+    )
+    assert (
+        np.abs(
+            np.array(lu.open_image(tmp_path / "deep.png"))[..., 0].ravel().astype(int)
+            - np.arange(256)
+        ).max()
+        <= 1
+    )
 
 
 def test_transparent_pixels_are_white(tmp_path):
@@ -86,15 +102,26 @@ def halves():
 
 def test_unreadable_images_are_named(tmp_path, photographs, monkeypatch):
     whole = (photographs / "china.jpg").read_bytes()
-    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran) (w) file\n%%EOF\n"
-    contents = {"empty.jpg": b"", "text.png": b"not an image", "truncated.jpg": whole[: len(whole) // 2], "program.png": postscript, "zeros.gif": bytes(5000)}
+    postscript = (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran) (w) file\n%%EOF\n"
+    )
+    contents = {
+        "empty.jpg": b"",
+        "text.png": b"not an image",
+        "truncated.jpg": whole[: len(whole) // 2],
+        "program.png": postscript,
+        "zeros.gif": bytes(5000),
+    }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(OSError, match=f"{name}.* can't be read .*replace or remove it"):
             lu.open_image(tmp_path / name)
     Image.new("L", (20_000, 100)).save(tmp_path / "thin.png")
     Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "float.tif")
-    for name, reason in {"thin.png": "20000 x 100, and the model would see next to nothing", "float.tif": "floating-point"}.items():
+    for name, reason in {
+        "thin.png": "20000 x 100, and the model would see next to nothing",
+        "float.tif": "floating-point",
+    }.items():
         with pytest.raises(OSError, match=f"{name}.*{reason}"):
             lu.open_image(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
@@ -102,7 +129,9 @@ def test_unreadable_images_are_named(tmp_path, photographs, monkeypatch):
         lu.open_image(photographs / "china.jpg")
 
 
-@pytest.mark.parametrize("name, encoding", [("photo.png", "JPEG"), ("photo.jpg", "PNG"), ("photo.gif", "WEBP")])
+@pytest.mark.parametrize(
+    "name, encoding", [("photo.png", "JPEG"), ("photo.jpg", "PNG"), ("photo.gif", "WEBP")]
+)
 def test_a_wrong_extension_does_not_matter(tmp_path, name, encoding):
     halves().save(tmp_path / name, encoding)
     assert np.abs(np.asarray(lu.open_image(tmp_path / name)).astype(int)[:, :18] - 255).max() < 12
@@ -123,7 +152,10 @@ def test_image_and_boxes_agree_on_orientation(tmp_path, orientation):
     upright = ImageOps.exif_transpose(Image.open(path))
     np.testing.assert_array_equal(lu.open_image(path), upright)
     np.testing.assert_array_equal(lu.open_image(path, upright.size), upright)
-    np.testing.assert_array_equal(lu.open_image(path, (80 if upright.width == 40 else 40, 40 if upright.width == 40 else 80)), upright)
+    np.testing.assert_array_equal(
+        lu.open_image(path, (80 if upright.width == 40 else 40, 40 if upright.width == 40 else 80)),
+        upright,
+    )
     if upright.size != (40, 20):
         np.testing.assert_array_equal(lu.open_image(path, (40, 20)), halves())
         with pytest.raises(OSError, match="it is 20 x 40, and its annotations are for 80 x 40"):
@@ -131,9 +163,17 @@ def test_image_and_boxes_agree_on_orientation(tmp_path, orientation):
 
 
 def test_boxes_for_another_resolution_are_scaled(llava):
-    found = {"category": "dog", "box": (10.0, 20.0, 30.0, 40.0), "crowd": False, "color": None, "image_size": (200, 100)}
+    found = {
+        "category": "dog",
+        "box": (10.0, 20.0, 30.0, 40.0),
+        "crowd": False,
+        "color": None,
+        "image_size": (200, 100),
+    }
     scaled = {**found, "box": (20.0, 40.0, 60.0, 80.0), "image_size": (400, 200)}
-    one, other = (lu.crop_objects([item], (400, 200), llava[1].image_processor) for item in (found, scaled))
+    one, other = (
+        lu.crop_objects([item], (400, 200), llava[1].image_processor) for item in (found, scaled)
+    )
     assert one == other and "image_size" not in one[0]
 
 
@@ -141,19 +181,42 @@ def test_boxes_for_another_resolution_are_scaled(llava):
 def test_the_smallest_and_longest_images_reach_the_model_whole(tmp_path, llava, size):
     pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "odd.png")
-    record, _ = lu.read_image(*llava, lu.open_image(tmp_path / "odd.png"), lu.own_prompts(["What is it?"]), max_new_tokens=1)
-    expected = Image.fromarray(pixels).resize([int(56 * side / min(size)) for side in size], Image.Resampling.BICUBIC)
+    record, _ = lu.read_image(
+        *llava,
+        lu.open_image(tmp_path / "odd.png"),
+        lu.own_prompts(["What is it?"]),
+        max_new_tokens=1,
+    )
+    expected = Image.fromarray(pixels).resize(
+        [int(56 * side / min(size)) for side in size], Image.Resampling.BICUBIC
+    )
     left, top = (expected.width - 56) // 2, (expected.height - 56) // 2
     seen = np.asarray(lu.seen_crop(record)).astype(int)
-    assert np.abs(seen - np.asarray(expected.crop((left, top, left + 56, top + 56)))).mean() < 12  # JPEG
+    assert (
+        np.abs(seen - np.asarray(expected.crop((left, top, left + 56, top + 56)))).mean() < 12
+    )  # JPEG
 
 
-@pytest.mark.parametrize("change, problem", [
-    ({"bbox": [1, 2, 0, 5]}, "width and height above 0"), ({"bbox": [1, 2, 5, -1]}, "width and height above 0"), ({"bbox": [1, 2, 3]}, "is not x, y"),
-    ({"bbox": [1, 2, float("nan"), 3]}, "is not x, y"), ({"bbox": None}, "is not x, y"), ({"bbox": [1, 2, 10**400, 3]}, "is not x, y"), ({"bbox": [-1.7e308, 0, 1.7e308, 10]}, "is not x, y"), ({"bbox": "1234"}, "is not x, y"), ({"category_id": 77}, "there is no 77"), ({"image_id": 99}, "there is no 99"),
-    ({"id": 1}, "the id 1 is there twice"), ({"category_id": [1]}, "unhashable"),
-])
-def test_an_annotation_that_cannot_be_used_is_named_and_left_out(photographs, tmp_path, change, problem):
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({"bbox": [1, 2, 0, 5]}, "width and height above 0"),
+        ({"bbox": [1, 2, 5, -1]}, "width and height above 0"),
+        ({"bbox": [1, 2, 3]}, "is not x, y"),
+        ({"bbox": [1, 2, float("nan"), 3]}, "is not x, y"),
+        ({"bbox": None}, "is not x, y"),
+        ({"bbox": [1, 2, 10**400, 3]}, "is not x, y"),
+        ({"bbox": [-1.7e308, 0, 1.7e308, 10]}, "is not x, y"),
+        ({"bbox": "1234"}, "is not x, y"),
+        ({"category_id": 77}, "there is no 77"),
+        ({"image_id": 99}, "there is no 99"),
+        ({"id": 1}, "the id 1 is there twice"),
+        ({"category_id": [1]}, "unhashable"),
+    ],
+)
+def test_an_annotation_that_cannot_be_used_is_named_and_left_out(
+    photographs, tmp_path, change, problem
+):
     data = json.loads((photographs / "instances_test.json").read_text())
     data["annotations"].append({**data["annotations"][0], "id": 3, **change})
     (tmp_path / "instances_odd.json").write_text(json.dumps(data))
@@ -162,14 +225,28 @@ def test_an_annotation_that_cannot_be_used_is_named_and_left_out(photographs, tm
     assert (objects, categories) == lu.read_annotations(photographs)[:2]
 
 
-@pytest.mark.parametrize("data", [
-    [], 7, None, {}, {"images": 1, "annotations": 2, "categories": 3}, {"images": [], "annotations": [], "categories": [1]}, {"images": [{"id": 1}], "annotations": [], "categories": []},
-    {"images": {}, "annotations": None, "categories": {}},
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        [],
+        7,
+        None,
+        {},
+        {"images": 1, "annotations": 2, "categories": 3},
+        {"images": [], "annotations": [], "categories": [1]},
+        {"images": [{"id": 1}], "annotations": [], "categories": []},
+        {"images": {}, "annotations": None, "categories": {}},
+    ],
+)
 def test_a_file_that_is_not_coco_is_named(tmp_path, data):
     (tmp_path / "odd.json").write_text(json.dumps(data))
     objects, categories, problems = lu.read_annotations(tmp_path)
-    assert objects == {} and categories == [] and len(problems) == 1 and problems[0].startswith("odd.json has no annotations in COCO's")
+    assert (
+        objects == {}
+        and categories == []
+        and len(problems) == 1
+        and problems[0].startswith("odd.json has no annotations in COCO's")
+    )
 
 
 def test_what_is_named_twice_is_left_out_and_said(photographs, tmp_path):
@@ -182,16 +259,27 @@ def test_what_is_named_twice_is_left_out_and_said(photographs, tmp_path):
     (tmp_path / "instances_other.json").write_text(json.dumps(other))
     objects, categories, problems = lu.read_annotations(tmp_path)
     assert [len(objects[name]) for name in ("china.jpg", "other.jpg")] == [2, 2] and not problems
-    (tmp_path / "instances_third.json").write_text(json.dumps({**data, "images": [{**data["images"][0], "file_name": "sub/china.jpg"}]}))
+    (tmp_path / "instances_third.json").write_text(
+        json.dumps({**data, "images": [{**data["images"][0], "file_name": "sub/china.jpg"}]})
+    )
     objects, _, problems = lu.read_annotations(tmp_path)
-    assert "china.jpg" not in objects and problems == ["china.jpg: several annotated images have this name, so its objects are left out"]
+    assert "china.jpg" not in objects and problems == [
+        "china.jpg: several annotated images have this name, so its objects are left out"
+    ]
 
     odd = tmp_path / "odd"
     odd.mkdir()
-    twice = {**data, "images": data["images"] + [{"id": 7, "file_name": "b.jpg"}], "categories": data["categories"] + [{"id": 1, "name": "x"}]}
+    twice = {
+        **data,
+        "images": data["images"] + [{"id": 7, "file_name": "b.jpg"}],
+        "categories": data["categories"] + [{"id": 1, "name": "x"}],
+    }
     (odd / "instances.json").write_text(json.dumps(twice))
     objects, _, problems = lu.read_annotations(odd)
-    assert objects == {} and problems[:2] == ["instances.json: 2 entries have the id 1, none is used", "instances.json: 2 entries have the id 7, none is used"]
+    assert objects == {} and problems[:2] == [
+        "instances.json: 2 entries have the id 1, none is used",
+        "instances.json: 2 entries have the id 7, none is used",
+    ]
 
 
 @pytest.mark.parametrize("name", ["", " ", "<image>", "half \ud800", 7, None])
@@ -200,18 +288,33 @@ def test_a_category_that_cannot_be_asked_about_is_left_out(photographs, tmp_path
     data["categories"][2]["name"] = name
     (tmp_path / "instances.json").write_text(json.dumps(data))
     objects, categories, problems = lu.read_annotations(tmp_path)
-    assert categories == ["temple", "tree"] and len(objects["china.jpg"]) == 2 and len(problems) == 1 and "can't be asked about" in problems[0]
+    assert (
+        categories == ["temple", "tree"]
+        and len(objects["china.jpg"]) == 2
+        and len(problems) == 1
+        and "can't be asked about" in problems[0]
+    )
 
 
 def test_every_image_has_a_name_that_a_file_can_have(tmp_path):
-    names = ["a/b.jpg", "a__b.jpg", "long/" * 30 + "x" * 200 + ".jpg", b"caf\xe9.jpg".decode("utf-8", "surrogateescape"), "кошка.jpg"]
+    names = [
+        "a/b.jpg",
+        "a__b.jpg",
+        "long/" * 30 + "x" * 200 + ".jpg",
+        b"caf\xe9.jpg".decode("utf-8", "surrogateescape"),
+        "кошка.jpg",
+    ]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.json").mkdir()
     assert lu.read_annotations(tmp_path)[:2] == ({}, [])
     found = lu.find_images(tmp_path)
-    assert len(found) == 5 and sorted(found.values()) == sorted(tmp_path / name for name in names) and "кошка.jpg" in found
+    assert (
+        len(found) == 5
+        and sorted(found.values()) == sorted(tmp_path / name for name in names)
+        and "кошка.jpg" in found
+    )
     for name in found:
         lu.save(lu.record_path(tmp_path / "results", name), {"name": name})
         assert lu.load(lu.record_path(tmp_path / "results", name)) == {"name": name}
@@ -219,10 +322,39 @@ def test_every_image_has_a_name_that_a_file_can_have(tmp_path):
 
 def test_files_that_annotations_name_need_not_be_there_and_crowds_are_kept(tmp_path):
     image = {"id": 1, "file_name": "../gone/missing.jpg", "width": 0, "height": "x"}
-    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "iscrowd": 1, "color": 7}
-    (tmp_path / "a.json").write_text(json.dumps({"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": "dog"}]}))
+    annotation = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": [0, 0, 5, 5],
+        "iscrowd": 1,
+        "color": 7,
+    }
+    (tmp_path / "a.json").write_text(
+        json.dumps(
+            {
+                "images": [image],
+                "annotations": [annotation],
+                "categories": [{"id": 1, "name": "dog"}],
+            }
+        )
+    )
     objects, _, problems = lu.read_annotations(tmp_path)
-    assert objects == {"missing.jpg": [{"category": "dog", "box": (0, 0, 5, 5), "crowd": True, "color": None, "image_size": None}]} and not problems
+    assert (
+        objects
+        == {
+            "missing.jpg": [
+                {
+                    "category": "dog",
+                    "box": (0, 0, 5, 5),
+                    "crowd": True,
+                    "color": None,
+                    "image_size": None,
+                }
+            ]
+        }
+        and not problems
+    )
 
 
 @pytest.mark.parametrize("size", [(90, 60), (60, 90), (64, 64), (301, 77)])
@@ -233,13 +365,23 @@ def test_boxes_follow_the_processor(llava, size):
     edges = [round(edge) for edge in (box[0], box[1], box[0] + box[2], box[1] + box[3])]
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     pixels[edges[1] : edges[3], edges[0] : edges[2]] = 255
-    seen = processor.image_processor(images=Image.fromarray(pixels), return_tensors="np")["pixel_values"][0].mean(axis=0)
+    seen = processor.image_processor(images=Image.fromarray(pixels), return_tensors="np")[
+        "pixel_values"
+    ][0].mean(axis=0)
     rows, columns = np.nonzero(seen > (seen.min() + seen.max()) / 2)
     whole_pixels = (edges[0], edges[1], edges[2] - edges[0], edges[3] - edges[1])
     (x, y, w, h), visible = lu.to_crop(whole_pixels, size, processor.image_processor)
-    assert np.abs(np.array([x, y, x + w, y + h]) - [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).max() <= 1
+    assert (
+        np.abs(
+            np.array([x, y, x + w, y + h])
+            - [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        ).max()
+        <= 1
+    )
     scale = 56 / min(size)
-    assert visible == pytest.approx(w * h / (whole_pixels[2] * whole_pixels[3] * scale**2), rel=0.03)
+    assert visible == pytest.approx(
+        w * h / (whole_pixels[2] * whole_pixels[3] * scale**2), rel=0.03
+    )
 
 
 def test_a_box_outside_the_crop_is_not_visible(llava):
@@ -247,11 +389,20 @@ def test_a_box_outside_the_crop_is_not_visible(llava):
 
 
 def item(category, box, crowd=False, color=None, visible=1.0, crop=336):
-    return {"category": category, "box": box, "crowd": crowd, "color": color, "visible": visible, "share": box[2] * box[3] / crop**2}
+    return {
+        "category": category,
+        "box": box,
+        "crowd": crowd,
+        "color": color,
+        "visible": visible,
+        "share": box[2] * box[3] / crop**2,
+    }
 
 
 def kinds(prompts):
-    return {(prompt["kind"], prompt["question"].split("\n")[0], prompt["truth"]) for prompt in prompts}
+    return {
+        (prompt["kind"], prompt["question"].split("\n")[0], prompt["truth"]) for prompt in prompts
+    }
 
 
 def test_prompts_of_all_kinds():
@@ -259,9 +410,11 @@ def test_prompts_of_all_kinds():
     prompts = kinds(lu.make_prompts(objects, ["cat", "dog", "umbrella"], per_kind=9))
     assert prompts == {
         ("object", "What is the main object in the image?", "dog"),
-        ("presence", "Is there a dog in the image?", "yes"), ("presence", "Is there a cat in the image?", "yes"),
+        ("presence", "Is there a dog in the image?", "yes"),
+        ("presence", "Is there a cat in the image?", "yes"),
         ("presence", "Is there an umbrella in the image?", "no"),
-        ("colour", "What color is the dog?", "brown"), ("colour", "What color is the cat?", None),
+        ("colour", "What color is the dog?", "brown"),
+        ("colour", "What color is the cat?", None),
         ("relation", "Where is the dog relative to the cat: left, right, above or below?", "left"),
         ("relation", "Where is the cat relative to the dog: left, right, above or below?", "right"),
         ("description", "Describe the image.", None),
@@ -271,7 +424,13 @@ def test_prompts_of_all_kinds():
 def test_prompts_are_capped_and_seeded():
     objects = [item(name, (100 * i, 0, 50, 50)) for i, name in enumerate("abc")]
     prompts = lu.make_prompts(objects, list("abcdef"), seed="s")
-    assert [prompt["kind"] for prompt in prompts] == ["presence", "presence", "colour", "relation", "description"]
+    assert [prompt["kind"] for prompt in prompts] == [
+        "presence",
+        "presence",
+        "colour",
+        "relation",
+        "description",
+    ]
     assert prompts == lu.make_prompts(objects, list("abcdef"), seed="s")
     assert any(prompts != lu.make_prompts(objects, list("abcdef"), seed=seed) for seed in range(9))
 
@@ -282,17 +441,28 @@ def test_all_but_the_description_ask_for_a_short_answer():
         assert prompt["question"].endswith(lu.SHORT_ANSWER) == (prompt["kind"] != "description")
 
 
-@pytest.mark.parametrize("other", [
-    item("dog", (200, 100, 20, 20)), item("dog", (200, 100, 90, 90), crowd=True), item("dog", (200, 100, 9, 9), visible=0.1),
-])
+@pytest.mark.parametrize(
+    "other",
+    [
+        item("dog", (200, 100, 20, 20)),
+        item("dog", (200, 100, 90, 90), crowd=True),
+        item("dog", (200, 100, 9, 9), visible=0.1),
+    ],
+)
 def test_what_occurs_twice_is_asked_neither_colour_nor_relation(other):
     objects = [item("dog", (0, 100, 150, 150)), other, item("cat", (300, 0, 30, 30), visible=0.2)]
-    assert {kind for kind, _, _ in kinds(lu.make_prompts(objects, ["dog", "cat"]))} == {"object", "presence", "description"}
+    assert {kind for kind, _, _ in kinds(lu.make_prompts(objects, ["dog", "cat"]))} == {
+        "object",
+        "presence",
+        "description",
+    }
 
 
 def test_what_is_outside_the_crop_is_neither_present_nor_absent():
     objects = [item("dog", (0, 100, 150, 150)), item("cat", (330, 0, 6, 60), visible=0.1)]
-    questions = [prompt["question"] for prompt in lu.make_prompts(objects, ["dog", "cat"], per_kind=9)]
+    questions = [
+        prompt["question"] for prompt in lu.make_prompts(objects, ["dog", "cat"], per_kind=9)
+    ]
     assert not any("cat" in question for question in questions)
 
 
@@ -305,20 +475,36 @@ def test_prompts_without_annotations():
     assert [prompt["kind"] for prompt in lu.make_prompts([], [])] == ["object", "description"]
 
 
-@pytest.mark.parametrize("a, b, relation", [
-    ((0, 0, 10, 10), (20, 2, 10, 10), "left"), ((20, 2, 10, 10), (0, 0, 10, 10), "right"),
-    ((0, 0, 10, 10), (2, 20, 10, 10), "above"), ((2, 20, 10, 10), (0, 0, 10, 10), "below"),
-    ((0, 0, 10, 10), (20, 20, 10, 10), None),  # diagonal
-    ((0, 0, 30, 10), (20, 0, 30, 10), None),  # overlapping
-])
+@pytest.mark.parametrize(
+    "a, b, relation",
+    [
+        ((0, 0, 10, 10), (20, 2, 10, 10), "left"),
+        ((20, 2, 10, 10), (0, 0, 10, 10), "right"),
+        ((0, 0, 10, 10), (2, 20, 10, 10), "above"),
+        ((2, 20, 10, 10), (0, 0, 10, 10), "below"),
+        ((0, 0, 10, 10), (20, 20, 10, 10), None),  # diagonal
+        ((0, 0, 30, 10), (20, 0, 30, 10), None),  # overlapping
+    ],
+)
 def test_relation(a, b, relation):
     assert lu.relation_of(a, b) == relation
 
 
-@pytest.mark.parametrize("prompts, message", [([""], "Prompt 0 is empty"), (["a", " \n"], "Prompt 1 is empty"), (["What is <image>?"], "own <image>"),
-    ("What is it?", "put it into a list"), ([{"question": None}], "Prompt 0 is empty"), ([None], "Prompt 0 is empty or no text"), ([7], "no text"),
-    ([{"question": "How many?", "truth": 3}], "has the truth 3"), ([{"question": "a", "answer": "b"}], "has 'answer': only question, kind and truth"), ([{"question": "a", "kind": "color"}], "kind 'color'"),
-])
+@pytest.mark.parametrize(
+    "prompts, message",
+    [
+        ([""], "Prompt 0 is empty"),
+        (["a", " \n"], "Prompt 1 is empty"),
+        (["What is <image>?"], "own <image>"),
+        ("What is it?", "put it into a list"),
+        ([{"question": None}], "Prompt 0 is empty"),
+        ([None], "Prompt 0 is empty or no text"),
+        ([7], "no text"),
+        ([{"question": "How many?", "truth": 3}], "has the truth 3"),
+        ([{"question": "a", "answer": "b"}], "has 'answer': only question, kind and truth"),
+        ([{"question": "a", "kind": "color"}], "kind 'color'"),
+    ],
+)
 def test_bad_prompts(prompts, message):
     with pytest.raises(ValueError, match=message):
         lu.own_prompts(prompts)
@@ -328,6 +514,8 @@ def test_token_labels_are_unique_and_keep_the_leading_space(llava):
     bridge, processor = llava
     labels = lu.token_labels(processor.tokenizer, bridge.cfg.d_vocab)
     assert len(labels) == bridge.cfg.d_vocab == len(set(labels))
-    assert {"▁dog", "<0x0A>", "<s>", "<image>", "▁狗", f"<row{bridge.cfg.d_vocab - 1}>"} <= set(labels)
+    assert {"▁dog", "<0x0A>", "<s>", "<image>", "▁狗", f"<row{bridge.cfg.d_vocab - 1}>"} <= set(
+        labels
+    )
     for i in range(len(processor.tokenizer)):
         assert processor.tokenizer.convert_tokens_to_ids(labels[i]) == i

@@ -1,4 +1,5 @@
 """The shipped demo: the trained model still answers its scenes, through the code that reads LLaVA-1.5-7B and COCO."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,17 +19,28 @@ def answers(request):
     for name, path in lu.find_images(DEMO / "scenes").items():
         image = lu.open_image(path)
         objects = lu.crop_objects(objects_of[name], image.size, processor.image_processor)
-        prompts = [prompt for prompt in lu.make_prompts(objects, categories, name, per_kind=2) if prompt["truth"]]
-        for prompt in lu.read_image(bridge, processor, image, prompts, top_k=1, max_new_tokens=3)[0]["prompts"]:
+        prompts = [
+            prompt
+            for prompt in lu.make_prompts(objects, categories, name, per_kind=2)
+            if prompt["truth"]
+        ]
+        for prompt in lu.read_image(bridge, processor, image, prompts, top_k=1, max_new_tokens=3)[
+            0
+        ]["prompts"]:
             layer = lu.readable_layer(prompt["readings"]["target_prob"])[prompt["n_prompt"] - 1]
-            rows.append({**{key: prompt[key] for key in ("kind", "answer", "truth")}, "layer": layer})
+            rows.append(
+                {**{key: prompt[key] for key in ("kind", "answer", "truth")}, "layer": layer}
+            )
     return pd.DataFrame(rows)
 
 
 def test_it_answers_its_scenes(answers):
     right = answers.apply(lambda row: lu.is_right(row["answer"], row["truth"]), axis=1)
     per_kind = right.groupby(answers["kind"]).agg(["mean", "size"])
-    assert set(per_kind.index) == {"object", "presence", "colour", "relation"} and (per_kind["size"] >= 10).all()
+    assert (
+        set(per_kind.index) == {"object", "presence", "colour", "relation"}
+        and (per_kind["size"] >= 10).all()
+    )
     assert right.mean() >= 0.95 and (per_kind["mean"] >= 0.9).all(), per_kind
 
 
@@ -43,4 +55,7 @@ def test_it_is_small_and_its_scenes_are_annotated_as_coco_does():
     assert len(objects) == 24 and set(objects) == set(lu.find_images(DEMO / "scenes"))
     for found in objects.values():
         assert 2 <= len(found) <= 3
-        assert all(item["category"] in categories and item["color"] and np.min(item["box"][2:]) > 0 for item in found)
+        assert all(
+            item["category"] in categories and item["color"] and np.min(item["box"][2:]) > 0
+            for item in found
+        )

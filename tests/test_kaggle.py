@@ -1,4 +1,5 @@
 """Kaggle without Kaggle: recorded machines, and both notebooks in an imitation of its folders."""
+
 import json
 import os
 import shutil
@@ -44,8 +45,16 @@ def kaggle(fake_nvidia_smi, monkeypatch):
         monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
         monkeypatch.delenv("HF_HOME", raising=False)
         monkeypatch.setattr(lu, "find_torch", lambda: torch)
-        monkeypatch.setattr("importlib.metadata.version", lambda name: packages[name] if name in packages else missing(name))
-        monkeypatch.setattr(lu.sys, "modules", dict.fromkeys(imported) | {k: v for k, v in sys.modules.items() if k not in ("torch", "transformers")})
+        monkeypatch.setattr(
+            "importlib.metadata.version",
+            lambda name: packages[name] if name in packages else missing(name),
+        )
+        monkeypatch.setattr(
+            lu.sys,
+            "modules",
+            dict.fromkeys(imported)
+            | {k: v for k, v in sys.modules.items() if k not in ("torch", "transformers")},
+        )
         asked, run = [], subprocess.run
 
         def fake_run(command, **options):
@@ -53,7 +62,9 @@ def kaggle(fake_nvidia_smi, monkeypatch):
                 return run(command, **options)
             assert command[:5] == [sys.executable, "-m", "pip", "install", "--quiet"]
             asked.extend(command[5:])
-            return subprocess.CompletedProcess(command, pip_status, "", "Could not find a version: name resolution failed")
+            return subprocess.CompletedProcess(
+                command, pip_status, "", "Could not find a version: name resolution failed"
+            )
 
         monkeypatch.setattr(lu.subprocess, "run", fake_run)
         lu.prepare_kaggle()
@@ -71,12 +82,21 @@ def missing(name):
 def test_two_t4_need_transformer_lens_alone(kaggle, capsys):
     assert kaggle(T4_X2, TORCH_2_10, KAGGLES_OWN) == ["transformer-lens==4.3.0"]
     said = capsys.readouterr().out
-    assert said.count("Tesla T4, compute capability 7.5, 15,360 MiB") == 2 and "torch 2.10.0+cu128" in said and "sm_75" in said
+    assert (
+        said.count("Tesla T4, compute capability 7.5, 15,360 MiB") == 2
+        and "torch 2.10.0+cu128" in said
+        and "sm_75" in said
+    )
     assert os.environ["HF_HOME"].startswith("/tmp")
 
 
 def test_a_p100_gets_the_last_torch_for_it_with_its_companions(kaggle):
-    assert kaggle(P100, TORCH_2_10, KAGGLES_OWN) == ["torch==2.7.1", "torchvision==0.22.1", "torchaudio==2.7.1", "transformer-lens==4.3.0"]
+    assert kaggle(P100, TORCH_2_10, KAGGLES_OWN) == [
+        "torch==2.7.1",
+        "torchvision==0.22.1",
+        "torchaudio==2.7.1",
+        "transformer-lens==4.3.0",
+    ]
 
 
 @pytest.mark.parametrize("smi, torch", [(T4_X2, TORCH_2_10), (P100, TORCH_2_7_1)])
@@ -84,14 +104,20 @@ def test_nothing_is_installed_twice(kaggle, smi, torch):
     assert kaggle(smi, torch, PREPARED) == []
 
 
-@pytest.mark.parametrize("machine, message", [
-    (("", TORCH_2_10, PREPARED), "There is no GPU: choose one"),
-    ((P100, TORCH_2_10, PREPARED, ["torch"]), "imported already: choose Run > Restart"),
-    ((T4_X2, TORCH_2_10, KAGGLES_OWN, ["transformers"]), "imported already: choose Run > Restart"),
-    ((T4_X2, TORCH_2_10, KAGGLES_OWN, [], 1), "turn the internet on"),
-    (("New GPU, 13.0, 99999\n", TORCH_2_10, PREPARED), "no code for a New GPU"),
-    ((T4_X2, ("none", []), PREPARED), "can't be used or has no code for any GPU"),
-])
+@pytest.mark.parametrize(
+    "machine, message",
+    [
+        (("", TORCH_2_10, PREPARED), "There is no GPU: choose one"),
+        ((P100, TORCH_2_10, PREPARED, ["torch"]), "imported already: choose Run > Restart"),
+        (
+            (T4_X2, TORCH_2_10, KAGGLES_OWN, ["transformers"]),
+            "imported already: choose Run > Restart",
+        ),
+        ((T4_X2, TORCH_2_10, KAGGLES_OWN, [], 1), "turn the internet on"),
+        (("New GPU, 13.0, 99999\n", TORCH_2_10, PREPARED), "no code for a New GPU"),
+        ((T4_X2, ("none", []), PREPARED), "can't be used or has no code for any GPU"),
+    ],
+)
 def test_what_cannot_work_is_said_with_its_remedy(kaggle, machine, message):
     with pytest.raises(RuntimeError, match=message):
         kaggle(*machine)
@@ -114,10 +140,19 @@ def test_torch_is_asked_in_another_process():
     assert version[0] == "2" and isinstance(architectures, list)
 
 
-@pytest.mark.parametrize("capability, architectures, runs", [
-    ((6, 0), TORCH_2_10[1], False), ((6, 0), TORCH_2_7_1[1], True), ((7, 5), TORCH_2_10[1], True), ((8, 9), TORCH_2_10[1], True),
-    ((7, 0), ["sm_75"], False), ((10, 0), TORCH_2_10[1], True), ((9, 0), ["sm_90a"], True), ((6, 0), [], False),
-])
+@pytest.mark.parametrize(
+    "capability, architectures, runs",
+    [
+        ((6, 0), TORCH_2_10[1], False),
+        ((6, 0), TORCH_2_7_1[1], True),
+        ((7, 5), TORCH_2_10[1], True),
+        ((8, 9), TORCH_2_10[1], True),
+        ((7, 0), ["sm_75"], False),
+        ((10, 0), TORCH_2_10[1], True),
+        ((9, 0), ["sm_90a"], True),
+        ((6, 0), [], False),
+    ],
+)
 def test_runs_on(capability, architectures, runs):
     assert lu.runs_on(capability, architectures) is runs
 
@@ -126,9 +161,16 @@ GIB = 2**30
 WEIGHTS = 7_063_427_072 * 2
 
 
-@pytest.mark.parametrize("free, device_map", [
-    ([], {"": "cpu"}), ([15.5 * GIB], {"": 0}), ([3 * GIB, 15.5 * GIB], {"": 1}), ([14.0 * GIB] * 2, "balanced"), ([14.5 * GIB] * 2, {"": 0}),
-])
+@pytest.mark.parametrize(
+    "free, device_map",
+    [
+        ([], {"": "cpu"}),
+        ([15.5 * GIB], {"": 0}),
+        ([3 * GIB, 15.5 * GIB], {"": 1}),
+        ([14.0 * GIB] * 2, "balanced"),
+        ([14.5 * GIB] * 2, {"": 0}),
+    ],
+)
 def test_placement(free, device_map):
     assert lu.placement(WEIGHTS, free) == device_map
 
@@ -153,7 +195,9 @@ def kaggle_folders(request, tmp_path, photographs, monkeypatch):
     # This machine's torch has no GPU code; Kaggle's has.
     (helper / "lens_utils.py").write_text(code + f"\n\nfind_torch = lambda: {TORCH_2_10!r}\n")
     for name in ("Make_Analyse.ipynb", "Visualise_Analyse.ipynb"):
-        (tmp_path / name).write_text((ROOT / name).read_text().replace("/kaggle", str(tmp_path / "kaggle")))
+        (tmp_path / name).write_text(
+            (ROOT / name).read_text().replace("/kaggle", str(tmp_path / "kaggle"))
+        )
     before = {path: path.read_bytes() for path in mounted.parent.rglob("*") if path.is_file()}
     (tmp_path / "kaggle/working").mkdir()
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
@@ -161,8 +205,16 @@ def kaggle_folders(request, tmp_path, photographs, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     # What is attached is read-only on Kaggle: nothing may have been written to it.
-    attached = {path for folder in (mounted, helper, tmp_path / "kaggle/input/make-analyse") for path in folder.rglob("*") if path.is_file()}
-    assert all(path.read_bytes() == before[path] if path in before else path.suffix == ".pkl" for path in attached)
+    attached = {
+        path
+        for folder in (mounted, helper, tmp_path / "kaggle/input/make-analyse")
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    assert all(
+        path.read_bytes() == before[path] if path in before else path.suffix == ".pkl"
+        for path in attached
+    )
 
 
 def test_both_notebooks_as_kaggle_runs_them(kaggle_folders, fake_nvidia_smi):
@@ -179,7 +231,12 @@ def test_both_notebooks_as_kaggle_runs_them(kaggle_folders, fake_nvidia_smi):
     text, _ = execute(kaggle_folders / "Make_Analyse.ipynb", working, **parameters)
     assert "3 images read, 2 of them in this session" in text
     shutil.move(working / "results", inputs / "make-analyse/results")
-    text, _ = execute(kaggle_folders / "Make_Analyse.ipynb", working, go_on_from=str(inputs / "make-analyse"), **parameters)
+    text, _ = execute(
+        kaggle_folders / "Make_Analyse.ipynb",
+        working,
+        go_on_from=str(inputs / "make-analyse"),
+        **parameters,
+    )
     assert "3 images read, 0 of them in this session" in text
     shutil.rmtree(working / "results")
 
@@ -212,5 +269,12 @@ def test_kernel_metadata_names_what_is_there(folder):
 
 
 def test_the_second_kernel_takes_the_output_of_the_first():
-    first, second = (json.loads((ROOT / "kaggle" / name / "kernel-metadata.json").read_text()) for name in ("make-analyse", "visualise-analyse"))
-    assert second["kernel_sources"] == [first["id"]] and first["enable_internet"] and not second["enable_gpu"]
+    first, second = (
+        json.loads((ROOT / "kaggle" / name / "kernel-metadata.json").read_text())
+        for name in ("make-analyse", "visualise-analyse")
+    )
+    assert (
+        second["kernel_sources"] == [first["id"]]
+        and first["enable_internet"]
+        and not second["enable_gpu"]
+    )

@@ -1,4 +1,5 @@
 """Both notebooks, run top to bottom in a fresh kernel."""
+
 import shutil
 
 import nbformat
@@ -15,12 +16,19 @@ from conftest import ROOT
 def execute(path, folder, **parameters):
     """Run a notebook in `folder`, with parameters set as papermill does; return what it printed and its number of figures."""
     notebook = nbformat.read(ROOT / path, as_version=4)
-    at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    at = next(
+        i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])
+    )
     settings = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(settings))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    text = "".join(output.get("text", "") + str(output.get("data", {}).get("text/markdown", "")) for output in outputs)
+    outputs = [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
+    text = "".join(
+        output.get("text", "") + str(output.get("data", {}).get("text/markdown", ""))
+        for output in outputs
+    )
     figures = sum("image/png" in output.get("data", {}) for output in outputs)
     return text, figures
 
@@ -38,23 +46,34 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
     (images / "aaa_broken.jpg").write_bytes((photographs / "china.jpg").read_bytes()[:5000])
     parameters = dict(model=str(llava_folder), images=str(images), max_new_tokens=4)
     text, _ = execute("Make_Analyse.ipynb", tmp_path, **parameters)
-    assert "4 images" in text and "3 images read, 3 of them in this session" in text and "skipped aaa_broken.jpg" in text
+    assert (
+        "4 images" in text
+        and "3 images read, 3 of them in this session" in text
+        and "skipped aaa_broken.jpg" in text
+    )
     assert "1 of them annotated with 3 categories" in text
 
-    records = {record["name"]: record for record in lu.load_records(tmp_path / "results", lu.load_run(tmp_path / "results"))}
+    records = {
+        record["name"]: record
+        for record in lu.load_records(tmp_path / "results", lu.load_run(tmp_path / "results"))
+    }
     assert list(records) == ["china.jpg", "flower.jpg", "grace_hopper.jpg"]
     kinds = [prompt["kind"] for prompt in records["china.jpg"]["prompts"]]
     assert kinds == ["object", "presence", "presence", "colour", "relation", "description"]
     before = (tmp_path / "results/images/china.jpg.pkl").read_bytes()
 
     shutil.rmtree(tmp_path / "results")
-    text, _ = execute("Make_Analyse.ipynb", tmp_path, **parameters, hours=0.0)  # stops after the first that it reads
+    text, _ = execute(
+        "Make_Analyse.ipynb", tmp_path, **parameters, hours=0.0
+    )  # stops after the first that it reads
     assert "1 images read, 1 of them in this session" in text and "with 2 images left" in text
     text, _ = execute("Make_Analyse.ipynb", tmp_path, **parameters)
     assert "3 images read, 2 of them in this session" in text and "skipped aaa_broken.jpg" in text
     assert (tmp_path / "results/images/china.jpg.pkl").read_bytes() == before
     again = lu.load(tmp_path / "results/images/flower.jpg.pkl")
-    np.testing.assert_array_equal(again["patches"]["top_probs"], records["flower.jpg"]["patches"]["top_probs"])
+    np.testing.assert_array_equal(
+        again["patches"]["top_probs"], records["flower.jpg"]["patches"]["top_probs"]
+    )
 
     monkeypatch.setenv("PYTHONPATH", str(blocked))
     text, figures = execute("Visualise_Analyse.ipynb", tmp_path, image="china.jpg", prompt=4)
@@ -62,26 +81,55 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
     assert figures == 15
     assert "3 images with 10 prompts" in text
     saved = {path.name for path in (tmp_path / "results/figures").iterdir()}
-    assert {"china.jpg_4_top1.png", "china.jpg_patches.png", "settling.png", "mean_jsd.png"} <= saved
+    assert {
+        "china.jpg_4_top1.png",
+        "china.jpg_patches.png",
+        "settling.png",
+        "mean_jsd.png",
+    } <= saved
     assert (tmp_path / "results/explorer/china.jpg_4.html").exists()
     summary = pd.read_csv(tmp_path / "results/summary.csv")
-    assert len(summary) == 6 * sum(len(prompt["answer_ids"]) for record in records.values() for prompt in record["prompts"])
+    assert len(summary) == 6 * sum(
+        len(prompt["answer_ids"]) for record in records.values() for prompt in record["prompts"]
+    )
 
 
 def test_own_prompts(tmp_path, llava_folder, photographs):
-    execute("Make_Analyse.ipynb", tmp_path, model=str(llava_folder), images=str(photographs), prompts=["What is it?"], max_new_tokens=2, limit=1)
+    execute(
+        "Make_Analyse.ipynb",
+        tmp_path,
+        model=str(llava_folder),
+        images=str(photographs),
+        prompts=["What is it?"],
+        max_new_tokens=2,
+        limit=1,
+    )
     (record,) = lu.load_records(tmp_path / "results", lu.load_run(tmp_path / "results"))
-    assert [(prompt["kind"], prompt["question"]) for prompt in record["prompts"]] == [("own", "What is it?")]
+    assert [(prompt["kind"], prompt["question"]) for prompt in record["prompts"]] == [
+        ("own", "What is it?")
+    ]
 
 
-@pytest.mark.parametrize("parameters, message", [
-    ({"images": "nowhere"}, "No folder 'nowhere'"), ({"prompts": [" "]}, "Prompt 0 is empty"), ({"top_k": 0}, "top_k, max_new_tokens"), ({"model": "images"}, "'images' is neither"),
-    ({"model": "images/none"}, "'images' has no 'none' in it"),
-])
-def test_bad_parameters_stop_the_first_notebook(tmp_path, llava_folder, photographs, parameters, message):
+@pytest.mark.parametrize(
+    "parameters, message",
+    [
+        ({"images": "nowhere"}, "No folder 'nowhere'"),
+        ({"prompts": [" "]}, "Prompt 0 is empty"),
+        ({"top_k": 0}, "top_k, max_new_tokens"),
+        ({"model": "images"}, "'images' is neither"),
+        ({"model": "images/none"}, "'images' has no 'none' in it"),
+    ],
+)
+def test_bad_parameters_stop_the_first_notebook(
+    tmp_path, llava_folder, photographs, parameters, message
+):
     shutil.copytree(photographs, tmp_path / "images")
     with pytest.raises(CellExecutionError, match=message):
-        execute("Make_Analyse.ipynb", tmp_path, **{"model": str(llava_folder), "images": "images", **parameters})
+        execute(
+            "Make_Analyse.ipynb",
+            tmp_path,
+            **{"model": str(llava_folder), "images": "images", **parameters},
+        )
 
 
 def test_second_notebook_says_what_is_missing(tmp_path):

@@ -1,4 +1,5 @@
 """Properties that must hold for every input (hypothesis), against scipy and brute force."""
+
 import numpy as np
 import pytest
 import scipy.spatial.distance
@@ -12,7 +13,14 @@ from transformers import PreTrainedTokenizerFast
 
 import lens_utils as lu
 
-settings.register_profile("here", deadline=None, max_examples=200, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "here",
+    deadline=None,
+    max_examples=200,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 settings.load_profile("here")
 
 
@@ -38,8 +46,12 @@ def test_entropy(p):
 def test_divergence(pqr):
     p, q, r = pqr
     jsd = lambda a, b: float(lu.jsd_bits(a, b))  # noqa: E731
-    assert jsd(p, q) == pytest.approx(scipy.spatial.distance.jensenshannon(p.double(), q.double(), base=2) ** 2, abs=1e-5)
-    assert jsd(p, q) == pytest.approx(jsd(q, p), abs=1e-5) and 0 <= jsd(p, q) <= 1 and jsd(p, p) < 1e-6
+    assert jsd(p, q) == pytest.approx(
+        scipy.spatial.distance.jensenshannon(p.double(), q.double(), base=2) ** 2, abs=1e-5
+    )
+    assert (
+        jsd(p, q) == pytest.approx(jsd(q, p), abs=1e-5) and 0 <= jsd(p, q) <= 1 and jsd(p, p) < 1e-6
+    )
     # Its square root is a metric.
     assert jsd(p, r) ** 0.5 <= jsd(p, q) ** 0.5 + jsd(q, r) ** 0.5 + 5e-3
     disjoint = torch.stack([torch.cat([p, 0 * p]), torch.cat([0 * q, q])])
@@ -51,18 +63,35 @@ def test_many_are_what_each_is_alone(p, n):
     """Whatever the pieces in which they are worked on."""
     entropies, divergences = lu.entropy_bits(p), lu.jsd_bits(p[:n], p[n : n + 1].expand(n, -1))
     np.testing.assert_array_equal(entropies, torch.cat([lu.entropy_bits(one[None]) for one in p]))
-    np.testing.assert_array_equal(divergences, torch.cat([lu.jsd_bits(one[None], p[n : n + 1]) for one in p[:n]]))
+    np.testing.assert_array_equal(
+        divergences, torch.cat([lu.jsd_bits(one[None], p[n : n + 1]) for one in p[:n]])
+    )
     np.testing.assert_array_equal(lu.rank_of(p, p[:, :1]), (p > p[:, :1]).sum(-1) + 1)
 
 
-CORPUS = ["The dog is left of the cat, isn't it?", "Привет мир, как дела?", "狗在猫的左边。", "  two  spaces\n\tand a tab", "emoji 🐕 and $5 <b>", "naïve café"]
+CORPUS = [
+    "The dog is left of the cat, isn't it?",
+    "Привет мир, как дела?",
+    "狗在猫的左边。",
+    "  two  spaces\n\tand a tab",
+    "emoji 🐕 and $5 <b>",
+    "naïve café",
+]
 
 
 def byte_level():
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"]))
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=400, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"]
+        ),
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
@@ -84,7 +113,10 @@ def test_every_token_has_a_label_of_its_own_that_leads_back(make):
     for text in CORPUS:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.convert_tokens_to_ids([labels[i] for i in ids]) == ids
-        assert tokenizer.decode(tokenizer.convert_tokens_to_ids([labels[i] for i in ids])).strip() == text.strip()
+        assert (
+            tokenizer.decode(tokenizer.convert_tokens_to_ids([labels[i] for i in ids])).strip()
+            == text.strip()
+        )
 
 
 @settings(max_examples=60)
@@ -92,7 +124,10 @@ def test_every_token_has_a_label_of_its_own_that_leads_back(make):
 def test_boxes_and_patches_are_where_the_processor_puts_the_pixels(llava, width, height, edges):
     """A white box on black, sent through the processor, covers the patches that `to_crop` and `patch_cover` say."""
     processor = llava[1].image_processor
-    (x0, x1), (y0, y1) = (sorted(round(edge * side) for edge in pair) for pair, side in ((edges[:2], width), (edges[2:], height)))
+    (x0, x1), (y0, y1) = (
+        sorted(round(edge * side) for edge in pair)
+        for pair, side in ((edges[:2], width), (edges[2:], height))
+    )
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[y0:y1, x0:x1] = 255
     seen = processor(images=Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]

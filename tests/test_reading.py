@@ -1,4 +1,5 @@
 """The lens against plain HF, written independently of lens_utils: forward hooks on HF's decoder layers, one uncached pass."""
+
 import numpy as np
 import pytest
 import torch
@@ -12,11 +13,15 @@ from conftest import PROMPTS
 @pytest.fixture(scope="module")
 def hf(llava_folder):
     """The same weights in plain HF, float64."""
-    return load_hf(llava_folder, torch.float64), AutoProcessor.from_pretrained(llava_folder, backend="pil")
+    return load_hf(llava_folder, torch.float64), AutoProcessor.from_pretrained(
+        llava_folder, backend="pil"
+    )
 
 
 def load_hf(folder, dtype):
-    return LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    return LlavaForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager"
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,9 @@ def image(photographs):
 def hf_inputs(hf, image, question, answer_ids=()):
     """What HF's own processor makes of image and prompt, with the answer appended."""
     inputs = hf[1](text=f"USER: <image>\n{question} ASSISTANT:", images=image, return_tensors="pt")
-    input_ids = torch.cat([inputs["input_ids"], torch.tensor([list(answer_ids)], dtype=torch.long)], dim=1)
+    input_ids = torch.cat(
+        [inputs["input_ids"], torch.tensor([list(answer_ids)], dtype=torch.long)], dim=1
+    )
     return {"input_ids": input_ids, "pixel_values": inputs["pixel_values"].to(hf[0].dtype)}
 
 
@@ -35,14 +42,26 @@ def hf_inputs(hf, image, question, answer_ids=()):
 def hf_lens(model, inputs):
     """Residual streams `[layer, pos, d_model]`, distributions `[layer, pos, d_vocab]` and logits `[pos, d_vocab]`."""
     language, residuals = model.model.language_model, []
-    handles = [language.layers[0].register_forward_pre_hook(lambda module, args: residuals.append(args[0]))]
+    handles = [
+        language.layers[0].register_forward_pre_hook(lambda module, args: residuals.append(args[0]))
+    ]
     for layer in language.layers:
-        handles.append(layer.register_forward_hook(lambda module, args, out: residuals.append(out[0] if isinstance(out, tuple) else out)))
+        handles.append(
+            layer.register_forward_hook(
+                lambda module, args, out: residuals.append(
+                    out[0] if isinstance(out, tuple) else out
+                )
+            )
+        )
     logits = model(**inputs).logits[0]
     for handle in handles:
         handle.remove()
     residuals = torch.stack(residuals)[:, 0]
-    return residuals, torch.softmax(model.lm_head(language.norm(residuals)).double(), dim=-1), logits
+    return (
+        residuals,
+        torch.softmax(model.lm_head(language.norm(residuals)).double(), dim=-1),
+        logits,
+    )
 
 
 @pytest.fixture(scope="module", params=range(len(PROMPTS)))
@@ -55,19 +74,30 @@ def pair(request, hf, image, records):
     return record, prompt, inputs["input_ids"][0], hf_lens(hf[0], inputs)[1]
 
 
-@pytest.mark.parametrize("dtype, hf_dtype, tolerance", [
-    ("float32", torch.float64, 1e-4), ("float16", torch.float64, 5e-2), ("float16", torch.float16, 1e-3),
-])
-def test_residual_streams_distributions_and_logits(llava_folder, hf, image, dtype, hf_dtype, tolerance):
+@pytest.mark.parametrize(
+    "dtype, hf_dtype, tolerance",
+    [
+        ("float32", torch.float64, 1e-4),
+        ("float16", torch.float64, 5e-2),
+        ("float16", torch.float16, 1e-3),
+    ],
+)
+def test_residual_streams_distributions_and_logits(
+    llava_folder, hf, image, dtype, hf_dtype, tolerance
+):
     """Largest differences, in standard deviations of the residual stream and the logits, and as probabilities."""
     bridge, processor = lu.load_llava(llava_folder, dtype, "cpu")
     assert bridge.W_U.dtype == getattr(torch, dtype)
     question = PROMPTS[0]["question"]
     pixel_values, (input_ids,) = lu.encode(processor, image, [question])
     with torch.inference_mode():
-        residuals, logits = lu.run_and_capture(bridge, input_ids, DynamicCache(), pixel_values=pixel_values.to(bridge.cfg.dtype))
+        residuals, logits = lu.run_and_capture(
+            bridge, input_ids, DynamicCache(), pixel_values=pixel_values.to(bridge.cfg.dtype)
+        )
     reference = (hf[0] if hf_dtype == torch.float64 else load_hf(llava_folder, hf_dtype), hf[1])
-    expected_residuals, expected_probs, expected_logits = hf_lens(reference[0], hf_inputs(reference, image, question))
+    expected_residuals, expected_probs, expected_logits = hf_lens(
+        reference[0], hf_inputs(reference, image, question)
+    )
     scale = expected_residuals.double().std()
     assert len(residuals) == len(expected_residuals) == 6
     for resid, expected, probs in zip(residuals, expected_residuals, expected_probs):
@@ -77,7 +107,9 @@ def test_residual_streams_distributions_and_logits(llava_folder, hf, image, dtyp
         assert (lens - probs).abs().max() < tolerance
         assert torch.allclose(lens.sum(-1), torch.ones(len(lens)), atol=1e-5)
     assert logits.shape == (1, bridge.cfg.d_vocab)
-    assert (logits[0].double() - expected_logits[-1]).abs().max() < tolerance * expected_logits.double().std()
+    assert (
+        logits[0].double() - expected_logits[-1]
+    ).abs().max() < tolerance * expected_logits.double().std()
 
 
 def test_prompts_are_tokenised_as_by_the_processor(llava, hf, image):
@@ -97,7 +129,9 @@ def test_record_is_about_the_right_positions(pair, llava):
     at_image = (input_ids == llava[1].image_token_id).nonzero()[:, 0]
     assert record["patches"]["entropy"].shape == (6, len(at_image)) == (6, 16)
     assert at_image[-1] + 1 == len(input_ids) - n_text
-    assert llava[1].tokenizer.convert_ids_to_tokens([prompt["token_ids"][0], prompt["token_ids"][prompt["n_prompt"] - 1]]) == ["<0x0A>", ":"]
+    assert llava[1].tokenizer.convert_ids_to_tokens(
+        [prompt["token_ids"][0], prompt["token_ids"][prompt["n_prompt"] - 1]]
+    ) == ["<0x0A>", ":"]
 
 
 def test_readings_equal_those_of_one_uncached_pass(pair, llava):
@@ -106,7 +140,9 @@ def test_readings_equal_those_of_one_uncached_pass(pair, llava):
     n_text, n_prompt = len(prompt["token_ids"]), prompt["n_prompt"]
     text_targets = probs[-1].argmax(-1)[-n_text:].numpy()
     text_targets[n_prompt - 1 :] = prompt["answer_ids"]
-    check_readings(record["patches"], probs[:, at_image].numpy(), probs[-1, at_image].argmax(-1).numpy())
+    check_readings(
+        record["patches"], probs[:, at_image].numpy(), probs[-1, at_image].argmax(-1).numpy()
+    )
     check_readings(prompt["readings"], probs[:, -n_text:].numpy(), text_targets)
 
 
@@ -134,7 +170,9 @@ def check_readings(readings, probs, targets):
 def test_greedy_answer_equals_generate(pair, hf, image):
     _, prompt, _, _ = pair
     inputs = hf_inputs(hf, image, prompt["question"])
-    generated = hf[0].generate(**inputs, do_sample=False, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+    generated = hf[0].generate(**inputs, do_sample=False, max_new_tokens=6)[
+        0, inputs["input_ids"].shape[1] :
+    ]
     assert prompt["answer_ids"].tolist() == generated.tolist()
 
 
@@ -142,8 +180,12 @@ def test_answer_ends_with_the_end_token(llava, image, monkeypatch):
     """The end token stops the answer, is kept among the ids, and is not fed back."""
     bridge, processor = llava
     free = lu.read_image(bridge, processor, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"][0]
-    monkeypatch.setattr(bridge.original_model.generation_config, "eos_token_id", [int(free["answer_ids"][2])])
-    stopped = lu.read_image(bridge, processor, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"][0]
+    monkeypatch.setattr(
+        bridge.original_model.generation_config, "eos_token_id", [int(free["answer_ids"][2])]
+    )
+    stopped = lu.read_image(bridge, processor, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"][
+        0
+    ]
     end = free["answer_ids"].tolist().index(free["answer_ids"][2]) + 1
     assert stopped["answer_ids"].tolist() == free["answer_ids"].tolist()[:end]
     assert len(stopped["token_ids"]) == stopped["n_prompt"] + end - 1
@@ -155,7 +197,9 @@ def test_mean_probability_and_top_tokens_against_brute_force(read, run, hf, imag
     for prompt in record["prompts"]:
         inputs = hf_inputs(hf, image, prompt["question"], prompt["token_ids"][prompt["n_prompt"] :])
         probs, n_text = hf_lens(hf[0], inputs)[1].numpy(), len(prompt["token_ids"])
-        per_segment["image"] = [probs[:, (inputs["input_ids"][0] == llava[1].image_token_id).numpy()]]
+        per_segment["image"] = [
+            probs[:, (inputs["input_ids"][0] == llava[1].image_token_id).numpy()]
+        ]
         per_segment["prompt"].append(probs[:, -n_text:][:, : prompt["n_prompt"]])
         per_segment["answer"].append(probs[:, -n_text:][:, prompt["n_prompt"] :])
     for segment, name in enumerate(lu.SEGMENTS):
@@ -181,14 +225,18 @@ def test_slices_change_nothing(llava):
     for slice_size in (3, 100):
         prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
         with torch.inference_mode():
-            readings.append(lu.read_positions(bridge, residuals, segments, targets, prob_sum, 10, slice_size))
+            readings.append(
+                lu.read_positions(bridge, residuals, segments, targets, prob_sum, 10, slice_size)
+            )
         sums.append(prob_sum)
     for name in readings[0]:
         np.testing.assert_allclose(readings[0][name], readings[1][name], rtol=1e-4, atol=1e-5)
     assert torch.allclose(*sums, atol=1e-5)
 
 
-@pytest.mark.parametrize("d_vocab, k", [(32_064, 10), (32_064, 1), (640, 9), (640, 10), (449, 10), (64, 64)])
+@pytest.mark.parametrize(
+    "d_vocab, k", [(32_064, 10), (32_064, 1), (640, 9), (640, 10), (449, 10), (64, 64)]
+)
 def test_top_k_is_torchs_own(d_vocab, k):
     torch.manual_seed(0)
     p = torch.softmax(torch.randn(7, d_vocab) * 5, -1)
@@ -202,7 +250,10 @@ def distribution_pairs():
     torch.manual_seed(0)
     n = 32_064
     for sharpness in (0.1, 1, 10, 100):
-        yield torch.softmax(torch.randn(4, n) * sharpness, -1), torch.softmax(torch.randn(4, n) * sharpness, -1)
+        yield (
+            torch.softmax(torch.randn(4, n) * sharpness, -1),
+            torch.softmax(torch.randn(4, n) * sharpness, -1),
+        )
     one_hot, flat = torch.eye(n)[:4], torch.full((4, n), 1 / n)
     yield one_hot, one_hot.roll(1, 0)  # disjoint
     yield one_hot, one_hot
@@ -217,7 +268,9 @@ def distribution_pairs():
 @pytest.mark.parametrize("p, q", list(distribution_pairs()))
 def test_jsd_against_scipy(p, q):
     jsd = lu.jsd_bits(p, q)
-    expected = np.nan_to_num(jensenshannon(p.double(), q.double(), base=2, axis=-1)) ** 2  # scipy: NaN for some equal pairs
+    expected = (
+        np.nan_to_num(jensenshannon(p.double(), q.double(), base=2, axis=-1)) ** 2
+    )  # scipy: NaN for some equal pairs
     assert torch.isfinite(jsd).all() and (jsd >= 0).all() and (jsd <= 1).all()
     assert np.abs(jsd.numpy() - expected).max() < 1e-5
 
@@ -226,9 +279,14 @@ def test_last_layer_check_passes_and_finds_a_second_norm(llava_folder, image, mo
     bridge, processor = lu.load_llava(llava_folder, "float32", "cpu")
     # In a random model the norm's gain is 1, and norming twice is norming once: give it a gain, as training does.
     bridge.ln_final.weight.data.uniform_(0.5, 1.5)
-    assert lu.check_last_layer(bridge, processor, image, "Describe the image.") <= lu.LAST_LAYER_TOLERANCE["float32"]
+    assert (
+        lu.check_last_layer(bridge, processor, image, "Describe the image.")
+        <= lu.LAST_LAYER_TOLERANCE["float32"]
+    )
     once = lu.lens_logits
-    monkeypatch.setattr(lu, "lens_logits", lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0]))
+    monkeypatch.setattr(
+        lu, "lens_logits", lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0])
+    )
     with pytest.raises(RuntimeError, match="last layer differs"):
         lu.check_last_layer(bridge, processor, image, "Describe the image.")
 
@@ -254,7 +312,9 @@ def test_nothing_to_ask_or_to_answer(llava, image, prompts, max_new_tokens):
 
 def test_the_model_is_where_its_weights_are(llava_folder, monkeypatch):
     """Also where there is a GPU that is not to be used."""
-    monkeypatch.setattr("transformer_lens.model_bridge.sources.transformers.source.get_device", lambda: "cuda")
+    monkeypatch.setattr(
+        "transformer_lens.model_bridge.sources.transformers.source.get_device", lambda: "cuda"
+    )
     assert str(lu.load_llava(llava_folder, "float32", "cpu")[0].cfg.device) == "cpu"
 
 
@@ -276,7 +336,10 @@ def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image):
     whole, whole_mean = lu.read_image(*llava, image, PROMPTS, max_new_tokens=9)
     pieces, pieces_mean = lu.read_image(*llava, image, PROMPTS, max_new_tokens=9, at_once=7)
     for one, other in zip(whole["prompts"], pieces["prompts"]):
-        assert one["answer"] == other["answer"] and one["token_ids"].tolist() == other["token_ids"].tolist()
+        assert (
+            one["answer"] == other["answer"]
+            and one["token_ids"].tolist() == other["token_ids"].tolist()
+        )
         for name, values in one["readings"].items():
             assert values.dtype == other["readings"][name].dtype
             np.testing.assert_allclose(values, other["readings"][name], rtol=1e-3, atol=1e-4)
@@ -284,11 +347,16 @@ def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image):
 
 
 def test_a_prompt_beyond_the_context_is_refused(llava, image):
-    with pytest.raises(ValueError, match=r"A prompt has, with its image and max_new_tokens, \d+ tokens, and the model's context \d+"):
+    with pytest.raises(
+        ValueError,
+        match=r"A prompt has, with its image and max_new_tokens, \d+ tokens, and the model's context \d+",
+    ):
         lu.read_image(*llava, image, lu.own_prompts(["dog " * 5000]))
 
 
-@pytest.mark.parametrize("layer, where", [(0, "first at layer 0 of 5"), (3, "first at layer 3 of 5")])
+@pytest.mark.parametrize(
+    "layer, where", [(0, "first at layer 0 of 5"), (3, "first at layer 3 of 5")]
+)
 def test_a_broken_layer_is_named_even_at_a_position_that_is_not_read(llava, image, layer, where):
     """Infinity at the first token, before the image."""
     bridge, processor = llava
@@ -305,8 +373,18 @@ def test_a_broken_layer_is_named_even_at_a_position_that_is_not_read(llava, imag
 
 def test_a_logit_of_minus_infinity_is_an_error_though_its_softmax_is_zero(llava, image):
     bridge, processor = llava
-    with bridge.hooks(fwd_hooks=[("unembed.hook_out", lambda logits, hook: logits.index_fill(-1, torch.tensor([5]), -torch.inf))]):
-        with pytest.raises(FloatingPointError, match="NaN or infinity in the lens's logits, first at layer 0 of 5|in the logits"):
+    with bridge.hooks(
+        fwd_hooks=[
+            (
+                "unembed.hook_out",
+                lambda logits, hook: logits.index_fill(-1, torch.tensor([5]), -torch.inf),
+            )
+        ]
+    ):
+        with pytest.raises(
+            FloatingPointError,
+            match="NaN or infinity in the lens's logits, first at layer 0 of 5|in the logits",
+        ):
             lu.read_image(bridge, processor, image, PROMPTS[:1])
 
 
@@ -314,9 +392,26 @@ def test_the_lens_alone_overflowing_is_an_error(llava):
     bridge, _ = llava
     residuals = [torch.randn(4, 64) for _ in range(6)]
     once = lu.lens_logits
+
     def overflowing(bridge, resid):
         logits = once(bridge, resid)
-        return logits.index_fill(-1, torch.tensor([5]), -torch.inf) if resid.data_ptr() == residuals[2].data_ptr() else logits
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(FloatingPointError, match="lens's logits, first at layer 2 of 5"), torch.inference_mode():
+        return (
+            logits.index_fill(-1, torch.tensor([5]), -torch.inf)
+            if resid.data_ptr() == residuals[2].data_ptr()
+            else logits
+        )
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(FloatingPointError, match="lens's logits, first at layer 2 of 5"),
+        torch.inference_mode(),
+    ):
         patch.setattr(lu, "lens_logits", overflowing)
-        lu.read_positions(bridge, residuals, torch.zeros(4, dtype=int), torch.full((4,), -1), torch.zeros(3, 6, bridge.cfg.d_vocab), 3)
+        lu.read_positions(
+            bridge,
+            residuals,
+            torch.zeros(4, dtype=int),
+            torch.full((4,), -1),
+            torch.zeros(3, 6, bridge.cfg.d_vocab),
+            3,
+        )

@@ -1,4 +1,5 @@
 """A whole run: shared by processes, killed, resumed."""
+
 import os
 import random
 import resource
@@ -14,6 +15,8 @@ import lens_utils as lu
 from accelerate import notebook_launcher
 
 N_IMAGES = 2
+
+
 def assert_close(a, b, where=""):
     """Equal but for the last bits of products of matrices, which depend on where in memory they lie."""
     assert type(a) is type(b), where
@@ -51,13 +54,18 @@ def free_port() -> str:
 def attempt(llava_folder, photographs, tmp_path_factory):
     """A function that runs a whole run in a forked process, after `first` there, and kills it after `seconds`; returns the exit status (-9: killed)
     and the error."""
-    image_paths, (annotations, categories, _) = dict(list(lu.find_images(photographs).items())[:N_IMAGES]), lu.read_annotations(photographs)
+    image_paths, (annotations, categories, _) = (
+        dict(list(lu.find_images(photographs).items())[:N_IMAGES]),
+        lu.read_annotations(photographs),
+    )
     error_file = tmp_path_factory.mktemp("attempt") / "error.txt"
 
     def attempt(results, first=lambda: None, seconds=None, processes=1, left_only=True):
         error_file.write_text("")
         child = os.fork()
-        os.setpgid(child, 0)  # by both of them, whoever comes first; so that the processes that it launches die with it
+        os.setpgid(
+            child, 0
+        )  # by both of them, whoever comes first; so that the processes that it launches die with it
         if child == 0:
             try:
                 torch.set_num_threads(1)  # a pool of threads does not survive a fork
@@ -65,8 +73,23 @@ def attempt(llava_folder, photographs, tmp_path_factory):
                 first()
                 lu.take_over(results)
                 left = lu.images_left(results, image_paths) if left_only else image_paths
-                arguments = left, annotations, categories, results, llava_folder, "float32", "cpu", (), 1, 0, 10, 4
-                notebook_launcher(lu.read_images, arguments, num_processes=processes, use_port=free_port())
+                arguments = (
+                    left,
+                    annotations,
+                    categories,
+                    results,
+                    llava_folder,
+                    "float32",
+                    "cpu",
+                    (),
+                    1,
+                    0,
+                    10,
+                    4,
+                )
+                notebook_launcher(
+                    lu.read_images, arguments, num_processes=processes, use_port=free_port()
+                )
                 os._exit(0)
             except BaseException as error:
                 error_file.write_text(f"{type(error).__name__}: {error}")
@@ -95,7 +118,9 @@ def test_two_processes_share_the_images_and_change_nothing(tmp_path, attempt, un
     assert attempt(tmp_path / "two", processes=2) == (0, "")
     run = lu.load_run(tmp_path / "two")
     parts = lu.load_parts(tmp_path / "two", run)
-    assert [len(part["images"]) for part in parts] == [1, 1] and sorted(parts[0]["images"] + parts[1]["images"]) == lu.images_read(unbroken, run)
+    assert [len(part["images"]) for part in parts] == [1, 1] and sorted(
+        parts[0]["images"] + parts[1]["images"]
+    ) == lu.images_read(unbroken, run)
     assert_same_results(tmp_path / "two", unbroken)
 
 
@@ -114,7 +139,9 @@ def test_fewer_images_than_processes(tmp_path, attempt, unbroken):
 def uncounted(results):
     """Records that do not count yet, and so are read again."""
     run = lu.load_run(results) if (results / "run.pkl").exists() else None
-    return {path.name.removesuffix(".pkl") for path in results.glob("images/*.pkl")} - set(lu.images_read(results, run) if run else [])
+    return {path.name.removesuffix(".pkl") for path in results.glob("images/*.pkl")} - set(
+        lu.images_read(results, run) if run else []
+    )
 
 
 def die_at(step: int):
@@ -127,6 +154,7 @@ def die_at(step: int):
             if next(steps) == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return done if after else function(*arguments, **named)
+
         return die_or_do
 
     lu.pickle.dumps, os.fsync, os.replace = dying(dump), dying(fsync), dying(replace, after=True)
