@@ -6,15 +6,16 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import lens_utils as lu
-from conftest import ROOT
 
 
 def execute(path, folder, **parameters):
-    """Run a notebook in `folder`, with parameters set as papermill does; return what it printed and its number of figures."""
+    """Run a notebook in `folder`, with parameters set as papermill does; return what it printed and
+    its number of figures."""
     notebook = nbformat.read(ROOT / path, as_version=4)
     at = next(
         i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])
@@ -35,63 +36,54 @@ def execute(path, folder, **parameters):
 
 @pytest.fixture
 def tmp_path(tmp_path):
-    """A folder with lens_utils.py in it, as the notebooks need it beside them."""
-    shutil.copy(ROOT / "lens_utils.py", tmp_path)
+    """A folder with lens_*.py in it, as the notebooks need them beside them."""
+    for module in ROOT.glob("lens_*.py"):
+        shutil.copy(module, tmp_path)
     return tmp_path
 
 
 def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocked, monkeypatch):
-    """A broken image among them is named and skipped; a second run goes on from what is there; the second notebook has no torch."""
+    """A broken image among them is named and skipped; a second run goes on from what is there; the
+    second notebook has no torch."""
     images = shutil.copytree(photographs, tmp_path / "images")
     (images / "aaa_broken.jpg").write_bytes((photographs / "china.jpg").read_bytes()[:5000])
     parameters = dict(model=str(llava_folder), images=str(images), max_new_tokens=4)
     text, _ = execute("Make_Analyse.ipynb", tmp_path, **parameters)
-    assert (
-        "4 images" in text
-        and "3 images read, 3 of them in this session" in text
-        and "skipped aaa_broken.jpg" in text
-    )
+    assert "4 images" in text and "3 images read, 3 of them in this session" in text
+    assert "skipped aaa_broken.jpg" in text
     assert "1 of them annotated with 3 categories" in text
 
-    records = {
-        record["name"]: record
-        for record in lu.load_records(tmp_path / "results", lu.load_run(tmp_path / "results"))
-    }
+    records = {record["name"]: record for record in lu.Results(tmp_path / "results").records()}
     assert list(records) == ["china.jpg", "flower.jpg", "grace_hopper.jpg"]
     kinds = [prompt["kind"] for prompt in records["china.jpg"]["prompts"]]
     assert kinds == ["object", "presence", "presence", "colour", "relation", "description"]
     before = (tmp_path / "results/images/china.jpg.pkl").read_bytes()
 
     shutil.rmtree(tmp_path / "results")
-    text, _ = execute(
-        "Make_Analyse.ipynb", tmp_path, **parameters, hours=0.0
-    )  # stops after the first that it reads
+    # Stops after the first that it reads.
+    text, _ = execute("Make_Analyse.ipynb", tmp_path, **parameters, hours=0.0)
     assert "1 images read, 1 of them in this session" in text and "with 2 images left" in text
     text, _ = execute("Make_Analyse.ipynb", tmp_path, **parameters)
     assert "3 images read, 2 of them in this session" in text and "skipped aaa_broken.jpg" in text
     assert (tmp_path / "results/images/china.jpg.pkl").read_bytes() == before
-    again = lu.load(tmp_path / "results/images/flower.jpg.pkl")
+    again = lu.Results(tmp_path / "results").record("flower.jpg")
     np.testing.assert_array_equal(
         again["patches"]["top_probs"], records["flower.jpg"]["patches"]["top_probs"]
     )
 
     monkeypatch.setenv("PYTHONPATH", str(blocked))
     text, figures = execute("Visualise_Analyse.ipynb", tmp_path, image="china.jpg", prompt=4)
-    # the crop, top-1, both JSDs, patches, top tokens of three segments, mean JSD by segment and kind, answers, settling, grounding, gallery, presence
-    assert figures == 15
+    # the crop, top-1, both JSDs, patches, words, top tokens of three segments, mean JSD by segment
+    # and kind, answers, settling, grounding, gallery, presence
+    assert figures == 16
     assert "3 images with 10 prompts" in text
     saved = {path.name for path in (tmp_path / "results/figures").iterdir()}
-    assert {
-        "china.jpg_4_top1.png",
-        "china.jpg_patches.png",
-        "settling.png",
-        "mean_jsd.png",
-    } <= saved
+    of_image = {"china.jpg_4_top1.png", "china.jpg_patches.png", "china.jpg_words.png"}
+    assert of_image | {"settling.png", "mean_jsd.png"} <= saved
     assert (tmp_path / "results/explorer/china.jpg_4.html").exists()
     summary = pd.read_csv(tmp_path / "results/summary.csv")
-    assert len(summary) == 6 * sum(
-        len(prompt["answer_ids"]) for record in records.values() for prompt in record["prompts"]
-    )
+    prompts = [prompt for record in records.values() for prompt in record["prompts"]]
+    assert len(summary) == 6 * sum(len(prompt["answer_ids"]) for prompt in prompts)
 
 
 def test_own_prompts(tmp_path, llava_folder, photographs):
@@ -104,10 +96,9 @@ def test_own_prompts(tmp_path, llava_folder, photographs):
         max_new_tokens=2,
         limit=1,
     )
-    (record,) = lu.load_records(tmp_path / "results", lu.load_run(tmp_path / "results"))
-    assert [(prompt["kind"], prompt["question"]) for prompt in record["prompts"]] == [
-        ("own", "What is it?")
-    ]
+    (record,) = lu.Results(tmp_path / "results").records()
+    asked = [(prompt["kind"], prompt["question"]) for prompt in record["prompts"]]
+    assert asked == [("own", "What is it?")]
 
 
 @pytest.mark.parametrize(
@@ -124,12 +115,9 @@ def test_bad_parameters_stop_the_first_notebook(
     tmp_path, llava_folder, photographs, parameters, message
 ):
     shutil.copytree(photographs, tmp_path / "images")
+    parameters = {"model": str(llava_folder), "images": "images", **parameters}
     with pytest.raises(CellExecutionError, match=message):
-        execute(
-            "Make_Analyse.ipynb",
-            tmp_path,
-            **{"model": str(llava_folder), "images": "images", **parameters},
-        )
+        execute("Make_Analyse.ipynb", tmp_path, **parameters)
 
 
 def test_second_notebook_says_what_is_missing(tmp_path):

@@ -1,0 +1,116 @@
+"""The machine: whether this is Kaggle, what its GPUs can do, what must be installed there.
+
+It runs before torch is imported, so it imports only the standard library. It knows nothing of
+images, models or results.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["KAGGLE_INPUT", "on_kaggle", "data_sets", "probe_gpus", "prepare_kaggle"]
+
+KAGGLE_INPUT = Path("/kaggle/input")
+# Tested against the rest of Kaggle's image. torch 2.7.1 is the last with P100 kernels; torchvision
+# and torchaudio must match it.
+# transformers 5.24 renamed its cache argument, and TransformerLens 4.3 then fills no cache.
+PIP_LENS = ["transformer-lens==4.3.0", "transformers==5.23.0"]
+PIP_P100 = ["torch==2.7.1", "torchvision==0.22.1", "torchaudio==2.7.1"]
+# Computes on each GPU: whether torch has kernels for it is then not a question of version numbers.
+PROBE = """
+import json, torch
+gpus = []
+for number in range(torch.cuda.device_count()):
+    about = torch.cuda.get_device_properties(number)
+    gpu = {"name": about.name, "capability": [about.major, about.minor]}
+    try:
+        gpu["works"] = torch.ones(8, device=f"cuda:{number}").sum().item() == 8
+        gpu["free"], gpu["total"] = torch.cuda.mem_get_info(number)
+    except RuntimeError:
+        gpu["works"], gpu["free"], gpu["total"] = False, 0, about.total_memory
+    gpus.append(gpu)
+print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}))
+"""
+
+
+def on_kaggle() -> bool:
+    """Whether this runs in a Kaggle notebook."""
+    return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+
+
+def data_sets() -> list[Path]:
+    """The data sets attached on Kaggle, mounted as `<slug>` or as `datasets/<owner>/<slug>`."""
+    paths = sorted([*KAGGLE_INPUT.glob("*"), *KAGGLE_INPUT.glob("datasets/*/*")])
+    return [path for path in paths if path.is_dir() and path != KAGGLE_INPUT / "datasets"]
+
+
+def probe_gpus() -> dict:
+    """What torch can do on this machine, tried in a process of its own.
+
+    In one of its own because torch, once imported, can't be replaced any more, and a process that
+    has used a GPU can't be forked. Returns
+
+    - `torch`: its version, or the error that importing it gave
+    - `cuda`: the version of CUDA that it was built for, None without
+    - `gpus`: per GPU `name`, `capability` `[major, minor]`, `works` (a sum on it is right), `free`
+      and `total` bytes
+    """
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    if done.returncode:
+        return {"torch": (done.stderr.strip() or "none").splitlines()[-1], "cuda": None, "gpus": []}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def prepare_kaggle() -> None:
+    """On Kaggle: print what machine this is and install what is missing. Elsewhere: nothing.
+
+    Must run before torch is imported. Raises RuntimeError with the remedy if the machine can't do
+    the work.
+    """
+    if not on_kaggle():
+        print("Not on Kaggle: nothing to install here, requirements.txt has what is needed.")
+        return
+    # 13.5 GB of weights would fill /kaggle/working, and be saved with the notebook's output.
+    os.environ.setdefault("HF_HOME", "/tmp/huggingface")
+    machine = probe_gpus()
+    for gpu in machine["gpus"]:
+        capability = ".".join(map(str, gpu["capability"]))
+        print(f"GPU: {gpu['name']}, compute capability {capability}, {gpu['total'] >> 20:,} MiB")
+    torch = f"torch {machine['torch']}"
+    print(f"{torch}, built for CUDA {machine['cuda'] or '(none)'}")
+    unfit = [gpu for gpu in machine["gpus"] if not gpu["works"]]
+    problem = ""
+    if not machine["cuda"]:
+        problem = f"{torch} can't be used, or has no code for any GPU: choose Run > Factory reset"
+    elif not machine["gpus"]:
+        problem = "There is no GPU: choose one under Settings > Accelerator (GPU T4 x2 or P100)"
+    elif unfit and unfit[0]["capability"] >= [7, 0]:
+        name = unfit[0]["name"]
+        problem = f"{torch} can't compute on a {name}: choose another under Settings > Accelerator"
+    if problem:
+        raise RuntimeError(f"{problem}, then run all cells again.")
+    installed = {f"{package.name}=={package.version}" for package in metadata.distributions()}
+    _install(PIP_P100 * bool(unfit) + [each for each in PIP_LENS if each not in installed])
+
+
+def _install(packages: list[str]) -> None:
+    if not packages:
+        return
+    if imported := sorted({"torch", "transformers"} & sys.modules.keys()):
+        raise RuntimeError(
+            f"{', '.join(packages)} must be installed, but {' and '.join(imported)} of a version "
+            "that can't be used is imported already: choose Run > Restart & clear cell outputs, "
+            "then run all cells from the top."
+        )
+    print("pip install", *packages, flush=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *packages]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(
+            f"pip could not install {' '.join(packages)}: turn the internet on (Settings > Turn on "
+            "internet; it asks for a verified phone number once) and run this cell again.\n"
+            f"{done.stderr[-1000:]}"
+        )
