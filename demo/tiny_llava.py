@@ -1,13 +1,11 @@
-"""A LLaVA-1.5 small enough for a laptop: its own tokenizer, a CLIP image processor and random weights.
+"""A LLaVA-1.5 for a laptop: a tokenizer made here, a CLIP image processor, random weights.
 
 `demo/train.py` trains one into `demo/model/`; the tests use one untrained. Nothing is downloaded.
 """
 
 import json
 import re
-from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, models, trainers
 from transformers import (
     CLIPImageProcessorPil,
@@ -21,7 +19,8 @@ from transformers import (
 
 
 def make_tokenizer(corpus: list[str]) -> LlamaTokenizer:
-    """A tokenizer of Llama-2's kind: `<s>` in front, `▁` for a leading space, byte tokens, `<image>` and `<pad>` last.
+    """A tokenizer of Llama-2's kind: `<s>` in front, `▁` for a leading space, byte tokens,
+    `<image>` and `<pad>` last.
 
     Every word of the corpus becomes one token; anything else falls back to characters and bytes.
     """
@@ -55,12 +54,13 @@ def make_llava(
     patch_size: int,
     vision: dict,
     text: dict,
-    vocab_size: int | None = None,
 ) -> LlavaForConditionalGeneration:
-    """Save a LLaVA with random weights (torch's current seed) and its processor under `folder`, as the hub holds LLaVA-1.5.
+    """Save a LLaVA with random weights (torch's current seed) and its processor under `folder`, as
+    the hub holds LLaVA-1.5.
 
-    `vision` and `text` go to CLIPVisionConfig and LlamaConfig; `vocab_size` is the number of rows of the unembedding. As in LLaVA-1.5 it has
-    more of them than the tokenizer has tokens (32,064 and 32,002 there).
+    `vision` and `text` go to CLIPVisionConfig and LlamaConfig. Unless `text` has `vocab_size`, the
+    unembedding has up to 64 rows more than the tokenizer has tokens: in LLaVA-1.5 there are more
+    rows too (32,064 and 32,002).
     """
     tokenizer = make_tokenizer(corpus)
     image_processor = CLIPImageProcessorPil(
@@ -78,12 +78,11 @@ def make_llava(
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(image_size=image_size, patch_size=patch_size, **vision),
         text_config=LlamaConfig(
-            vocab_size=vocab_size or 64 * (len(tokenizer) // 64 + 1),
             rms_norm_eps=1e-5,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            **text,
+            **{"vocab_size": 64 * (len(tokenizer) // 64 + 1), **text},
         ),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=(image_size // patch_size) ** 2,

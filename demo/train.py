@@ -1,21 +1,24 @@
-"""Trains the demo: a LLaVA of under 2 million parameters that answers questions about coloured shapes.
+"""Trains the demo: a LLaVA of under 2 million parameters that answers questions about shapes.
 
-    python demo/train.py                                        # about half an hour on one CPU core
-    python demo/train.py --steps-scale 0.01 --out /tmp/demo     # a smoke run: everything is made, nothing is learned
+    python demo/train.py                                       # half an hour on one CPU core
+    python demo/train.py --steps-scale 0.01 --out /tmp/demo    # a smoke run, which learns nothing
 
-Makes, under `--out` (default: this folder), `model/`, which the notebooks load exactly as they load LLaVA-1.5-7B, and
-`scenes/`, images that are not in the training data, with annotations in COCO's format. Prints how often the saved model
-is right on 1,000 fresh scenes and what a logit lens sees in it.
+Makes, under `--out` (default: this folder), `model/`, which the notebooks load exactly as they load
+LLaVA-1.5-7B, and `scenes/`, images that are not in the training data, with annotations in COCO's
+format. Prints how often the saved model is right on 1,000 fresh scenes and what a logit lens sees
+in it.
 
-What the model is: LLaVA-1.5's architecture, trained from nothing on pictures that this file draws and on the questions that
-`lens_utils` asks. What it is not: a small version of LLaVA-1.5-7B. It knows a few dozen words, six shapes and
-seven colours. Trained end to end it stayed at chance, so it learns in three stages:
+The model is LLaVA-1.5's architecture, trained from random weights on pictures that this file draws
+and on the questions that `lens_data` asks. It is not a small version of LLaVA-1.5-7B: it knows a
+few dozen words, six shapes and seven colours. Trained end to end it stayed at chance, so it learns
+in three stages:
 
-1. The vision tower alone, through a throw-away head that names each patch's colour and shape and its object's box.
+1. The vision tower alone, through a throw-away head that names each patch's colour and shape and
+   its object's box.
 2. With the vision tower frozen, the projector and the language tower on questions.
-3. The same, with most questions about relations, which are learned last, and with a small loss on patch words: the *last*
-   layer's output at an image patch is to name the colour and the shape of the object there, or `background`. No other
-   layer is trained for that.
+3. The same, with most questions about relations, which are learned last, and with a small loss on
+   patch words: the *last* layer's output at an image patch is to name the colour and the shape of
+   the object there, or `background`. No other layer is trained for that.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import math
 import random
 import sys
 import time
+from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,19 +40,22 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from lens_utils import (  # noqa: E402
+from tiny_llava import make_llava  # noqa: E402
+
+from lens_data import (  # noqa: E402
     CHAT,
     DESCRIPTION_QUESTION,
+    QUESTIONS,
     colour_question,
-    crop_objects,
     make_prompts,
     object_question,
+    objects_in_crop,
     open_image,
     presence_question,
     read_annotations,
     relation_question,
 )
-from tiny_llava import make_llava  # noqa: E402
+from lens_tables import auroc, settling_layer  # noqa: E402
 
 IMAGE_SIZE, PATCH_SIZE = 84, 14
 GRID = IMAGE_SIZE // PATCH_SIZE
@@ -69,11 +76,16 @@ TEXT = dict(
     initializer_range=0.08,
     tie_word_embeddings=True,
 )
-KINDS = ["object", "presence", "colour", "relation", "description"]
+LANGUAGE_STAGES = {  # `others`, `relations`: questions per scene
+    "2 language": dict(steps=1000, lr=1.5e-3, others=5, relations=1, patch_weight=0),
+    "3 language": dict(steps=1500, lr=1e-3, others=2, relations=4, patch_weight=0.1),
+}
+KINDS = list(QUESTIONS)
+WORDS = KINDS[:4]  # the kinds that are answered in a word
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Scenes
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 SCENE_SIZE = 2 * IMAGE_SIZE  # shipped scenes are for people too; the processor halves them
 COLOURS = {
@@ -88,7 +100,10 @@ COLOURS = {
 
 
 def unit_outline(points) -> np.ndarray:
-    """The points stretched so that their bounding box is the unit square: a shape's box is then its annotation."""
+    """The points stretched so that their bounding box is the unit square.
+
+    A shape's box is then its annotation.
+    """
     points = np.array(points)
     return (points - points.min(0)) / (points.max(0) - points.min(0))
 
@@ -138,7 +153,7 @@ SHAPES = {
 CATEGORIES = sorted(SHAPES)
 
 
-def place_boxes(rng: random.Random, count: int, gap: int = 6) -> list[tuple[int, int, int, int]]:
+def place_boxes(rng: random.Random, count: int, gap: int = 6) -> list[list[int]]:
     """Square boxes of varied sizes that stay clear of each other."""
     boxes = []
     while len(boxes) < count:
@@ -148,29 +163,32 @@ def place_boxes(rng: random.Random, count: int, gap: int = 6) -> list[tuple[int,
             x + side + gap <= bx or bx + bw + gap <= x or y + side + gap <= by or by + bh + gap <= y
             for bx, by, bw, bh in boxes
         ):
-            boxes.append((x, y, side, side))
+            boxes.append([x, y, side, side])
         elif rng.random() < 0.05:  # perhaps no room is left
             boxes = []
     return boxes
 
 
 def make_scene(rng: random.Random) -> tuple[Image.Image, list[dict]]:
-    """A picture of two or three shapes, no two of the same shape or colour, and its objects as `read_annotations` gives them."""
+    """A picture of two or three shapes, no two of the same shape or colour, and its objects as
+    `read_annotations` gives them."""
     boxes = place_boxes(rng, rng.choice([2, 3]))
     shapes, colours = rng.sample(CATEGORIES, len(boxes)), rng.sample(list(COLOURS), len(boxes))
     big = Image.new("RGB", (2 * SCENE_SIZE, 2 * SCENE_SIZE), (rng.randint(110, 145),) * 3)
     draw = ImageDraw.Draw(big)
-    for (x, y, w, h), shape, colour in zip(boxes, shapes, colours):
+    for (x, y, w, h), shape, colour in zip(boxes, shapes, colours, strict=True):
         rgb = tuple(max(0, min(255, value + rng.randint(-15, 15))) for value in COLOURS[colour])
         draw.polygon([(2 * (x + w * u), 2 * (y + h * v)) for u, v in SHAPES[shape]], fill=rgb)
     objects = [
         {"category": s, "box": b, "crowd": False, "color": c}
-        for s, b, c in zip(shapes, boxes, colours)
+        for s, b, c in zip(shapes, boxes, colours, strict=True)
     ]
     return big.reduce(2), objects  # drawn at twice the size: smooth edges
 
 
-def patches_of(box) -> np.ndarray:
+# Not `lens_tables.patches_of`, which asks for half of a patch: centres are what this model was
+# trained on, and they give a patch at most one object.
+def patches_centred_in(box) -> np.ndarray:
     """Which patches (row-major) have their centre in the box."""
     centres = (np.arange(GRID) + 0.5) * PATCH_SIZE
     x, y, w, h = box
@@ -178,11 +196,12 @@ def patches_of(box) -> np.ndarray:
 
 
 def patch_labels(objects: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per patch: index of the object's colour, of its shape (background: one past the last) and its box in shares of the crop."""
+    """Per patch the index of the object's colour, the index of its shape (background: one past the
+    last) and its box in shares of the crop."""
     colour, shape = np.full(GRID**2, len(COLOURS)), np.full(GRID**2, len(CATEGORIES))
     box = np.zeros((GRID**2, 4), np.float32)
     for o in objects:
-        inside = patches_of(o["box"])
+        inside = patches_centred_in(o["box"])
         colour[inside], shape[inside] = (
             list(COLOURS).index(o["color"]),
             CATEGORIES.index(o["category"]),
@@ -192,7 +211,8 @@ def patch_labels(objects: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def draw_scenes(count: int, seed: int, image_processor, title: str) -> dict:
-    """`count` scenes as the model gets them: pixels before normalisation (bytes, to save memory), objects in the crop, patch labels."""
+    """`count` scenes as the model gets them: pixels before normalisation (bytes, to save memory),
+    objects in the crop, patch labels."""
     rng = random.Random(seed)
     pixels, objects, labels = (
         torch.empty(count, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8),
@@ -204,23 +224,24 @@ def draw_scenes(count: int, seed: int, image_processor, title: str) -> dict:
         pixels[i] = image_processor(
             image, do_rescale=False, do_normalize=False, return_tensors="pt"
         ).pixel_values[0]
-        objects.append(crop_objects(found, image.size, image_processor))
+        objects.append(objects_in_crop(found, image.size, image_processor))
         labels.append(patch_labels(objects[-1]))
-    colour, shape, box = (torch.from_numpy(np.stack(part)) for part in zip(*labels))
+    colour, shape, box = (
+        torch.from_numpy(np.stack(of_scenes)) for of_scenes in zip(*labels, strict=True)
+    )
     return {"pixels": pixels, "objects": objects, "colour": colour, "shape": shape, "box": box}
 
 
 def ship_scenes(folder: Path, count: int, seed: int, image_processor) -> None:
-    """Save `count` scenes about which every kind of question can be asked, with annotations in COCO's format."""
+    """Save `count` scenes about which every kind of question can be asked, with annotations in
+    COCO's format."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     while len(images) < count:
         image, objects = make_scene(rng)
-        if {
-            prompt["kind"]
-            for prompt in ask(crop_objects(objects, image.size, image_processor), seed=0)
-        } != set(KINDS):
+        seen = objects_in_crop(objects, image.size, image_processor)
+        if {prompt["kind"] for prompt in ask(seen, seed=0)} != set(KINDS):
             continue
         images.append(
             {
@@ -236,7 +257,7 @@ def ship_scenes(folder: Path, count: int, seed: int, image_processor) -> None:
                 "id": len(annotations) + i,
                 "image_id": images[-1]["id"],
                 "category_id": CATEGORIES.index(o["category"]) + 1,
-                "bbox": list(o["box"]),
+                "bbox": o["box"],
                 "area": o["box"][2] * o["box"][3],
                 "iscrowd": 0,
                 "color": o["color"],
@@ -250,9 +271,9 @@ def ship_scenes(folder: Path, count: int, seed: int, image_processor) -> None:
     (folder / "annotations.json").write_text(text + "\n", encoding="utf-8")
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Questions and answers
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def describe(objects: list[dict]) -> str:
@@ -262,13 +283,15 @@ def describe(objects: list[dict]) -> str:
 
 
 def ask(objects: list[dict], seed) -> list[dict]:
-    """The prompts that `Make_Analyse` would ask about this scene; `describe` adds the one truth that annotations don't hold."""
+    """The prompts that `Make_Analyse` would ask about this scene; `describe` adds the one truth
+    that annotations don't hold."""
     prompts = make_prompts(objects, CATEGORIES, seed=seed)
     return [{**p, "truth": describe(objects)} if p["kind"] == "description" else p for p in prompts]
 
 
 def make_lesson(objects: list[dict], rng: random.Random, others: int, relations: int) -> list[dict]:
-    """Questions to learn from: so many about relations and so many of the other kinds, as far as the scene has them."""
+    """Questions to learn from: as many about relations and of the other kinds as given, if the
+    scene has them."""
     prompts = [p for p in ask(objects, seed=rng.random()) if p["kind"] != "relation"]
     more = make_prompts(objects, CATEGORIES, seed=rng.random(), per_kind=relations)
     return rng.sample(prompts, min(others, len(prompts))) + [
@@ -306,7 +329,7 @@ class Reader:
         return self.tokenizer.convert_tokens_to_ids("▁" + word)
 
     def encode(self, question: str, answer: str) -> tuple[list[int], int]:
-        """Ids after the image up to the end of the answer, and how many of them are the prompt's."""
+        """Ids after the image to the end of the answer, and how many of them are the prompt's."""
         prompt = CHAT.format(question=question)
         prompt_ids = self.tokenizer(prompt).input_ids
         ids = self.tokenizer(f"{prompt} {answer}</s>").input_ids
@@ -315,9 +338,11 @@ class Reader:
         return ids[after_image:], len(prompt_ids) - after_image
 
     def pack(self, scenes: list[list[dict]]) -> dict[str, torch.Tensor]:
-        """Several questions behind one image: each counts its positions as if it alone followed the image and sees no other.
+        """Several questions behind one image: each counts its positions as if it alone followed the
+        image, and sees no other.
 
-        `targets` lists `(row, position, next token, kind, question, first?)` of the answer tokens, `weights` their weights in the loss.
+        `targets` lists `(row, position, next token, kind, question, first?)` of the answer tokens,
+        `weights` their weights in the loss.
         """
         start = len(self.before_image) + GRID**2
         rows, targets, target_weights, question = [], [], [], 0
@@ -339,9 +364,12 @@ class Reader:
                 question += 1
             rows.append((ids, positions, segments))
         length = max(len(ids) for ids, _, _ in rows)
-        pad = lambda part, value: torch.tensor(
-            [row[part] + [value] * (length - len(row[part])) for row in rows]
-        )
+
+        def pad(column, value):
+            return torch.tensor(
+                [row[column] + [value] * (length - len(row[column])) for row in rows]
+            )
+
         prefix = torch.arange(start).expand(len(rows), -1)
         segments = torch.cat([torch.zeros_like(prefix), pad(2, -1)], 1)
         allowed = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
@@ -354,9 +382,9 @@ class Reader:
         }
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Training
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def image_features(model, pixels: torch.Tensor, image_processor) -> torch.Tensor:
@@ -393,18 +421,21 @@ def optimise(parameters, steps: int, lr: float, loss_of_step, title: str) -> Non
     parameters = list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = max(1, min(100, steps // 10))
-    shape = lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+    def shape(step):
+        return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
     average = {}
     with tqdm(range(steps), desc=title, mininterval=5) as bar:
         for step in bar:
-            loss, parts = loss_of_step(step)
+            loss, shown = loss_of_step(step)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-            for name, value in parts.items():
+            for name, value in shown.items():
                 average[name] = 0.98 * average.get(name, value) + 0.02 * value
             bar.set_postfix(
                 {name: f"{value:.3f}" for name, value in average.items()}, refresh=False
@@ -414,23 +445,28 @@ def optimise(parameters, steps: int, lr: float, loss_of_step, title: str) -> Non
 def train_vision(
     model, data: dict, image_processor, steps: int, batch: int = 64, lr: float = 2e-3
 ) -> None:
-    """Stage 1. The head is thrown away: it only makes the features hold what the language tower will be asked about."""
+    """Stage 1. The head is thrown away: it only makes the features hold what the language tower
+    will be asked about."""
     sizes = [len(COLOURS) + 1, len(CATEGORIES) + 1, 4]
     head = torch.nn.Linear(VISION["hidden_size"], sum(sizes))
     rng = torch.Generator().manual_seed(1)
 
     def loss_of_step(step):
-        at = torch.randint(len(data["pixels"]), (batch,), generator=rng)
-        colour, shape, box = head(image_features(model, data["pixels"][at], image_processor)).split(
-            sizes, -1
+        chosen = torch.randint(len(data["pixels"]), (batch,), generator=rng)
+        features = image_features(model, data["pixels"][chosen], image_processor)
+        colour, shape, box = head(features).split(sizes, -1)
+        true_colour, true_shape, true_box = (
+            data[name][chosen] for name in ("colour", "shape", "box")
         )
-        true_colour, true_shape, true_box = (data[name][at] for name in ("colour", "shape", "box"))
         covered = true_shape < len(CATEGORIES)
         loss = cross_entropy(colour.flatten(0, 1), true_colour.flatten()) + cross_entropy(
             shape.flatten(0, 1), true_shape.flatten()
         )
         loss = loss + 10 * smooth_l1_loss(box[covered], true_box[covered], beta=0.05)
-        right = lambda guess, truth: (guess.argmax(-1) == truth)[covered].float().mean().item()
+
+        def right(guess, truth):
+            return (guess.argmax(-1) == truth)[covered].float().mean().item()
+
         return loss, {
             "colour": right(colour, true_colour),
             "shape": right(shape, true_shape),
@@ -461,190 +497,179 @@ def patch_loss(
 
 
 def train_language(
-    model,
-    reader: Reader,
-    data: dict,
-    features: torch.Tensor,
-    steps: int,
-    lr: float,
-    others: int,
-    relations: int,
-    patch_weight: float,
-    title: str,
-    batch: int = 16,
+    model, reader: Reader, data: dict, features: torch.Tensor, title: str, steps_scale: float
 ) -> None:
-    """Stages 2 and 3, on features that were computed once: the vision tower is frozen."""
-    rng = random.Random(title)
+    """One of LANGUAGE_STAGES, on features that were computed once: the vision tower is frozen."""
+    rng, stage, batch = random.Random(title), LANGUAGE_STAGES[title], 16
 
     def loss_of_step(step):
-        at = rng.sample(range(len(features)), batch)
-        packed = reader.pack([make_lesson(data["objects"][i], rng, others, relations) for i in at])
-        _, states = read(model, reader, features[at].float(), packed)
+        chosen = rng.sample(range(len(features)), batch)
+        lessons = [
+            make_lesson(data["objects"][i], rng, stage["others"], stage["relations"])
+            for i in chosen
+        ]
+        packed = reader.pack(lessons)
+        _, states = read(model, reader, features[chosen].float(), packed)
         row, position, token, kind, _, first = packed["targets"].T
-        logits = model.lm_head(states[row, position])
-        loss = (packed["weights"] * cross_entropy(logits, token, reduction="none")).sum() / packed[
-            "weights"
-        ].sum()
-        if patch_weight:
-            loss = loss + patch_weight * patch_loss(
-                model, reader, states, data["colour"][at], data["shape"][at]
+        logits, weights = model.lm_head(states[row, position]), packed["weights"]
+        loss = (weights * cross_entropy(logits, token, reduction="none")).sum() / weights.sum()
+        if stage["patch_weight"]:
+            loss = loss + stage["patch_weight"] * patch_loss(
+                model, reader, states, data["colour"][chosen], data["shape"][chosen]
             )
         right = (logits.argmax(-1) == token).float()
-        shown = {name: right[(kind == i) & (first == 1)] for i, name in enumerate(KINDS[:4])}
+        of_kind = {name: right[(kind == i) & (first == 1)] for i, name in enumerate(WORDS)}
         return loss, {
             "loss": loss.item(),
-            **{name: part.mean().item() for name, part in shown.items() if len(part)},
+            **{name: values.mean().item() for name, values in of_kind.items() if len(values)},
         }
 
     parameters = [
         *model.model.multi_modal_projector.parameters(),
         *model.model.language_model.parameters(),
     ]
-    optimise(parameters, steps, lr, loss_of_step, title)
+    optimise(parameters, scaled(stage["steps"], steps_scale), stage["lr"], loss_of_step, title)
 
 
 def scale_output_projections(model) -> None:
-    """Each layer adds to the residual stream twice: keep its size from growing with depth (as GPT-2 does)."""
+    """Each layer adds to the residual stream twice: keep its size from growing with depth (as
+    GPT-2 does)."""
     for layer in model.model.language_model.layers:
         for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
             projection.weight.data *= (2 * TEXT["num_hidden_layers"]) ** -0.5
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # What it learned
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def auroc(score: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Per row: the probability that a patch inside scores higher than one outside (ties count half)."""
-    pairs = (inside[:, :, None] & ~inside[:, None, :]).float()
-    higher = (score[:, :, None] > score[:, None, :]).float() + 0.5 * (
-        score[:, :, None] == score[:, None, :]
-    ).float()
-    return (pairs * higher).sum((1, 2)) / pairs.sum((1, 2))
+# ------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def measure(
     model, reader: Reader, data: dict, image_processor, batch: int = 50
 ) -> tuple[dict, dict]:
-    """Share of right answers per kind, and per layer (0: the embeddings) what a logit lens sees, on all scenes of `data`.
+    """Share of right answers per kind, and per layer (0: the embeddings) what a logit lens sees, on
+    all scenes of `data`.
 
-    One pass per batch on prompts and true answers: where every token of an answer is the model's first choice after the ones
-    before it, greedy decoding gives that answer, and only there.
+    One pass per batch on prompts and true answers: where every token of an answer is the model's
+    first choice after the ones before it, greedy decoding gives that answer, and only there.
     """
-    outputs = []  # of the decoder layers, in order; the last state that `read` returns is normed already
-    hooks = [
-        layer.register_forward_hook(
-            lambda module, args, output: outputs.append(
-                output if torch.is_tensor(output) else output[0]
-            )
+    outputs = []  # of the decoder layers; the last state that `read` returns is normed already
+
+    def keep(module, args, output):
+        outputs.append(output if torch.is_tensor(output) else output[0])
+
+    language = model.model.language_model
+    hooks = [layer.register_forward_hook(keep) for layer in language.layers]
+    answers, per_layer = {kind: [] for kind in KINDS}, defaultdict(list)
+    numbers = torch.arange(len(data["objects"])).split(batch)
+    for chosen in tqdm(numbers, desc="held-out scenes", mininterval=5):
+        scenes = [data["objects"][i] for i in chosen]
+        packed = reader.pack(
+            [ask(objects, seed=int(i)) for objects, i in zip(scenes, chosen, strict=True)]
         )
-        for layer in model.model.language_model.layers
-    ]
-    colour_ids, shape_ids = (
-        torch.tensor([reader.word(w) for w in words]) for words in (COLOURS, CATEGORIES)
-    )
-    start = len(reader.before_image)
-    answers = {kind: [] for kind in KINDS}
-    per_layer = {
-        name: []
-        for name in [*KINDS[:4], "AUROC shape", "AUROC colour", "best shape", "best colour"]
-    }
-    for at in tqdm(
-        torch.arange(len(data["objects"])).split(batch), desc="held-out scenes", mininterval=5
-    ):
-        scenes = [data["objects"][i] for i in at]
-        packed = reader.pack([ask(objects, seed=int(i)) for objects, i in zip(scenes, at)])
         outputs.clear()
-        embedded, final = read(
-            model, reader, image_features(model, data["pixels"][at], image_processor), packed
-        )
-        lens = lambda resid: model.lm_head(model.model.language_model.norm(resid))
+        features = image_features(model, data["pixels"][chosen], image_processor)
+        embedded, final = read(model, reader, features, packed)
         residuals = [embedded, *outputs]
-        assert torch.equal(model.model.language_model.norm(residuals[-1]), final)
-        row, position, token, kind, question, first = packed["targets"].T
-
-        right = model.lm_head(final[row, position]).argmax(-1) == token
-        for q in range(int(question[-1]) + 1):
-            answers[KINDS[kind[question == q][0]]].append(right[question == q].all().item())
-        top1 = torch.stack([lens(resid[row, position]).argmax(-1) == token for resid in residuals])
-        for i, name in enumerate(KINDS[:4]):
-            per_layer[name].append(top1[:, (first == 1) & (kind == i)])
-
-        owner = torch.tensor([i for i, objects in enumerate(scenes) for _ in objects])
-        objects = [o for objects in scenes for o in objects]
-        inside = torch.from_numpy(np.stack([patches_of(o["box"]) for o in objects]))
-        own = {
-            "shape": (shape_ids, torch.tensor([CATEGORIES.index(o["category"]) for o in objects])),
-            "colour": (
-                colour_ids,
-                torch.tensor([list(COLOURS).index(o["color"]) for o in objects]),
-            ),
-        }
-        probabilities = [
-            lens(resid[:, start : start + GRID**2]).softmax(-1)[owner] for resid in residuals
-        ]
-        for name, (ids, true) in own.items():
-            words = torch.stack([p[:, :, ids] for p in probabilities])  # layer, object, patch, word
-            scores = words.gather(
-                -1, true[None, :, None, None].expand(*words.shape[:3], 1)
-            ).squeeze(-1)
-            per_layer[f"AUROC {name}"].append(
-                torch.stack([auroc(score, inside) for score in scores])
-            )
-            per_layer[f"best {name}"].append((words.argmax(-1) == true[None, :, None])[:, inside])
+        assert torch.equal(language.norm(residuals[-1]), final)
+        for kind, right in right_answers(model, final, packed["targets"]):
+            answers[kind].append(right)
+        start = len(reader.before_image)
+        patches = [resid[:, start : start + GRID**2] for resid in residuals]
+        for name, values in [
+            *top1_answers(model, residuals, packed["targets"]),
+            *own_words(model, reader, patches, scenes),
+        ]:
+            per_layer[name].append(values)
     for hook in hooks:
         hook.remove()
-    return answers, {name: torch.cat(parts, 1).float() for name, parts in per_layer.items()}
+    return answers, {name: np.concatenate(values, 1) for name, values in per_layer.items()}
 
 
-def settled(top1: torch.Tensor) -> torch.Tensor:
-    """Per layer and answer: whether the true answer is top-1 from this layer on to the last."""
-    return top1.flip(0).cummin(0).values.flip(0)
+def lens(model, resid: torch.Tensor) -> torch.Tensor:
+    """Logits of a residual stream that is not normed."""
+    return model.lm_head(model.model.language_model.norm(resid))
+
+
+def right_answers(model, final: torch.Tensor, targets: torch.Tensor):
+    """`(kind, whether every token is the first choice)` of each answer."""
+    row, position, token, kind, question, _ = targets.T
+    right = model.lm_head(final[row, position]).argmax(-1) == token
+    for number in range(int(question[-1]) + 1):
+        of_question = question == number
+        yield KINDS[kind[of_question][0]], right[of_question].all().item()
+
+
+def top1_answers(model, residuals: list[torch.Tensor], targets: torch.Tensor):
+    """`(kind, whether the first token is the lens's top-1 [layer, answer])` of the WORDS."""
+    row, position, token, kind, _, first = targets.T
+    top1 = torch.stack([lens(model, r[row, position]).argmax(-1) == token for r in residuals])
+    for i, name in enumerate(WORDS):
+        yield name, top1[:, (first == 1) & (kind == i)].numpy()
+
+
+def own_words(model, reader: Reader, patches: list[torch.Tensor], scenes: list[list[dict]]):
+    """`AUROC shape` and `AUROC colour` `[layer, object]` of the probability of an object's own word
+    in its patches against all others, and `best shape` and `best colour` `[layer, patch]`: whether
+    the word is the most probable one of its kind there. `patches` are residuals by layer."""
+    owner = [i for i, objects in enumerate(scenes) for _ in objects]
+    objects = [o for objects in scenes for o in objects]
+    inside = np.stack([patches_centred_in(o["box"]) for o in objects])
+    probabilities = [lens(model, resid).softmax(-1)[owner] for resid in patches]
+    for name, key, labels in (("shape", "category", CATEGORIES), ("colour", "color", COLOURS)):
+        ids = [reader.word(word) for word in labels]
+        own = np.array([list(labels).index(o[key]) for o in objects])
+        # [layer, object, patch, word]
+        words = np.stack([p[:, :, ids].numpy() for p in probabilities])
+        scores = np.take_along_axis(words, own[None, :, None, None], -1)[..., 0]
+        yield (
+            f"AUROC {name}",
+            np.stack([auroc(scores[:, i], inside[i]) for i in range(len(objects))], 1),
+        )
+        yield f"best {name}", (words.argmax(-1) == own[:, None])[:, inside]
 
 
 def print_report(answers: dict, per_layer: dict) -> None:
+    """What `measure` found."""
+
+    def print_row(title, values, form=".1f"):
+        print(f"  {title:32}" + "".join(f"{value:7{form}}" for value in values))
+
     print("\nHeld-out accuracy of the saved model (greedy answer, all of its words right)")
     for kind, right in answers.items():
         print(f"  {kind:12} {100 * np.mean(right):5.1f} %  of {len(right)} questions")
     layers = range(len(per_layer["object"]))
     print("\nPer layer (0: embeddings)" + " " * 9 + "".join(f"{layer:7}" for layer in layers))
     print("The true answer is top-1 at the last prompt position, %")
-    for kind in KINDS[:4]:
-        print(f"  {kind:32}" + "".join(f"{100 * share:7.1f}" for share in per_layer[kind].mean(1)))
+    for kind in WORDS:
+        print_row(kind, 100 * per_layer[kind].mean(1))
     print("... and stays so up to the last layer (has settled), %")
-    for kind in KINDS[:4]:
-        print(
-            f"  {kind:32}"
-            + "".join(f"{100 * share:7.1f}" for share in settled(per_layer[kind]).mean(1))
-        )
+    for kind in WORDS:
+        settling = settling_layer(np.where(per_layer[kind], 1, 0))
+        print_row(kind, [100 * np.mean(settling <= layer) for layer in layers])
     print(
-        "AUROC of the probability of an object's own word: patches inside its box against all others, mean over objects"
+        "AUROC of P(an object's own word): patches in its box against all others, mean of objects"
     )
     for name in ("shape", "colour"):
-        print(
-            f"  {name + ' word':32}"
-            + "".join(f"{value:7.2f}" for value in per_layer[f"AUROC {name}"].mean(1))
-        )
+        print_row(f"{name} word", per_layer[f"AUROC {name}"].mean(1), ".2f")
     print("Patches inside a box whose best word of the kind is the object's own, %")
     for name, words in (("shape", CATEGORIES), ("colour", COLOURS)):
         title = f"{name} word (chance {100 / len(words):.0f})"
-        print(
-            f"  {title:32}"
-            + "".join(f"{100 * value:7.1f}" for value in per_layer[f"best {name}"].mean(1))
-        )
+        print_row(title, 100 * per_layer[f"best {name}"].mean(1))
 
 
 @torch.no_grad()
 def answer_shipped(folder: Path, dtype: torch.dtype) -> float:
-    """Share of right short answers on the shipped scenes, with the saved model and processor as a user loads them."""
+    """Share of right short answers on the shipped scenes, with the saved model and processor as a
+    user loads them."""
     model = LlavaForConditionalGeneration.from_pretrained(folder / "model", dtype=dtype)
     processor = AutoProcessor.from_pretrained(folder / "model", backend="pil")
     right = []
     for file, objects in read_annotations(folder / "scenes")[0].items():
         image = open_image(folder / "scenes" / file)
-        for prompt in ask(crop_objects(objects, image.size, processor.image_processor), seed=file):
+        seen = objects_in_crop(objects, image.size, processor.image_processor)
+        for prompt in ask(seen, seed=file):
             if prompt["kind"] == "description":
                 continue
             inputs = processor(
@@ -658,6 +683,10 @@ def answer_shipped(folder: Path, dtype: torch.dtype) -> float:
     return float(np.mean(right))
 
 
+def scaled(count: int, scale: float) -> int:
+    return max(1, round(count * scale))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE, help="where `model/` and `scenes/` go")
@@ -668,7 +697,7 @@ def main() -> None:
         help="scales training data and steps, for a smoke run",
     )
     args = parser.parse_args()
-    scaled = lambda count: max(1, round(count * args.steps_scale))
+    scale = args.steps_scale
     began = time.time()
     torch.set_num_threads(1)  # a second thread gains nothing at this size
     torch.manual_seed(0)
@@ -677,31 +706,29 @@ def main() -> None:
     scale_output_projections(model)
     processor = AutoProcessor.from_pretrained(args.out / "model", backend="pil")
     reader, image_processor = Reader(processor.tokenizer), processor.image_processor
-    print(
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters, {len(processor.tokenizer)} tokens"
-    )
+    n_parameters = sum(p.numel() for p in model.parameters())
+    print(f"{n_parameters / 1e6:.2f} million parameters, {len(processor.tokenizer)} tokens")
     ship_scenes(args.out / "scenes", 24, seed=2, image_processor=image_processor)
 
-    data = draw_scenes(max(100, scaled(24_000)), 0, image_processor, "training scenes")
-    train_vision(model, data, image_processor, scaled(3000))
+    data = draw_scenes(max(100, scaled(24_000, scale)), 0, image_processor, "training scenes")
+    train_vision(model, data, image_processor, scaled(3000, scale))
     with torch.no_grad():
         features = torch.cat(
             [
-                image_features(model, part, image_processor).half()
-                for part in data["pixels"].split(250)
+                image_features(model, pixels, image_processor).half()
+                for pixels in data["pixels"].split(250)
             ]
         )
-    train_language(model, reader, data, features, scaled(1000), 1.5e-3, 5, 1, 0, "2 language")
-    train_language(model, reader, data, features, scaled(1500), 1e-3, 2, 4, 0.1, "3 language")
+    for title in LANGUAGE_STAGES:
+        train_language(model, reader, data, features, title, scale)
     model.half().save_pretrained(args.out / "model")
 
     model = LlavaForConditionalGeneration.from_pretrained(args.out / "model", dtype=torch.float32)
     fresh = draw_scenes(1000, 1, image_processor, "fresh scenes")
     print_report(*measure(model, reader, fresh, image_processor))
     for dtype in (torch.float32, torch.float16):
-        print(
-            f"Shipped scenes, {dtype}: {100 * answer_shipped(args.out, dtype):.1f} % of short answers are right"
-        )
+        right = 100 * answer_shipped(args.out, dtype)
+        print(f"Shipped scenes, {dtype}: {right:.1f} % of short answers are right")
     print(f"{(time.time() - began) / 60:.0f} minutes")
 
 

@@ -1,10 +1,12 @@
-"""Time and memory of Visualise_Analyse on synthetic records of LLaVA-1.5-7B's real shape. Run by hand:
+"""Time and memory of Visualise_Analyse on synthetic records of LLaVA-1.5-7B's shape. By hand:
 
     python tests/bench_visualise.py [number of images, default 100] [--size 7b|tiny]
 
-`7b`: 33 layers, 576 patches, prompts of the six usual lengths, top-10, a vocabulary of 32,064 with Cyrillic, CJK and byte tokens; the numbers are random.
-`tiny`: 9 layers, 36 patches, a vocabulary of 512, for thousands of images. Prints the size of a record, the seconds that saving one takes, and seconds and peak memory of the
-executed notebook, which it leaves as a page in the folder that it names.
+`7b`: 33 layers, 576 patches, prompts of the six usual lengths, top-10, a vocabulary of 32,064 with
+Cyrillic, CJK and byte tokens; the numbers are random. `tiny`: 9 layers, 36 patches, a vocabulary of
+512, for thousands of images. Prints the size of a record, the seconds that saving one takes, and
+seconds and peak memory of the executed notebook, which it leaves as a page in the folder that it
+names.
 """
 
 import argparse
@@ -22,9 +24,10 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+import lens_data as ld  # noqa: E402
 import lens_utils as lu  # noqa: E402
 
-SIZES = {"7b": (33, 24, 32_064), "tiny": (9, 6, 512)}
+SIZES = {"7b": (33, 24, 336, 32_064), "tiny": (9, 6, 84, 512)}
 TOP_K = 10
 KINDS = [
     ("object", "dog"),
@@ -87,6 +90,7 @@ def make_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "kind": kind,
                 "question": f"A question of the kind {kind}?",
                 "truth": truth,
+                "categories": [],
                 "answer": truth or "red",
                 "token_ids": rng.integers(D_VOCAB, size=n_prompt + n_answer - 1),
                 "n_prompt": n_prompt,
@@ -103,7 +107,7 @@ def make_record(rng, name: str, jpeg: np.ndarray) -> dict:
         "objects": [
             {
                 "category": f"dog{at}" if at else "dog",
-                "box": (4.0, 4.0, 12.0 + 20 * at, 16.0),
+                "box": [4.0, 4.0, 12.0 + 20 * at, 16.0],
                 "crowd": False,
                 "color": None,
                 "visible": 1.0,
@@ -127,70 +131,63 @@ def make_record(rng, name: str, jpeg: np.ndarray) -> dict:
     }
 
 
-def main() -> None:
-    global N_LAYERS, GRID, D_VOCAB
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("images", type=int, nargs="?", default=100)
-    parser.add_argument("--size", choices=SIZES, default="7b")
-    args = parser.parse_args()
-    N_LAYERS, GRID, D_VOCAB = SIZES[args.size]
-    rng, folder = np.random.default_rng(0), Path(tempfile.mkdtemp(prefix="bench_visualise_"))
-    results, jpeg = folder / "results", io.BytesIO()
-    Image.effect_noise((336, 336) if args.size == "7b" else (84, 84), 60).convert("RGB").save(
-        jpeg, "JPEG"
-    )
-    run = {
+def make_run(rng) -> dict:
+    return {
         "format_version": lu.FORMAT_VERSION,
         "model": "synthetic",
         "revision": "",
         "dtype": "float16",
         "packages": {},
-        "last_layer_jsd": 0.0,
-        "grid": GRID,
-        "top_k": TOP_K,
-        "prompts": {},
+        "n_layers": N_LAYERS - 1,
         "layers": ["emb", *map(str, range(1, N_LAYERS))],
         "segments": lu.SEGMENTS,
         "tokens": make_tokens(rng),
+        "grid": GRID,
+        "image_size": IMAGE_SIZE,
+        "chat": ld.CHAT,
+        "questions": ld.QUESTIONS,
+        "own_prompts": [],
+        "per_kind": 1,
+        "seed": 0,
+        "top_k": TOP_K,
+        "max_new_tokens": 20,
+        "last_layer_jsd": 0.0,
     }
-    lu.start_run(results, run)
-    part, mean = (
-        lu.new_part(run),
-        rng.dirichlet(np.full(D_VOCAB, 0.01), size=(3, N_LAYERS)).astype(np.float32),
-    )
+
+
+def main() -> None:
+    global N_LAYERS, GRID, IMAGE_SIZE, D_VOCAB
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("images", type=int, nargs="?", default=100)
+    parser.add_argument("--size", choices=SIZES, default="7b")
+    args = parser.parse_args()
+    N_LAYERS, GRID, IMAGE_SIZE, D_VOCAB = SIZES[args.size]
+    rng, folder = np.random.default_rng(0), Path(tempfile.mkdtemp(prefix="bench_visualise_"))
+    results, jpeg = lu.Results(folder / "results"), io.BytesIO()
+    Image.effect_noise((IMAGE_SIZE, IMAGE_SIZE), 60).convert("RGB").save(jpeg, "JPEG")
+    results.begin(make_run(rng))
+    mean = rng.dirichlet(np.full(D_VOCAB, 0.01), size=(3, N_LAYERS)).astype(np.float32)
     seconds = 0.0
     for number in range(args.images):
         record = make_record(rng, f"{number:05}.jpg", np.frombuffer(jpeg.getvalue(), np.uint8))
         start = time.perf_counter()
-        lu.save(lu.record_path(results, record["name"]), record)
-        lu.add_to_part(part, record["name"], mean)
-        lu.save(lu.part_path(results, 0), part, compresslevel=0)
+        results.add(record, mean)
         seconds += time.perf_counter() - start
-    size = sum(path.stat().st_size for path in results.glob("images/*.pkl")) / args.images / 1e6
+    sizes = [results.record_path(name).stat().st_size for name in results.names]
     print(
-        f"{args.images} images, {size:.2f} MB per record, {seconds / args.images:.3f} s to save one with the sums",
+        f"{args.images} images, {sum(sizes) / args.images / 1e6:.2f} MB per record, "
+        f"{seconds / args.images:.3f} s to save one with the sums",
         flush=True,
     )
-    for name in ("lens_utils.py", "Visualise_Analyse.ipynb"):
+    for name in ("lens_utils.py", "lens_tables.py", "lens_figures.py", "Visualise_Analyse.ipynb"):
         shutil.copy(ROOT / name, folder)
     start = time.perf_counter()
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "jupyter",
-            "nbconvert",
-            "--execute",
-            "--to",
-            "html",
-            "Visualise_Analyse.ipynb",
-        ],
-        cwd=folder,
-        check=True,
-    )
+    execute = ["nbconvert", "--execute", "--to", "html", "Visualise_Analyse.ipynb"]
+    subprocess.run([sys.executable, "-m", "jupyter", *execute], cwd=folder, check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(
-        f"Visualise_Analyse: {time.perf_counter() - start:.0f} s, peak {peak:.2f} GiB, page in {folder}"
+        f"Visualise_Analyse: {time.perf_counter() - start:.0f} s, peak {peak:.2f} GiB, "
+        f"page in {folder}"
     )
 
 

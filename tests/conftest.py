@@ -12,24 +12,27 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 matplotlib.use("Agg")
 
-import lens_utils as lu  # noqa: E402  (sets the waiting policy of torch's threads, so it comes before torch)
+import lens_data as ld  # noqa: E402
+import lens_model as lm  # noqa: E402  (sets how torch's threads wait, so it comes before torch)
+import lens_utils as lu  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def llava_folder(tmp_path_factory):
-    """A random LLaVA saved as the hub saves one: 16 patches, 5 layers, a vocabulary with Cyrillic, CJK and unused rows."""
+    """A random LLaVA saved as the hub saves one: 16 patches, 5 layers, a vocabulary with Cyrillic,
+    CJK and unused rows."""
     import torch
     from tiny_llava import make_llava
 
     folder = tmp_path_factory.mktemp("llava")
     torch.manual_seed(0)
     corpus = [
-        lu.CHAT,
-        lu.object_question(),
-        lu.presence_question("dog"),
-        lu.colour_question("cat"),
-        lu.relation_question("dog", "cat"),
-        lu.DESCRIPTION_QUESTION,
+        ld.CHAT,
+        ld.object_question(),
+        ld.presence_question("dog"),
+        ld.colour_question("cat"),
+        ld.relation_question("dog", "cat"),
+        ld.DESCRIPTION_QUESTION,
         "Привет мир 狗 猫 $5 <b>",
     ]
     make_llava(
@@ -54,7 +57,7 @@ def llava_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def llava(llava_folder):
-    return lu.load_llava(llava_folder, "float32", "cpu")
+    return lm.load_llava(llava_folder, "float32", "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -102,28 +105,31 @@ def photographs(tmp_path_factory):
     return folder
 
 
-PROMPTS = lu.own_prompts(
+PROMPTS = ld.as_prompts(
     [
         "What is this? 狗",
-        {"question": lu.object_question(), "kind": "object", "truth": "temple"},
+        {"question": ld.object_question(), "kind": "object", "truth": "temple"},
         "Describe $5 to <b>me</b>.",
     ]
 )
 
 
 @pytest.fixture(scope="session")
-def read(llava, photographs):
+def settings(llava_folder):
+    """What the results below were read with."""
+    return lm.Settings(str(llava_folder), "float32", "cpu", PROMPTS, max_new_tokens=6)
+
+
+@pytest.fixture(scope="session")
+def read(llava, photographs, settings):
     """A record per photograph, as Make_Analyse saves them, with its mean probabilities."""
-    read = []
-    for name, path in lu.find_images(photographs).items():
-        record, mean_probability = lu.read_image(
-            *llava, lu.open_image(path), PROMPTS, max_new_tokens=6
-        )
-        for prompt, grey in zip(
-            record["prompts"], lu.read_grey(llava[0], lu.grey_prefix(*llava), record["prompts"])
-        ):
-            prompt["grey"] = grey
-        read.append(({"name": name, "objects": [], **record}, mean_probability))
+    read, grey = [], lm.keep_prefix(*llava, lm.grey_image(llava[1]))
+    for name, path in ld.find_images(photographs).items():
+        record, mean = lm.read_image(*llava, ld.open_image(path), PROMPTS, settings)
+        controls = lm.read_control(llava[0], grey, record["prompts"])
+        for prompt, control in zip(record["prompts"], controls, strict=True):
+            prompt["grey"] = control
+        read.append(({"name": name, "objects": [], **record}, mean))
     return read
 
 
@@ -133,17 +139,13 @@ def records(read):
 
 
 @pytest.fixture(scope="session")
-def results(llava, llava_folder, read, tmp_path_factory):
+def results(llava, settings, read, tmp_path_factory):
     """A folder of results."""
-    folder = tmp_path_factory.mktemp("results")
-    run = lu.describe_run(*llava, llava_folder, 0.0, {"own": PROMPTS}, top_k=10)
-    part = lu.new_part(run)
-    lu.start_run(folder, run)
-    for record, mean_probability in read:
-        lu.save(lu.record_path(folder, record["name"]), record)
-        lu.add_to_part(part, record["name"], mean_probability)
-    lu.save(lu.part_path(folder, 0), part)
-    return folder
+    results = lu.Results(tmp_path_factory.mktemp("results"))
+    results.begin(lm.describe_run(*llava, settings, last_layer_jsd=0.0))
+    for record, mean in read:
+        results.add(record, mean)
+    return results.folder
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
-"""Where the image is seen: P(word) against boxes, present and absent categories, and the grey-image control."""
+"""lens_tables against annotations: P(word) and boxes, present and absent categories, what the image
+brings; and the figures and sentences about these."""
 
-import io
 import itertools
 
 import matplotlib.pyplot as plt
@@ -8,56 +8,53 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
-import torch
-from PIL import Image
+from conftest import ROOT
 
+import lens_data as ld
+import lens_figures as lf
+import lens_model as lm
+import lens_tables as lt
 import lens_utils as lu
-from conftest import PROMPTS, ROOT
 
-GRID, N_LAYERS = 6, 3
+GRID, LAYERS = 6, [0, 2, 5]  # not every layer was read: a layer is no position
 RUN = {
     "grid": GRID,
-    "layers": ["emb", "1", "2"],
+    "image_size": 56,
+    "layers": ["emb", "2", "5"],
     "segments": lu.SEGMENTS,
     "tokens": ["▁dog", "▁cat", "s", "<0x0A>", "7"],
 }
 
 
-@pytest.fixture(scope="module")
-def crop(records):
-    """A JPEG of 56 x 56 pixels."""
-    return records[0]["crop"]
+def make_object(category, box):
+    """An annotated object with its box in the crop of 56 pixels."""
+    about = {"category": category, "crowd": False, "color": None, "visible": 1.0}
+    return {**about, "box": list(box), "share": box[2] * box[3] / 56**2}
 
 
-def make_record(crop, name, boxes, log2_probs, top_ids=None, absent=None):
-    """`boxes` by category, in the crop of 56 pixels; `log2_probs` `[layer, patch]` by category."""
-    objects = [
-        {
-            "category": category,
-            "box": box,
-            "crowd": False,
-            "color": None,
-            "visible": 1.0,
-            "share": box[2] * box[3] / 56**2,
-        }
-        for category, box in boxes
-    ]
+def make_record(name, boxes, log2_probs, top_ids=None, absent=(), asked=()):
+    """`boxes` are pairs of category and box, `log2_probs` `[layer, patch]` is by category, `asked`
+    are pairs of the category of a presence prompt and its answer."""
     words = [
         {
             "category": category,
-            "present": category not in (absent or ()),
+            "present": category not in absent,
             "token_ids": [0],
             "several_tokens": False,
-            "log2_probs": values.astype(np.float16),
+            "log2_probs": np.asarray(values, np.float16),
         }
         for category, values in log2_probs.items()
     ]
-    top_ids = np.zeros((N_LAYERS, GRID**2, 1), np.uint8) if top_ids is None else top_ids
+    prompts = [
+        {"kind": "presence", "categories": [category], "answer": answer}
+        for category, answer in asked
+    ]
+    top_ids = np.zeros((len(LAYERS), GRID**2, 1), np.uint8) if top_ids is None else top_ids
     return {
         "name": name,
-        "objects": objects,
+        "objects": [make_object(category, box) for category, box in boxes],
         "words": words,
-        "crop": crop,
+        "prompts": prompts,
         "patches": {"top_ids": top_ids},
     }
 
@@ -65,156 +62,113 @@ def make_record(crop, name, boxes, log2_probs, top_ids=None, absent=None):
 def test_auroc_against_scikit_learn():
     rng = np.random.default_rng(0)
     values, inside = rng.integers(0, 9, (4, 50)).astype(float), rng.random(50) < 0.3  # with ties
-    assert lu.auroc(values, inside) == pytest.approx(
+    assert lt.auroc(values, inside) == pytest.approx(
         [sklearn.metrics.roc_auc_score(inside, row) for row in values]
     )
-    assert lu.auroc(-values, inside) == pytest.approx(1 - lu.auroc(values, inside))
+    assert lt.auroc(-values, inside) == pytest.approx(1 - lt.auroc(values, inside))
 
 
-def test_patches_of_a_category_by_hand(crop):
-    """On a grid of 6, 56 pixels: a patch has 9 1/3."""
-    record = make_record(
-        crop,
-        "a",
-        [
-            ("dog", (0.0, 0.0, 19.0, 9.4)),
-            ("dog", (30.0, 30.0, 1.0, 1.0)),
-            ("cat", (20.0, 20.0, 3.0, 2.0)),
-        ],
-        {},
-    )
-    assert np.flatnonzero(lu.patches_of(record, RUN, "dog")).tolist() == [
-        0,
-        1,
-        21,
-    ]  # the second dog is too small for half a patch
-    assert np.flatnonzero(lu.patches_of(record, RUN, "cat")).tolist() == [14]
+def test_patches_of_a_category_by_hand():
+    """On a grid of 6, 56 pixels: a patch has 9 1/3. The second dog is too small for half of one."""
+    boxes = [
+        ("dog", (0.0, 0.0, 19.0, 9.4)),
+        ("dog", (30.0, 30.0, 1.0, 1.0)),
+        ("cat", (20.0, 20.0, 3.0, 2.0)),
+    ]
+    record = make_record("a", boxes, {})
+    assert np.flatnonzero(lt.patches_of(record, RUN, "dog")).tolist() == [0, 1, 21]
+    assert np.flatnonzero(lt.patches_of(record, RUN, "cat")).tolist() == [14]
 
 
-def test_an_exact_half_counts(records):
+def test_an_exact_half_counts():
     """At LLaVA-1.5's grid of 24 on 336 pixels, at every place along the diagonal."""
-    jpeg = io.BytesIO()
-    Image.new("RGB", (336, 336)).save(jpeg, "JPEG")
+    run = {**RUN, "grid": 24, "image_size": 336}
     for at in range(24):
-        box = (14.0 * at, 14.0 * at, 7.0, 14.0) if at == 23 else (14.0 * at, 14.0 * at, 21.0, 14.0)
-        record = make_record(np.frombuffer(jpeg.getvalue(), np.uint8), "a", [("dog", box)], {})
-        expected = [25 * at] if at == 23 else [25 * at, 25 * at + 1]
-        assert (
-            np.flatnonzero(lu.patches_of(record, {**RUN, "grid": 24}, "dog")).tolist() == expected
-        )
+        width, expected = (7.0, [25 * at]) if at == 23 else (21.0, [25 * at, 25 * at + 1])
+        record = make_record("a", [("dog", (14.0 * at, 14.0 * at, width, 14.0))], {})
+        assert np.flatnonzero(lt.patches_of(record, run, "dog")).tolist() == expected
 
 
-def test_grounding_against_brute_force(crop):
+def patches_by_points(record, category):
+    """The mask of the patches at least half covered, by a hundred points per pixel and side."""
+    (box,) = [item["box"] for item in record["objects"] if item["category"] == category]
+    fine, along = np.arange(0.5, 5600) / 100, []
+    for axis in (0, 1):
+        in_box = (fine >= box[axis]) & (fine < box[axis] + box[axis + 2])
+        spans = itertools.pairwise(np.linspace(0, 56, GRID + 1))
+        along.append([in_box[(fine >= low) & (fine < high)].mean() for low, high in spans])
+    return np.outer(along[1], along[0]).ravel() >= 0.5
+
+
+def test_grounding_against_brute_force():
     rng, records = np.random.default_rng(0), []
     for name in "abcd":
         boxes = [
-            ("dog", (*rng.uniform(0, 25, 2), *rng.uniform(10, 30, 2))),
-            ("cat", (*rng.uniform(0, 25, 2), *rng.uniform(10, 30, 2))),
+            (category, list(map(float, (*rng.uniform(0, 25, 2), *rng.uniform(10, 30, 2)))))
+            for category in ("dog", "cat")
         ]
-        boxes = [(category, tuple(map(float, box))) for category, box in boxes]
         log2_probs = {
-            category: rng.integers(-9, 0, (N_LAYERS, GRID**2))
+            category: rng.integers(-9, 0, (len(LAYERS), GRID**2))
             for category in ("dog", "cat", "horse")
         }
-        records.append(
-            make_record(
-                crop,
-                name,
-                boxes,
-                log2_probs,
-                rng.integers(0, 3, (N_LAYERS, GRID**2, 1)),
-                absent=["horse"],
-            )
-        )
-    table = lu.grounding(records, RUN)
-    assert len(table) == 4 * 2 * N_LAYERS and set(table["category"]) == {"dog", "cat"}
+        top_ids = rng.integers(0, 3, (len(LAYERS), GRID**2, 1))
+        records.append(make_record(name, boxes, log2_probs, top_ids, absent=["horse"]))
+    table = lt.grounding(records, RUN)
+    assert len(table) == 4 * 2 * len(LAYERS) and set(table["category"]) == {"dog", "cat"}
+    rows = table.set_index(["image", "category", "layer"])
 
-    def inside(record, category):
-        (box,) = [item["box"] for item in record["objects"] if item["category"] == category]
-        fine = np.arange(0.5, 5600) / 100  # a hundred points per pixel along each side
-        edges = np.linspace(0, 56, GRID + 1)
-        along = [
-            [
-                (
-                    (fine >= low)
-                    & (fine < high)
-                    & (fine >= box[axis])
-                    & (fine < box[axis] + box[axis + 2])
-                ).sum()
-                / ((fine >= low) & (fine < high)).sum()
-                for low, high in itertools.pairwise(edges)
-            ]
-            for axis in (0, 1)
-        ]
-        return np.outer(along[1], along[0]).ravel() >= 0.5
+    def check(row, columns, record, word, position, mask):
+        """The two `columns` of `row` are the readings of `record` against `mask`."""
+        area = sklearn.metrics.roc_auc_score(mask, word["log2_probs"][position])
+        named = (record["patches"]["top_ids"][position, mask, 0] == 0).mean()
+        assert row[columns].tolist() == pytest.approx([area, named])
 
-    before = None
+    before, other_image = None, ["auroc_other_image", "named_other_image"]
     for record in records:
-        for number, word in enumerate(record["words"][:2]):
-            rows = table[
-                (table["image"] == record["name"]) & (table["category"] == word["category"])
-            ]
-            mask = inside(record, word["category"])
-            for layer in range(N_LAYERS):
-                row = rows[rows["layer"] == layer].iloc[0]
-                assert row["auroc"] == pytest.approx(
-                    sklearn.metrics.roc_auc_score(mask, word["log2_probs"][layer])
-                )
-                assert row["said"] == pytest.approx(
-                    (record["patches"]["top_ids"][layer, mask, 0] == 0).mean()
-                )
+        for word in record["words"][:2]:
+            for position, layer in enumerate(LAYERS):
+                row = rows.loc[record["name"], word["category"], layer]
+                at = record, word, position
+                check(row, ["auroc", "named"], *at, patches_by_points(record, word["category"]))
                 if before:
-                    other = inside(before, before["words"][number]["category"])
-                    assert row["shuffled"] == pytest.approx(
-                        sklearn.metrics.roc_auc_score(other, word["log2_probs"][layer])
-                    )
-                    assert row["said_shuffled"] == pytest.approx(
-                        (record["patches"]["top_ids"][layer, other, 0] == 0).mean()
-                    )
+                    check(row, other_image, *at, patches_by_points(before, word["category"]))
                 else:
-                    assert np.isnan(row["shuffled"])
+                    assert row[other_image].isna().all()
         before = record
 
 
-def planted(crop, n=40):
+def planted(n=40):
     """Images whose patches inside the box have the word's probability, at random places."""
-    rng, records = np.random.default_rng(0), []
+    rng, records, shape = np.random.default_rng(0), [], (len(LAYERS), GRID**2)
     for number in range(n):
         box = (*map(float, rng.integers(0, 3, 2) * 56 / 3), 56 / 3, 56 / 3)
-        record = make_record(
-            crop,
-            f"{number}.jpg",
-            [("dog", box)],
-            {"dog": np.full((N_LAYERS, GRID**2), -9.0), "cat": np.full((N_LAYERS, GRID**2), -7.0)},
-            absent=["cat"],
-        )
-        inside = lu.patches_of(record, RUN, "dog")
+        log2_probs = {"dog": np.full(shape, -9.0), "cat": np.full(shape, -7.0)}
+        record = make_record(f"{number}.jpg", [("dog", box)], log2_probs, absent=["cat"])
+        inside = lt.patches_of(record, RUN, "dog")
         assert inside.sum() == 4
         record["words"][0]["log2_probs"][1:, inside] = -1
         records.append(record)
     return records
 
 
-def test_a_planted_signal_has_auroc_1_and_a_shuffled_one_a_half(crop):
-    table = lu.grounding(planted(crop), RUN)
-    means = table.groupby("layer")[["auroc", "shuffled"]].mean()
-    assert means["auroc"].tolist() == [0.5, 1, 1]
-    shuffled = table[table["layer"] == 2]["shuffled"].dropna()
+def test_a_planted_signal_has_auroc_1_and_another_image_s_boxes_a_half():
+    table = lt.grounding(planted(), RUN)
+    means = table.groupby("layer")["auroc"].mean()
+    assert means.index.tolist() == LAYERS and means.tolist() == [0.5, 1, 1]
+    other = table[table["layer"] == LAYERS[2]]["auroc_other_image"].dropna()
     rng = np.random.default_rng(0)
-    low, high = np.percentile(
-        [rng.choice(shuffled, len(shuffled)).mean() for _ in range(1000)], [0.5, 99.5]
-    )
+    drawn = [rng.choice(other, len(other)).mean() for _ in range(1000)]
+    low, high = np.percentile(drawn, [0.5, 99.5])
     assert low <= 0.5 <= high and high - low < 0.25
 
 
-def test_present_or_imagined(crop):
-    """The largest over layers and patches; AUROC against scikit-learn; its interval holds it and narrows with the number of images."""
-    table = lu.confidence(planted(crop, 8))
-    assert table["confidence"].tolist() == [0.5, 2.0**-7] * 8 and lu.confidence_auroc(table) == (
-        1,
-        1,
-        1,
-    )
+def test_present_or_imagined():
+    """The largest over layers and patches; AUROC against scikit-learn; its interval holds it and
+    narrows with the number of images."""
+    table = lt.category_confidence(planted(8))
+    assert table["confidence"].tolist() == [0.5, 2.0**-7] * 8
+    value, ends = lt.presence_auroc(table)
+    assert value == 1 and ends.tolist() == [1, 1]
     rng = np.random.default_rng(0)
     table = pd.DataFrame(
         {
@@ -223,239 +177,104 @@ def test_present_or_imagined(crop):
             "confidence": rng.random(400) + [0.3, 0] * 200,
         }
     )
-    value, low, high = lu.confidence_auroc(table)
-    assert (
-        value == pytest.approx(sklearn.metrics.roc_auc_score(table["present"], table["confidence"]))
-        and low < value < high
-    )
-    _, few_low, few_high = lu.confidence_auroc(table.head(40))
+    value, (low, high) = lt.presence_auroc(table)
+    expected = sklearn.metrics.roc_auc_score(table["present"], table["confidence"])
+    assert value == pytest.approx(expected) and low < value < high
+    _, (few_low, few_high) = lt.presence_auroc(table.head(40))
     assert high - low < few_high - few_low
-    assert np.isnan(lu.confidence_auroc(table.head(8))[1]) and np.isnan(
-        lu.confidence_auroc(table[table["present"]])[0]
-    )
+    assert np.isnan(lt.presence_auroc(table.head(8))[1]).all()
+    one_kind, ends = lt.presence_auroc(table[table["present"]])
+    assert np.isnan(one_kind) and np.isnan(ends).all()
 
 
-def test_the_curve_is_scikit_learns(crop):
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame(
-        {
-            "image": [str(i) for i in range(60)],
-            "category": "dog",
-            "present": rng.random(60) < 0.5,
-            "confidence": rng.integers(0, 9, 60) / 9,
-        }
-    )
-    # Of the first twenty images the model was asked about the dog, of all about a cat, which was not watched.
-    asked = [
-        {
-            "image": str(i),
-            "question": lu.presence_question(what),
-            "answer": "Yes." if i % 3 else "no",
-        }
-        for i in range(20)
-        for what in ("dog", "cat")
-    ]
-    answers = pd.DataFrame(asked).assign(token=0, layer=0, kind="presence")
-    figure = lu.plot_presence(table, answers)
-    lines, few = figure.axes[0].lines, table.head(20)
-    for line, rows in ((lines[0], table), (lines[2], few)):
+def test_the_curve_is_scikit_learns():
+    """Of the first twenty images the model was asked about the dog, and the opposite it said about
+    a cat, which was not watched."""
+    rng, records = np.random.default_rng(0), []
+    present, exponents = rng.random(60) < 0.5, rng.integers(-8, 1, 60)
+    for i in range(60):
+        says = ["Yes.", "no"] if i % 3 else ["no", "Yes."]
+        records.append(
+            make_record(
+                str(i),
+                [("dog", (0.0, 0.0, 9.0, 9.0))] if present[i] else [],
+                {"dog": np.full((len(LAYERS), GRID**2), exponents[i])},
+                absent=[] if present[i] else ["dog"],
+                asked=zip(("dog", "cat"), says, strict=True) if i < 20 else (),
+            )
+        )
+    table = lt.category_confidence(records)
+    assert table["category"].eq("dog").all() and len(table) == 60
+    figure = lf.plot_presence(table)
+    lines = figure.axes[0].lines
+    for line, n in ((lines[0], 60), (lines[2], 20)):
         wrong, right, _ = sklearn.metrics.roc_curve(
-            rows["present"], rows["confidence"], drop_intermediate=False
+            present[:n], 2.0 ** exponents[:n], drop_intermediate=False
         )
         np.testing.assert_allclose(line.get_xydata(), np.transpose([wrong, right]))
-    yes = np.arange(20) % 3 > 0
-    np.testing.assert_allclose(
-        lines[3].get_xydata(), [[yes[~few["present"]].mean(), yes[few["present"]].mean()]]
-    )
+    yes, few = np.arange(20) % 3 > 0, present[:20]
+    np.testing.assert_allclose(lines[3].get_xydata(), [[yes[~few].mean(), yes[few].mean()]])
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert (
-        f"{sklearn.metrics.roc_auc_score(few['present'], yes):.2f} (" in labels[3]
-        and " to " in labels[3]
-    )
+    assert f"{sklearn.metrics.roc_auc_score(few, yes):.2f} (" in labels[3] and " to " in labels[3]
     plt.close(figure)
-
-
-@pytest.mark.parametrize(
-    "noun, plural",
-    [
-        ("dog", "dogs"),
-        ("person", "people"),
-        ("bus", "buses"),
-        ("couch", "couches"),
-        ("toothbrush", "toothbrushes"),
-        ("sheep", "sheep"),
-        ("wine glass", "wine glasses"),
-        ("berry", "berries"),
-        ("toy", "toys"),
-        ("box", "boxes"),
-    ],
-)
-def test_plural(noun, plural):
-    assert lu.plural_of(noun) == plural
-
-
-def test_words_to_watch(llava):
-    tokenizer, categories = llava[1].tokenizer, ["cat", "dog", "hot dog", "zebra", "left"]
-    objects = [
-        {"category": "dog", "visible": 1.0},
-        {"category": "dog", "visible": 0.4},
-        {"category": "zebra", "visible": 0.0},
-    ]
-    words = lu.category_words(tokenizer, objects, categories, (), 0)
-    assert words == lu.category_words(tokenizer, objects, categories, (), 0)
-    # What the model is asked about is watched.
-    for category in ("cat", "left"):
-        asked = [{"question": lu.presence_question(category)}]
-        assert all(
-            lu.category_words(tokenizer, objects, categories, asked, seed)[1]["category"]
-            == category
-            for seed in range(5)
-        )
-    # Categories that begin with one token: the one would say nothing about the other.
-    both = lu.category_words(tokenizer, [{"category": "dog", "visible": 1.0}], ["dog", "dog house"])
-    assert [word["category"] for word in both] == ["dog"]
-    assert (
-        [word["present"] for word in words] == [True, False]
-        and words[0]["category"] == "dog"
-        and words[1]["category"] in ("cat", "hot dog", "left")
-        and words[0]["plural"] == "dogs"
-    )
-    assert (
-        words[0]["token_ids"] == [tokenizer.convert_tokens_to_ids("▁dog")]
-        and not words[0]["several_tokens"]
-    )
-    (zebra,) = [
-        word
-        for word in lu.category_words(tokenizer, [{"category": "zebra", "visible": 1.0}], ["zebra"])
-    ]
-    assert zebra["several_tokens"] and zebra["token_ids"] == [
-        tokenizer("a zebra", add_special_tokens=False)["input_ids"][1]
-    ]
-    assert lu.category_words(tokenizer, [], categories) == []
-
-
-def test_the_words_are_read_from_the_full_distribution(llava, photographs):
-    """Against the softmax of the lens at every patch and layer."""
-    bridge, processor = llava
-    image = lu.open_image(photographs / "china.jpg")
-    words = [
-        {"category": "x", "present": True, "token_ids": [7, 300], "several_tokens": False},
-        {"category": "y", "present": False, "token_ids": [11], "several_tokens": True},
-    ]
-    record, _ = lu.read_image(
-        bridge, processor, image, PROMPTS[:1], top_k=1, max_new_tokens=1, words=words
-    )
-    pixel_values, (ids,) = lu.encode(processor, image, [PROMPTS[0]["question"]])
-    with torch.inference_mode():
-        residuals, _ = lu.run_and_capture(
-            bridge, ids, None, pixel_values=pixel_values, use_cache=False
-        )
-        for layer, resid in enumerate(residuals):
-            p = (
-                lu.lens_logits(bridge, resid[ids == bridge.original_model.config.image_token_id])
-                .double()
-                .softmax(-1)
-            )
-            for word, kept in zip(words, record["words"]):
-                np.testing.assert_allclose(
-                    kept["log2_probs"][layer], p[:, word["token_ids"]].sum(-1).log2(), atol=0.02
-                )
-    assert [word["category"] for word in record["words"]] == ["x", "y"] and "words" not in record[
-        "patches"
-    ]
-
-
-def test_the_grey_control_is_a_run_on_a_grey_image(llava, records):
-    """Each prompt read from the one prefix equals a whole run on a grey image, whatever was asked before it."""
-    bridge, processor = llava
-    grey = lu.open_image(ROOT / "demo/scenes/scene_00.png").resize((90, 70))
-    grey.paste((128, 128, 128), (0, 0, 90, 70))
-    for record in records[:2]:
-        for prompt in record["prompts"]:
-            pixel_values, (ids,) = lu.encode(processor, grey, [prompt["question"]])
-            with torch.inference_mode():
-                residuals, _ = lu.run_and_capture(
-                    bridge, ids, None, pixel_values=pixel_values, use_cache=False
-                )
-                p = torch.stack(
-                    [lu.lens_logits(bridge, resid[-1:]).softmax(-1)[0] for resid in residuals]
-                )
-            target = p[:, prompt["answer_ids"][0]]
-            np.testing.assert_allclose(prompt["grey"]["target_prob"], target, atol=1e-5)
-            assert (
-                np.abs(
-                    prompt["grey"]["target_rank"].astype(int)
-                    - ((p > target[:, None]).sum(-1) + 1).numpy()
-                ).max()
-                <= 1
-            )
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """`(folder, run)` of the demo, read in float32."""
+    """The results of the demo, read in float32."""
     folder, scenes = tmp_path_factory.mktemp("demo"), ROOT / "demo/scenes"
-    annotations, categories, _ = lu.read_annotations(scenes)
-    lu.read_images(
-        lu.find_images(scenes),
-        annotations,
-        categories,
-        folder,
-        str(ROOT / "demo/model"),
-        "float32",
-        "cpu",
-        max_new_tokens=3,
-    )
-    return folder, lu.load_run(folder)
+    annotations, categories, _ = ld.read_annotations(scenes)
+    settings = lm.Settings(str(ROOT / "demo/model"), "float32", "cpu", max_new_tokens=3)
+    lm.read_images(ld.find_images(scenes), annotations, categories, folder, settings)
+    return lu.Results(folder)
 
 
-def test_on_the_demo_what_its_training_reported(demo):
-    """README: AUROC of the own shape word 0.45 0.45 0.52 0.70 0.97 0.99 0.99 1.00 1.00 on a thousand scenes; here 24 of them."""
-    folder, run = demo
-    table = lu.grounding(lu.load_records(folder, run), run)
-    means = table.groupby("layer")[["auroc", "shuffled"]].mean()
-    assert (
-        np.abs(means["auroc"] - [0.45, 0.45, 0.52, 0.70, 0.97, 0.99, 0.99, 1.00, 1.00]).max() < 0.08
-    )
-    assert (means["shuffled"] - 0.5).abs().max() < 0.15
-    assert lu.confidence_auroc(lu.confidence(lu.load_records(folder, run)))[0] > 0.95
+@pytest.fixture(scope="module")
+def demo_tables(demo):
+    return lt.tabulate(demo.records(), demo.run)
 
 
-def test_on_the_demo_the_image_brings_the_answer(demo):
-    """With a grey image the answers about objects and colours are about as probable as by chance."""
-    folder, run = demo
-    ends = lu.first_tokens_at_end(lu.summarise(lu.load_records(folder, run), run)["answers"])
-    assert (ends.loc[["object", "colour", "relation"], "probability"] > 0.9).all()
-    assert (ends.loc[["object", "colour", "relation"], "grey_probability"] < 0.4).all()
+@pytest.fixture(scope="module")
+def demo_grounding(demo):
+    return lt.grounding(demo.records(), demo.run)
 
 
-def test_one_rare_size_takes_no_band_from_the_others(crop):
-    records = planted(crop, 8)
-    records[0]["objects"].append(
-        {
-            "category": "cat",
-            "box": (0.0, 0.0, 3.0, 3.0),
-            "crowd": False,
-            "color": None,
-            "visible": 1.0,
-            "share": 0.003,
-        }
-    )
+@pytest.fixture(scope="module")
+def demo_confidence(demo):
+    return lt.category_confidence(demo.records())
+
+
+def test_on_the_demo_what_its_training_reported(demo_grounding, demo_confidence):
+    """README: AUROC of the own shape word on a thousand scenes; here 24 of them."""
+    means = demo_grounding.groupby("layer")[["auroc", "auroc_other_image"]].mean()
+    reported = [0.45, 0.45, 0.52, 0.70, 0.97, 0.99, 0.99, 1.00, 1.00]
+    assert np.abs(means["auroc"] - reported).max() < 0.08
+    assert (means["auroc_other_image"] - 0.5).abs().max() < 0.15
+    assert lt.presence_auroc(demo_confidence)[0] > 0.95
+
+
+def test_on_the_demo_the_image_brings_the_answer(demo_tables):
+    """With a grey image the answers about objects and colours are about as probable as by
+    chance."""
+    ends = lt.first_tokens_at_end(demo_tables["answers"]).loc[["object", "colour", "relation"]]
+    assert (ends["probability"] > 0.9).all() and (ends["grey_probability"] < 0.4).all()
+
+
+def test_one_rare_size_takes_no_band_from_the_others():
+    records = planted(8)
+    records[0]["objects"].append(make_object("cat", (0.0, 0.0, 3.0, 3.0)))
     records[0]["words"][1]["present"] = True
-    figure = lu.plot_grounding(
-        lu.grounding(records, RUN),
-        pd.DataFrame({"image": [], "segment": [], "layer": [], "no_word": []}),
-        RUN,
-    )
+    table = lt.grounding(records, RUN)
+    assert (table["size"] == "small").any()
+    layers = pd.DataFrame({"image": [], "segment": [], "layer": [], "no_word": []})
+    figure = lf.plot_grounding(table, layers, RUN)
     assert len(figure.axes[0].collections) == 3  # all, large, control
     plt.close(figure)
 
 
 def test_half_of_what_the_image_brings_by_hand():
-    probs, grey = (
-        [0.1, 0.2, 0.6, 0.5, 0.9],
-        [0.1, 0.0, 0.1, 0.3, 0.1],
-    )  # brings 0, 0.2, 0.5, 0.2, 0.8
+    probs = [0.1, 0.2, 0.6, 0.5, 0.9]
+    grey = [0.1, 0.0, 0.1, 0.3, 0.1]  # brings 0, 0.2, 0.5, 0.2, 0.8
     answers = pd.DataFrame(
         {
             "token": 0,
@@ -466,87 +285,77 @@ def test_half_of_what_the_image_brings_by_hand():
             "grey_probability": grey,
         }
     )
-    assert lu.first_tokens_at_end(answers).loc["colour"].tolist() == pytest.approx(
+    assert lt.first_tokens_at_end(answers).loc["colour"].tolist() == pytest.approx(
         [0.9, 0.1, 0.8, 4]
     )
 
 
-def test_own_answers(demo):
-    folder, run = demo
-    answers = lu.summarise(lu.load_records(folder, run), run)["answers"]
-    own, asked = (
-        lu.own_answers(answers, lu.confidence(lu.load_records(folder, run))),
-        lu.per_prompt(answers).query("kind == 'presence'"),
+def test_presence_answers(demo_tables, demo_confidence):
+    asked = lt.first_tokens(demo_tables["answers"]).query("kind == 'presence'")
+    answers = lt.presence_answers(demo_confidence)
+    assert len(answers) == len(asked) == 48 and answers["present"].sum() == 24
+    right = (answers["said_yes"] == 1) == answers["present"]
+    assert right.mean() == pytest.approx(asked["right"].astype(float).mean())
+    questions = answers["category"].map(ld.presence_question)
+    said = zip(answers["image"], questions, answers["said_yes"] == 1, strict=True)
+    assert sorted(said) == sorted(
+        zip(asked["image"], asked["question"], asked["answer"].str.lower() == "yes", strict=True)
     )
-    assert len(own) == len(asked) == 48 and own["present"].sum() == 24
-    assert ((own["confidence"] == 1) == own["present"]).mean() == pytest.approx(
-        asked["right"].astype(float).mean()
-    )
-    rows = own.groupby("present")["confidence"].mean()
-    assert lu.confidence_auroc(own)[0] == pytest.approx((1 + rows[True] - rows[False]) / 2)
+    rows = answers.groupby("present")["said_yes"].mean()
+    area, _ = lt.presence_auroc(answers, "said_yes")
+    assert area == pytest.approx((1 + rows[True] - rows[False]) / 2)
 
 
-def test_figures_and_sentences(demo):
-    folder, run = demo
-    tables, table, confident = (
-        lu.summarise(lu.load_records(folder, run), run),
-        lu.grounding(lu.load_records(folder, run), run),
-        lu.confidence(lu.load_records(folder, run)),
-    )
-    text = lu.report_places(run, tables, table, confident)
+def test_the_sentences_are_those_of_the_tables(demo, demo_tables, demo_grounding, demo_confidence):
+    layers, table, present = demo_tables["layers"], demo_grounding, demo_confidence["present"]
+    text = lt.report_grounding(demo.run, layers, table, demo_confidence)
     per_layer = table.groupby(["image", "layer"])["auroc"].mean().groupby("layer").mean()
     best = per_layer.idxmax()
-    shuffled = table[table["layer"] == best].groupby("image")["shuffled"].mean().mean()
-    assert (
-        f"best at layer {run['layers'][best]} (" in text
-        and f"mean AUROC {per_layer.max():.2f}, and {shuffled:.2f} for the boxes of another image"
-        in text
-    )
-    assert (
-        f"tells {confident['present'].sum()} present from {(~confident['present']).sum()} absent"
-        in text
-        and "Of the 48 that the model was asked about" in text
-    )
-    one = table[table["image"] == "scene_00.png"].assign(shuffled=np.nan, said_shuffled=np.nan)
-    alone = lu.report_places(run, tables, one, confident[confident["present"]])
-    assert (
-        "nan" not in alone
-        and "no control, which takes two images" in alone
-        and "Present or imagined" not in alone
-    )
-    figure = lu.plot_grounding(table, tables["layers"], run)
+    at_best = table[table["layer"] == best]
+    control = at_best.groupby("image")["auroc_other_image"].mean().mean()
+    assert f"best at layer {demo.run['layers'][best]} (" in text
+    numbers = f"mean AUROC {per_layer.max():.2f}, and {control:.2f} for the boxes of another image"
+    assert numbers in text
+    assert f"tells {present.sum()} present from {(~present).sum()} absent" in text
+    assert "For the 48 that the model was asked about" in text
+    one = table[table["image"] == "scene_00.png"]
+    one = one.assign(auroc_other_image=np.nan, named_other_image=np.nan)
+    alone = lt.report_grounding(demo.run, layers, one, demo_confidence[present])
+    assert "nan" not in alone
+    assert "no control, which takes two images" in alone
+    assert "Present or imagined" not in alone
+
+
+def test_the_figures_are_those_of_the_tables(demo, demo_tables, demo_grounding):
+    figure = lf.plot_grounding(demo_grounding, demo_tables["layers"], demo.run)
     labels = [label.get_text() for label in figure.axes[0].get_legend().get_texts()]
     assert labels == ["all sizes", "medium", "large", "control: another image's boxes"]
     plt.close(figure)
-    figure = lu.plot_gallery(folder, run, table, best)
-    at_best = table[table["layer"] == best]
+    best = int(lt.per_image(demo_grounding, "auroc").mean().idxmax())
+    at_best = demo_grounding[demo_grounding["layer"] == best]["auroc"]
+    figure = lf.plot_gallery(demo, demo_grounding, best)
     titles = [axis.get_title() + axis.get_title(loc="left") for axis in figure.axes]
-    assert (
-        len(titles) == 6
-        and f"AUROC {at_best['auroc'].max():.2f}" in titles[0]
-        and f"AUROC {at_best['auroc'].min():.2f}" in titles[3]
-    )
+    assert len(titles) == 6
+    assert f"AUROC {at_best.max():.2f}" in titles[0] and f"AUROC {at_best.min():.2f}" in titles[3]
     plt.close(figure)
 
 
 def test_without_annotations_nothing_is_claimed(results):
-    run = lu.load_run(results)
-    table, confident = (
-        lu.grounding(lu.load_records(results, run), run),
-        lu.confidence(lu.load_records(results, run)),
-    )
+    results = lu.Results(results)
+    table = lt.grounding(results.records(), results.run)
+    confident = lt.category_confidence(results.records())
     assert table.empty and confident.empty
-    assert lu.report_places(run, {}, table, confident).startswith("Nothing to report")
+    text = lt.report_grounding(results.run, pd.DataFrame(), table, confident)
+    assert text.startswith("Nothing to report")
 
 
 def test_patches_that_say_no_word(results):
     """By hand, on the image's positions."""
-    run = lu.load_run(results)
-    tables = lu.summarise(lu.load_records(results, run), run)
-    record = next(lu.load_records(results, run))
+    results = lu.Results(results)
+    run, record = results.run, results.record()
+    tables = lt.tabulate(results.records(), run)
     rows = tables["layers"].query("image == @record['name'] and segment == 'image'")
-    for layer, share in enumerate(rows["no_word"]):
-        labels = [run["tokens"][i] for i in record["patches"]["top_ids"][layer, :, 0]]
-        assert share == pytest.approx(
-            np.mean([not label.replace("▁", "").isalpha() for label in labels])
-        )
+    for no_word, top_ids in zip(rows["no_word"], record["patches"]["top_ids"], strict=True):
+        labels = [run["tokens"][i] for i in top_ids[:, 0]]
+        by_hand = np.mean([not label.replace("▁", "").isalpha() for label in labels])
+        assert no_word == pytest.approx(by_hand)

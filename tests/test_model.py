@@ -1,13 +1,17 @@
-"""The lens against plain HF, written independently of lens_utils: forward hooks on HF's decoder layers, one uncached pass."""
+"""lens_model against plain HF, written independently of it: forward hooks on HF's decoder layers,
+one uncached pass."""
 
 import numpy as np
 import pytest
 import torch
+from conftest import PROMPTS, ROOT
 from scipy.spatial.distance import jensenshannon
 from transformers import AutoProcessor, DynamicCache, LlavaForConditionalGeneration
 
+import lens_data as ld
+import lens_model as lm
+import lens_tables as lt
 import lens_utils as lu
-from conftest import PROMPTS
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,16 @@ def load_hf(folder, dtype):
 
 @pytest.fixture(scope="module")
 def image(photographs):
-    return lu.open_image(photographs / "china.jpg")
+    return ld.open_image(photographs / "china.jpg")
+
+
+@pytest.fixture(scope="module")
+def run(results):
+    return lu.Results(results).run
+
+
+def read_image(llava, image, prompts, words=(), **settings):
+    return lm.read_image(*llava, image, prompts, lm.Settings("", **settings), words)
 
 
 def hf_inputs(hf, image, question, answer_ids=()):
@@ -40,7 +53,8 @@ def hf_inputs(hf, image, question, answer_ids=()):
 
 @torch.inference_mode()
 def hf_lens(model, inputs):
-    """Residual streams `[layer, pos, d_model]`, distributions `[layer, pos, d_vocab]` and logits `[pos, d_vocab]`."""
+    """Residual streams `[layer, pos, d_model]`, distributions `[layer, pos, d_vocab]` and logits
+    `[pos, d_vocab]`."""
     language, residuals = model.model.language_model, []
     handles = [
         language.layers[0].register_forward_pre_hook(lambda module, args: residuals.append(args[0]))
@@ -66,7 +80,8 @@ def hf_lens(model, inputs):
 
 @pytest.fixture(scope="module", params=range(len(PROMPTS)))
 def pair(request, hf, image, records):
-    """One prompt's record, whose prefix came from the cache, and HF's distributions of one uncached pass over all of it."""
+    """One prompt's record, whose prefix came from the cache, and HF's distributions of one uncached
+    pass over all of it."""
     record = next(record for record in records if record["name"] == "china.jpg")
     prompt = record["prompts"][request.param]
     fed_back = prompt["token_ids"][prompt["n_prompt"] :]
@@ -85,13 +100,14 @@ def pair(request, hf, image, records):
 def test_residual_streams_distributions_and_logits(
     llava_folder, hf, image, dtype, hf_dtype, tolerance
 ):
-    """Largest differences, in standard deviations of the residual stream and the logits, and as probabilities."""
-    bridge, processor = lu.load_llava(llava_folder, dtype, "cpu")
+    """Largest differences, in standard deviations of the residual stream and the logits, and as
+    probabilities."""
+    bridge, processor = lm.load_llava(llava_folder, dtype, "cpu")
     assert bridge.W_U.dtype == getattr(torch, dtype)
     question = PROMPTS[0]["question"]
-    pixel_values, (input_ids,) = lu.encode(processor, image, [question])
+    pixel_values, (input_ids,) = lm.encode_prompts(processor, image, [question])
     with torch.inference_mode():
-        residuals, logits = lu.run_and_capture(
+        residuals, logits = lm.run_and_capture(
             bridge, input_ids, DynamicCache(), pixel_values=pixel_values.to(bridge.cfg.dtype)
         )
     reference = (hf[0] if hf_dtype == torch.float64 else load_hf(llava_folder, hf_dtype), hf[1])
@@ -100,9 +116,9 @@ def test_residual_streams_distributions_and_logits(
     )
     scale = expected_residuals.double().std()
     assert len(residuals) == len(expected_residuals) == 6
-    for resid, expected, probs in zip(residuals, expected_residuals, expected_probs):
+    for resid, expected, probs in zip(residuals, expected_residuals, expected_probs, strict=True):
         assert (resid.double() - expected).abs().max() < tolerance * scale
-        lens = lu.lens_logits(bridge, resid).softmax(-1)
+        lens = lm.lens_logits(bridge, resid).softmax(-1)
         assert lens.dtype == torch.float32
         assert (lens - probs).abs().max() < tolerance
         assert torch.allclose(lens.sum(-1), torch.ones(len(lens)), atol=1e-5)
@@ -114,8 +130,8 @@ def test_residual_streams_distributions_and_logits(
 
 def test_prompts_are_tokenised_as_by_the_processor(llava, hf, image):
     questions = [prompt["question"] for prompt in PROMPTS]
-    pixel_values, sequences = lu.encode(llava[1], image, questions)
-    for question, sequence in zip(questions, sequences):
+    pixel_values, sequences = lm.encode_prompts(llava[1], image, questions)
+    for question, sequence in zip(questions, sequences, strict=True):
         expected = hf_inputs(hf, image, question)
         assert sequence.tolist() == expected["input_ids"][0].tolist()
         assert sequence[0] == llava[1].tokenizer.bos_token_id
@@ -150,7 +166,8 @@ def check_readings(readings, probs, targets):
     """`readings` against the full distributions `[layer, pos, d_vocab]` in float64."""
     top = np.sort(probs, axis=-1)[..., ::-1][..., :10]
     assert np.abs(readings["top_probs"] - top).max() < 1e-4
-    # Tokens of nearly equal probability may change places: the ids named must have the probabilities named.
+    # Tokens of nearly equal probability may change places: the ids named must have the
+    # probabilities named.
     named = np.take_along_axis(probs, readings["top_ids"].astype(int), axis=-1)
     assert np.abs(named - top).max() < 1e-4
     assert np.abs(readings["entropy"] - -(probs * np.log2(probs)).sum(-1)).max() < 2e-3
@@ -178,14 +195,11 @@ def test_greedy_answer_equals_generate(pair, hf, image):
 
 def test_answer_ends_with_the_end_token(llava, image, monkeypatch):
     """The end token stops the answer, is kept among the ids, and is not fed back."""
-    bridge, processor = llava
-    free = lu.read_image(bridge, processor, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"][0]
+    (free,) = read_image(llava, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"]
     monkeypatch.setattr(
-        bridge.original_model.generation_config, "eos_token_id", [int(free["answer_ids"][2])]
+        llava[0].original_model.generation_config, "eos_token_id", [int(free["answer_ids"][2])]
     )
-    stopped = lu.read_image(bridge, processor, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"][
-        0
-    ]
+    (stopped,) = read_image(llava, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"]
     end = free["answer_ids"].tolist().index(free["answer_ids"][2]) + 1
     assert stopped["answer_ids"].tolist() == free["answer_ids"].tolist()[:end]
     assert len(stopped["token_ids"]) == stopped["n_prompt"] + end - 1
@@ -205,29 +219,23 @@ def test_mean_probability_and_top_tokens_against_brute_force(read, run, hf, imag
     for segment, name in enumerate(lu.SEGMENTS):
         expected = np.concatenate(per_segment[name], axis=1).mean(axis=1)
         assert np.abs(mean[segment] - expected).max() < 2e-5
-        table = lu.top_tokens(mean[segment], run)
+        table = lt.top_tokens(mean[segment], run)
         scores = expected.mean(axis=0)
         assert len(table) == 30 and np.abs(table["mean"] - np.sort(scores)[::-1][:30]).max() < 2e-5
         assert np.abs(scores[table["id"]] - table["mean"]).max() < 2e-5
         assert list(table["token"]) == [run["tokens"][i] for i in table["id"]]
 
 
-@pytest.fixture(scope="module")
-def run(results):
-    return lu.load_run(results)
-
-
-def test_slices_change_nothing(llava):
+def test_slices_change_nothing(llava, monkeypatch):
     bridge, _ = llava
     residuals = [torch.randn(11, 64) for _ in range(6)]
-    segments, targets = torch.tensor([0] * 4 + [1] * 7), torch.tensor([-1] * 9 + [3, 5])
+    segments, targets = [0] * 4 + [1] * 7, [-1] * 9 + [3, 5]
     readings, sums = [], []
     for slice_size in (3, 100):
+        monkeypatch.setattr(lm, "SLICE", slice_size)
         prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
         with torch.inference_mode():
-            readings.append(
-                lu.read_positions(bridge, residuals, segments, targets, prob_sum, 10, slice_size)
-            )
+            readings.append(lm.read_positions(bridge, residuals, segments, targets, prob_sum, 10))
         sums.append(prob_sum)
     for name in readings[0]:
         np.testing.assert_allclose(readings[0][name], readings[1][name], rtol=1e-4, atol=1e-5)
@@ -241,7 +249,7 @@ def test_top_k_is_torchs_own(d_vocab, k):
     torch.manual_seed(0)
     p = torch.softmax(torch.randn(7, d_vocab) * 5, -1)
     p[3] = torch.softmax(torch.arange(d_vocab).float() % 3, -1)  # many equal ones
-    values, ids = lu.top_k_of(p, k)
+    values, ids = lm.top_k_of(p, k)
     assert torch.equal(values, p.topk(k).values) and torch.equal(p.gather(1, ids), values)
     assert all(len(set(row.tolist())) == k for row in ids)
 
@@ -267,7 +275,7 @@ def distribution_pairs():
 
 @pytest.mark.parametrize("p, q", list(distribution_pairs()))
 def test_jsd_against_scipy(p, q):
-    jsd = lu.jsd_bits(p, q)
+    jsd = lm.jsd_bits(p, q)
     expected = (
         np.nan_to_num(jensenshannon(p.double(), q.double(), base=2, axis=-1)) ** 2
     )  # scipy: NaN for some equal pairs
@@ -276,38 +284,36 @@ def test_jsd_against_scipy(p, q):
 
 
 def test_last_layer_check_passes_and_finds_a_second_norm(llava_folder, image, monkeypatch):
-    bridge, processor = lu.load_llava(llava_folder, "float32", "cpu")
-    # In a random model the norm's gain is 1, and norming twice is norming once: give it a gain, as training does.
+    bridge, processor = lm.load_llava(llava_folder, "float32", "cpu")
+    # In a random model the norm's gain is 1, and norming twice is norming once: give it a gain,
+    # as training does.
     bridge.ln_final.weight.data.uniform_(0.5, 1.5)
-    assert (
-        lu.check_last_layer(bridge, processor, image, "Describe the image.")
-        <= lu.LAST_LAYER_TOLERANCE["float32"]
-    )
-    once = lu.lens_logits
+    assert lm.check_last_layer(bridge, processor, image) <= lm.LAST_LAYER_TOLERANCE["float32"]
+    once = lm.lens_logits
     monkeypatch.setattr(
-        lu, "lens_logits", lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0])
+        lm, "lens_logits", lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0])
     )
     with pytest.raises(RuntimeError, match="last layer differs"):
-        lu.check_last_layer(bridge, processor, image, "Describe the image.")
+        lm.check_last_layer(bridge, processor, image)
 
 
 def test_infinity_is_an_error_that_names_the_layer(llava, image):
-    bridge, processor = llava
+    bridge, _ = llava
     hook = ("blocks.2.hook_resid_post", lambda resid, hook: resid * torch.inf)
     with bridge.hooks(fwd_hooks=[hook]), pytest.raises(FloatingPointError, match="layer 3"):
-        lu.read_image(bridge, processor, image, PROMPTS[:1])
+        read_image(llava, image, PROMPTS[:1])
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 100_000])
 def test_top_k_out_of_range(llava, image, top_k):
     with pytest.raises(ValueError, match=f"top_k is {top_k}"):
-        lu.read_image(*llava, image, PROMPTS[:1], top_k=top_k)
+        read_image(llava, image, PROMPTS[:1], top_k=top_k)
 
 
 @pytest.mark.parametrize("prompts, max_new_tokens", [([], 5), (PROMPTS[:1], 0)])
 def test_nothing_to_ask_or_to_answer(llava, image, prompts, max_new_tokens):
     with pytest.raises(ValueError, match="one at least of each"):
-        lu.read_image(*llava, image, prompts, max_new_tokens=max_new_tokens)
+        read_image(llava, image, prompts, max_new_tokens=max_new_tokens)
 
 
 def test_the_model_is_where_its_weights_are(llava_folder, monkeypatch):
@@ -315,27 +321,29 @@ def test_the_model_is_where_its_weights_are(llava_folder, monkeypatch):
     monkeypatch.setattr(
         "transformer_lens.model_bridge.sources.transformers.source.get_device", lambda: "cuda"
     )
-    assert str(lu.load_llava(llava_folder, "float32", "cpu")[0].cfg.device) == "cpu"
+    assert str(lm.load_llava(llava_folder, "float32", "cpu")[0].cfg.device) == "cpu"
 
 
 def test_an_unknown_dtype_is_refused(llava_folder):
     with pytest.raises(ValueError, match="'fp16': it must be one of float32, float16"):
-        lu.load_llava(llava_folder, "fp16")
+        lm.load_llava(llava_folder, "fp16")
 
 
 def test_what_is_no_llava_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=str(tmp_path)):
-        lu.load_llava(tmp_path)
+        lm.load_llava(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="'llama' model"):
-        lu.load_llava(tmp_path)
+        lm.load_llava(tmp_path)
 
 
-def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image):
-    """By 7 tokens at a time, so that pieces end within the prompt, at its end and within the answer; and never more than these are held."""
-    whole, whole_mean = lu.read_image(*llava, image, PROMPTS, max_new_tokens=9)
-    pieces, pieces_mean = lu.read_image(*llava, image, PROMPTS, max_new_tokens=9, at_once=7)
-    for one, other in zip(whole["prompts"], pieces["prompts"]):
+def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image, monkeypatch):
+    """By 7 tokens at a time, so that pieces end within the prompt, at its end and within the
+    answer; and never more than these are held."""
+    whole, whole_mean = read_image(llava, image, PROMPTS, max_new_tokens=9)
+    monkeypatch.setattr(lm, "PIECE", 7)
+    pieces, pieces_mean = read_image(llava, image, PROMPTS, max_new_tokens=9)
+    for one, other in zip(whole["prompts"], pieces["prompts"], strict=True):
         assert (
             one["answer"] == other["answer"]
             and one["token_ids"].tolist() == other["token_ids"].tolist()
@@ -347,11 +355,11 @@ def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image):
 
 
 def test_a_prompt_beyond_the_context_is_refused(llava, image):
-    with pytest.raises(
-        ValueError,
-        match=r"A prompt has, with its image and max_new_tokens, \d+ tokens, and the model's context \d+",
-    ):
-        lu.read_image(*llava, image, lu.own_prompts(["dog " * 5000]))
+    message = (
+        r"A prompt has, with its image and max_new_tokens, \d+ tokens, and the model's context \d+"
+    )
+    with pytest.raises(ValueError, match=message):
+        read_image(llava, image, ld.as_prompts(["dog " * 5000]))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +367,7 @@ def test_a_prompt_beyond_the_context_is_refused(llava, image):
 )
 def test_a_broken_layer_is_named_even_at_a_position_that_is_not_read(llava, image, layer, where):
     """Infinity at the first token, before the image."""
-    bridge, processor = llava
+    bridge, _ = llava
     hook = "blocks.0.hook_resid_pre" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"
 
     def spoil(resid, hook):
@@ -368,30 +376,25 @@ def test_a_broken_layer_is_named_even_at_a_position_that_is_not_read(llava, imag
         return resid
 
     with bridge.hooks(fwd_hooks=[(hook, spoil)]), pytest.raises(FloatingPointError, match=where):
-        lu.read_image(bridge, processor, image, PROMPTS[:1])
+        read_image(llava, image, PROMPTS[:1])
 
 
 def test_a_logit_of_minus_infinity_is_an_error_though_its_softmax_is_zero(llava, image):
-    bridge, processor = llava
-    with bridge.hooks(
-        fwd_hooks=[
-            (
-                "unembed.hook_out",
-                lambda logits, hook: logits.index_fill(-1, torch.tensor([5]), -torch.inf),
-            )
-        ]
+    def spoil(logits, hook):
+        return logits.index_fill(-1, torch.tensor([5]), -torch.inf)
+
+    message = "NaN or infinity in the lens's logits, first at layer 0 of 5|in the logits"
+    with (
+        llava[0].hooks(fwd_hooks=[("unembed.hook_out", spoil)]),
+        pytest.raises(FloatingPointError, match=message),
     ):
-        with pytest.raises(
-            FloatingPointError,
-            match="NaN or infinity in the lens's logits, first at layer 0 of 5|in the logits",
-        ):
-            lu.read_image(bridge, processor, image, PROMPTS[:1])
+        read_image(llava, image, PROMPTS[:1])
 
 
 def test_the_lens_alone_overflowing_is_an_error(llava):
     bridge, _ = llava
     residuals = [torch.randn(4, 64) for _ in range(6)]
-    once = lu.lens_logits
+    once = lm.lens_logits
 
     def overflowing(bridge, resid):
         logits = once(bridge, resid)
@@ -406,12 +409,93 @@ def test_the_lens_alone_overflowing_is_an_error(llava):
         pytest.raises(FloatingPointError, match="lens's logits, first at layer 2 of 5"),
         torch.inference_mode(),
     ):
-        patch.setattr(lu, "lens_logits", overflowing)
-        lu.read_positions(
-            bridge,
-            residuals,
-            torch.zeros(4, dtype=int),
-            torch.full((4,), -1),
-            torch.zeros(3, 6, bridge.cfg.d_vocab),
-            3,
+        patch.setattr(lm, "lens_logits", overflowing)
+        prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
+        lm.read_positions(bridge, residuals, [0] * 4, [-1] * 4, prob_sum, 3)
+
+
+def test_the_words_are_read_from_the_full_distribution(llava, image):
+    """Against the softmax of the lens at every patch and layer."""
+    bridge, processor = llava
+    words = [
+        {"category": "x", "present": True, "token_ids": [7, 300], "several_tokens": False},
+        {"category": "y", "present": False, "token_ids": [11], "several_tokens": True},
+    ]
+    record, _ = read_image(llava, image, PROMPTS[:1], words, top_k=1, max_new_tokens=1)
+    pixel_values, (ids,) = lm.encode_prompts(processor, image, [PROMPTS[0]["question"]])
+    with torch.inference_mode():
+        residuals, _ = lm.run_and_capture(
+            bridge, ids, None, pixel_values=pixel_values, use_cache=False
         )
+        for layer, resid in enumerate(residuals):
+            patches = resid[ids == bridge.original_model.config.image_token_id]
+            p = lm.lens_logits(bridge, patches).double().softmax(-1)
+            for word, kept in zip(words, record["words"], strict=True):
+                np.testing.assert_allclose(
+                    kept["log2_probs"][layer], p[:, word["token_ids"]].sum(-1).log2(), atol=0.02
+                )
+    assert [word["category"] for word in record["words"]] == ["x", "y"]
+    assert "words" not in record["patches"]
+
+
+def test_the_grey_control_is_a_run_on_a_grey_image(llava, records):
+    """Each prompt read from the one prefix equals a whole run on a grey image, whatever was asked
+    before it."""
+    bridge, processor = llava
+    grey = ld.open_image(ROOT / "demo/scenes/scene_00.png").resize((90, 70))
+    grey.paste((128, 128, 128), (0, 0, 90, 70))
+    for record in records[:2]:
+        for prompt in record["prompts"]:
+            pixel_values, (ids,) = lm.encode_prompts(processor, grey, [prompt["question"]])
+            with torch.inference_mode():
+                residuals, _ = lm.run_and_capture(
+                    bridge, ids, None, pixel_values=pixel_values, use_cache=False
+                )
+                p = torch.stack(
+                    [lm.lens_logits(bridge, resid[-1:]).softmax(-1)[0] for resid in residuals]
+                )
+            target = p[:, prompt["answer_ids"][0]]
+            np.testing.assert_allclose(prompt["grey"]["target_prob"], target, atol=1e-5)
+            rank = ((p > target[:, None]).sum(-1) + 1).numpy()
+            assert np.abs(prompt["grey"]["target_rank"].astype(int) - rank).max() <= 1
+
+
+def test_token_labels_are_unique_and_keep_the_leading_space(llava):
+    bridge, processor = llava
+    labels = lm.token_labels(processor.tokenizer, bridge.cfg.d_vocab)
+    assert len(labels) == bridge.cfg.d_vocab == len(set(labels))
+    last = f"<row{bridge.cfg.d_vocab - 1}>"
+    assert {"▁dog", "<0x0A>", "<s>", "<image>", "▁狗", last} <= set(labels)
+    for i in range(len(processor.tokenizer)):
+        assert processor.tokenizer.convert_tokens_to_ids(labels[i]) == i
+
+
+GIB = 2**30
+WEIGHTS = 7_063_427_072 * 2
+
+
+@pytest.mark.parametrize(
+    "free, device_map",
+    [
+        ([], {"": "cpu"}),
+        ([15.5 * GIB], {"": 0}),
+        ([3 * GIB, 15.5 * GIB], {"": 1}),
+        ([14.0 * GIB] * 2, "balanced"),
+        ([14.5 * GIB] * 2, {"": 0}),
+    ],
+)
+def test_placement(free, device_map):
+    assert lm.placement(WEIGHTS, free) == device_map
+
+
+@pytest.mark.parametrize("free", [[8 * GIB], [7 * GIB, 7 * GIB]])
+def test_no_room_is_said_in_numbers(free):
+    with pytest.raises(MemoryError, match=r"13\.2 GiB.* free are only"):
+        lm.placement(WEIGHTS, free)
+
+
+@pytest.mark.parametrize("free, copies", [([], 1), ([GIB], 1), ([2 * GIB, 0, 2 * GIB], 2)])
+def test_as_many_copies_as_have_room(llava_folder, monkeypatch, free, copies):
+    gpus = [{"free": one} for one in free]
+    monkeypatch.setattr(lm, "probe_gpus", lambda: {"gpus": gpus})
+    assert lm.copies_that_fit(str(llava_folder), "float32") == copies
