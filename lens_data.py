@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from lens_utils import KINDS, data_sets, is_text, require
+from lens_utils import COLOURS, KINDS, WORDS, data_sets, is_text, names_of, require
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
@@ -28,7 +28,7 @@ __all__ = [
     "CHAT", "SHORT_ANSWER", "QUESTIONS", "DESCRIPTION_QUESTION",
     "object_question", "presence_question", "colour_question", "relation_question", "relation_of",
     "make_prompts", "as_prompts",
-    "plural_of", "words_to_watch",
+    "words_to_watch", "word_ids",
 ]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -489,25 +489,6 @@ def _as_prompt(prompt, where: str) -> dict:
 # Words to watch
 # ------------------------------------------------------------------------------------------------
 
-PLURALS = {
-    "person": "people",
-    "mouse": "mice",
-    "knife": "knives",
-    "sheep": "sheep",
-    "skis": "skis",
-    "scissors": "scissors",
-}
-
-
-def plural_of(noun: str) -> str:
-    """The plural of a noun, as far as COCO's categories need it."""
-    if noun in PLURALS:
-        return PLURALS[noun]
-    if re.search("[^aeiou]y$", noun):
-        return noun[:-1] + "ies"
-    return noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
-
-
 def words_to_watch(
     tokenizer,
     objects: list[dict],
@@ -518,43 +499,44 @@ def words_to_watch(
     """The categories whose words are watched in the patches of one image: those of which an object
     is in the crop by at least a tenth, and as many that the image does not have.
 
-    The absent ones are first those that `prompts` are about, then others drawn with `seed`, none
-    with a token of a present one. `objects` are those of `objects_in_crop`. Each word is a dict:
+    A category without a word (`word_ids`) is not watched, nor is one that is called like a colour
+    where `prompts` ask for one. The absent ones are first those that `prompts` are about, then
+    others drawn with `seed`, none with a token of a present one. `objects` are those of
+    `objects_in_crop`. Each word is a dict:
 
-    - `category`, `plural`: texts
-    - `present`: whether the image has the category
-    - `token_ids`: the ids of the first token of singular and plural, each with a leading space
-    - `several_tokens`: whether one of these is a fragment, which may belong to another word
+    - `category`, `present` (whether the image has it)
+    - `way`: how an absent one was drawn, one of WAYS; empty for a present one
+    - `token_ids`: those of `word_ids`
     """
+    vocabulary, has = tokenizer.get_vocab(), {item["category"] for item in objects}
+    not_now = COLOURS if "colour" in {prompt["kind"] for prompt in prompts} else ()
+    ids = {name: word_ids(vocabulary, name) for name in sorted({*categories, *has} - {*not_now})}
+    words = {name: {"category": name, "token_ids": ids[name]} for name in ids if ids[name]}
+    seen = {item["category"] for item in objects if item["visible"] >= 0.1}
     watched = [
-        _word(tokenizer, category, present=True)
-        for category in sorted({item["category"] for item in objects if item["visible"] >= 0.1})
+        {**word, "present": True, "way": ""} for name, word in words.items() if name in seen
     ]
     taken = {token_id for word in watched for token_id in word["token_ids"]}
-    absent = [
-        _word(tokenizer, category, present=False)
-        for category in sorted(set(categories) - {item["category"] for item in objects})
-    ]
-    absent = [word for word in absent if not taken & set(word["token_ids"])]
-    asked_about = {category for prompt in prompts for category in prompt["categories"]}
-    asked = [word for word in absent if word["category"] in asked_about][: len(watched)]
-    others = [word for word in absent if word not in asked]
-    missing = min(len(watched) - len(asked), len(others))
-    return watched + asked + random.Random(seed).sample(others, missing)
+    absent = [name for name in words if name not in has and not taken & {*ids[name]}]
+    asked = {category for prompt in prompts for category in prompt["categories"]}
+    first = [name for name in absent if name in asked][: len(watched)]
+    others = [name for name in absent if name not in first]
+    missing = min(len(watched) - len(first), len(others))
+    drawn = first + random.Random(seed).sample(others, missing)
+    return watched + [{**words[name], "present": False, "way": "random"} for name in drawn]
 
 
-def _word(tokenizer, category: str, present: bool) -> dict:
-    """A word as of `words_to_watch`."""
-    # As it stands within a sentence: alone, a word gets no leading space from some tokenizers.
-    article, *both = (
-        tokenizer(f"a {noun}".strip(), add_special_tokens=False)["input_ids"]
-        for noun in ("", category, plural_of(category))
-    )
-    singular, plural = (ids[len(article) :] for ids in both)
-    return {
-        "category": category,
-        "plural": plural_of(category),
-        "present": present,
-        "token_ids": sorted({singular[0], plural[0]}),
-        "several_tokens": len(singular) > 1 or len(plural) > 1 and plural[0] != singular[0],
-    }
+def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:
+    """The ids of the tokens that are a word for a category, whole, from the tokenizer's vocabulary.
+
+    Singular and plural of its name and synonyms (`names_of`) with a leading space, also capitalised
+    unless that names something else, and without the space where `WORDS` says that such a token is
+    the word. Never a piece of a word; empty where all its words are several tokens.
+    """
+    spellings = []
+    for name in names_of(category):
+        cases = [name] if name in WORDS["names"] else [name, name.capitalize()]
+        spellings += [space + case for case in cases for space in ("▁", "")]
+    bare = {case for word in WORDS["bare"] for case in (word, word.capitalize())}
+    kept = [text for text in spellings if text in bare or text.startswith("▁")]
+    return sorted({vocabulary[text] for text in kept if text in vocabulary})

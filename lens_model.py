@@ -47,6 +47,7 @@ from lens_data import (  # noqa: E402
     make_prompts,
     objects_in_crop,
     open_image,
+    word_ids,
     words_to_watch,
 )
 from lens_utils import (  # noqa: E402
@@ -710,6 +711,13 @@ def read_images(
     )
     run = describe_run(bridge, processor, settings, last_layer_jsd=0.0)  # not known yet
     Results(folder).refuse_another(run)
+    vocabulary = processor.tokenizer.get_vocab()
+    wordless = [name for name in categories if not word_ids(vocabulary, name)]
+    if wordless:
+        state.print(
+            f"{len(wordless)} of {len(categories)} categories have no word that is one token, so "
+            f"they are not watched in the patches: {', '.join(wordless)}"
+        )
     grey = keep_prefix(bridge, processor, grey_image(processor)) if share else None
 
     def check_lens(path) -> dict:

@@ -381,7 +381,7 @@ def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
     """How well P(word) tells a category's patches (`patches_of`) from the others: a row per image,
     category that it has, and layer. A category that fills the crop is left out.
 
-    - `size` (SIZES) of its largest object; `several_tokens` as of the record
+    - `size` (SIZES) of its largest object
     - `auroc`: of P(word) in its patches against P(word) in the others
     - `named`: the share of its patches whose top-1 token is its word
     - `auroc_other_image`, `named_other_image`: controls, the same readings against the boxes of the
@@ -402,7 +402,6 @@ def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
             about = {
                 "image": record["name"],
                 "category": category,
-                "several_tokens": word["several_tokens"],
                 "size": SIZES[int(share >= 0.01) + int(share >= 0.1)],
             }
             other = masks_before[len(masks) % len(masks_before)] if masks_before else None
@@ -412,7 +411,7 @@ def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
         masks_before = masks or masks_before
     if rows:
         return _per_layer(rows, layer_numbers(run))
-    return pd.DataFrame(columns=["image", "category", "several_tokens", "size", "layer", *columns])
+    return pd.DataFrame(columns=["image", "category", "size", "layer", *columns])
 
 
 def _against(record: dict, word: dict, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -452,7 +451,7 @@ def best_and_worst(table: pd.DataFrame, layer: int, n: int) -> tuple[pd.DataFram
 
 
 def category_confidence(records: Iterable[dict]) -> pd.DataFrame:
-    """A row per image and watched category, with `present`, `several_tokens` and
+    """A row per image and watched category, with `present`, `way` and
 
     - `confidence`: the largest P(word) over all layers and patches
     - `said_yes`: the model's answer when asked about the category, 1 for yes and 0 for no; NaN
@@ -468,11 +467,11 @@ def category_confidence(records: Iterable[dict]) -> pd.DataFrame:
             if prompt["kind"] == "presence" and prompt["categories"]
         }
         for word in record["words"]:
-            about = [word[name] for name in ("category", "present", "several_tokens")]
+            about = [word[name] for name in ("category", "present", "way")]
             confidence = 2.0 ** float(word["log2_probs"].max())
             answered = said_yes.get(word["category"], np.nan)
             rows.append((record["name"], *about, confidence, answered))
-    columns = ["image", "category", "present", "several_tokens", "confidence", "said_yes"]
+    columns = ["image", "category", "present", "way", "confidence", "said_yes"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -727,13 +726,6 @@ def _where(run: dict, layers: pd.DataFrame, grounded: pd.DataFrame) -> list[str]
     best, most = mean["auroc"].idxmax(), mean["named"].idxmax()
     patches = layers[(layers["segment"] == "image") & (layers["layer"] == most)]
     cases = grounded.drop_duplicates(["image", "category"])
-    several = cases.drop_duplicates("category")["several_tokens"]
-    tokens = f"All {len(several)} category words are single tokens."
-    if several.any():
-        tokens = (
-            f"{several.sum()} of {len(several)} category words are several tokens; of these the "
-            "first was watched, which may belong to other words too."
-        )
 
     def control(value, form):
         known = f"{value:{form}} for the boxes of another image (control)"
@@ -748,7 +740,6 @@ def _where(run: dict, layers: pd.DataFrame, grounded: pd.DataFrame) -> list[str]
         f"layer {layer_label(run, most)}: {mean['named'][most]:.0%}, and "
         f"{control(mean['named_other_image'][most], '.0%')}. Of all patches "
         f"{patches['no_word'].mean():.0%} decode to no word at all there.",
-        f"- {tokens}",
     ]
 
 

@@ -1,8 +1,9 @@
 """What both notebooks share: the machine they run on, and the results that pass between them.
 
 Holds the set-up on Kaggle, the format of the results on disk (the tables `RUN`, `RECORD`, `PROMPT`,
-`READINGS`, `OBJECT`, `WORD` and `PART` are its reference page), saving and loading, and `Results`,
-one folder of results. It knows nothing of models, annotations, tables or figures.
+`READINGS`, `OBJECT`, `WORD` and `PART` are its reference page), saving and loading, `Results`, one
+folder of results, and what categories are called. It knows nothing of models, annotations, tables
+or figures.
 """
 
 import difflib
@@ -12,6 +13,7 @@ import json
 import os
 import pickle
 import pickletools
+import re
 import stat
 import subprocess
 import sys
@@ -33,6 +35,8 @@ __all__ = [
     "FORMAT_VERSION",
     "SEGMENTS",
     "KINDS",
+    "WAYS",
+    "COLOURS",
     "UNIT",
     "DEMO_NOTE",
     "RUN",
@@ -50,6 +54,9 @@ __all__ = [
     "save",
     "load",
     "Results",
+    "WORDS",
+    "plural_of",
+    "names_of",
     "open_crop",
     "printable",
 ]
@@ -181,6 +188,12 @@ def data_sets() -> list[Path]:
 FORMAT_VERSION = 3
 SEGMENTS = ["image", "prompt", "answer"]
 KINDS = ["object", "presence", "colour", "relation", "description", "own"]
+# Of absent categories: POPE's three (Li et al., arXiv 2305.10355).
+WAYS = ["random", "popular", "adversarial"]
+# The basic colour terms of English. Source: Berlin and Kay, "Basic Color Terms" (1969).
+COLOURS = [
+    "black", "white", "gray", "red", "green", "yellow", "blue", "brown", "orange", "pink", "purple",
+]  # fmt: skip
 UNIT = "bits"  # of JSD and entropy, everywhere
 DEMO_NOTE = (
     "This is the small demo model: it knows six shapes and seven colours, and what is read from it "
@@ -259,8 +272,8 @@ OBJECT = {
 WORD = {
     "category": Field(str, "its name"),
     "present": Field(bool, "whether the image has it"),
-    "token_ids": Field(list, "tokens whose probabilities are summed"),
-    "several_tokens": Field(bool, "whether one of these is a fragment of a word"),
+    "way": Field(str, "how an absent one was drawn, one of WAYS; empty: present"),
+    "token_ids": Field(list, "tokens that are its word, whole; their probabilities are summed"),
     "log2_probs": Field("f", "log2 of the sum, in float16", ("layer", "patch"), -127, 0.01),
 }
 PROMPT = {
@@ -405,6 +418,7 @@ def check_record(record, run: dict, name: str) -> None:
             ids and all(type(i) is int and 0 <= i <= sizes["last_id"] for i in ids),
             f"{where} has no tokens of the vocabulary",
         )
+        require(word["way"] in [""] if word["present"] else WAYS, f"{where} has no known way")
     _check_crop(record["crop"], run["image_size"])
 
 
@@ -822,6 +836,29 @@ class Results:
         for process, part in source.parts.items():
             save(self.part_path(process), part)
         save(self.folder / "run.pkl", source.run)  # last: until then the copy is not whole
+
+
+# ------------------------------------------------------------------------------------------------
+# What categories are called
+# ------------------------------------------------------------------------------------------------
+
+WORDS = json.loads(Path(__file__).with_name("lens_words.json").read_text("utf-8"))
+
+
+def plural_of(noun: str) -> str:
+    """The plural of a noun: that of `WORDS`, else by rule."""
+    if noun in WORDS["plurals"]:
+        return WORDS["plurals"][noun]
+    if re.search("[^aeiou]y$", noun):
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
+
+
+def names_of(category: str) -> list[str]:
+    """What a category is called, in lower case: its name and its synonyms in `WORDS` (COCO's have
+    some), each with its plural."""
+    nouns = [category.lower(), *WORDS["categories"].get(category.lower(), [])]
+    return list(dict.fromkeys(form for noun in nouns for form in (noun, plural_of(noun))))
 
 
 # ------------------------------------------------------------------------------------------------
