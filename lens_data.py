@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -489,6 +488,7 @@ def _as_prompt(prompt, where: str) -> dict:
 # Words to watch
 # ------------------------------------------------------------------------------------------------
 
+
 def words_to_watch(
     tokenizer,
     objects: list[dict],
@@ -513,9 +513,7 @@ def words_to_watch(
     ids = {name: word_ids(vocabulary, name) for name in sorted({*categories, *has} - {*not_now})}
     words = {name: {"category": name, "token_ids": ids[name]} for name in ids if ids[name]}
     seen = {item["category"] for item in objects if item["visible"] >= 0.1}
-    watched = [
-        {**word, "present": True, "way": ""} for name, word in words.items() if name in seen
-    ]
+    watched = [{**word, "present": True, "way": ""} for name, word in words.items() if name in seen]
     taken = {token_id for word in watched for token_id in word["token_ids"]}
     absent = [name for name in words if name not in has and not taken & {*ids[name]}]
     asked = {category for prompt in prompts for category in prompt["categories"]}

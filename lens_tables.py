@@ -25,6 +25,7 @@ __all__ = [
     "layer_numbers", "layer_label", "layer_positions",
     "choose_prompt", "choose_words",
     "settling_layer", "readable_layer", "is_right", "tabulate", "top_tokens", "first_tokens",
+    "whole_words", "pieces_note",
     "MIN_IMAGES", "per_image", "interval", "layer_curve", "answer_curves",
     "settling_table", "first_tokens_at_end",
     "SIZES", "ALL_SIZES", "OTHER_BOXES", "NO_WORD", "word_probability", "patch_coverage",
@@ -45,6 +46,8 @@ def layer_numbers(run: dict) -> np.ndarray:
 
 def layer_label(run: dict, number: float) -> str:
     """The label of a layer number; a median may lie between two. One past the last is `never`."""
+    if np.isnan(number):
+        return "not known"
     if number >= layer_numbers(run)[-1] + 1:
         return "never"
     return "emb" if number == 0 else f"{number:g}"
@@ -118,7 +121,10 @@ def tabulate(records: Iterable[dict], run: dict) -> dict[str, pd.DataFrame]:
       of the segment: mean `jsd_prev`, `jsd_final` and `entropy` in bits, and `no_word`, the share
       of positions whose top-1 token is no word
     - `answers`: a row per image, prompt, answer token and layer, read at the position before the
-      token. `settling_layer` and `readable_layer` are layer numbers, one past the last for never;
+      token. `probability` and `rank` are, at the first token, those of its word (all tokens that
+      spell it), then and in `token_probability` and `token_rank` the token's own. `settling_layer`
+      and `readable_layer` follow `rank` and `probability`; they are layer numbers, one past the
+      last for never. `whole_word`: whether the first token is a word, not a piece of one.
       `grey_probability` and `grey_rank` (with a grey image) are NaN after the first token
 
     Raises ValueError for a damaged record.
@@ -155,11 +161,11 @@ def _answer_rows(about: dict, prompt: dict, tokens: np.ndarray, numbers: np.ndar
     `[layer]` at the position before the token."""
     readings, truth, unknown = prompt["readings"], prompt["truth"], np.full(len(numbers), np.nan)
     ends = np.append(numbers, numbers[-1] + 1)  # by position, with never
-    settled = ends[settling_layer(readings["target_rank"])]
-    readable = ends[readable_layer(readings["target_prob"])]
     rows = []
     for token, token_id in enumerate(prompt["answer_ids"]):
         pos = prompt["n_prompt"] - 1 + token
+        of_token = readings["target_prob"][:, pos], readings["target_rank"][:, pos]
+        prob, rank = of_token if token else (prompt["word_prob"], prompt["word_rank"])
         constant = {
             **about,
             **{name: prompt[name] for name in ("question", "truth", "answer")},
@@ -167,15 +173,18 @@ def _answer_rows(about: dict, prompt: dict, tokens: np.ndarray, numbers: np.ndar
             "token": token,
             "token_id": int(token_id),
             "token_label": tokens[token_id],
-            "settling_layer": int(settled[pos]),
-            "readable_layer": int(readable[pos]),
+            "whole_word": prompt["word_ids"] != [],
+            "settling_layer": int(ends[settling_layer(rank)]),
+            "readable_layer": int(ends[readable_layer(prob)]),
         }
         columns = {
             "top1": tokens[readings["top_ids"][:, pos, 0]],
-            "probability": readings["target_prob"][:, pos],
-            "rank": readings["target_rank"][:, pos].astype(int),
-            "grey_probability": unknown if token else prompt["grey"]["target_prob"],
-            "grey_rank": unknown if token else prompt["grey"]["target_rank"].astype(float),
+            "probability": prob,
+            "rank": rank.astype(int),
+            "token_probability": of_token[0],
+            "token_rank": of_token[1].astype(int),
+            "grey_probability": unknown if token else prompt["grey"]["word_prob"],
+            "grey_rank": unknown if token else prompt["grey"]["word_rank"].astype(float),
             **{name: readings[name][:, pos] for name in SERIES},
         }
         rows.append((constant, columns))
@@ -216,6 +225,21 @@ def first_tokens(answers: pd.DataFrame) -> pd.DataFrame:
     """A row per image and prompt: of the columns of `answers` (`tabulate`), those that don't vary
     by layer are the first answer token's."""
     return answers[(answers["token"] == 0) & (answers["layer"] == answers["layer"].min())]
+
+
+def whole_words(answers: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `answers` on first tokens that are a whole word. Where it is a piece, it may be
+    one of another word, and says nothing about the answer's."""
+    return answers[(answers["token"] == 0) & answers["whole_word"].astype(bool)]
+
+
+def pieces_note(answers: pd.DataFrame) -> str:
+    """The number of answers that `whole_words` leaves out."""
+    whole = first_tokens(answers)["whole_word"].astype(bool)
+    pieces = (~whole).sum()
+    return (
+        f"Left out: {pieces} of {len(whole)} answers, which begin with a piece of a word or a sign."
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -265,12 +289,12 @@ def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
 
 
 def answer_curves(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The first answer token's curves (`layer_curve`) by `kind`.
+    """The curves (`layer_curve`) of the answer's first word (`whole_words`) by `kind`.
 
     - `probability`, `grey_probability`: mean probability with the image and with a grey one
     - `rank`, `grey_rank`: mean log10 of its rank, so 10 to its power is the geometric mean
     """
-    first = answers[answers["token"] == 0]
+    first = whole_words(answers)
     first = first.assign(rank=np.log10(first["rank"]), grey_rank=np.log10(first["grey_rank"]))
     columns = ("probability", "grey_probability", "rank", "grey_rank")
     return {column: layer_curve(first, column, "kind") for column in columns}
@@ -278,25 +302,26 @@ def answer_curves(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
     """Per kind of prompt: numbers of images, answers and known truths, the share that is right, and
-    `column` of the first answer token.
+    `column` of the answer's first word (`whole_words`).
 
     `median` is over images (of the mean within an image that has several prompts of the kind);
-    `low` and `high` are its `interval`.
+    `low` and `high` are its `interval`. All three are NaN where no answer begins with a whole word.
     """
     first, rows = first_tokens(answers), {}
     for kind in KINDS:
         of_kind = first[first["kind"] == kind]
         if of_kind.empty:
             continue
-        layers = per_image(of_kind, column, "kind")[kind].to_numpy()
+        whole = of_kind[of_kind["whole_word"].astype(bool)]
+        layers = whole.groupby("image")[column].mean().to_numpy(float)
         graded = of_kind["right"].dropna()
-        low, high = interval(layers, np.median)
+        low, high = interval(layers, np.median) if len(layers) else (np.nan, np.nan)
         rows[kind] = {
-            "images": len(layers),
+            "images": of_kind["image"].nunique(),
             "answers": len(of_kind),
             "graded": len(graded),
             "right": graded.mean() if len(graded) else np.nan,
-            "median": np.median(layers),
+            "median": np.median(layers) if len(layers) else np.nan,
             "low": low,
             "high": high,
         }
@@ -304,12 +329,13 @@ def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.
 
 
 def first_tokens_at_end(answers: pd.DataFrame) -> pd.DataFrame:
-    """Per kind of prompt, what the image brings to the first answer token at the last layer.
+    """Per kind of prompt, what the image brings to the answer's first word (`whole_words`) at the
+    last layer.
 
     Columns: `probability` and `grey_probability` (means over images), their difference `brings`,
     and `half_layer`, the first layer from which on at least half of that difference is there.
     """
-    first, rows = answers[answers["token"] == 0], {}
+    first, rows = whole_words(answers), {}
     for kind in KINDS:
         of_kind = first[first["kind"] == kind]
         if of_kind.empty:
@@ -561,7 +587,7 @@ def report(run: dict, tables: dict, mean_probability: np.ndarray) -> str:
         _section(
             "**In which order.** An order is claimed only at p < 0.017 (0.05, Bonferroni over "
             "three pairs).",
-            order_of_kinds(first),
+            order_of_kinds(whole_words(first)),
         ),
         _section("**Where predictions change.**", _where_changes(run, layers)),
         _section(
@@ -570,7 +596,7 @@ def report(run: dict, tables: dict, mean_probability: np.ndarray) -> str:
             _patch_tokens(run, mean_probability[SEGMENTS.index("image")]),
         ),
         _section(
-            "**Seen or guessed** (mean probability of the answer's first token at the last layer; "
+            "**Seen or guessed** (mean probability of the answer's first word at the last layer; "
             "in brackets with a grey image instead: what the language tower would say anyway)**.**",
             _seen_or_guessed(run, answers),
         ),
@@ -585,9 +611,10 @@ def _section(title: str, sentences: list[str]) -> str:
 
 def _when_readable(run: dict, answers: pd.DataFrame, graded: pd.DataFrame) -> str:
     lines = [
-        "**When answers become readable.** *Settles*: the layer from which on the first answer "
-        "token stays the lens's top-1; among few possible answers an early layer can be right by "
-        "luck. *Readable*: the layer from which on the token keeps 90 % of its last probability. "
+        "**When answers become readable.** *Settles*: the layer from which on the answer's first "
+        "word stays the lens's top-1; among few possible answers an early layer can be right by "
+        "luck. *Readable*: the layer from which on the word keeps 90 % of its last probability. A "
+        f"word is all tokens that spell it. {pieces_note(answers)} "
         "Layers are medians over images. In brackets are 95 % intervals: bootstrap over images, "
         "for shares Wilson's.",
         "",

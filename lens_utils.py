@@ -285,12 +285,21 @@ PROMPT = {
     "n_prompt": Field(int, "how many of them are the prompt's; the others are the answer's"),
     "answer_ids": Field("i", "the answer's tokens with the end token", ("answer",), 0, "last_id"),
     "answer": Field(str, "the answer as text"),
+    "word_ids": Field(
+        list, "tokens that spell the answer's first word; empty if its first token is a piece"
+    ),
+    "word_prob": Field(
+        "f", "their summed probability, where the answer begins", ("layer",), 0, 1 + ROUNDING
+    ),
+    "word_rank": Field("u", "its rank among the words, 1 = top", ("layer",), 1, "d_vocab"),
     "readings": Field(dict, "READINGS at the positions of token_ids"),
     "grey": Field(dict, "CONTROL: the same prompt with a plain grey image"),
 }
 CONTROL = {  # of the first token of the answer that the image got, at the prompt's last position
     "target_prob": Field("f", "its probability", ("layer",), 0, 1 + ROUNDING),
     "target_rank": Field("u", "its rank, 1 = top", ("layer",), 1, "d_vocab"),
+    "word_prob": Field("f", "as PROMPT's", ("layer",), 0, 1 + ROUNDING),
+    "word_rank": Field("u", "as PROMPT's", ("layer",), 1, "d_vocab"),
 }
 PART = {  # parts/<process>.pkl: what one process has read; an image counts once it is here
     "images": Field(list, "names"),
@@ -443,6 +452,11 @@ def _check_prompt(prompt, sizes: dict, where: str) -> None:
     require(
         prompt["n_prompt"] >= 1 and n_answer >= 1 and n_pos == prompt["n_prompt"] + n_answer - 1,
         f"the lengths of {where} don't agree",
+    )
+    ids = prompt["word_ids"]
+    require(
+        all(type(i) is int for i in ids) and (not ids or int(prompt["answer_ids"][0]) in ids),
+        f"{where}, word_ids don't have the answer's first token",
     )
     _check_readings(prompt["readings"], sizes, where)
     _check_fields(prompt["grey"], CONTROL, sizes, f"{where}, grey")
