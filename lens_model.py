@@ -692,8 +692,11 @@ def check_last_layer(bridge, processor, image: Image.Image) -> float:
     return largest
 
 
-def describe_run(bridge, processor, settings: Settings, last_layer_jsd: float) -> dict:
-    """RUN: all that is needed to read the records without the model or its tokenizer."""
+def describe_run(
+    bridge, processor, settings: Settings, last_layer_jsd: float, categories: list[str] = ()
+) -> dict:
+    """RUN: all that is needed to read the records without the model or its tokenizer, or the data
+    set's `categories`."""
     config = bridge.original_model.config
     vision = config.vision_config
     return {
@@ -713,6 +716,7 @@ def describe_run(bridge, processor, settings: Settings, last_layer_jsd: float) -
         "chat": CHAT,
         "questions": QUESTIONS,
         "own_prompts": settings.prompts,
+        "categories": list(categories),
         "per_kind": settings.per_kind,
         "seed": settings.seed,
         "top_k": settings.top_k,
@@ -758,7 +762,7 @@ def read_images(
         f"{settings.model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, vocabulary "
         f"{bridge.cfg.d_vocab:,}, {bridge.cfg.dtype} on {bridge.W_U.device}{together}"
     )
-    run = describe_run(bridge, processor, settings, last_layer_jsd=0.0)  # not known yet
+    run = describe_run(bridge, processor, settings, 0.0, categories)  # JSD: not known yet
     Results(folder).refuse_another(run)
     vocabulary = processor.tokenizer.get_vocab()
     wordless = [name for name in categories if not word_ids(vocabulary, name)]

@@ -19,7 +19,18 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, rankdata, wilcoxon
 
-from lens_utils import DEMO_NOTE, KINDS, SEGMENTS, UNIT, printable, require
+from lens_utils import (
+    COLOURS,
+    DEMO_NOTE,
+    KINDS,
+    SEGMENTS,
+    UNIT,
+    WORDS,
+    names_of,
+    plural_of,
+    printable,
+    require,
+)
 
 __all__ = [
     "layer_numbers", "layer_label", "layer_positions",
@@ -108,10 +119,51 @@ def readable_layer(target_prob: np.ndarray) -> np.ndarray:
     return settling_layer(np.where(target_prob >= 0.9 * target_prob[-1], 1, 0))
 
 
-def is_right(answer: str, truth: str) -> bool:
-    """Whether an answer equals the truth, but for case and a full stop. Synonyms count as wrong
-    ("man" for "person")."""
-    return answer.strip().rstrip(".").lower() == truth.lower()
+# What the words of an answer mean, by kind of prompt; objects have the names of categories.
+MEANINGS = {
+    "presence": {"yes": "yes", "no": "no", "not": "no"},
+    "colour": {**{term: term for term in COLOURS}, "grey": "gray"},
+    "relation": {
+        "left": "left", "right": "right", "above": "above", "over": "above", "on top": "above",
+        "below": "below", "under": "below", "beneath": "below",
+    },
+}  # fmt: skip
+
+
+def is_right(kind: str, answer: str, truth: str, categories: Iterable[str] = ()) -> bool | None:
+    """Whether an answer is right; None where it can't be graded.
+
+    By its first sentence, without case. Presence: the first of yes, no and not. Colour and
+    relation: the one term of `MEANINGS` that it has; none or two can't be graded, nor white against
+    gray, between which light decides. Object: the first name of one of `categories` or COCO's
+    (`names_of`), the longest first, so that a hot dog is no dog. Where the truth has no such term,
+    as with own prompts, it is the exact text, but for a full stop.
+
+    Source of the double words: CHAIR (Rohrbach et al., arXiv 1809.02156).
+    """
+    meanings = _names(categories) if kind == "object" else MEANINGS.get(kind, {})
+    true = _meant(kind, truth, meanings)
+    if true is None:
+        return answer.strip().rstrip(".").lower() == truth.lower()
+    said = _meant(kind, re.split("[.!?\n]", answer.strip())[0], meanings)
+    return None if said is None or {said, true} == {"white", "gray"} else said == true
+
+
+def _names(categories: Iterable[str]) -> dict[str, str]:
+    """The category by each of its names; none by the phrases that are no category's."""
+    known = [*WORDS["categories"], *categories]
+    names = {name: category.lower() for category in known for name in names_of(category)}
+    no_names = [text for phrase in WORDS["no_category"] for text in (phrase, plural_of(phrase))]
+    return names | dict.fromkeys(no_names, "")
+
+
+def _meant(kind: str, text: str, meanings: dict[str, str]) -> str | None:
+    """What `text` says in the terms of `meanings`, None where it says none, or several at once."""
+    terms = "|".join(map(re.escape, sorted(meanings, key=len, reverse=True)))
+    found = [meanings[term] for term in re.findall(rf"\b(?:{terms})\b", text.lower()) if term]
+    found = [meaning for meaning in found if meaning]
+    one = kind in ("presence", "object") or len(set(found)) == 1
+    return found[0] if found and one else None
 
 
 def tabulate(records: Iterable[dict], run: dict) -> dict[str, pd.DataFrame]:
@@ -124,7 +176,8 @@ def tabulate(records: Iterable[dict], run: dict) -> dict[str, pd.DataFrame]:
       token. `probability` and `rank` are, at the first token, those of its word (all tokens that
       spell it), then and in `token_probability` and `token_rank` the token's own. `settling_layer`
       and `readable_layer` follow `rank` and `probability`; they are layer numbers, one past the
-      last for never. `whole_word`: whether the first token is a word, not a piece of one.
+      last for never. `right` (`is_right`) is None where the truth is not known or the answer can't
+      be graded. `whole_word`: whether the first token is a word, not a piece of one.
       `grey_probability` and `grey_rank` (with a grey image) are NaN after the first token
 
     Raises ValueError for a damaged record.
@@ -139,13 +192,16 @@ def tabulate(records: Iterable[dict], run: dict) -> dict[str, pd.DataFrame]:
         patches = {**image, "prompt": -1, "kind": "image", "segment": "image"}
         layers.append((patches, _means(record["patches"], slice(None), is_word)))
         for number, prompt in enumerate(record["prompts"]):
-            about = {**image, "prompt": number, "kind": prompt["kind"]}
+            about = {**image, "prompt": number, "kind": prompt["kind"], "right": None}
             n_prompt = prompt["n_prompt"]
             segments = ("prompt", slice(n_prompt)), ("answer", slice(n_prompt, None))
             for segment, positions in segments:
                 if len(prompt["token_ids"][positions]):
                     means = _means(prompt["readings"], positions, is_word)
                     layers.append(({**about, "segment": segment}, means))
+            if prompt["truth"] is not None:
+                given = prompt["answer"], prompt["truth"]
+                about["right"] = is_right(prompt["kind"], *given, run["categories"])
             answers += _answer_rows(about, prompt, tokens, numbers)
     return {"layers": _per_layer(layers, numbers), "answers": _per_layer(answers, numbers)}
 
@@ -159,7 +215,7 @@ def _means(readings: dict, positions: slice, is_word: np.ndarray) -> dict[str, n
 def _answer_rows(about: dict, prompt: dict, tokens: np.ndarray, numbers: np.ndarray) -> list:
     """For `_per_layer`, per answer token of a prompt: what holds at all layers, and the readings
     `[layer]` at the position before the token."""
-    readings, truth, unknown = prompt["readings"], prompt["truth"], np.full(len(numbers), np.nan)
+    readings, unknown = prompt["readings"], np.full(len(numbers), np.nan)
     ends = np.append(numbers, numbers[-1] + 1)  # by position, with never
     rows = []
     for token, token_id in enumerate(prompt["answer_ids"]):
@@ -169,7 +225,6 @@ def _answer_rows(about: dict, prompt: dict, tokens: np.ndarray, numbers: np.ndar
         constant = {
             **about,
             **{name: prompt[name] for name in ("question", "truth", "answer")},
-            "right": None if truth is None else is_right(prompt["answer"], truth),
             "token": token,
             "token_id": int(token_id),
             "token_label": tokens[token_id],
@@ -301,8 +356,10 @@ def answer_curves(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
-    """Per kind of prompt: numbers of images, answers and known truths, the share that is right, and
-    `column` of the answer's first word (`whole_words`).
+    """Per kind of prompt: numbers of images, answers, graded answers and those with a truth that
+    can't be graded, the share of the graded that is right, the share of the most frequent truth
+    (`majority`, what always giving that answer would get), and `column` of the answer's first word
+    (`whole_words`).
 
     `median` is over images (of the mean within an image that has several prompts of the kind);
     `low` and `high` are its `interval`. All three are NaN where no answer begins with a whole word.
@@ -320,7 +377,9 @@ def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.
             "images": of_kind["image"].nunique(),
             "answers": len(of_kind),
             "graded": len(graded),
+            "not_gradable": of_kind["truth"].notna().sum() - len(graded),
             "right": graded.mean() if len(graded) else np.nan,
+            "majority": of_kind["truth"].value_counts(normalize=True).max(),
             "median": np.median(layers) if len(layers) else np.nan,
             "low": low,
             "high": high,
@@ -476,19 +535,22 @@ def best_and_worst(table: pd.DataFrame, layer: int, n: int) -> tuple[pd.DataFram
     return best, ordered.drop(best.index)[::-1].drop_duplicates("image").head(n)
 
 
+GRADES = {True: 1.0, False: 0.0, None: np.nan}
+
+
 def category_confidence(records: Iterable[dict]) -> pd.DataFrame:
     """A row per image and watched category, with `present`, `way` and
 
     - `confidence`: the largest P(word) over all layers and patches
     - `said_yes`: the model's answer when asked about the category, 1 for yes and 0 for no; NaN
-      where it was not asked
+      where it was not asked, or its answer was neither
 
     Source of the confidence: Jiang et al., arXiv 2410.02762.
     """
     rows = []
     for record in records:
         said_yes = {
-            prompt["categories"][0]: float(is_right(prompt["answer"], "yes"))
+            prompt["categories"][0]: GRADES[is_right("presence", prompt["answer"], "yes")]
             for prompt in record["prompts"]
             if prompt["kind"] == "presence" and prompt["categories"]
         }
@@ -618,9 +680,9 @@ def _when_readable(run: dict, answers: pd.DataFrame, graded: pd.DataFrame) -> st
         "Layers are medians over images. In brackets are 95 % intervals: bootstrap over images, "
         "for shares Wilson's.",
         "",
-        "| kind of prompt | images | right, where the truth is known | settles at layer | "
-        "readable from layer |",
-        "| --- | --- | --- | --- | --- |",
+        "| kind of prompt | images | right, where the truth is known | chance | majority answer | "
+        "settles at layer | readable from layer |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     settling, readable = settling_table(answers), settling_table(answers, "readable_layer")
     for kind in settling.index:
@@ -634,9 +696,21 @@ def _when_readable(run: dict, answers: pd.DataFrame, graded: pd.DataFrame) -> st
             f"{as_code(truth)}: {_share(group)}" if kind == "presence" else _share(group)
             for truth, group in by_truth["right"]
         ]
+        row = settling.loc[kind]
+        shares += [f"not gradable: {row['not_gradable']:.0f}"] * bool(row["not_gradable"])
         right = ", ".join(shares) or "not known"
-        lines.append(f"| {kind} | {settling.loc[kind, 'images']:.0f} | {right} | {medians} |")
+        chance = _chance(kind, run) if row["graded"] else "-"
+        majority = f"{row['majority']:.0%}" if row["graded"] else "-"
+        lines.append(
+            f"| {kind} | {row['images']:.0f} | {right} | {chance} | {majority} | {medians} |"
+        )
     return "\n".join(lines)
+
+
+def _chance(kind: str, run: dict) -> str:
+    """How often a draw among a kind's possible answers would be right."""
+    n = len(run["categories"]) if kind == "object" else len(set(MEANINGS.get(kind, {}).values()))
+    return f"{1 / n:.0%}" if n else "-"
 
 
 def order_of_kinds(first: pd.DataFrame) -> list[str]:

@@ -230,6 +230,7 @@ RUN = {  # run.pkl: what the records have in common
     "chat": Field(str, "template around a question"),
     "questions": Field(dict, "template of the question by kind"),
     "own_prompts": Field(list, "the user's own prompts; empty: made from annotations"),
+    "categories": Field(list, "names of all categories of the data set"),
     "per_kind": Field(int, "prompts per kind and image, where made from annotations"),
     "seed": Field(int, "of the choice among candidates"),
     "top_k": Field(int, "tokens kept per layer and position"),
@@ -386,6 +387,7 @@ def check_run(run) -> None:
         tokens and all(type(token) is str and len(token) <= MOST_LABEL for token in tokens),
         f"tokens are not all texts of at most {MOST_LABEL} characters",
     )
+    require(all(map(is_text, run["categories"])), "categories are not all texts")
     require(1 <= run["grid"] <= MOST_GRID, "grid is out of range")
     require(run["grid"] <= run["image_size"] <= MOST_PIXELS, "image_size is out of range")
     require(1 <= run["top_k"] <= len(tokens), "top_k is out of range")

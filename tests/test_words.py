@@ -196,7 +196,11 @@ def test_the_word_of_an_answer_against_sums_over_the_whole_softmax(llava, record
         assert prompt["word_ids"] == [] or prompt["answer_ids"][0] in prompt["word_ids"]
 
 
-LAYERS = ["emb", *map(str, range(1, 33))]
+RUN = {
+    "layers": ["emb", *map(str, range(1, 33))],
+    "tokens": ["▁a", "▁Red", "▁red"],
+    "categories": [],
+}
 
 
 def planted(kind: str, word_from: int, capital_from: int, whole: bool = True) -> dict:
@@ -225,7 +229,7 @@ def planted(kind: str, word_from: int, capital_from: int, whole: bool = True) ->
 def test_a_word_is_found_where_it_was_planted_not_where_its_capital_wins():
     where = {"colour": 10, "object": 14, "relation": 20}
     records = [planted(kind, layer, 25) for kind, layer in where.items()]
-    answers = lt.tabulate(records, {"layers": LAYERS, "tokens": ["▁a", "▁Red", "▁red"]})["answers"]
+    answers = lt.tabulate(records, RUN)["answers"]
     for column in ("settling_layer", "readable_layer"):
         assert dict(lt.first_tokens(answers)[["kind", column]].to_numpy().tolist()) == where
         assert lt.settling_table(answers, column)["median"].to_dict() == where
@@ -238,7 +242,7 @@ def test_a_word_is_found_where_it_was_planted_not_where_its_capital_wins():
 
 def test_answers_that_begin_with_a_piece_are_left_out_and_counted():
     records = [planted("colour", 10, 10), planted("object", 3, 3, whole=False)]
-    answers = lt.tabulate(records, {"layers": LAYERS, "tokens": ["▁a", "▁Red", "▁red"]})["answers"]
+    answers = lt.tabulate(records, RUN)["answers"]
     table = lt.settling_table(answers)
     assert table["median"]["colour"] == 10 and np.isnan(table["median"]["object"])
     assert table["answers"].tolist() == [1, 1] and "Left out: 1 of 2" in lt.pieces_note(answers)
