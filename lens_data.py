@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from lens_utils import COLOURS, KINDS, WORDS, data_sets, is_text, names_of, require
+from lens_utils import COLOURS, KINDS, WAYS, WORDS, data_sets, is_text, names_of, require
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
@@ -26,7 +26,7 @@ __all__ = [
     "open_image", "box_in_crop", "objects_in_crop",
     "CHAT", "SHORT_ANSWER", "QUESTIONS", "DESCRIPTION_QUESTION",
     "object_question", "presence_question", "colour_question", "relation_question", "relation_of",
-    "make_prompts", "as_prompts",
+    "count_together", "draw_absent", "make_prompts", "as_prompts",
     "words_to_watch", "word_ids",
 ]  # fmt: skip
 
@@ -384,29 +384,72 @@ def relation_of(box_a, box_b) -> str | None:
     return None
 
 
+def count_together(annotations: dict[str, list[dict]]) -> dict[str, Counter]:
+    """For each category, in how many images each other one is beside it, and under its own name in
+    how many it is itself; from the objects of `read_annotations`."""
+    together = {}
+    for objects in annotations.values():
+        names = {item["category"] for item in objects}
+        for name in names:
+            together.setdefault(name, Counter()).update(names)
+    return together
+
+
+def draw_absent(
+    absent: list[str], present: set[str], together: dict[str, Counter], n: int, rng: random.Random
+) -> list[tuple[str, str]]:
+    """Up to `n` of the `absent` categories, each with the way it was drawn, one of WAYS in turn.
+
+    Popular is one of the three most frequent, adversarial one of the three that are most often
+    beside the `present` ones (`count_together`). Without such counts all are random. Source: POPE
+    (Li et al., arXiv 2305.10355), which takes the three.
+    """
+    ways, turn = WAYS if together else WAYS[:1], rng.randrange(len(WAYS))
+    left, drawn = sorted(absent), []
+
+    def frequency(name, way):
+        beside = {name} if way == "popular" else present
+        return sum(together.get(name, {}).get(other, 0) for other in beside)
+
+    while left and len(drawn) < n:
+        way = ways[(turn + len(drawn)) % len(ways)]
+        ranked = sorted(left, key=lambda name: -frequency(name, way))  # noqa: B023 (used at once)
+        name = rng.choice(left if way == "random" else ranked[:3])
+        left.remove(name)
+        drawn.append((name, way))
+    return drawn
+
+
 def make_prompts(
-    objects: list[dict], categories: list[str], seed: int | str = 0, per_kind: int = 1
+    objects: list[dict],
+    categories: list[str],
+    seed: int | str = 0,
+    per_kind: int = 1,
+    together: dict[str, Counter] | None = None,
 ) -> list[dict]:
     """Prompts about one image, from its objects (`objects_in_crop`) and all that the data set knows
     (`categories`).
 
     Asked about are objects of which at least half is in the crop and which fill at least 1 % of
     it. Among the candidates of a kind `per_kind` are drawn with `seed` (presence: `per_kind`
-    present and `per_kind` absent categories). Where `objects` is empty there are two prompts,
-    object and description. Each prompt is a dict:
+    present and `per_kind` absent categories, these by `draw_absent` with the counts `together`).
+    Where `objects` is empty there are two prompts, object and description. Each prompt is a dict:
 
     - `kind`: object, presence, colour, relation or description
     - `question`: a text
     - `truth`: the right answer, None where it is not known
     - `categories`: the names of the categories that the question is about
+    - `way`: how an absent category was drawn, one of WAYS; empty elsewhere
     """
     rng, prompts = random.Random(seed), []
 
+    def add(kind, question, truth, about, way=""):
+        about = {"truth": truth, "categories": about, "way": way}
+        prompts.append({"kind": kind, "question": question, **about})
+
     def draw(kind, candidates):
-        for question, truth, about in rng.sample(candidates, min(per_kind, len(candidates))):
-            prompts.append(
-                {"kind": kind, "question": question, "truth": truth, "categories": about}
-            )
+        for candidate in rng.sample(candidates, min(per_kind, len(candidates))):
+            add(kind, *candidate)
 
     clear = [
         item
@@ -423,7 +466,8 @@ def make_prompts(
         present = sorted({item["category"] for item in clear})
         absent = [name for name in categories if name not in count]
         draw("presence", [(presence_question(name), "yes", [name]) for name in present])
-        draw("presence", [(presence_question(name), "no", [name]) for name in absent])
+        for name, way in draw_absent(absent, {*count}, together or {}, per_kind, rng):
+            add("presence", presence_question(name), "no", [name], way)
     colours = [(item["category"], item["color"]) for item in single]
     draw("colour", [(colour_question(name), colour, [name]) for name, colour in colours])
     relations = [
@@ -446,7 +490,7 @@ def _main_category(clear: list[dict], objects: list[dict]) -> str | None:
 
 
 def as_prompts(prompts: list) -> list[dict]:
-    """The user's own prompts in the form of `make_prompts`, with empty `categories`.
+    """The user's own prompts in the form of `make_prompts`, with empty `categories` and `way`.
 
     Each is a question, or a dict with `question` and optionally `kind` (else `own`) and `truth`.
     Raises ValueError for an empty question, one that brings its own `<image>`, an unknown kind, a
@@ -481,7 +525,7 @@ def _as_prompt(prompt, where: str) -> dict:
         f"{where} ({question!r}) has its own <image>: leave it out, the image is put before the "
         f"question ({CHAT!r}).",
     )
-    return {"kind": kind, "question": question, "truth": truth, "categories": []}
+    return {"kind": kind, "question": question, "truth": truth, "categories": [], "way": ""}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -495,14 +539,15 @@ def words_to_watch(
     categories: list[str],
     prompts: list[dict] = (),
     seed: int | str = 0,
+    together: dict[str, Counter] | None = None,
 ) -> list[dict]:
     """The categories whose words are watched in the patches of one image: those of which an object
     is in the crop by at least a tenth, and as many that the image does not have.
 
     A category without a word (`word_ids`) is not watched, nor is one that is called like a colour
     where `prompts` ask for one. The absent ones are first those that `prompts` are about, then
-    others drawn with `seed`, none with a token of a present one. `objects` are those of
-    `objects_in_crop`. Each word is a dict:
+    others by `draw_absent` with `seed` and the counts `together`, none with a token of a present
+    one. `objects` are those of `objects_in_crop`. Each word is a dict:
 
     - `category`, `present` (whether the image has it)
     - `way`: how an absent one was drawn, one of WAYS; empty for a present one
@@ -516,12 +561,11 @@ def words_to_watch(
     watched = [{**word, "present": True, "way": ""} for name, word in words.items() if name in seen]
     taken = {token_id for word in watched for token_id in word["token_ids"]}
     absent = [name for name in words if name not in has and not taken & {*ids[name]}]
-    asked = {category for prompt in prompts for category in prompt["categories"]}
-    first = [name for name in absent if name in asked][: len(watched)]
-    others = [name for name in absent if name not in first]
-    missing = min(len(watched) - len(first), len(others))
-    drawn = first + random.Random(seed).sample(others, missing)
-    return watched + [{**words[name], "present": False, "way": "random"} for name in drawn]
+    asked = {name: prompt["way"] for prompt in prompts for name in prompt["categories"]}
+    drawn = [(name, asked[name]) for name in absent if name in asked][: len(watched)]
+    others, n = [name for name in absent if name not in asked], len(watched) - len(drawn)
+    drawn += draw_absent(others, has, together or {}, n, random.Random(seed))
+    return watched + [{**words[name], "present": False, "way": way} for name, way in drawn]
 
 
 def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:

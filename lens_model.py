@@ -44,6 +44,7 @@ from lens_data import (  # noqa: E402
     CHAT,
     DESCRIPTION_QUESTION,
     QUESTIONS,
+    count_together,
     make_prompts,
     objects_in_crop,
     open_image,
@@ -772,6 +773,7 @@ def read_images(
             f"they are not watched in the patches: {', '.join(wordless)}"
         )
     grey = keep_prefix(bridge, processor, grey_image(processor)) if share else None
+    together = count_together(annotations)
 
     def check_lens(path) -> dict:
         """`run` with the result of the check on this image."""
@@ -788,8 +790,9 @@ def read_images(
         image = open_image(path, found[0]["image_size"] if found else None)
         objects = objects_in_crop(found, image.size, processor.image_processor)
         seed = f"{settings.seed} {name}"
-        prompts = settings.prompts or make_prompts(objects, categories, seed, settings.per_kind)
-        words = words_to_watch(processor.tokenizer, objects, categories, prompts, seed)
+        drawn = make_prompts(objects, categories, seed, settings.per_kind, together)
+        prompts = settings.prompts or drawn
+        words = words_to_watch(processor.tokenizer, objects, categories, prompts, seed, together)
         record, mean = read_image(bridge, processor, image, prompts, settings, words)
         controls = read_control(bridge, grey, record["prompts"])
         for prompt, control in zip(record["prompts"], controls, strict=True):

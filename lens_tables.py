@@ -25,6 +25,7 @@ from lens_utils import (
     KINDS,
     SEGMENTS,
     UNIT,
+    WAYS,
     WORDS,
     names_of,
     plural_of,
@@ -41,7 +42,7 @@ __all__ = [
     "settling_table", "first_tokens_at_end",
     "SIZES", "ALL_SIZES", "OTHER_BOXES", "NO_WORD", "word_probability", "patch_coverage",
     "patches_of", "auroc", "grounding", "grounding_curves", "best_and_worst",
-    "category_confidence", "presence_answers", "presence_auroc", "roc_curve",
+    "category_confidence", "presence_answers", "presence_auroc", "by_way", "roc_curve",
     "as_code", "with_interval", "order_of_kinds", "report", "report_grounding",
 ]  # fmt: skip
 
@@ -587,6 +588,38 @@ def presence_auroc(table: pd.DataFrame, column: str = "confidence") -> tuple[flo
     return whole, np.full(2, np.nan) if np.isnan(whole) else interval(images, of_images)
 
 
+def by_way(table: pd.DataFrame) -> pd.DataFrame:
+    """By the way (WAYS) absent categories were drawn, each beside the present categories of
+    the same images, from `category_confidence`.
+
+    Columns: `absent`, their number; `auroc` of the confidence with its interval `low` and `high`
+    (`presence_auroc`); `answers`, the number of questions answered, and `accuracy`, the share of
+    them that is right. Source: POPE (Li et al., arXiv 2305.10355).
+    """
+    rows = {}
+    for way in WAYS:
+        of_way = table[table["present"] | (table["way"] == way)]
+        watched, asked = (_with_absent(part) for part in (of_way, presence_answers(of_way)))
+        if watched.empty:
+            continue
+        area, (low, high) = presence_auroc(watched)
+        right = asked["said_yes"] == asked["present"]
+        rows[way] = {
+            "absent": (~watched["present"]).sum(),
+            "auroc": area,
+            "low": low,
+            "high": high,
+            "answers": len(asked),
+            "accuracy": right.mean(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _with_absent(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of those images that have an absent category."""
+    return table[table["image"].isin(table["image"][~table["present"].astype(bool)])]
+
+
 def roc_curve(table: pd.DataFrame, column: str) -> np.ndarray:
     """Shares `[2, threshold]` of the absent and of the present categories whose `column` reaches a
     threshold, from the highest threshold down."""
@@ -861,4 +894,12 @@ def _present_or_imagined(confident: pd.DataFrame) -> str:
             f"the model's answers {area(asked, 'said_yes')}; an answer, yes or no, is one "
             "threshold only, so the area under it is smaller."
         )
-    return text
+    ways = []
+    for way, row in by_way(confident).iterrows():
+        auroc = with_interval(row["auroc"], row[["low", "high"]], "{:.2f}".format)
+        right = f", {row['accuracy']:.0%} of {row['answers']:.0f} answers right"
+        ways.append(
+            f"{way}: {row['absent']:.0f} absent, AUROC {auroc}{right * (row['answers'] > 0)}"
+        )
+    title = "- **By the way absent categories were drawn** (POPE's; popular: frequent in the data "
+    return f"{text}\n{title}set; adversarial: often beside what is there). {'; '.join(ways)}."

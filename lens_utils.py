@@ -282,6 +282,7 @@ PROMPT = {
     "question": Field(str, "as asked, without the template around it"),
     "truth": Field((str, type(None)), "the right answer, where it is known"),
     "categories": Field(list, "names of the categories that the question is about"),
+    "way": Field(str, "how an absent category was drawn, one of WAYS; empty elsewhere"),
     "token_ids": Field("i", "input tokens after the image", ("pos",), 0, "last_id"),
     "n_prompt": Field(int, "how many of them are the prompt's; the others are the answer's"),
     "answer_ids": Field("i", "the answer's tokens with the end token", ("answer",), 0, "last_id"),
@@ -451,6 +452,7 @@ def _check_prompt(prompt, sizes: dict, where: str) -> None:
     require(prompt["kind"] in KINDS, f"{where} has no known kind")
     require(is_text(prompt["question"]), f"{where} has no question")
     require(all(map(is_text, prompt["categories"])), f"{where}, categories are not all texts")
+    require(prompt["way"] in ["", *WAYS], f"{where} has no known way")
     require(
         prompt["n_prompt"] >= 1 and n_answer >= 1 and n_pos == prompt["n_prompt"] + n_answer - 1,
         f"the lengths of {where} don't agree",

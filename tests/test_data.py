@@ -574,7 +574,7 @@ def test_words_to_watch(llava):
     assert words == ld.words_to_watch(tokenizer, objects, categories, (), 0)
     # What the model is asked about is watched.
     for category in ("cat", "left"):
-        asked = [{"kind": "presence", "categories": [category]}]
+        asked = [{"kind": "presence", "categories": [category], "way": "random"}]
         assert all(
             ld.words_to_watch(tokenizer, objects, categories, asked, seed)[1]["category"]
             == category

@@ -5,6 +5,8 @@
 """
 
 import json
+import random
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,11 +108,85 @@ def test_a_category_without_a_word_is_not_watched_present_or_absent():
 
 
 def test_orange_is_not_watched_where_colours_are_asked_about():
-    asked = [{"kind": "colour", "categories": ["cup"]}]
+    asked = [{"kind": "colour", "categories": ["cup"], "way": ""}]
     objects = [box_of("orange"), box_of("cup")]
     for prompts, present in ([], ["cup", "orange"]), (asked, ["cup"]):
         words = ld.words_to_watch(Llama(), objects, ["fork", "orange"], prompts)
         assert [word["category"] for word in words if word["present"]] == present
+
+
+# ------------------------------------------------------------------------------------------------
+# Absent categories, POPE's three ways
+# ------------------------------------------------------------------------------------------------
+
+# Ten images: of animals a person is the most frequent, a fork is always beside a cup.
+SCENES = [["person", "dog"]] * 4 + [["person", "cat", "book"]] * 3 + [["cup", "fork", "bed"]] * 3
+ALL = sorted({name for scene in SCENES for name in scene} | {"bus", "tie"})
+
+
+def annotated(scenes) -> dict[str, list[dict]]:
+    whole = {"visible": 1.0, "share": 0.1, "crowd": False, "color": None, "box": [0, 0, 9, 9]}
+    return {
+        f"{i}.jpg": [{"category": name, **whole} for name in scene]
+        for i, scene in enumerate(scenes)
+    }
+
+
+def test_categories_are_counted_together():
+    together = ld.count_together(annotated([["dog", "dog", "cat"], ["dog"], []]))
+    assert together == {"dog": Counter(dog=2, cat=1), "cat": Counter(dog=1, cat=1)}
+
+
+def test_absent_categories_are_drawn_in_popes_three_ways_in_turn():
+    together, drawn = ld.count_together(annotated(SCENES)), {way: Counter() for way in lu.WAYS}
+    absent = [name for name in ALL if name not in ("cup", "bed")]
+    for seed in range(300):
+        rows = ld.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
+        assert {way for _, way in rows} == set(lu.WAYS) and len({name for name, _ in rows}) == 3
+        assert rows == ld.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
+        name, way = rows[0]
+        drawn[way][name] += 1
+    # Of those left: frequent are person 7, dog 4, then book, cat and fork with 3 each; beside cup
+    # and bed only the fork ever was.
+    assert set(drawn["random"]) == set(absent)
+    assert set(drawn["popular"]) == {"person", "dog", "book"}
+    assert drawn["adversarial"]["fork"] > 20 and len(drawn["adversarial"]) == 3
+    assert min(sum(names.values()) for names in drawn.values()) > 70
+
+
+def test_without_counts_absent_categories_are_random():
+    rows = ld.draw_absent(ALL, set(), {}, 99, random.Random(0))
+    assert sorted(name for name, _ in rows) == ALL and {way for _, way in rows} == {"random"}
+
+
+def test_the_way_of_an_absent_category_is_kept_from_question_to_watched_word():
+    objects_of = annotated(SCENES)
+    together, ways = ld.count_together(objects_of), Counter()
+    for name, objects in objects_of.items():
+        prompts = ld.make_prompts(objects, ALL, name, 1, together)
+        (absent,) = [prompt for prompt in prompts if prompt["truth"] == "no"]
+        assert {prompt["way"] for prompt in prompts if prompt is not absent} == {""}
+        words = ld.words_to_watch(Llama(), objects, ALL, prompts, name, together)
+        way_of = {word["category"]: word["way"] for word in words if not word["present"]}
+        assert way_of[absent["categories"][0]] == absent["way"] in lu.WAYS
+        assert len(way_of) == sum(word["present"] for word in words)
+        ways.update(way_of.values())
+    assert set(ways) == set(lu.WAYS)
+
+
+def test_accuracy_and_auroc_are_given_by_way():
+    """By hand: two images, the adversarial category of the second is taken for present."""
+    rows = [
+        ("a", True, "", 0.9, 1), ("a", False, "random", 0.1, 0),
+        ("a", False, "popular", 0.2, np.nan),
+        ("b", True, "", 0.5, 1), ("b", False, "adversarial", 0.7, 1),
+    ]  # fmt: skip
+    columns = ["image", "present", "way", "confidence", "said_yes"]
+    table = lt.by_way(lt.pd.DataFrame(rows, columns=columns))
+    assert table["auroc"].to_dict() == {"random": 1.0, "popular": 1.0, "adversarial": 0.0}
+    assert table["answers"].to_dict() == {"random": 2, "popular": 0, "adversarial": 2}
+    assert table["accuracy"]["random"] == 1 and table["accuracy"]["adversarial"] == 0.5
+    assert np.isnan(table["accuracy"]["popular"])
 
 
 # ------------------------------------------------------------------------------------------------
