@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lens_kaggle import data_sets
-from lens_utils import KINDS, is_text, require
+from lens_utils import COLOURS, KINDS, WAYS, WORDS, is_text, names_of, require
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
@@ -28,8 +27,8 @@ __all__ = [
     "open_image", "box_in_crop", "objects_in_crop",
     "CHAT", "SHORT_ANSWER", "QUESTIONS", "DESCRIPTION_QUESTION",
     "object_question", "presence_question", "colour_question", "relation_question", "relation_of",
-    "make_prompts", "as_prompts",
-    "plural_of", "words_to_watch",
+    "count_together", "draw_absent", "make_prompts", "as_prompts",
+    "words_to_watch", "word_ids",
 ]  # fmt: skip
 
 # ---- Finding images ----------------------------------------------------------------------------
@@ -378,29 +377,72 @@ def relation_of(box_a, box_b) -> str | None:
     return None
 
 
+def count_together(annotations: dict[str, list[dict]]) -> dict[str, Counter]:
+    """For each category, in how many images each other one is beside it, and under its own name in
+    how many it is itself; from the objects of `read_annotations`."""
+    together = {}
+    for objects in annotations.values():
+        names = {item["category"] for item in objects}
+        for name in names:
+            together.setdefault(name, Counter()).update(names)
+    return together
+
+
+def draw_absent(
+    absent: list[str], present: set[str], together: dict[str, Counter], n: int, rng: random.Random
+) -> list[tuple[str, str]]:
+    """Up to `n` of the `absent` categories, each with the way it was drawn, one of WAYS in turn.
+
+    Popular is one of the three most frequent, adversarial one of the three that are most often
+    beside the `present` ones (`count_together`). Without such counts all are random. Source: POPE
+    (Li et al., arXiv 2305.10355), which takes the three.
+    """
+    ways, turn = WAYS if together else WAYS[:1], rng.randrange(len(WAYS))
+    left, drawn = sorted(absent), []
+
+    def frequency(name, way):
+        beside = {name} if way == "popular" else present
+        return sum(together.get(name, {}).get(other, 0) for other in beside)
+
+    while left and len(drawn) < n:
+        way = ways[(turn + len(drawn)) % len(ways)]
+        ranked = sorted(left, key=lambda name: -frequency(name, way))  # noqa: B023 (used at once)
+        name = rng.choice(left if way == "random" else ranked[:3])
+        left.remove(name)
+        drawn.append((name, way))
+    return drawn
+
+
 def make_prompts(
-    objects: list[dict], categories: list[str], seed: int | str = 0, per_kind: int = 1
+    objects: list[dict],
+    categories: list[str],
+    seed: int | str = 0,
+    per_kind: int = 1,
+    together: dict[str, Counter] | None = None,
 ) -> list[dict]:
     """Prompts about one image, from its objects (`objects_in_crop`) and all that the data set knows
     (`categories`).
 
     Asked about are objects of which at least half is in the crop and which fill at least 1 % of
     it. Among the candidates of a kind `per_kind` are drawn with `seed` (presence: `per_kind`
-    present and `per_kind` absent categories). Where `objects` is empty there are two prompts,
-    object and description. Each prompt is a dict:
+    present and `per_kind` absent categories, these by `draw_absent` with the counts `together`).
+    Where `objects` is empty there are two prompts, object and description. Each prompt is a dict:
 
     - `kind`: object, presence, colour, relation or description
     - `question`: a text
     - `truth`: the right answer, None where it is not known
     - `categories`: the names of the categories that the question is about
+    - `way`: how an absent category was drawn, one of WAYS; empty elsewhere
     """
     rng, prompts = random.Random(seed), []
 
+    def add(kind, question, truth, about, way=""):
+        about = {"truth": truth, "categories": about, "way": way}
+        prompts.append({"kind": kind, "question": question, **about})
+
     def draw(kind, candidates):
-        for question, truth, about in rng.sample(candidates, min(per_kind, len(candidates))):
-            prompts.append(
-                {"kind": kind, "question": question, "truth": truth, "categories": about}
-            )
+        for candidate in rng.sample(candidates, min(per_kind, len(candidates))):
+            add(kind, *candidate)
 
     clear = [
         item
@@ -417,7 +459,8 @@ def make_prompts(
         present = sorted({item["category"] for item in clear})
         absent = [name for name in categories if name not in count]
         draw("presence", [(presence_question(name), "yes", [name]) for name in present])
-        draw("presence", [(presence_question(name), "no", [name]) for name in absent])
+        for name, way in draw_absent(absent, {*count}, together or {}, per_kind, rng):
+            add("presence", presence_question(name), "no", [name], way)
     colours = [(item["category"], item["color"]) for item in single]
     draw("colour", [(colour_question(name), colour, [name]) for name, colour in colours])
     relations = [
@@ -440,7 +483,7 @@ def _main_category(clear: list[dict], objects: list[dict]) -> str | None:
 
 
 def as_prompts(prompts: list) -> list[dict]:
-    """The user's own prompts in the form of `make_prompts`, with empty `categories`.
+    """The user's own prompts in the form of `make_prompts`, with empty `categories` and `way`.
 
     Each is a question, or a dict with `question` and optionally `kind` (else `own`) and `truth`.
     Raises ValueError for an empty question, one that brings its own `<image>`, an unknown kind, a
@@ -475,28 +518,10 @@ def _as_prompt(prompt, where: str) -> dict:
         f"{where} ({question!r}) has its own <image>: leave it out, the image is put before the "
         f"question ({CHAT!r}).",
     )
-    return {"kind": kind, "question": question, "truth": truth, "categories": []}
+    return {"kind": kind, "question": question, "truth": truth, "categories": [], "way": ""}
 
 
 # ---- Words to watch ----------------------------------------------------------------------------
-
-PLURALS = {
-    "person": "people",
-    "mouse": "mice",
-    "knife": "knives",
-    "sheep": "sheep",
-    "skis": "skis",
-    "scissors": "scissors",
-}
-
-
-def plural_of(noun: str) -> str:
-    """The plural of a noun, as far as COCO's categories need it."""
-    if noun in PLURALS:
-        return PLURALS[noun]
-    if re.search("[^aeiou]y$", noun):
-        return noun[:-1] + "ies"
-    return noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
 
 
 def words_to_watch(
@@ -505,47 +530,46 @@ def words_to_watch(
     categories: list[str],
     prompts: list[dict] = (),
     seed: int | str = 0,
+    together: dict[str, Counter] | None = None,
 ) -> list[dict]:
     """The categories whose words are watched in the patches of one image: those of which an object
     is in the crop by at least a tenth, and as many that the image does not have.
 
-    The absent ones are first those that `prompts` are about, then others drawn with `seed`, none
-    with a token of a present one. `objects` are those of `objects_in_crop`. Each word is a dict:
+    A category without a word (`word_ids`) is not watched, nor is one that is called like a colour
+    where `prompts` ask for one. The absent ones are first those that `prompts` are about, then
+    others by `draw_absent` with `seed` and the counts `together`, none with a token of a present
+    one. `objects` are those of `objects_in_crop`. Each word is a dict:
 
-    - `category`, `plural`: texts
-    - `present`: whether the image has the category
-    - `token_ids`: the ids of the first token of singular and plural, each with a leading space
-    - `several_tokens`: whether one of these is a fragment, which may belong to another word
+    - `category`, `present` (whether the image has it)
+    - `way`: how an absent one was drawn, one of WAYS; empty for a present one
+    - `token_ids`: those of `word_ids`
     """
-    watched = [
-        _word(tokenizer, category, present=True)
-        for category in sorted({item["category"] for item in objects if item["visible"] >= 0.1})
-    ]
+    vocabulary, has = tokenizer.get_vocab(), {item["category"] for item in objects}
+    not_now = COLOURS if "colour" in {prompt["kind"] for prompt in prompts} else ()
+    ids = {name: word_ids(vocabulary, name) for name in sorted({*categories, *has} - {*not_now})}
+    words = {name: {"category": name, "token_ids": ids[name]} for name in ids if ids[name]}
+    seen = {item["category"] for item in objects if item["visible"] >= 0.1}
+    watched = [{**word, "present": True, "way": ""} for name, word in words.items() if name in seen]
     taken = {token_id for word in watched for token_id in word["token_ids"]}
-    absent = [
-        _word(tokenizer, category, present=False)
-        for category in sorted(set(categories) - {item["category"] for item in objects})
-    ]
-    absent = [word for word in absent if not taken & set(word["token_ids"])]
-    asked_about = {category for prompt in prompts for category in prompt["categories"]}
-    asked = [word for word in absent if word["category"] in asked_about][: len(watched)]
-    others = [word for word in absent if word not in asked]
-    missing = min(len(watched) - len(asked), len(others))
-    return watched + asked + random.Random(seed).sample(others, missing)
+    absent = [name for name in words if name not in has and not taken & {*ids[name]}]
+    asked = {name: prompt["way"] for prompt in prompts for name in prompt["categories"]}
+    drawn = [(name, asked[name]) for name in absent if name in asked][: len(watched)]
+    others, n = [name for name in absent if name not in asked], len(watched) - len(drawn)
+    drawn += draw_absent(others, has, together or {}, n, random.Random(seed))
+    return watched + [{**words[name], "present": False, "way": way} for name, way in drawn]
 
 
-def _word(tokenizer, category: str, present: bool) -> dict:
-    """A word as of `words_to_watch`."""
-    # As it stands within a sentence: alone, a word gets no leading space from some tokenizers.
-    article, *both = (
-        tokenizer(f"a {noun}".strip(), add_special_tokens=False)["input_ids"]
-        for noun in ("", category, plural_of(category))
-    )
-    singular, plural = (ids[len(article) :] for ids in both)
-    return {
-        "category": category,
-        "plural": plural_of(category),
-        "present": present,
-        "token_ids": sorted({singular[0], plural[0]}),
-        "several_tokens": len(singular) > 1 or len(plural) > 1 and plural[0] != singular[0],
-    }
+def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:
+    """The ids of the tokens that are a word for a category, whole, from the tokenizer's vocabulary.
+
+    Singular and plural of its name and synonyms (`names_of`) with a leading space, also capitalised
+    unless that names something else, and without the space where `WORDS` says that such a token is
+    the word. Never a piece of a word; empty where all its words are several tokens.
+    """
+    spellings = []
+    for name in names_of(category):
+        cases = [name] if name in WORDS["names"] else [name, name.capitalize()]
+        spellings += [space + case for case in cases for space in ("▁", "")]
+    bare = {case for word in WORDS["bare"] for case in (word, word.capitalize())}
+    kept = [text for text in spellings if text in bare or text.startswith("▁")]
+    return sorted({vocabulary[text] for text in kept if text in vocabulary})

@@ -400,8 +400,8 @@ def plot_mean_jsd(layers: pd.DataFrame, run: dict, by: str = "segment"):
 
 
 def plot_answers(answers: pd.DataFrame, run: dict):
-    """Probability and rank of the first answer token per layer and kind of prompt with 95 % bands;
-    dotted, those of the same token with a grey image instead."""
+    """Probability and rank of the answer's first word per layer and kind of prompt with 95 % bands;
+    dotted, those of the same word with a grey image instead."""
     curves = lt.answer_curves(answers)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for axis, column in zip(axes, ("probability", "rank"), strict=True):
@@ -421,9 +421,9 @@ def plot_answers(answers: pd.DataFrame, run: dict):
 
 
 def plot_settling(answers: pd.DataFrame, run: dict):
-    """Layer at which the first answer token settles and from which it is readable, per kind of
+    """Layer at which the answer's first word settles and from which it is readable, per kind of
     prompt: a point per answer, the median over images and its 95 % interval (`settling_table`)."""
-    first, never = lt.first_tokens(answers), lt.layer_numbers(run)[-1] + 1
+    first, never = lt.first_tokens(lt.whole_words(answers)), lt.layer_numbers(run)[-1] + 1
     titles = {
         "settling_layer": "Settles: top-1 from here on",
         "readable_layer": "Readable: 90 % of its last probability from here on",

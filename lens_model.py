@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,9 +44,11 @@ from lens_data import (  # noqa: E402
     CHAT,
     DESCRIPTION_QUESTION,
     QUESTIONS,
+    count_together,
     make_prompts,
     objects_in_crop,
     open_image,
+    word_ids,
     words_to_watch,
 )
 from lens_kaggle import on_kaggle, probe_gpus  # noqa: E402
@@ -61,8 +63,9 @@ from lens_utils import (  # noqa: E402
 __all__ = [
     "Settings", "placement", "copies_that_fit", "weight_bytes", "load_llava", "token_labels",
     "lens_logits", "entropy_bits", "jsd_bits", "top_k_of", "rank_of", "encode_prompts",
-    "run_and_capture", "run_prefix", "run_prompt", "read_positions", "read_image", "keep_prefix",
-    "grey_image", "read_control", "crop_as_jpeg", "check_last_layer", "describe_run", "read_images",
+    "spelled_alike", "run_and_capture", "run_prefix", "run_prompt", "read_positions", "read_answer",
+    "read_image", "keep_prefix", "grey_image", "read_control", "crop_as_jpeg", "check_last_layer",
+    "describe_run", "read_images",
 ]  # fmt: skip
 
 HEADROOM = 2**30  # bytes that reading needs on a GPU beside the weights
@@ -197,7 +200,26 @@ def token_labels(tokenizer, d_vocab: int) -> list[str]:
     return labels + [f"<row{row}>" for row in range(len(labels), d_vocab)]
 
 
-# ---- The lens ----------------------------------------------------------------------------------
+def spelled_alike(labels: list[str]) -> list[int]:
+    """For each token the first of those that spell the same word: `▁red`, `▁Red`, `red` and `Red`
+    differ in the leading space and in the capital alone."""
+    first = {}
+    return [first.setdefault(_word_of(label), token_id) for token_id, label in enumerate(labels)]
+
+
+def _word_of(label: str) -> str:
+    letters = label.removeprefix("▁")
+    is_word = letters.isalpha() and letters in (letters.lower(), letters.capitalize())
+    return letters.lower() if is_word else label
+
+
+@lru_cache(maxsize=1)
+def _labels_and_words(tokenizer, d_vocab: int) -> tuple[list[str], list[int]]:
+    labels = token_labels(tokenizer, d_vocab)
+    return labels, spelled_alike(labels)
+
+
+# ---- The lens ------------------------------------------------------------------------------------
 
 
 def lens_logits(bridge, resid):
@@ -408,6 +430,39 @@ def read_positions(  # noqa: PLR0913 (what one pass over the distributions reads
     return _as_arrays(readings, bridge.cfg.d_vocab)
 
 
+def read_answer(bridge, residuals: list, token_id: int) -> dict[str, np.ndarray]:
+    """Read every layer at the last position of `residuals`, where an answer begins with `token_id`.
+
+    Returns `target_prob` and `target_rank` `[layer]` of that token, and `word_prob` and `word_rank`
+    of its word: the probabilities of tokens that are `spelled_alike` are summed, and words are
+    ranked by these sums. So the word of the most probable token need not be the top word. Raises
+    FloatingPointError for NaN or infinity.
+    """
+    logits = lens_logits(bridge, torch.cat([resid[-1:] for resid in residuals]))
+    if not logits.isfinite().all():
+        _raise_not_finite("the lens's logits where the answer begins")
+    p, d_vocab = logits.softmax(-1), bridge.cfg.d_vocab  # [layer, d_vocab]
+    alike = torch.tensor(_labels_and_words(bridge.tokenizer, d_vocab)[1], device=p.device)
+    words = torch.zeros_like(p).index_add_(1, alike, p)
+    readings = {}
+    for name, probs, at in ("target", p, token_id), ("word", words, alike[token_id]):
+        rank = rank_of(probs, probs[:, at, None]).cpu().numpy()
+        readings[f"{name}_prob"] = probs[:, at].cpu().numpy()
+        readings[f"{name}_rank"] = rank.astype(np.min_scalar_type(d_vocab))
+    return readings
+
+
+def _word_ids(bridge, answer_ids: np.ndarray) -> list[int]:
+    """The tokens that spell the first word of an answer; empty if its first token is no whole word,
+    since the second goes on with it or since it is a sign or a byte."""
+    labels, alike = _labels_and_words(bridge.tokenizer, bridge.cfg.d_vocab)
+    first, *rest = answer_ids
+    goes_on = rest and labels[rest[0]].isalpha()
+    if goes_on or not labels[first].removeprefix("▁").isalpha():
+        return []
+    return [token_id for token_id, word in enumerate(alike) if word == alike[first]]
+
+
 def _empty_readings(shape: tuple[int, int], top_k: int, n_words: int, device) -> dict:
     floats = ("jsd_prev", "jsd_final", "entropy", "target_prob", "logit_sum")
     readings = {name: torch.full(shape, torch.nan, device=device) for name in floats}
@@ -509,7 +564,8 @@ def _as_log2(probs: np.ndarray | None) -> np.ndarray:
 def _read_prompt(bridge, cache, prompt_ids, max_new_tokens: int, read) -> dict:
     """Run and read one prompt and its answer, then take both out of the cache again.
 
-    Returns PROMPT's `token_ids`, `n_prompt`, `answer_ids` and `readings`.
+    Returns PROMPT's `token_ids`, `n_prompt`, `answer_ids`, `readings`, `word_ids`, `word_prob` and
+    `word_rank`.
     """
     n_prompt, token_ids, answer_ids, readings = len(prompt_ids), [], [], []
     waiting, segments, targets = [], [], []  # run, but not read yet
@@ -526,6 +582,8 @@ def _read_prompt(bridge, cache, prompt_ids, max_new_tokens: int, read) -> dict:
         waiting.append(residuals)
         segments += [segment] * len(ids)
         targets += [-1] * (len(ids) - 1) + [next_id]
+        if next_id >= 0 and not answer_ids:
+            first = read_answer(bridge, residuals, next_id)
         answer_ids += [next_id] * (next_id >= 0)
         if len(targets) >= PIECE:
             read_waiting()
@@ -536,6 +594,9 @@ def _read_prompt(bridge, cache, prompt_ids, max_new_tokens: int, read) -> dict:
         "token_ids": np.array(token_ids),
         "n_prompt": n_prompt,
         "answer_ids": np.array(answer_ids),
+        "word_ids": _word_ids(bridge, answer_ids),
+        "word_prob": first["word_prob"],
+        "word_rank": first["word_rank"],
         "readings": {
             name: np.concatenate([piece[name] for piece in readings], axis=1)
             for name in readings[0]
@@ -561,9 +622,8 @@ def grey_image(processor) -> Image.Image:
 def read_control(bridge, prefix: list[tuple], prompts: list[dict]) -> list[dict]:
     """Control: the same prompts after the prefix of another image (`keep_prefix`).
 
-    Per prompt of a record `target_prob` and `target_rank` `[layer]` of the first token of the
-    answer that it got with its own image, read at the prompt's last position. Raises
-    FloatingPointError for NaN or infinity.
+    Per prompt of a record what `read_answer` gives for the answer that it got with its own image.
+    Raises FloatingPointError for NaN or infinity.
     """
     controls, cache = [], DynamicCache()
     with torch.inference_mode():
@@ -573,16 +633,7 @@ def read_control(bridge, prefix: list[tuple], prompts: list[dict]) -> list[dict]
             ids = torch.tensor(prompt["token_ids"][: prompt["n_prompt"]])
             *_, (_, residuals, _) = run_prompt(bridge, cache, ids, max_new_tokens=1)
             cache.crop(-len(ids))
-            logits = lens_logits(bridge, torch.cat([resid[-1:] for resid in residuals]))
-            if not logits.isfinite().all():
-                _raise_not_finite("the lens's logits with the control's image")
-            p = logits.softmax(-1)  # [layer, d_vocab]
-            prob = p[:, prompt["answer_ids"][:1]]
-            rank_type = np.min_scalar_type(bridge.cfg.d_vocab)
-            controls.append({
-                "target_prob": prob[:, 0].cpu().numpy(),
-                "target_rank": rank_of(p, prob).cpu().numpy().astype(rank_type),
-            })  # fmt: skip
+            controls.append(read_answer(bridge, residuals, int(prompt["answer_ids"][0])))
     return controls
 
 
@@ -629,8 +680,11 @@ def check_last_layer(bridge, processor, image: Image.Image) -> float:
     return largest
 
 
-def describe_run(bridge, processor, settings: Settings, last_layer_jsd: float) -> dict:
-    """RUN: all that is needed to read the records without the model or its tokenizer."""
+def describe_run(
+    bridge, processor, settings: Settings, last_layer_jsd: float, categories: list[str] = ()
+) -> dict:
+    """RUN: all that is needed to read the records without the model or its tokenizer, or the data
+    set's `categories`."""
     config = bridge.original_model.config
     vision = config.vision_config
     return {
@@ -650,6 +704,7 @@ def describe_run(bridge, processor, settings: Settings, last_layer_jsd: float) -
         "chat": CHAT,
         "questions": QUESTIONS,
         "own_prompts": settings.prompts,
+        "categories": list(categories),
         "per_kind": settings.per_kind,
         "seed": settings.seed,
         "top_k": settings.top_k,
@@ -695,9 +750,17 @@ def read_images(
         f"{settings.model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, vocabulary "
         f"{bridge.cfg.d_vocab:,}, {bridge.cfg.dtype} on {bridge.W_U.device}{together}"
     )
-    run = describe_run(bridge, processor, settings, last_layer_jsd=0.0)  # not known yet
+    run = describe_run(bridge, processor, settings, 0.0, categories)  # JSD: not known yet
     Results(folder).refuse_another(run)
+    vocabulary = processor.tokenizer.get_vocab()
+    wordless = [name for name in categories if not word_ids(vocabulary, name)]
+    if wordless:
+        state.print(
+            f"{len(wordless)} of {len(categories)} categories have no word that is one token, so "
+            f"they are not watched in the patches: {', '.join(wordless)}"
+        )
     grey = keep_prefix(bridge, processor, grey_image(processor)) if share else None
+    together = count_together(annotations)
 
     def check_lens(path) -> dict:
         """`run` with the result of the check on this image."""
@@ -714,8 +777,9 @@ def read_images(
         image = open_image(path, found[0]["image_size"] if found else None)
         objects = objects_in_crop(found, image.size, processor.image_processor)
         seed = f"{settings.seed} {name}"
-        prompts = settings.prompts or make_prompts(objects, categories, seed, settings.per_kind)
-        words = words_to_watch(processor.tokenizer, objects, categories, prompts, seed)
+        drawn = make_prompts(objects, categories, seed, settings.per_kind, together)
+        prompts = settings.prompts or drawn
+        words = words_to_watch(processor.tokenizer, objects, categories, prompts, seed, together)
         record, mean = read_image(bridge, processor, image, prompts, settings, words)
         controls = read_control(bridge, grey, record["prompts"])
         for prompt, control in zip(record["prompts"], controls, strict=True):

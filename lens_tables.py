@@ -19,17 +19,30 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, rankdata, wilcoxon
 
-from lens_utils import DEMO_NOTE, KINDS, SEGMENTS, UNIT, printable, require
+from lens_utils import (
+    COLOURS,
+    DEMO_NOTE,
+    KINDS,
+    SEGMENTS,
+    UNIT,
+    WAYS,
+    WORDS,
+    names_of,
+    plural_of,
+    printable,
+    require,
+)
 
 __all__ = [
     "layer_numbers", "layer_label", "layer_positions",
     "choose_prompt", "choose_words",
     "settling_layer", "readable_layer", "is_right", "tabulate", "top_tokens", "first_tokens",
+    "whole_words", "pieces_note",
     "MIN_IMAGES", "per_image", "interval", "layer_curve", "answer_curves",
     "settling_table", "first_tokens_at_end",
     "SIZES", "ALL_SIZES", "OTHER_BOXES", "NO_WORD", "word_probability", "patch_coverage",
     "patches_of", "auroc", "grounding", "grounding_curves", "best_and_worst",
-    "category_confidence", "presence_answers", "presence_auroc", "roc_curve",
+    "category_confidence", "presence_answers", "presence_auroc", "by_way", "roc_curve",
     "as_code", "with_interval", "order_of_kinds", "report", "report_grounding",
 ]  # fmt: skip
 
@@ -43,6 +56,8 @@ def layer_numbers(run: dict) -> np.ndarray:
 
 def layer_label(run: dict, number: float) -> str:
     """The label of a layer number; a median may lie between two. One past the last is `never`."""
+    if np.isnan(number):
+        return "not known"
     if number >= layer_numbers(run)[-1] + 1:
         return "never"
     return "emb" if number == 0 else f"{number:g}"
@@ -101,10 +116,51 @@ def readable_layer(target_prob: np.ndarray) -> np.ndarray:
     return settling_layer(np.where(target_prob >= 0.9 * target_prob[-1], 1, 0))
 
 
-def is_right(answer: str, truth: str) -> bool:
-    """Whether an answer equals the truth, but for case and a full stop. Synonyms count as wrong
-    ("man" for "person")."""
-    return answer.strip().rstrip(".").lower() == truth.lower()
+# What the words of an answer mean, by kind of prompt; objects have the names of categories.
+MEANINGS = {
+    "presence": {"yes": "yes", "no": "no", "not": "no"},
+    "colour": {**{term: term for term in COLOURS}, "grey": "gray"},
+    "relation": {
+        "left": "left", "right": "right", "above": "above", "over": "above", "on top": "above",
+        "below": "below", "under": "below", "beneath": "below",
+    },
+}  # fmt: skip
+
+
+def is_right(kind: str, answer: str, truth: str, categories: Iterable[str] = ()) -> bool | None:
+    """Whether an answer is right; None where it can't be graded.
+
+    By its first sentence, without case. Presence: the first of yes, no and not. Colour and
+    relation: the one term of `MEANINGS` that it has; none or two can't be graded, nor white against
+    gray, between which light decides. Object: the first name of one of `categories` or COCO's
+    (`names_of`), the longest first, so that a hot dog is no dog. Where the truth has no such term,
+    as with own prompts, it is the exact text, but for a full stop.
+
+    Source of the double words: CHAIR (Rohrbach et al., arXiv 1809.02156).
+    """
+    meanings = _names(categories) if kind == "object" else MEANINGS.get(kind, {})
+    true = _meant(kind, truth, meanings)
+    if true is None:
+        return answer.strip().rstrip(".").lower() == truth.lower()
+    said = _meant(kind, re.split("[.!?\n]", answer.strip())[0], meanings)
+    return None if said is None or {said, true} == {"white", "gray"} else said == true
+
+
+def _names(categories: Iterable[str]) -> dict[str, str]:
+    """The category by each of its names; none by the phrases that are no category's."""
+    known = [*WORDS["categories"], *categories]
+    names = {name: category.lower() for category in known for name in names_of(category)}
+    no_names = [text for phrase in WORDS["no_category"] for text in (phrase, plural_of(phrase))]
+    return names | dict.fromkeys(no_names, "")
+
+
+def _meant(kind: str, text: str, meanings: dict[str, str]) -> str | None:
+    """What `text` says in the terms of `meanings`, None where it says none, or several at once."""
+    terms = "|".join(map(re.escape, sorted(meanings, key=len, reverse=True)))
+    found = [meanings[term] for term in re.findall(rf"\b(?:{terms})\b", text.lower()) if term]
+    found = [meaning for meaning in found if meaning]
+    one = kind in ("presence", "object") or len(set(found)) == 1
+    return found[0] if found and one else None
 
 
 def tabulate(records: Iterable[dict], run: dict) -> dict[str, pd.DataFrame]:
@@ -114,7 +170,11 @@ def tabulate(records: Iterable[dict], run: dict) -> dict[str, pd.DataFrame]:
       of the segment: mean `jsd_prev`, `jsd_final` and `entropy` in bits, and `no_word`, the share
       of positions whose top-1 token is no word
     - `answers`: a row per image, prompt, answer token and layer, read at the position before the
-      token. `settling_layer` and `readable_layer` are layer numbers, one past the last for never;
+      token. `probability` and `rank` are, at the first token, those of its word (all tokens that
+      spell it), then and in `token_probability` and `token_rank` the token's own. `settling_layer`
+      and `readable_layer` follow `rank` and `probability`; they are layer numbers, one past the
+      last for never. `right` (`is_right`) is None where the truth is not known or the answer can't
+      be graded. `whole_word`: whether the first token is a word, not a piece of one.
       `grey_probability` and `grey_rank` (with a grey image) are NaN after the first token
 
     Raises ValueError for a damaged record.
@@ -129,13 +189,16 @@ def tabulate(records: Iterable[dict], run: dict) -> dict[str, pd.DataFrame]:
         patches = {**image, "prompt": -1, "kind": "image", "segment": "image"}
         layers.append((patches, _means(record["patches"], slice(None), is_word)))
         for number, prompt in enumerate(record["prompts"]):
-            about = {**image, "prompt": number, "kind": prompt["kind"]}
+            about = {**image, "prompt": number, "kind": prompt["kind"], "right": None}
             n_prompt = prompt["n_prompt"]
             segments = ("prompt", slice(n_prompt)), ("answer", slice(n_prompt, None))
             for segment, positions in segments:
                 if len(prompt["token_ids"][positions]):
                     means = _means(prompt["readings"], positions, is_word)
                     layers.append(({**about, "segment": segment}, means))
+            if prompt["truth"] is not None:
+                given = prompt["answer"], prompt["truth"]
+                about["right"] = is_right(prompt["kind"], *given, run["categories"])
             answers += _answer_rows(about, prompt, tokens, numbers)
     return {"layers": _per_layer(layers, numbers), "answers": _per_layer(answers, numbers)}
 
@@ -149,29 +212,31 @@ def _means(readings: dict, positions: slice, is_word: np.ndarray) -> dict[str, n
 def _answer_rows(about: dict, prompt: dict, tokens: np.ndarray, numbers: np.ndarray) -> list:
     """For `_per_layer`, per answer token of a prompt: what holds at all layers, and the readings
     `[layer]` at the position before the token."""
-    readings, truth, unknown = prompt["readings"], prompt["truth"], np.full(len(numbers), np.nan)
+    readings, unknown = prompt["readings"], np.full(len(numbers), np.nan)
     ends = np.append(numbers, numbers[-1] + 1)  # by position, with never
-    settled = ends[settling_layer(readings["target_rank"])]
-    readable = ends[readable_layer(readings["target_prob"])]
     rows = []
     for token, token_id in enumerate(prompt["answer_ids"]):
         pos = prompt["n_prompt"] - 1 + token
+        of_token = readings["target_prob"][:, pos], readings["target_rank"][:, pos]
+        prob, rank = of_token if token else (prompt["word_prob"], prompt["word_rank"])
         constant = {
             **about,
             **{name: prompt[name] for name in ("question", "truth", "answer")},
-            "right": None if truth is None else is_right(prompt["answer"], truth),
             "token": token,
             "token_id": int(token_id),
             "token_label": tokens[token_id],
-            "settling_layer": int(settled[pos]),
-            "readable_layer": int(readable[pos]),
+            "whole_word": prompt["word_ids"] != [],
+            "settling_layer": int(ends[settling_layer(rank)]),
+            "readable_layer": int(ends[readable_layer(prob)]),
         }
         columns = {
             "top1": tokens[readings["top_ids"][:, pos, 0]],
-            "probability": readings["target_prob"][:, pos],
-            "rank": readings["target_rank"][:, pos].astype(int),
-            "grey_probability": unknown if token else prompt["grey"]["target_prob"],
-            "grey_rank": unknown if token else prompt["grey"]["target_rank"].astype(float),
+            "probability": prob,
+            "rank": rank.astype(int),
+            "token_probability": of_token[0],
+            "token_rank": of_token[1].astype(int),
+            "grey_probability": unknown if token else prompt["grey"]["word_prob"],
+            "grey_rank": unknown if token else prompt["grey"]["word_rank"].astype(float),
             **{name: readings[name][:, pos] for name in SERIES},
         }
         rows.append((constant, columns))
@@ -214,7 +279,22 @@ def first_tokens(answers: pd.DataFrame) -> pd.DataFrame:
     return answers[(answers["token"] == 0) & (answers["layer"] == answers["layer"].min())]
 
 
-# ---- Means over images, and their intervals ----------------------------------------------------
+def whole_words(answers: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `answers` on first tokens that are a whole word. Where it is a piece, it may be
+    one of another word, and says nothing about the answer's."""
+    return answers[(answers["token"] == 0) & answers["whole_word"].astype(bool)]
+
+
+def pieces_note(answers: pd.DataFrame) -> str:
+    """The number of answers that `whole_words` leaves out."""
+    whole = first_tokens(answers)["whole_word"].astype(bool)
+    pieces = (~whole).sum()
+    return (
+        f"Left out: {pieces} of {len(whole)} answers, which begin with a piece of a word or a sign."
+    )
+
+
+# ---- Means over images, and their intervals ------------------------------------------------------
 
 # For an interval: of five values not even the range from least to largest covers 95 %.
 MIN_IMAGES = 6
@@ -259,38 +339,43 @@ def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
 
 
 def answer_curves(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The first answer token's curves (`layer_curve`) by `kind`.
+    """The curves (`layer_curve`) of the answer's first word (`whole_words`) by `kind`.
 
     - `probability`, `grey_probability`: mean probability with the image and with a grey one
     - `rank`, `grey_rank`: mean log10 of its rank, so 10 to its power is the geometric mean
     """
-    first = answers[answers["token"] == 0]
+    first = whole_words(answers)
     first = first.assign(rank=np.log10(first["rank"]), grey_rank=np.log10(first["grey_rank"]))
     columns = ("probability", "grey_probability", "rank", "grey_rank")
     return {column: layer_curve(first, column, "kind") for column in columns}
 
 
 def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
-    """Per kind of prompt: numbers of images, answers and known truths, the share that is right, and
-    `column` of the first answer token.
+    """Per kind of prompt: numbers of images, answers, graded answers and those with a truth that
+    can't be graded, the share of the graded that is right, the share of the most frequent truth
+    (`majority`, what always giving that answer would get), and `column` of the answer's first word
+    (`whole_words`).
 
     `median` is over images (of the mean within an image that has several prompts of the kind);
-    `low` and `high` are its `interval`.
+    `low` and `high` are its `interval`. All three are NaN where no answer begins with a whole word.
     """
     first, rows = first_tokens(answers), {}
     for kind in KINDS:
         of_kind = first[first["kind"] == kind]
         if of_kind.empty:
             continue
-        layers = per_image(of_kind, column, "kind")[kind].to_numpy()
+        whole = of_kind[of_kind["whole_word"].astype(bool)]
+        layers = whole.groupby("image")[column].mean().to_numpy(float)
         graded = of_kind["right"].dropna()
-        low, high = interval(layers, np.median)
+        low, high = interval(layers, np.median) if len(layers) else (np.nan, np.nan)
         rows[kind] = {
-            "images": len(layers),
+            "images": of_kind["image"].nunique(),
             "answers": len(of_kind),
             "graded": len(graded),
+            "not_gradable": of_kind["truth"].notna().sum() - len(graded),
             "right": graded.mean() if len(graded) else np.nan,
-            "median": np.median(layers),
+            "majority": of_kind["truth"].value_counts(normalize=True).max(),
+            "median": np.median(layers) if len(layers) else np.nan,
             "low": low,
             "high": high,
         }
@@ -298,12 +383,13 @@ def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.
 
 
 def first_tokens_at_end(answers: pd.DataFrame) -> pd.DataFrame:
-    """Per kind of prompt, what the image brings to the first answer token at the last layer.
+    """Per kind of prompt, what the image brings to the answer's first word (`whole_words`) at the
+    last layer.
 
     Columns: `probability` and `grey_probability` (means over images), their difference `brings`,
     and `half_layer`, the first layer from which on at least half of that difference is there.
     """
-    first, rows = answers[answers["token"] == 0], {}
+    first, rows = whole_words(answers), {}
     for kind in KINDS:
         of_kind = first[first["kind"] == kind]
         if of_kind.empty:
@@ -373,7 +459,7 @@ def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
     """How well P(word) tells a category's patches (`patches_of`) from the others: a row per image,
     category that it has, and layer. A category that fills the crop is left out.
 
-    - `size` (SIZES) of its largest object; `several_tokens` as of the record
+    - `size` (SIZES) of its largest object
     - `auroc`: of P(word) in its patches against P(word) in the others
     - `named`: the share of its patches whose top-1 token is its word
     - `auroc_other_image`, `named_other_image`: controls, the same readings against the boxes of the
@@ -394,7 +480,6 @@ def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
             about = {
                 "image": record["name"],
                 "category": category,
-                "several_tokens": word["several_tokens"],
                 "size": SIZES[int(share >= 0.01) + int(share >= 0.1)],
             }
             other = masks_before[len(masks) % len(masks_before)] if masks_before else None
@@ -404,7 +489,7 @@ def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
         masks_before = masks or masks_before
     if rows:
         return _per_layer(rows, layer_numbers(run))
-    return pd.DataFrame(columns=["image", "category", "several_tokens", "size", "layer", *columns])
+    return pd.DataFrame(columns=["image", "category", "size", "layer", *columns])
 
 
 def _against(record: dict, word: dict, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -443,28 +528,31 @@ def best_and_worst(table: pd.DataFrame, layer: int, n: int) -> tuple[pd.DataFram
     return best, ordered.drop(best.index)[::-1].drop_duplicates("image").head(n)
 
 
+GRADES = {True: 1.0, False: 0.0, None: np.nan}
+
+
 def category_confidence(records: Iterable[dict]) -> pd.DataFrame:
-    """A row per image and watched category, with `present`, `several_tokens` and
+    """A row per image and watched category, with `present`, `way` and
 
     - `confidence`: the largest P(word) over all layers and patches
     - `said_yes`: the model's answer when asked about the category, 1 for yes and 0 for no; NaN
-      where it was not asked
+      where it was not asked, or its answer was neither
 
     Source of the confidence: Jiang et al., arXiv 2410.02762.
     """
     rows = []
     for record in records:
         said_yes = {
-            prompt["categories"][0]: float(is_right(prompt["answer"], "yes"))
+            prompt["categories"][0]: GRADES[is_right("presence", prompt["answer"], "yes")]
             for prompt in record["prompts"]
             if prompt["kind"] == "presence" and prompt["categories"]
         }
         for word in record["words"]:
-            about = [word[name] for name in ("category", "present", "several_tokens")]
+            about = [word[name] for name in ("category", "present", "way")]
             confidence = 2.0 ** float(word["log2_probs"].max())
             answered = said_yes.get(word["category"], np.nan)
             rows.append((record["name"], *about, confidence, answered))
-    columns = ["image", "category", "present", "several_tokens", "confidence", "said_yes"]
+    columns = ["image", "category", "present", "way", "confidence", "said_yes"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -490,6 +578,38 @@ def presence_auroc(table: pd.DataFrame, column: str = "confidence") -> tuple[flo
     images = np.arange(len(rows_of))
     whole = of_images(images)
     return whole, np.full(2, np.nan) if np.isnan(whole) else interval(images, of_images)
+
+
+def by_way(table: pd.DataFrame) -> pd.DataFrame:
+    """By the way (WAYS) absent categories were drawn, each beside the present categories of
+    the same images, from `category_confidence`.
+
+    Columns: `absent`, their number; `auroc` of the confidence with its interval `low` and `high`
+    (`presence_auroc`); `answers`, the number of questions answered, and `accuracy`, the share of
+    them that is right. Source: POPE (Li et al., arXiv 2305.10355).
+    """
+    rows = {}
+    for way in WAYS:
+        of_way = table[table["present"] | (table["way"] == way)]
+        watched, asked = (_with_absent(part) for part in (of_way, presence_answers(of_way)))
+        if watched.empty:
+            continue
+        area, (low, high) = presence_auroc(watched)
+        right = asked["said_yes"] == asked["present"]
+        rows[way] = {
+            "absent": (~watched["present"]).sum(),
+            "auroc": area,
+            "low": low,
+            "high": high,
+            "answers": len(asked),
+            "accuracy": right.mean(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _with_absent(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of those images that have an absent category."""
+    return table[table["image"].isin(table["image"][~table["present"].astype(bool)])]
 
 
 def roc_curve(table: pd.DataFrame, column: str) -> np.ndarray:
@@ -552,7 +672,7 @@ def report(run: dict, tables: dict, mean_probability: np.ndarray) -> str:
         _section(
             "**In which order.** An order is claimed only at p < 0.017 (0.05, Bonferroni over "
             "three pairs).",
-            order_of_kinds(first),
+            order_of_kinds(whole_words(first)),
         ),
         _section("**Where predictions change.**", _where_changes(run, layers)),
         _section(
@@ -561,7 +681,7 @@ def report(run: dict, tables: dict, mean_probability: np.ndarray) -> str:
             _patch_tokens(run, mean_probability[SEGMENTS.index("image")]),
         ),
         _section(
-            "**Seen or guessed** (mean probability of the answer's first token at the last layer; "
+            "**Seen or guessed** (mean probability of the answer's first word at the last layer; "
             "in brackets with a grey image instead: what the language tower would say anyway)**.**",
             _seen_or_guessed(run, answers),
         ),
@@ -576,15 +696,16 @@ def _section(title: str, sentences: list[str]) -> str:
 
 def _when_readable(run: dict, answers: pd.DataFrame, graded: pd.DataFrame) -> str:
     lines = [
-        "**When answers become readable.** *Settles*: the layer from which on the first answer "
-        "token stays the lens's top-1; among few possible answers an early layer can be right by "
-        "luck. *Readable*: the layer from which on the token keeps 90 % of its last probability. "
+        "**When answers become readable.** *Settles*: the layer from which on the answer's first "
+        "word stays the lens's top-1; among few possible answers an early layer can be right by "
+        "luck. *Readable*: the layer from which on the word keeps 90 % of its last probability. A "
+        f"word is all tokens that spell it. {pieces_note(answers)} "
         "Layers are medians over images. In brackets are 95 % intervals: bootstrap over images, "
         "for shares Wilson's.",
         "",
-        "| kind of prompt | images | right, where the truth is known | settles at layer | "
-        "readable from layer |",
-        "| --- | --- | --- | --- | --- |",
+        "| kind of prompt | images | right, where the truth is known | chance | majority answer | "
+        "settles at layer | readable from layer |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     settling, readable = settling_table(answers), settling_table(answers, "readable_layer")
     for kind in settling.index:
@@ -598,9 +719,21 @@ def _when_readable(run: dict, answers: pd.DataFrame, graded: pd.DataFrame) -> st
             f"{as_code(truth)}: {_share(group)}" if kind == "presence" else _share(group)
             for truth, group in by_truth["right"]
         ]
+        row = settling.loc[kind]
+        shares += [f"not gradable: {row['not_gradable']:.0f}"] * bool(row["not_gradable"])
         right = ", ".join(shares) or "not known"
-        lines.append(f"| {kind} | {settling.loc[kind, 'images']:.0f} | {right} | {medians} |")
+        chance = _chance(kind, run) if row["graded"] else "-"
+        majority = f"{row['majority']:.0%}" if row["graded"] else "-"
+        lines.append(
+            f"| {kind} | {row['images']:.0f} | {right} | {chance} | {majority} | {medians} |"
+        )
     return "\n".join(lines)
+
+
+def _chance(kind: str, run: dict) -> str:
+    """How often a draw among a kind's possible answers would be right."""
+    n = len(run["categories"]) if kind == "object" else len(set(MEANINGS.get(kind, {}).values()))
+    return f"{1 / n:.0%}" if n else "-"
 
 
 def order_of_kinds(first: pd.DataFrame) -> list[str]:
@@ -717,13 +850,6 @@ def _where(run: dict, layers: pd.DataFrame, grounded: pd.DataFrame) -> list[str]
     best, most = mean["auroc"].idxmax(), mean["named"].idxmax()
     patches = layers[(layers["segment"] == "image") & (layers["layer"] == most)]
     cases = grounded.drop_duplicates(["image", "category"])
-    several = cases.drop_duplicates("category")["several_tokens"]
-    tokens = f"All {len(several)} category words are single tokens."
-    if several.any():
-        tokens = (
-            f"{several.sum()} of {len(several)} category words are several tokens; of these the "
-            "first was watched, which may belong to other words too."
-        )
 
     def control(value, form):
         known = f"{value:{form}} for the boxes of another image (control)"
@@ -738,7 +864,6 @@ def _where(run: dict, layers: pd.DataFrame, grounded: pd.DataFrame) -> list[str]
         f"layer {layer_label(run, most)}: {mean['named'][most]:.0%}, and "
         f"{control(mean['named_other_image'][most], '.0%')}. Of all patches "
         f"{patches['no_word'].mean():.0%} decode to no word at all there.",
-        f"- {tokens}",
     ]
 
 
@@ -759,4 +884,12 @@ def _present_or_imagined(confident: pd.DataFrame) -> str:
             f"the model's answers {area(asked, 'said_yes')}; an answer, yes or no, is one "
             "threshold only, so the area under it is smaller."
         )
-    return text
+    ways = []
+    for way, row in by_way(confident).iterrows():
+        auroc = with_interval(row["auroc"], row[["low", "high"]], "{:.2f}".format)
+        right = f", {row['accuracy']:.0%} of {row['answers']:.0f} answers right"
+        ways.append(
+            f"{way}: {row['absent']:.0f} absent, AUROC {auroc}{right * (row['answers'] > 0)}"
+        )
+    title = "- **By the way absent categories were drawn** (POPE's; popular: frequent in the data "
+    return f"{text}\n{title}set; adversarial: often beside what is there). {'; '.join(ways)}."

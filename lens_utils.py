@@ -1,16 +1,18 @@
 """What both notebooks share: the results that pass between them.
 
 Holds the format of the results on disk (the tables `RUN`, `RECORD`, `PROMPT`, `READINGS`, `OBJECT`,
-`WORD` and `PART` are its reference page), saving and loading, and `Results`, one folder of results.
-It knows nothing of machines, models, annotations, tables or figures.
+`WORD` and `PART` are its reference page), saving and loading, `Results`, one folder of results, and
+what categories are called. It knows nothing of machines, models, annotations, tables or figures.
 """
 
 import difflib
 import gzip
 import io
+import json
 import os
 import pickle
 import pickletools
+import re
 import stat
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -21,17 +23,24 @@ import numpy as np
 from PIL import Image
 
 __all__ = [
-    "FORMAT_VERSION", "SEGMENTS", "KINDS", "UNIT", "DEMO_NOTE",
+    "FORMAT_VERSION", "SEGMENTS", "KINDS", "WAYS", "COLOURS", "UNIT", "DEMO_NOTE",
     "ASKED", "RUN", "READINGS", "RECORD", "OBJECT", "WORD", "PROMPT", "CONTROL", "PART",
     "require", "is_text", "check_run", "check_record", "check_part", "save", "load", "Results",
+    "WORDS", "plural_of", "names_of",
     "open_crop", "printable",
 ]  # fmt: skip
 
 # ---- The format of the results -----------------------------------------------------------------
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SEGMENTS = ["image", "prompt", "answer"]
 KINDS = ["object", "presence", "colour", "relation", "description", "own"]
+# Of absent categories: POPE's three (Li et al., arXiv 2305.10355).
+WAYS = ["random", "popular", "adversarial"]
+# The basic colour terms of English. Source: Berlin and Kay, "Basic Color Terms" (1969).
+COLOURS = [
+    "black", "white", "gray", "red", "green", "yellow", "blue", "brown", "orange", "pink", "purple",
+]  # fmt: skip
 UNIT = "bits"  # of JSD and entropy, everywhere
 DEMO_NOTE = (
     "This is the small demo model: it knows six shapes and seven colours, and what is read from it "
@@ -49,8 +58,8 @@ class Field(NamedTuple):
     """One field of the results: what `check_run`, `check_record` and `check_part` ask of it.
 
     `kind` is a Python type (or several), "text" (one that is not blank), the kind of numbers of a
-    numpy array (`f`, `i` or `u`), `dict` for texts by text, the table of a dict, or a list of that
-    table for a list of such dicts. `shape` names the sizes of an array's axes; a plain value with
+    numpy array (`f`, `i` or `u`), `dict` for texts by text, the table of a dict, that table and None
+    where there may be none, or a list of that table for a list of such dicts. `shape` names the sizes of an array's axes; a plain value with
     a shape is a list. Numbers are from `least` to `most`; a size may be named there too. A text has
     at most `most` characters.
     """
@@ -68,6 +77,7 @@ ASKED = {  # a prompt before it is read
     "question": Field("text", "as asked, without the template around it"),
     "truth": Field((str, type(None)), "the right answer, where it is known"),
     "categories": Field("text", "the categories that the question is about", ("category",)),
+    "way": Field(str, "how an absent category was drawn, one of WAYS; empty elsewhere"),
 }
 RUN = {  # run.pkl: what the records have in common
     "format_version": Field(int, f"{FORMAT_VERSION}"),
@@ -84,6 +94,7 @@ RUN = {  # run.pkl: what the records have in common
     "chat": Field(str, "template around a question"),
     "questions": Field(dict, "template of the question by kind"),
     "own_prompts": Field([ASKED], "the user's own; empty: made from annotations"),
+    "categories": Field("text", "names of all categories of the data set", ("category",)),
     "per_kind": Field(int, "prompts per kind and image, where made from annotations"),
     "seed": Field(int, "of the choice among candidates"),
     "top_k": Field(int, "tokens kept per layer and position", (), 1, "d_vocab"),
@@ -92,7 +103,7 @@ RUN = {  # run.pkl: what the records have in common
         float, "largest JSD of lens and model on the first image, bits", (), 0, 1
     ),
 }
-LAYER_POS = ("layer", "pos")
+LAYER, LAYER_POS = ("layer",), ("layer", "pos")
 READINGS = {  # at each layer and position; a reading is about the token that follows the position
     "top_ids": Field("u", "ids of the top-k tokens", (*LAYER_POS, "top_k"), 0, "last_id"),
     "top_probs": Field("f", "their probabilities, falling", (*LAYER_POS, "top_k"), 0, 1 + ROUNDING),
@@ -114,13 +125,15 @@ OBJECT = {
 WORD = {
     "category": Field("text", "its name"),
     "present": Field(bool, "whether the image has it"),
-    "token_ids": Field(int, "tokens whose probabilities are summed", ("token",), 0, "last_id"),
-    "several_tokens": Field(bool, "whether one of these is a fragment of a word"),
+    "way": Field(str, "how an absent one was drawn, one of WAYS; empty: present"),
+    "token_ids": Field(int, "its word, whole: their probabilities add", ("token",), 0, "last_id"),
     "log2_probs": Field("f", "log2 of the sum, in float16", ("layer", "patch"), -127, 0.01),
 }
 CONTROL = {  # of the first token of the answer that the image got, at the prompt's last position
-    "target_prob": Field("f", "its probability", ("layer",), 0, 1 + ROUNDING),
-    "target_rank": Field("u", "its rank, 1 = top", ("layer",), 1, "d_vocab"),
+    "target_prob": Field("f", "its probability", LAYER, 0, 1 + ROUNDING),
+    "target_rank": Field("u", "its rank, 1 = top", LAYER, 1, "d_vocab"),
+    "word_prob": Field("f", "as PROMPT's", LAYER, 0, 1 + ROUNDING),
+    "word_rank": Field("u", "as PROMPT's", LAYER, 1, "d_vocab"),
 }
 PROMPT = {
     **ASKED,
@@ -128,8 +141,13 @@ PROMPT = {
     "n_prompt": Field(int, "how many of them are the prompt's; the others are the answer's"),
     "answer_ids": Field("i", "the answer's tokens with the end token", ("answer",), 0, "last_id"),
     "answer": Field(str, "the answer as text"),
+    # Tokens that spell the answer's first word; none if its first token is a piece of a word.
+    "word_ids": Field(int, "spellings of the first word", ("spelling",), 0, "last_id"),
+    "word_prob": Field("f", "their sum, where the answer begins", LAYER, 0, 1 + ROUNDING),
+    "word_rank": Field("u", "its rank among the words, 1 = top", LAYER, 1, "d_vocab"),
     "readings": Field(READINGS, "at the positions of token_ids", ("pos",)),
     "grey": Field(CONTROL, "the same prompt with a plain grey image"),
+    "other": Field((CONTROL, None), "the same with the image before; None if there is no other"),
 }
 RECORD = {  # images/<name>.pkl: one image with its prompts
     "name": Field(str, "the image's, and the file's"),
@@ -168,7 +186,10 @@ def _check(value, field: Field, sizes: dict[str, float], where: str) -> None:
     `sizes` has the sizes that names in the field stand for; one that is not known yet is taken
     from `value` and holds from there on, within the same dict.
     """
-    if isinstance(field.kind, dict):
+    if isinstance(field.kind, tuple) and isinstance(field.kind[0], dict):
+        if value is not None:
+            _check(value, field._replace(kind=field.kind[0]), sizes, where)
+    elif isinstance(field.kind, dict):
         require(type(value) is dict, f"{where} is no dict")
         sizes = sizes | ({"pos": sizes[field.shape[0]]} if field.shape else {})
         for name, inner in field.kind.items():
@@ -255,10 +276,15 @@ def check_record(record, run: dict, name: str) -> None:
         agree = len(prompt["token_ids"]) == n_prompt + n_answer - 1
         lengths = n_prompt >= 1 and n_answer >= 1 and agree
         require(lengths, f"the lengths of prompt {number} don't agree")
+        require(prompt["way"] in ["", *WAYS], f"prompt {number} has no known way")
+        spells = not prompt["word_ids"] or int(prompt["answer_ids"][0]) in prompt["word_ids"]
+        require(spells, f"word_ids of prompt {number} don't have the answer's first token")
     seen = {item["category"] for item in record["objects"] if min(item["box"][2:]) > 0}
     for number, word in enumerate(record["words"]):
         require(word["token_ids"], f"word {number} has no tokens")
         require(not word["present"] or word["category"] in seen, f"word {number} is no object's")
+        ways = [""] if word["present"] else WAYS
+        require(word["way"] in ways, f"word {number} has no known way")
     _check_crop(record["crop"], run["image_size"])
 
 
@@ -601,7 +627,28 @@ class Results:
             save(self.folder / "run.pkl", source.run)  # last: until then the copy is not whole
 
 
-# ---- What people see ---------------------------------------------------------------------------
+# ---- What categories are called ------------------------------------------------------------------
+
+WORDS = json.loads(Path(__file__).with_name("lens_words.json").read_text("utf-8"))
+
+
+def plural_of(noun: str) -> str:
+    """The plural of a noun: that of `WORDS`, else by rule."""
+    if noun in WORDS["plurals"]:
+        return WORDS["plurals"][noun]
+    if re.search("[^aeiou]y$", noun):
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
+
+
+def names_of(category: str) -> list[str]:
+    """What a category is called, in lower case: its name and its synonyms in `WORDS` (COCO's have
+    some), each with its plural."""
+    nouns = [category.lower(), *WORDS["categories"].get(category.lower(), [])]
+    return list(dict.fromkeys(form for noun in nouns for form in (noun, plural_of(noun))))
+
+
+# ---- What people see -----------------------------------------------------------------------------
 
 
 def open_crop(record: dict) -> Image.Image:

@@ -123,7 +123,7 @@ def make_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "category": f"dog{at}" if at else "dog",
                 "present": at < 3,
                 "token_ids": [4],
-                "several_tokens": False,
+                "way": "",
                 "log2_probs": -20 * rng.random((N_LAYERS, GRID**2)).astype(np.float16),
             }
             for at in range(6)

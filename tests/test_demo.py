@@ -11,6 +11,7 @@ import lens_model as lm
 import lens_tables as lt
 
 DEMO = ROOT / "demo"
+CATEGORIES = ["circle", "cross", "heart", "square", "star", "triangle"]
 
 
 @pytest.fixture(scope="module", params=["float32", "float16"])
@@ -31,7 +32,7 @@ def answers(request):
         ]
         record, _ = lm.read_image(bridge, processor, image, prompts, settings)
         for prompt in record["prompts"]:
-            layer = lt.readable_layer(prompt["readings"]["target_prob"])[prompt["n_prompt"] - 1]
+            layer = lt.readable_layer(prompt["word_prob"])
             rows.append(
                 {**{key: prompt[key] for key in ("kind", "answer", "truth")}, "layer": layer}
             )
@@ -39,7 +40,9 @@ def answers(request):
 
 
 def test_it_answers_its_scenes(answers):
-    right = answers.apply(lambda row: lt.is_right(row["answer"], row["truth"]), axis=1)
+    right = answers.apply(
+        lambda row: lt.is_right(row["kind"], row["answer"], row["truth"], CATEGORIES), axis=1
+    )
     per_kind = right.groupby(answers["kind"]).agg(["mean", "size"])
     assert (
         set(per_kind.index) == {"object", "presence", "colour", "relation"}

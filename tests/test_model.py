@@ -418,8 +418,8 @@ def test_the_words_are_read_from_the_full_distribution(llava, image):
     """Against the softmax of the lens at every patch and layer."""
     bridge, processor = llava
     words = [
-        {"category": "x", "present": True, "token_ids": [7, 300], "several_tokens": False},
-        {"category": "y", "present": False, "token_ids": [11], "several_tokens": True},
+        {"category": "x", "present": True, "way": "", "token_ids": [7, 300]},
+        {"category": "y", "present": False, "way": "random", "token_ids": [11]},
     ]
     record, _ = read_image(llava, image, PROMPTS[:1], words, top_k=1, max_new_tokens=1)
     pixel_values, (ids,) = lm.encode_prompts(processor, image, [PROMPTS[0]["question"]])

@@ -1,0 +1,120 @@
+"""Grading: what an answer says, whether that is right, and what can't be graded."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import lens_tables as lt
+
+SHAPES = ["circle", "heart", "star"]
+
+
+@pytest.mark.parametrize(
+    "kind, answer, truth, right",
+    [
+        ("presence", "Yes", "yes", True),
+        ("presence", "Yes, there is a dog.", "yes", True),
+        ("presence", "No, there is no dog.", "yes", False),
+        ("presence", "There is no dog in the image.", "no", True),
+        ("presence", "There is not a dog.", "no", True),
+        ("presence", "Yes. There is no cat, though.", "yes", True),
+        ("presence", "A dog", "yes", None),
+        ("presence", "Not sure", "yes", False),
+        ("presence", "", "no", None),
+        ("presence", "Nothing", "no", None),  # no word of the three
+        ("colour", "Red", "red", True),
+        ("colour", "The car is red.", "red", True),
+        ("colour", "Dark blue", "red", False),
+        ("colour", "Red and white", "red", None),
+        ("colour", "Grey", "gray", True),
+        ("colour", "White", "gray", None),
+        ("colour", "Gray", "white", None),
+        ("colour", "Black", "white", False),
+        ("colour", "Silver", "gray", None),
+        ("colour", "Teal", "teal", True),
+        ("colour", "Colored", "red", None),  # no "red" within a word
+        ("relation", "Left", "left", True),
+        ("relation", "On the left.", "left", True),
+        ("relation", "To the right", "left", False),
+        ("relation", "On top", "above", True),
+        ("relation", "Over", "above", True),
+        ("relation", "It is beneath the dog", "below", True),
+        ("relation", "Under", "above", False),
+        ("relation", "Above and to the left", "above", None),
+        ("relation", "Next to it", "left", None),
+        ("object", "Man", "person", True),
+        ("object", "Two women", "person", True),
+        ("object", "Dogs", "dog", True),
+        ("object", "Hot dog", "dog", False),
+        ("object", "Hot dogs", "hot dog", True),
+        ("object", "A dog and a cat", "dog", True),
+        ("object", "A dog and a cat", "cat", False),
+        ("object", "Bus stop", "bus", True),
+        ("object", "Train tracks", "train", None),
+        ("object", "Teddy bear", "bear", False),
+        ("object", "Airplane", "airplane", True),
+        ("object", "A passenger jet.", "airplane", True),
+        ("object", "Baby elephant", "elephant", True),
+        ("object", "Motor bike", "motorcycle", True),
+        ("object", "Laptop computer", "laptop", True),
+        ("object", "Caterpillar", "cat", None),
+        ("object", "A building", "bus", None),
+        ("object", "circles", "circle", True),
+        ("object", "heart", "circle", False),
+        ("own", "Temple.", "temple", True),
+        ("own", "A temple", "temple", False),
+        ("object", "Temple", "temple", True),
+        ("description", "A dog", "dog", False),
+    ],
+)
+def test_is_right(kind, answer, truth, right):
+    assert lt.is_right(kind, answer, truth, SHAPES) is right
+
+
+def answers_of(kind: str, graded: list[tuple[str, bool | None]]) -> pd.DataFrame:
+    """A table of first answer tokens: a truth and whether it was met, an image each."""
+    rows = [
+        {"image": f"{i}.jpg", "kind": kind, "truth": truth, "right": right}
+        for i, (truth, right) in enumerate(graded)
+    ]
+    constant = {"token": 0, "layer": 0, "whole_word": True, "settling_layer": 3}
+    return pd.DataFrame(rows).astype({"right": object}).assign(**constant, readable_layer=3)
+
+
+def test_what_cant_be_graded_is_counted_and_never_wrong():
+    graded = [("left", True), ("left", False), ("left", None), ("above", None), (None, None)]
+    row = lt.settling_table(answers_of("relation", graded)).loc["relation"]
+    assert (row["answers"], row["graded"], row["not_gradable"]) == (5, 2, 2)
+    assert row["right"] == 0.5 and row["majority"] == 0.75
+
+
+def test_rates_stand_beside_chance_and_the_majority_answer():
+    run = {"layers": ["emb", "1", "2", "3", "4"], "categories": SHAPES}
+    table = pd.concat(
+        [
+            answers_of("relation", [("left", True)] * 3 + [("above", False), ("above", None)]),
+            answers_of("object", [("heart", True)] * 2),
+            answers_of("presence", [("yes", True), ("no", False)]),
+            answers_of("own", [(None, None)]),
+        ]
+    )
+    first = lt.first_tokens(table)
+    graded = first[first["right"].notna()].astype({"right": bool})
+    text = lt._when_readable(run, table, graded)
+    assert "75% of 4 (30 to 95%), not gradable: 1 | 25% | 60% |" in text
+    assert "| object | 2 | 100% of 2 (34 to 100%) | 33% | 100% |" in text
+    assert "(21 to 100%) | 50% | 50% |" in text
+    assert "| own | 1 | not known | - | - |" in text
+
+
+def test_an_answer_that_is_neither_yes_nor_no_is_no_answer():
+    word = {"present": True, "way": "", "log2_probs": np.zeros((1, 1), np.float16)}
+    said = {"dog": "Yes, a dog.", "cat": "No", "cow": "Perhaps"}
+    prompts = [
+        {"kind": "presence", "categories": [category], "answer": answer}
+        for category, answer in said.items()
+    ]
+    words = [{"category": category, **word} for category in said]
+    table = lt.category_confidence([{"name": "a.jpg", "prompts": prompts, "words": words}])
+    assert table["said_yes"].tolist()[:2] == [1, 0] and np.isnan(table["said_yes"][2])
+    assert len(lt.presence_answers(table)) == 2
