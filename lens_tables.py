@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, rankdata, wilcoxon
 
-from lens_utils import DEMO_NOTE, KINDS, SEGMENTS, UNIT, printable, require
+from lens_utils import DEMO_NOTE, KINDS, SEGMENTS, UNIT, patch_coverage, printable, require
 
 __all__ = [
     "layer_numbers", "layer_label", "layer_positions",
@@ -27,7 +27,7 @@ __all__ = [
     "settling_layer", "readable_layer", "is_right", "tabulate", "top_tokens", "first_tokens",
     "MIN_IMAGES", "per_image", "interval", "layer_curve", "answer_curves",
     "settling_table", "first_tokens_at_end",
-    "SIZES", "ALL_SIZES", "OTHER_BOXES", "NO_WORD", "word_probability", "patch_coverage",
+    "SIZES", "ALL_SIZES", "OTHER_BOXES", "NO_WORD", "word_probability",
     "patches_of", "auroc", "grounding", "grounding_curves", "best_and_worst",
     "category_confidence", "presence_answers", "presence_auroc", "roc_curve",
     "as_code", "with_interval", "order_of_kinds", "report", "report_grounding",
@@ -339,18 +339,6 @@ def word_probability(record: dict, category: str) -> np.ndarray:
     """P(word) `[layer, patch]` of a watched category, from the full distribution."""
     word = next(word for word in record["words"] if word["category"] == category)
     return 2.0 ** word["log2_probs"].astype(float)
-
-
-def patch_coverage(box, grid: int, image_size: int) -> np.ndarray:
-    """The share (0 to 1) of each patch `[grid * grid]`, row by row, that a box covers.
-
-    `box` is x, y, width and height in pixels of the crop, which has `image_size` along a side.
-    """
-    edges = np.linspace(0, image_size, grid + 1)
-    x, y, width, height = box
-    columns = np.clip(np.minimum(edges[1:], x + width) - np.maximum(edges[:-1], x), 0, None)
-    rows = np.clip(np.minimum(edges[1:], y + height) - np.maximum(edges[:-1], y), 0, None)
-    return np.outer(rows, columns).ravel() * (grid / image_size) ** 2
 
 
 def patches_of(record: dict, run: dict, category: str) -> np.ndarray:

@@ -41,6 +41,7 @@ __all__ = [
     "OBJECT",
     "WORD",
     "PROMPT",
+    "KNOCKOUT",
     "PART",
     "require",
     "is_text",
@@ -50,6 +51,7 @@ __all__ = [
     "save",
     "load",
     "Results",
+    "patch_coverage",
     "open_crop",
     "printable",
 ]
@@ -221,6 +223,7 @@ RUN = {  # run.pkl: what the records have in common
     "seed": Field(int, "of the choice among candidates"),
     "top_k": Field(int, "tokens kept per layer and position"),
     "max_new_tokens": Field(int, "of an answer"),
+    "knockout_windows": Field(list, "first and last block, from 1, of each; the last: all blocks"),
     "last_layer_jsd": Field(float, "largest JSD of lens and model output on the first image, bits"),
 }
 READINGS = {  # at each layer and position; a reading is about the token that follows the position
@@ -274,11 +277,23 @@ PROMPT = {
     "answer": Field(str, "the answer as text"),
     "readings": Field(dict, "READINGS at the positions of token_ids"),
     "grey": Field(dict, "CONTROL: the same prompt with a plain grey image"),
+    "knockout": Field(dict, "KNOCKOUT; empty if switched off, or for a prompt too long for it"),
 }
 CONTROL = {  # of the first token of the answer that the image got, at the prompt's last position
     "target_prob": Field("f", "its probability", ("layer",), 0, 1 + ROUNDING),
     "target_rank": Field("u", "its rank, 1 = top", ("layer",), 1, "d_vocab"),
 }
+KNOCKOUT = {  # P of the first answer token where, in a window of blocks, attention is cut ...
+    way: Field("f", f"... from {way_from} to {way_to}", ("window",), 0, 1 + ROUNDING)
+    for way, way_from, way_to in [
+        ("object", "all text after the image", "the patches of the objects asked about"),
+        ("background", "all text after the image", "as many patches outside their boxes: control"),
+        ("image_last", "the last position", "all patches"),
+        ("question_last", "the last position", "the other text after the image"),
+        ("image", "all text after the image", "all patches"),
+    ]
+}
+OF_OBJECTS = {"object", "background"}  # only where the objects are known
 PART = {  # parts/<process>.pkl: what one process has read; an image counts once it is here
     "images": Field(list, "names"),
     "skipped": Field(dict, "the reason by name"),
@@ -367,7 +382,21 @@ def check_run(run) -> None:
     require(1 <= run["grid"] <= MOST_GRID, "grid is out of range")
     require(run["grid"] <= run["image_size"] <= MOST_PIXELS, "image_size is out of range")
     require(1 <= run["top_k"] <= len(tokens), "top_k is out of range")
+    _check_windows(run["knockout_windows"], run["n_layers"])
     require(0 <= run["last_layer_jsd"] <= 1, "last_layer_jsd is not from 0 to 1")
+
+
+def _check_windows(windows: list, n_layers: int) -> None:
+    require(
+        all(
+            type(window) is list
+            and [type(block) for block in window] == [int, int]
+            and 1 <= window[0] <= window[1] <= n_layers
+            for window in windows
+        ),
+        f"knockout_windows are not pairs of blocks from 1 to {n_layers}",
+    )
+    require(windows[-1:] in ([], [[1, n_layers]]), "the last of knockout_windows is not all blocks")
 
 
 def _sizes_of(run: dict) -> dict[str, int | float]:
@@ -378,6 +407,7 @@ def _sizes_of(run: dict) -> dict[str, int | float]:
         "segment": len(SEGMENTS),
         "patch": run["grid"] ** 2,
         "top_k": run["top_k"],
+        "window": len(run["knockout_windows"]),
         "d_vocab": d_vocab,
         "last_id": d_vocab - 1,
         "most_bits": np.log2(d_vocab) + ROUNDING,
@@ -432,6 +462,12 @@ def _check_prompt(prompt, sizes: dict, where: str) -> None:
     )
     _check_readings(prompt["readings"], sizes, where)
     _check_fields(prompt["grey"], CONTROL, sizes, f"{where}, grey")
+    ways = prompt["knockout"].keys()
+    require(
+        not ways or sizes["window"] and ways in (KNOCKOUT.keys(), KNOCKOUT.keys() - OF_OBJECTS),
+        f"{where}, knockout has other ways than {', '.join(KNOCKOUT)}",
+    )
+    _check_fields(prompt["knockout"], {way: KNOCKOUT[way] for way in ways}, sizes, where)
 
 
 def _check_readings(readings, sizes: dict, where: str) -> None:
@@ -822,6 +858,23 @@ class Results:
         for process, part in source.parts.items():
             save(self.part_path(process), part)
         save(self.folder / "run.pkl", source.run)  # last: until then the copy is not whole
+
+
+# ------------------------------------------------------------------------------------------------
+# Patches
+# ------------------------------------------------------------------------------------------------
+
+
+def patch_coverage(box, grid: int, image_size: int) -> np.ndarray:
+    """The share (0 to 1) of each patch `[grid * grid]`, row by row, that a box covers.
+
+    `box` is x, y, width and height in pixels of the crop, which has `image_size` along a side.
+    """
+    edges = np.linspace(0, image_size, grid + 1)
+    x, y, width, height = box
+    columns = np.clip(np.minimum(edges[1:], x + width) - np.maximum(edges[:-1], x), 0, None)
+    rows = np.clip(np.minimum(edges[1:], y + height) - np.maximum(edges[:-1], y), 0, None)
+    return np.outer(rows, columns).ravel() * (grid / image_size) ** 2
 
 
 # ------------------------------------------------------------------------------------------------
