@@ -124,11 +124,15 @@ def settings(llava_folder):
 def read(llava, photographs, settings):
     """A record per photograph, as Make_Analyse saves them, with its mean probabilities."""
     read, grey = [], lm.keep_prefix(*llava, lm.grey_image(llava[1]))
+    run = lm.describe_run(*llava, settings, last_layer_jsd=0.0)
     for name, path in ld.find_images(photographs).items():
-        record, mean = lm.read_image(*llava, ld.open_image(path), PROMPTS, settings)
+        image = ld.open_image(path)
+        record, mean = lm.read_image(*llava, image, PROMPTS, settings)
         controls = lm.read_control(llava[0], grey, record["prompts"])
-        for prompt, control in zip(record["prompts"], controls, strict=True):
-            prompt["grey"] = control
+        prefix, nowhere = lm.keep_prefix(*llava, image), [{} for _ in PROMPTS]
+        knockouts = lm.read_knockout(llava[0], prefix, record["prompts"], nowhere, run)
+        for prompt, control, cut in zip(record["prompts"], controls, knockouts, strict=True):
+            prompt.update(grey=control, knockout=cut)
         read.append(({"name": name, "objects": [], **record}, mean))
     return read
 
