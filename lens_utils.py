@@ -42,6 +42,7 @@ __all__ = [
     "WORD",
     "PROMPT",
     "KNOCKOUT",
+    "OF_OBJECTS",
     "PART",
     "require",
     "is_text",
@@ -293,7 +294,7 @@ KNOCKOUT = {  # P of the first answer token where, in a window of blocks, attent
         ("image", "all text after the image", "all patches"),
     ]
 }
-OF_OBJECTS = {"object", "background"}  # only where the objects are known
+OF_OBJECTS = ["object", "background"]  # only where the objects are known
 PART = {  # parts/<process>.pkl: what one process has read; an image counts once it is here
     "images": Field(list, "names"),
     "skipped": Field(dict, "the reason by name"),
@@ -464,7 +465,7 @@ def _check_prompt(prompt, sizes: dict, where: str) -> None:
     _check_fields(prompt["grey"], CONTROL, sizes, f"{where}, grey")
     ways = prompt["knockout"].keys()
     require(
-        not ways or sizes["window"] and ways in (KNOCKOUT.keys(), KNOCKOUT.keys() - OF_OBJECTS),
+        not ways or sizes["window"] and ways in (KNOCKOUT.keys(), KNOCKOUT.keys() - {*OF_OBJECTS}),
         f"{where}, knockout has other ways than {', '.join(KNOCKOUT)}",
     )
     _check_fields(prompt["knockout"], {way: KNOCKOUT[way] for way in ways}, sizes, where)
