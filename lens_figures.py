@@ -560,7 +560,8 @@ def plot_knockout(table: pd.DataFrame, run: dict):
 
 def plot_used(table: pd.DataFrame, answers: pd.DataFrame, run: dict):
     """From `readable_and_used`, a panel per kind of prompt and in it a point per answer: the centre
-    of the window in which it uses its object against the layer from which it is readable."""
+    of the window in which it uses its object against the layer from which it is readable; titled by
+    the median lead of use (`median_lead`)."""
     used, never = lt.readable_and_used(table, answers, run), run["n_layers"] + 1
     kinds = [kind for kind in KINDS if kind in set(used["kind"])]
     figure, axes = _panels(kinds, 2.4, columns=4)
@@ -575,7 +576,9 @@ def plot_used(table: pd.DataFrame, answers: pd.DataFrame, run: dict):
         ticks = [tick for tick in axis.get_xticks() if tick < 0.95 * never] + [never]
         axis.set_yticks(ticks, [lt.layer_label(run, tick) for tick in ticks])
         axis.set(xlabel="used: centre of the window", ylim=(-0.5, never + 0.5))
-        axis.set_title(f"{kind} ({len(rows)} answers)")
+        lead, (low, high), p = lt.median_lead(rows)
+        tested = "" if np.isnan(low) else f" ({low:g} to {high:g}), p = {p:.1g}"
+        axis.set_title(f"{kind}, {len(rows)} answers\nlead {lead:g}{tested}", fontsize=9)
     axes[0].set_ylabel("readable from layer")
     return figure
 

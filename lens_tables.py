@@ -39,7 +39,8 @@ __all__ = [
     "SIZES", "ALL_SIZES", "OTHER_BOXES", "NO_WORD", "word_probability",
     "patches_of", "auroc", "grounding", "grounding_curves", "best_and_worst",
     "category_confidence", "presence_answers", "presence_auroc", "roc_curve",
-    "knockouts", "knockout_curves", "readable_and_used", "report_knockout",
+    "knockouts", "knockout_curves", "readable_and_used", "median_lead",
+    "report_knockout",
     "as_code", "with_interval", "order_of_kinds", "report", "report_grounding",
 ]  # fmt: skip
 
@@ -569,6 +570,15 @@ def readable_and_used(table: pd.DataFrame, answers: pd.DataFrame, run: dict) -> 
     return found.assign(lead=found["readable"] - found["used"]).reset_index()
 
 
+def median_lead(used: pd.DataFrame) -> tuple[float, np.ndarray, float]:
+    """Of `readable_and_used` the median over images of the mean `lead`, its `interval` `[2]`, and p
+    of Wilcoxon's signed-rank test, two-sided."""
+    lead = used.groupby("image")["lead"].mean()
+    if lead.empty:
+        return np.nan, np.full(2, np.nan), 1.0
+    return lead.median(), interval(lead.to_numpy(), np.median), _signed_rank(lead, "two-sided")
+
+
 # ------------------------------------------------------------------------------------------------
 # Sentences
 # ------------------------------------------------------------------------------------------------
@@ -892,16 +902,15 @@ def _percent(share: float) -> str:
 def _before_readable(table: pd.DataFrame, answers: pd.DataFrame, run: dict) -> str:
     """The sentence on `readable_and_used` of one kind; empty for too few images."""
     used = readable_and_used(table, answers, run)
-    lead = used.groupby("image")["lead"].mean()
-    if len(lead) < MIN_CLAIM:
+    n_images, (middle, ends, p) = used["image"].nunique(), median_lead(used)
+    if n_images < MIN_CLAIM:
         return ""
-    p, middle = _signed_rank(lead, "two-sided"), lead.median()
     order = "before" if middle > 0 else "after"
     if p >= MOST_P or middle == 0:
         order = "in no sure order to"
-    by = with_interval(middle, interval(lead.to_numpy(), np.median), "{:g}".format)
+    by = with_interval(middle, ends, "{:g}".format)
     return (
-        f" On the {len(lead)} images with an answer that some window lowers by more than any "
+        f" On the {n_images} images with an answer that some window lowers by more than any "
         f"changes it for the control, the window that lowers it most lies {order} the layer from "
         f"which it is readable: {by} layers from its centre to there, in the median (Wilcoxon p = "
         f"{p:.2g})."
