@@ -19,7 +19,16 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lens_kaggle import data_sets
-from lens_utils import COLOURS, KINDS, WAYS, WORDS, is_text, names_of, require
+from lens_utils import (
+    COLOURS,
+    KINDS,
+    WAYS,
+    WORDS,
+    is_text,
+    names_of,
+    patch_coverage,
+    require,
+)
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
@@ -27,7 +36,7 @@ __all__ = [
     "open_image", "box_in_crop", "objects_in_crop",
     "CHAT", "SHORT_ANSWER", "QUESTIONS", "DESCRIPTION_QUESTION",
     "object_question", "presence_question", "colour_question", "relation_question", "relation_of",
-    "count_together", "draw_absent", "make_prompts", "as_prompts",
+    "count_together", "draw_absent", "make_prompts", "as_prompts", "patches_to_cut",
     "words_to_watch", "word_ids",
 ]  # fmt: skip
 
@@ -519,6 +528,38 @@ def _as_prompt(prompt, where: str) -> dict:
         f"question ({CHAT!r}).",
     )
     return {"kind": kind, "question": question, "truth": truth, "categories": [], "way": ""}
+
+
+# ---- Patches to cut attention to ---------------------------------------------------------------
+
+
+def patches_to_cut(
+    prompt: dict, objects: list[dict], grid: int, image_size: int, seed: int | str = 0
+) -> dict[str, list[int]]:
+    """The numbers of the patches, row by row, that hold the objects that a prompt is about.
+
+    - `object`: the patches that a box of one of the prompt's categories covers by a tenth or more;
+      for a box too small for that the one it overlaps most
+    - `background`: as many that lie outside all these boxes, drawn with `seed`: the control
+
+    Empty where a category has no box in the crop, or too few patches lie outside.
+    `objects` are those of `objects_in_crop`.
+    """
+    about = set(prompt["categories"])
+    boxes = [
+        (item["category"], patch_coverage(item["box"], grid, image_size))
+        for item in objects
+        if item["category"] in about and min(item["box"][2:]) > 0
+    ]
+    if not about or {category for category, _ in boxes} != about:
+        return {}
+    # The small number is for rounding: an exact tenth counts.
+    inside = np.any([cover >= min(0.1, cover.max()) - 1e-9 for _, cover in boxes], axis=0)
+    outside = np.flatnonzero(np.sum([cover for _, cover in boxes], axis=0) == 0).tolist()
+    if len(outside) < inside.sum():
+        return {}
+    background = random.Random(f"{seed} {prompt['question']}").sample(outside, int(inside.sum()))
+    return {"object": np.flatnonzero(inside).tolist(), "background": sorted(background)}
 
 
 # ---- Words to watch ----------------------------------------------------------------------------

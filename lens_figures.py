@@ -22,6 +22,7 @@ import plotly.graph_objects as go
 import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.colors import PowerNorm
+from matplotlib.ticker import PercentFormatter
 from plotly.subplots import make_subplots
 
 import lens_tables as lt
@@ -31,7 +32,7 @@ __all__ = [
     "use_style", "save_figure",
     "plot_top1", "plot_jsd", "plot_patches", "plot_words", "save_explorer",
     "plot_top_tokens", "plot_mean_jsd", "plot_answers", "plot_settling",
-    "plot_grounding", "plot_gallery", "plot_presence",
+    "plot_grounding", "plot_gallery", "plot_presence", "plot_knockout", "plot_used",
 ]  # fmt: skip
 
 # Fonts that can draw what matplotlib's own DejaVu Sans cannot; taken where the machine has them.
@@ -442,6 +443,83 @@ def plot_settling(answers: pd.DataFrame, run: dict):
             axis.set_xticks([*axis.get_xticks(), never], [*labels, lt.layer_label(run, never)])
             axis.set_xlim(right=never + 0.5)
         axis.set(ylabel="", title=title)
+    return figure
+
+
+WAYS = {  # of cutting attention: name, colour and marker
+    "object": ("text to the object's patches", "#0072b2", "o"),
+    "background": ("control: text to as many other patches", "0.35", "X"),
+    "image": ("text to all patches", "#009e73", "s"),
+    "image_last": ("last position to all patches", "#e69f00", "^"),
+    "question_last": ("last position to the question", "#cc79a7", "v"),
+}
+
+
+def _panels(kinds: list[str], height: float, columns: int):
+    """A figure with a panel per kind of prompt, `columns` in a row, and its axes."""
+    rows = -(-len(kinds) // columns)
+    size = (10, rows * height + 0.6)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, sharey=True, figsize=size)
+    for axis, kind in zip(axes.flat, kinds, strict=False):
+        axis.set_title(kind)
+    for axis in axes.flat[len(kinds) :]:
+        axis.set_axis_off()
+    return figure, axes.flat[: len(kinds)]
+
+
+def plot_knockout(table: pd.DataFrame, run: dict):
+    """From `knockouts`, a panel per kind of prompt: the mean change of P(answer) by way, with 95 %
+    bands, over the centres of the windows and, at `all`, for all blocks at once."""
+    curves, every = lt.knockout_curves(table), run["n_layers"] + 1
+    figure, axes = _panels(list(curves), 2.7, columns=3)
+    for axis, curve in zip(axes, curves.values(), strict=True):
+        for place, (way, (_, colour, marker)) in enumerate(WAYS.items()):
+            rows = curve[curve["way"] == way]
+            moved, whole = rows[rows["layer"] < every], rows[rows["layer"] == every]
+            look = {"color": colour, "marker": marker, "markersize": 5, "zorder": 9 - place}
+            axis.plot(moved["layer"], moved["mean"], linewidth=1.5, **look)
+            band = moved["layer"], moved["low"].astype(float), moved["high"].astype(float)
+            axis.fill_between(*band, color=colour, alpha=0.2, linewidth=0)
+            x = whole["layer"] * (1.06 + 0.025 * place)  # side by side
+            axis.vlines(x, whole["low"], whole["high"], color=colour, alpha=0.4, linewidth=3)
+            axis.plot(x, whole["mean"], linestyle="", **look)
+        ticks = _layer_ticks(run)[1:]  # a block makes a layer, and none makes the first
+        axis.set_xticks([*ticks, 1.11 * every], [*ticks, "all"])
+        axis.axvline(every, color=GREY, linewidth=1, linestyle=":")
+        axis.set(xlim=(0, 1.2 * every), xlabel="centre of the window (block)")
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axis in figure.axes[:: axes[0].get_gridspec().ncols]:
+        axis.set_ylabel("mean change of P(answer)")
+    lines = [
+        plt.Line2D([], [], color=colour, marker=marker, label=name)
+        for name, colour, marker in WAYS.values()
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def plot_used(table: pd.DataFrame, answers: pd.DataFrame, run: dict):
+    """From `readable_and_used`, a panel per kind of prompt and in it a point per answer: the centre
+    of the window in which it uses its object against the layer from which it is readable; titled by
+    the median lead of use (`median_lead`)."""
+    used, never = lt.readable_and_used(table, answers, run), run["n_layers"] + 1
+    kinds = [kind for kind in KINDS if kind in set(used["kind"])]
+    figure, axes = _panels(kinds, 2.4, columns=4)
+    shift = np.random.default_rng(0).uniform(-0.3, 0.3, (2, len(used)))  # many are the same
+    used = used.assign(x=used["used"] + shift[0], y=used["readable"] + shift[1])
+    for axis, kind in zip(axes, kinds, strict=True):
+        rows = used[used["kind"] == kind]
+        axis.plot([0, never], [0, never], color=GREY, linewidth=1, linestyle=":")
+        axis.plot(rows["x"], rows["y"], "o", color=BLUE, alpha=0.45, markersize=4)
+        axis.plot(rows["used"].median(), rows["readable"].median(), "D", color=ORANGE)
+        _layer_axis(axis, run)
+        ticks = [tick for tick in axis.get_xticks() if tick < 0.95 * never] + [never]
+        axis.set_yticks(ticks, [lt.layer_label(run, tick) for tick in ticks])
+        axis.set(xlabel="used: centre of the window", ylim=(-0.5, never + 0.5))
+        lead, (low, high), p = lt.median_lead(rows)
+        tested = "" if np.isnan(low) else f" ({low:g} to {high:g}), p = {p:.1g}"
+        axis.set_title(f"{kind}, {len(rows)} answers\nlead {lead:g}{tested}", fontsize=9)
+    axes[0].set_ylabel("readable from layer")
     return figure
 
 

@@ -14,6 +14,8 @@ figures. By hand, the top-5 tokens at layer 6 of the position where the answer i
 
 import hashlib
 import io
+import itertools
+import math
 import os
 import sys
 import time
@@ -48,6 +50,7 @@ from lens_data import (  # noqa: E402
     make_prompts,
     objects_in_crop,
     open_image,
+    patches_to_cut,
     word_ids,
     words_to_watch,
 )
@@ -64,8 +67,9 @@ __all__ = [
     "Settings", "placement", "copies_that_fit", "weight_bytes", "load_llava", "token_labels",
     "lens_logits", "entropy_bits", "jsd_bits", "top_k_of", "rank_of", "encode_prompts",
     "spelled_alike", "run_and_capture", "run_prefix", "run_prompt", "read_positions", "read_answer",
-    "read_image", "keep_prefix", "grey_image", "read_control", "crop_as_jpeg", "check_last_layer",
-    "describe_run", "read_images",
+    "read_image", "read_image_and_prefix", "keep_prefix", "grey_image", "read_control",
+    "crop_as_jpeg", "knockout_windows", "attention_cuts", "run_with_cuts", "read_knockout",
+    "check_last_layer", "describe_run", "read_images",
 ]  # fmt: skip
 
 HEADROOM = 2**30  # bytes that reading needs on a GPU beside the weights
@@ -74,6 +78,9 @@ HEADROOM = 2**30  # bytes that reading needs on a GPU beside the weights
 LAST_LAYER_TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
 SLICE = 64  # positions whose distributions are held at once: of a whole image they are 2.5 GB
 PIECE = 256  # prompt tokens that are run at once: a bound for the memory of any prompt
+# Keys that runs side by side with attention cut read together: those of a layer of LLaVA-1.5-7B and
+# its values take 64 MiB.
+MOST_KEYS = 4096
 IMAGE, PROMPT, ANSWER = range(len(SEGMENTS))
 
 
@@ -89,6 +96,8 @@ class Settings:
     seed: int = 0
     top_k: int = 10
     max_new_tokens: int = 20
+    knockout: bool = True
+    knockout_width: float = 9 / 32  # of a window, as a share of the blocks
     deadline: float = float("inf")  # `time.monotonic()` at which no image is begun any more
 
 
@@ -219,7 +228,7 @@ def _labels_and_words(tokenizer, d_vocab: int) -> tuple[list[str], list[int]]:
     return labels, spelled_alike(labels)
 
 
-# ---- The lens ------------------------------------------------------------------------------------
+# ---- The lens ----------------------------------------------------------------------------------
 
 
 def lens_logits(bridge, resid):
@@ -499,6 +508,13 @@ def read_image(
     Raises ValueError for `top_k` outside 1 ... d_vocab, for no prompt or new token and for a prompt
     beyond the model's context; FloatingPointError for NaN or infinity.
     """
+    return read_image_and_prefix(bridge, processor, image, prompts, settings, words)[:2]
+
+
+def read_image_and_prefix(
+    bridge, processor, image: Image.Image, prompts: list[dict], settings: Settings, words=()
+) -> tuple[dict, np.ndarray, list[tuple]]:
+    """What `read_image` returns, and the image's prefix as of `keep_prefix`."""
     pixel_values, sequences = encode_prompts(
         processor, image, [prompt["question"] for prompt in prompts]
     )
@@ -529,7 +545,7 @@ def read_image(
     n_text = sum(len(answer["token_ids"]) for answer in answers)
     n_read = torch.tensor([n_patches, n_prompt, n_text - n_prompt], device=prob_sum.device)
     mean = prob_sum / n_read[:, None, None]  # 0 / 0 is NaN
-    return record, mean.cpu().numpy()
+    return record, mean.cpu().numpy(), _as_prefix(cache)
 
 
 def _check_request(bridge, sequences: list, settings: Settings) -> None:
@@ -610,6 +626,10 @@ def keep_prefix(bridge, processor, image: Image.Image) -> list[tuple]:
     pixel_values, (input_ids,) = encode_prompts(processor, image, [DESCRIPTION_QUESTION])
     with torch.inference_mode():
         cache, _ = run_prefix(bridge, pixel_values, input_ids)
+    return _as_prefix(cache)
+
+
+def _as_prefix(cache) -> list[tuple]:
     return [(layer.keys.cpu(), layer.values.cpu(), layer.keys.device) for layer in cache.layers]
 
 
@@ -625,16 +645,23 @@ def read_control(bridge, prefix: list[tuple], prompts: list[dict]) -> list[dict]
     Per prompt of a record what `read_answer` gives for the answer that it got with its own image.
     Raises FloatingPointError for NaN or infinity.
     """
-    controls, cache = [], DynamicCache()
+    controls = []
     with torch.inference_mode():
-        for layer, (keys, values, device) in enumerate(prefix):
-            cache.update(keys.to(device), values.to(device), layer)
+        cache = _as_cache(prefix)
         for prompt in prompts:
             ids = torch.tensor(prompt["token_ids"][: prompt["n_prompt"]])
             *_, (_, residuals, _) = run_prompt(bridge, cache, ids, max_new_tokens=1)
             cache.crop(-len(ids))
             controls.append(read_answer(bridge, residuals, int(prompt["answer_ids"][0])))
     return controls
+
+
+def _as_cache(prefix: list[tuple]) -> DynamicCache:
+    """What `keep_prefix` kept, back on the model's devices."""
+    cache = DynamicCache()
+    for layer, (keys, values, device) in enumerate(prefix):
+        cache.update(keys.to(device), values.to(device), layer)
+    return cache
 
 
 def crop_as_jpeg(pixel_values: np.ndarray, image_processor) -> np.ndarray:
@@ -646,6 +673,144 @@ def crop_as_jpeg(pixel_values: np.ndarray, image_processor) -> np.ndarray:
     image = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
     image.save(jpeg, "JPEG", quality=90)
     return np.frombuffer(jpeg.getvalue(), np.uint8)
+
+
+# ---- Attention knockout ------------------------------------------------------------------------
+
+
+def knockout_windows(n_layers: int, share: float) -> list[list[int]]:
+    """The windows in which attention is cut, each `[first, last]` of its blocks, counted from 1.
+
+    About ten of `share` of the blocks each (rounded up, at least two), evenly spaced from the first
+    block to the last; as one more, the last, all blocks.
+    """
+    width = min(n_layers, max(2, math.ceil(share * n_layers)))
+    firsts = np.unique(np.linspace(1, n_layers - width + 1, 10).round().astype(int)).tolist()
+    moved = [[first, first + width - 1] for first in firsts]
+    return moved + [[1, n_layers]] * (width < n_layers)
+
+
+def attention_cuts(n_prefix: int, n_prompt: int, n_patches: int, patches: dict) -> dict:
+    """The keys that each query of a prompt may not look at, by way (KNOCKOUT): masks
+    `[n_prompt, n_prefix + n_prompt]`.
+
+    The prefix ends with the patches; `patches` are those of `patches_to_cut`.
+    """
+    at_patches, all_queries, last = n_prefix - n_patches, slice(None), slice(-1, None)
+    ways = {
+        **{way: (all_queries, [at_patches + i for i in found]) for way, found in patches.items()},
+        "image_last": (last, slice(at_patches, n_prefix)),
+        "question_last": (last, slice(n_prefix, -1)),
+        "image": (all_queries, slice(at_patches, n_prefix)),
+    }
+    cuts = {way: torch.zeros(n_prompt, n_prefix + n_prompt, dtype=torch.bool) for way in ways}
+    for way, (queries, keys) in ways.items():
+        cuts[way][queries, keys] = True
+    return cuts
+
+
+class _FrozenCache:
+    """Keys and values of the first `n_seen` positions of `cache`, for runs side by side: each adds
+    its own for the moment, nothing is kept."""
+
+    def __init__(self, cache, n_seen: int):
+        self.cache, self.n_seen = cache, n_seen
+
+    def update(self, keys, values, layer: int, *_):
+        """Keys and values `[run, head, pos, d_head]` with the cached ones in front."""
+        cached = self.cache.layers[layer]
+        return tuple(
+            torch.cat([seen[:, :, : self.n_seen].expand(len(new), -1, -1, -1), new], dim=2)
+            for seen, new in ((cached.keys, keys), (cached.values, values))
+        )
+
+
+def run_with_cuts(bridge, cache, residuals: list, cuts: list[tuple]):
+    """Run a prompt once more for each of `cuts`, side by side. Returns the last residual streams
+    at its last position `[cut, d_model]`.
+
+    A cut is `(hidden [pos, key], first, last)`: in the blocks `first` to `last` (from 1) the scores
+    of hidden keys are the least finite value, so that their weight is 0; cuts are in the order of
+    `first`. `cache` holds prefix and prompt, `residuals` are the prompt's as of `run_and_capture`:
+    blocks below a window and positions before all that is cut are taken from there. Source:
+    attention knockout, Geva et al., arXiv 2304.14767.
+    """
+    hidden, firsts, lasts = zip(*cuts, strict=True)
+    hidden, firsts, lasts = torch.stack(hidden), np.array(firsts), np.array(lasts)
+    n_prompt, n_cached = hidden.shape[1:]
+    start = int(hidden.any(dim=2).any(dim=0).byte().argmax())
+    hidden = hidden[:, None, start:]  # [cut, head, pos, key]
+
+    def hide(scores, hook, block):
+        cut_here = torch.tensor((firsts <= block) & (block <= lasts))[: len(scores)]
+        mask = hidden[: len(scores)] & cut_here[:, None, None, None]
+        return scores.masked_fill(mask.to(scores.device), torch.finfo(scores.dtype).min)
+
+    blocks = range(firsts[0], bridge.cfg.n_layers + 1)
+    hooks = [
+        (f"blocks.{block - 1}.attn.hook_attn_scores", partial(hide, block=block))
+        for block in blocks
+    ]
+    undisturbed = [resid[None, start:] for resid in residuals]
+    resid, frozen = undisturbed[0][:0], _FrozenCache(cache, n_cached - n_prompt + start)
+    positions = torch.arange(frozen.n_seen, n_cached, device=resid.device)[None]
+    rotary = bridge.rotary_emb(undisturbed[0], positions)
+    with bridge.hooks(fwd_hooks=hooks):
+        for block in blocks:
+            begun = undisturbed[block - 1].expand((firsts == block).sum(), -1, -1)
+            resid = torch.cat([resid, begun.to(resid.device)])
+            resid = bridge.blocks[block - 1](
+                resid, position_embeddings=rotary, past_key_values=frozen
+            )
+    return resid[:, -1].to(bridge.W_U.device)
+
+
+def read_knockout(bridge, prefix: list, prompts: list[dict], patches: list[dict], run: dict):
+    """P of the first answer token with attention cut: KNOCKOUT for each prompt of a record.
+
+    `prefix` is the image's (`keep_prefix`), `patches` are those of `patches_to_cut` per prompt, and
+    the windows those of `run` (RUN). Empty without windows, or for a prompt of more than PIECE
+    tokens, which is not run at once. Raises FloatingPointError for NaN or infinity.
+    """
+    knockouts = []
+    with torch.inference_mode():
+        cache = _as_cache(prefix)
+        for prompt, found in zip(prompts, patches, strict=True):
+            ids = torch.tensor(prompt["token_ids"][: prompt["n_prompt"]])
+            if len(ids) > PIECE or not run["knockout_windows"]:
+                knockouts.append({})
+                continue
+            residuals, _ = run_and_capture(bridge, ids, cache)
+            n_prefix = cache.get_seq_length() - len(ids)
+            cuts = attention_cuts(n_prefix, len(ids), run["grid"] ** 2, found)
+            read = partial(_read_cuts, bridge, cache, residuals, windows=run["knockout_windows"])
+            knockouts.append(read(cuts, answer_id=prompt["answer_ids"][0]))
+            cache.crop(-len(ids))
+    return knockouts
+
+
+def _read_cuts(  # noqa: PLR0913 (the state of one prompt, and what is asked of it)
+    bridge, cache, residuals: list, cuts: dict, answer_id: int, windows: list
+) -> dict[str, np.ndarray]:
+    """P(answer) `[window]` by way."""
+    probs = {way: np.zeros(len(windows), np.float32) for way in cuts}
+    side_by_side = max(1, MOST_KEYS // cache.get_seq_length())
+    # Those of one length together, by first block.
+    runs = sorted(
+        itertools.product(range(len(windows)), cuts),
+        key=lambda run: (run[1].endswith("last"), windows[run[0]]),
+    )
+    for one_length in (runs[: -2 * len(windows)], runs[-2 * len(windows) :]):
+        for begin in range(0, len(one_length), side_by_side):
+            chosen = one_length[begin : begin + side_by_side]
+            cut = [(cuts[way], *windows[window]) for window, way in chosen]
+            logits = lens_logits(bridge, run_with_cuts(bridge, cache, residuals, cut))
+            if not logits.isfinite().all():
+                _raise_not_finite("the logits with attention cut")
+            p = logits.softmax(-1)[:, answer_id].tolist()
+            for (window, way), prob in zip(chosen, p, strict=True):
+                probs[way][window] = prob
+    return probs
 
 
 # ---- The run over all images -------------------------------------------------------------------
@@ -709,6 +874,9 @@ def describe_run(
         "seed": settings.seed,
         "top_k": settings.top_k,
         "max_new_tokens": settings.max_new_tokens,
+        "knockout_windows": knockout_windows(bridge.cfg.n_layers, settings.knockout_width)
+        if settings.knockout
+        else [],
         "last_layer_jsd": last_layer_jsd,
     }
 
@@ -732,17 +900,20 @@ def read_images(
     `annotations` and `categories` are those of `lens_data.read_annotations`, `settings` are
     Settings. The lens is checked on the first image. Where accelerate has launched several
     processes, each loads its own copy of the model and takes its share of the images, and none
-    waits for another. An image that can't be read is skipped by name. Raises ValueError if no image
+    waits for another. An image that can't be read is skipped by name. `image_paths` has all images,
+    read or not: the control `other` of each is the image before. Raises ValueError if no image
     can be opened, and what `load_llava`, `check_last_layer` and `Results.begin` raise.
     """
     # The state would else be that of a run before, in this process or in the one that launched it.
     PartialState._reset_state()
     state = PartialState(cpu=settings.device == "cpu")
-    # Not split_between_processes: before accelerate 1.15 it gives the last image to two processes
-    # where there are fewer images than processes.
-    share = dict(list(image_paths.items())[state.process_index :: state.num_processes])
+    # Neighbours in one process: an image's prefix is the control of the next one. Not
+    # split_between_processes: before accelerate 1.15 it gives the last image to two processes where
+    # there are fewer images than processes.
+    ends = np.linspace(0, len(image_paths), state.num_processes + 1).astype(int)
+    own = slice(ends[state.process_index], ends[state.process_index + 1])
     # After the split, so that it does not depend on how far another process is.
-    share = Results(folder).left(share)
+    share = Results(folder).left(dict(list(image_paths.items())[own]))
     device = str(state.device) if state.num_processes > 1 else settings.device
     bridge, processor = load_llava(settings.model, settings.dtype, device)
     together = f", in {state.num_processes} processes" * (state.num_processes > 1)
@@ -771,23 +942,58 @@ def read_images(
         )
         return {**run, "last_layer_jsd": largest}
 
+    def open_annotated(path) -> Image.Image:
+        found = annotations.get(path.name, [])
+        return open_image(path, found[0]["image_size"] if found else None)
+
+    def prefix_of(name) -> list[tuple]:
+        return keep_prefix(bridge, processor, open_annotated(image_paths[name]))
+
+    last_prefix = {}  # of the image that was read last, by name
+
     def read_one(name, path) -> tuple[dict, np.ndarray]:
         """The whole record of one image, and its mean probability."""
-        found = annotations.get(path.name, [])
-        image = open_image(path, found[0]["image_size"] if found else None)
-        objects = objects_in_crop(found, image.size, processor.image_processor)
+        image = open_annotated(path)
+        objects = objects_in_crop(
+            annotations.get(path.name, []), image.size, processor.image_processor
+        )
         seed = f"{settings.seed} {name}"
         drawn = make_prompts(objects, categories, seed, settings.per_kind, together)
-        prompts = settings.prompts or drawn
-        words = words_to_watch(processor.tokenizer, objects, categories, prompts, seed, together)
-        record, mean = read_image(bridge, processor, image, prompts, settings, words)
-        controls = read_control(bridge, grey, record["prompts"])
-        for prompt, control in zip(record["prompts"], controls, strict=True):
-            prompt["grey"] = control
+        words = settings.prompts or drawn, seed, together
+        words = words_to_watch(processor.tokenizer, objects, categories, *words)
+        asked = image, settings.prompts or drawn, settings, words
+        record, mean, prefix = read_image_and_prefix(bridge, processor, *asked)
+        prompts = record["prompts"]
+        controls = {"grey": read_control(bridge, grey, prompts)}
+        if before := _prefix_before(list(image_paths), name, last_prefix, prefix_of):
+            controls["other"] = read_control(bridge, before, prompts)
+        where = objects, run["grid"], run["image_size"], seed
+        patches = [patches_to_cut(prompt, *where) for prompt in prompts]
+        controls["knockout"] = read_knockout(bridge, prefix, prompts, patches, run)
+        for number, prompt in enumerate(prompts):
+            prompt.update({control: read[number] for control, read in controls.items()})
+        last_prefix.clear()
+        last_prefix[name] = prefix
         return {"name": name, "objects": objects, **record}, mean
 
     _read_share(share, check_lens, read_one, Results(folder), settings.deadline)
     state.destroy_process_group()
+
+
+def _prefix_before(names: list[str], name: str, at_hand: dict, prefix_of) -> list[tuple] | None:
+    """The prefix of the image before `name` in the list of all, the last one's for the first; one
+    that can't be read is passed over. None if there is no other.
+
+    It is taken from `at_hand` or else run, so that it is the same however the images are shared or
+    a run was stopped.
+    """
+    at = names.index(name)
+    for other in reversed(names[at + 1 :] + names[:at]):
+        try:
+            return at_hand[other] if other in at_hand else prefix_of(other)
+        except (OSError, FloatingPointError):
+            continue
+    return None
 
 
 def _read_share(share: dict[str, Path], check_lens, read_one, results, deadline: float) -> None:

@@ -23,11 +23,13 @@ from lens_utils import (
     COLOURS,
     DEMO_NOTE,
     KINDS,
+    OF_OBJECTS,
     SEGMENTS,
     UNIT,
     WAYS,
     WORDS,
     names_of,
+    patch_coverage,
     plural_of,
     printable,
     require,
@@ -40,9 +42,11 @@ __all__ = [
     "whole_words", "pieces_note",
     "MIN_IMAGES", "per_image", "interval", "layer_curve", "answer_curves",
     "settling_table", "first_tokens_at_end",
-    "SIZES", "ALL_SIZES", "OTHER_BOXES", "NO_WORD", "word_probability", "patch_coverage",
+    "SIZES", "ALL_SIZES", "OTHER_BOXES", "NO_WORD", "word_probability",
     "patches_of", "auroc", "grounding", "grounding_curves", "best_and_worst",
     "category_confidence", "presence_answers", "presence_auroc", "by_way", "roc_curve",
+    "knockouts", "knockout_curves", "readable_and_used", "median_lead",
+    "report_knockout",
     "as_code", "with_interval", "order_of_kinds", "report", "report_grounding",
 ]  # fmt: skip
 
@@ -294,7 +298,7 @@ def pieces_note(answers: pd.DataFrame) -> str:
     )
 
 
-# ---- Means over images, and their intervals ------------------------------------------------------
+# ---- Means over images, and their intervals ----------------------------------------------------
 
 # For an interval: of five values not even the range from least to largest covers 95 %.
 MIN_IMAGES = 6
@@ -417,18 +421,6 @@ def word_probability(record: dict, category: str) -> np.ndarray:
     """P(word) `[layer, patch]` of a watched category, from the full distribution."""
     word = next(word for word in record["words"] if word["category"] == category)
     return 2.0 ** word["log2_probs"].astype(float)
-
-
-def patch_coverage(box, grid: int, image_size: int) -> np.ndarray:
-    """The share (0 to 1) of each patch `[grid * grid]`, row by row, that a box covers.
-
-    `box` is x, y, width and height in pixels of the crop, which has `image_size` along a side.
-    """
-    edges = np.linspace(0, image_size, grid + 1)
-    x, y, width, height = box
-    columns = np.clip(np.minimum(edges[1:], x + width) - np.maximum(edges[:-1], x), 0, None)
-    rows = np.clip(np.minimum(edges[1:], y + height) - np.maximum(edges[:-1], y), 0, None)
-    return np.outer(rows, columns).ravel() * (grid / image_size) ** 2
 
 
 def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
@@ -620,6 +612,74 @@ def roc_curve(table: pd.DataFrame, column: str) -> np.ndarray:
     present = ordered["present"].to_numpy(bool)
     counts = np.cumsum([~present, present], axis=1)
     return np.insert(counts[:, is_last] / counts[:, -1:], 0, 0, axis=1)
+
+
+# ---- Attention knockout ------------------------------------------------------------------------
+
+
+def knockouts(records: Iterable[dict], run: dict) -> pd.DataFrame:
+    """What cutting attention does to P(first answer token): a row per image, prompt, way (KNOCKOUT)
+    and window.
+
+    - `layer`: the centre of the window's blocks, block l making layer l; one past the last layer
+      for the window of all blocks
+    - `change`: of P, as a share of the undisturbed P (-1: nothing is left)
+    """
+    rows = []
+    for record in records:
+        for number, prompt in enumerate(record["prompts"]):
+            about = {"image": record["name"], "prompt": number, "kind": prompt["kind"]}
+            undisturbed = prompt["readings"]["target_prob"][-1, prompt["n_prompt"] - 1]
+            for way, probs in prompt["knockout"].items():
+                rows.append(({**about, "way": way}, {"change": probs / undisturbed - 1.0}))
+    if rows:
+        return _per_layer(rows, _centres(run))
+    return pd.DataFrame(columns=["image", "prompt", "kind", "way", "layer", "change"])
+
+
+def _centres(run: dict) -> np.ndarray:
+    """`layer` of `knockouts` `[window]`."""
+    centres = np.mean(run["knockout_windows"], axis=1)
+    return np.append(centres[:-1], run["n_layers"] + 1)
+
+
+def knockout_curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The mean change by way (`layer_curve` of `knockouts`), for each kind of prompt there is."""
+    kinds = filter(set(table["kind"]).__contains__, KINDS)
+    return {kind: layer_curve(table[table["kind"] == kind], "change", "way") for kind in kinds}
+
+
+def _changes(table: pd.DataFrame, run: dict, way: str, rows=("image",)) -> pd.DataFrame:
+    """The mean change `[*rows, window]` of a way in the windows of some blocks; columns are
+    `layer`."""
+    moved = table[(table["way"] == way) & (table["layer"] <= run["n_layers"])]
+    return moved.groupby([*rows, "layer"])["change"].mean().unstack("layer")
+
+
+def readable_and_used(table: pd.DataFrame, answers: pd.DataFrame, run: dict) -> pd.DataFrame:
+    """A row per answer that some window's cut to its object's patches lowers by more than any
+    window's cut to the control's changes it, from `knockouts` and `answers` of `tabulate`.
+
+    `used` is the centre of the window that lowers it most, `readable` its readable layer (first
+    token), `lead` by how many layers it is used before it is readable.
+    """
+    own, control = (_changes(table, run, way, ("image", "prompt")) for way in OF_OBJECTS)
+    own = own[-own.min(axis=1) > control.abs().max(axis=1)]
+    found = first_tokens(answers).set_index(["image", "prompt"]).loc[own.index]
+    found = found[["kind", "question", "readable_layer"]].rename(
+        columns={"readable_layer": "readable"}
+    )
+    found["used"] = own.idxmin(axis=1).astype(float) if len(own) else 0.0
+    return found.assign(lead=found["readable"] - found["used"]).reset_index()
+
+
+def median_lead(used: pd.DataFrame) -> tuple[float, np.ndarray, float]:
+    """Of `readable_and_used` the median over images of the mean `lead`, its `interval` `[2]`, and p
+    of Wilcoxon's signed-rank test, two-sided."""
+    lead = used.groupby("image")["lead"].mean()
+    if lead.empty:
+        return np.nan, np.full(2, np.nan), 1.0
+    return lead.median(), interval(lead.to_numpy(), np.median), _signed_rank(lead, "two-sided")
 
 
 # ---- Sentences ---------------------------------------------------------------------------------
@@ -893,3 +953,86 @@ def _present_or_imagined(confident: pd.DataFrame) -> str:
         )
     title = "- **By the way absent categories were drawn** (POPE's; popular: frequent in the data "
     return f"{text}\n{title}set; adversarial: often beside what is there). {'; '.join(ways)}."
+
+
+# A claim is made below 0.05 / 4 (Bonferroni over the four kinds that have objects). Fewer images
+# can't get there, not even if they are unanimous.
+MOST_P, MIN_CLAIM = 0.05 / 4, 8
+
+
+def report_knockout(run: dict, table: pd.DataFrame, answers: pd.DataFrame) -> str:
+    """Where answers are taken from their objects' patches, as Markdown, from `knockouts` and
+    `answers` of `tabulate`; a kind of fewer than MIN_CLAIM images is left out.
+
+    A window is named where the largest loss over the windows is larger for the object's patches
+    than for the control's (Wilcoxon's signed-rank test over images, one-sided): it is the one in
+    which the two differ most.
+    """
+    with_control = table[table["way"].isin(OF_OBJECTS)]
+    lines = [
+        _where_taken(run, kind, with_control[with_control["kind"] == kind], answers)
+        for kind in filter(set(with_control["kind"]).__contains__, KINDS)
+    ]
+    nothing = "Nothing to report: attention was not cut, or on too few images with known objects."
+    return "\n".join(filter(None, lines)) or nothing
+
+
+def _where_taken(run: dict, kind: str, table: pd.DataFrame, answers: pd.DataFrame) -> str:
+    own, control = (_changes(table, run, way) for way in OF_OBJECTS)
+    if len(own) < MIN_CLAIM:
+        return ""
+    p = _signed_rank(control.min(axis=1) - own.min(axis=1), "greater")
+    if p >= MOST_P:
+        return (
+            f"- {kind}: over {len(own)} images no window is found in which P(answer) falls more "
+            "when the text may not look at the object's patches than for as many other patches "
+            f"(control; Wilcoxon p = {p:.2g})."
+        )
+    more = (control - own).to_numpy()
+
+    def most(drawn):
+        return drawn.mean(axis=0).argmax()
+
+    def blocks(number):
+        return "{}-{}".format(*run["knockout_windows"][int(number)])
+
+    best = most(more)
+    window = with_interval(best, interval(more, most), blocks)
+    losses = (-changes.iloc[:, best].to_numpy() for changes in (own, control))
+    by, by_control = (
+        with_interval(loss.mean(), interval(loss, np.mean), _percent) for loss in losses
+    )
+    return (
+        f"- {kind}: over {len(own)} images P(answer) falls most when the text may not look at the "
+        f"object's patches in blocks {window}: by {by}, and by {by_control} for as many other "
+        f"patches (control; Wilcoxon p = {p:.2g}).{_before_readable(table, answers, run)}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{round(share, 2) + 0.0:.0%}"  # not -0%
+
+
+def _before_readable(table: pd.DataFrame, answers: pd.DataFrame, run: dict) -> str:
+    """The sentence on `readable_and_used` of one kind; empty for too few images."""
+    used = readable_and_used(table, answers, run)
+    n_images, (middle, ends, p) = used["image"].nunique(), median_lead(used)
+    if n_images < MIN_CLAIM:
+        return ""
+    order = "before" if middle > 0 else "after"
+    if p >= MOST_P or middle == 0:
+        order = "in no sure order to"
+    by = with_interval(middle, ends, "{:g}".format)
+    return (
+        f" On the {n_images} images with an answer that some window lowers by more than any "
+        f"changes it for the control, the window that lowers it most lies {order} the layer from "
+        f"which it is readable: {by} layers from its centre to there, in the median (Wilcoxon p = "
+        f"{p:.2g})."
+    )
+
+
+def _signed_rank(differences: pd.Series, alternative: str) -> float:
+    """p of Wilcoxon's signed-rank test; 1 where all differences are 0."""
+    if not differences.any():
+        return 1.0
+    return wilcoxon(differences, zero_method="zsplit", alternative=alternative).pvalue

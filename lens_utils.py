@@ -24,10 +24,11 @@ from PIL import Image
 
 __all__ = [
     "FORMAT_VERSION", "SEGMENTS", "KINDS", "WAYS", "COLOURS", "UNIT", "DEMO_NOTE",
-    "ASKED", "RUN", "READINGS", "RECORD", "OBJECT", "WORD", "PROMPT", "CONTROL", "PART",
-    "require", "is_text", "check_run", "check_record", "check_part", "save", "load", "Results",
+    "ASKED", "RUN", "READINGS", "RECORD", "OBJECT", "WORD", "PROMPT", "CONTROL", "KNOCKOUT",
+    "OF_OBJECTS", "PART", "require", "is_text", "check_run", "check_record", "check_part", "save",
+    "load", "Results",
     "WORDS", "plural_of", "names_of",
-    "open_crop", "printable",
+    "patch_coverage", "open_crop", "printable",
 ]  # fmt: skip
 
 # ---- The format of the results -----------------------------------------------------------------
@@ -58,10 +59,10 @@ class Field(NamedTuple):
     """One field of the results: what `check_run`, `check_record` and `check_part` ask of it.
 
     `kind` is a Python type (or several), "text" (one that is not blank), the kind of numbers of a
-    numpy array (`f`, `i` or `u`), `dict` for texts by text, the table of a dict, that table and None
-    where there may be none, or a list of that table for a list of such dicts. `shape` names the sizes of an array's axes; a plain value with
+    numpy array (`f`, `i` or `u`), `dict` for texts by text, the table of a dict, or a list of that
+    table for a list of such dicts. `shape` names the sizes of an array's axes; a plain value with
     a shape is a list. Numbers are from `least` to `most`; a size may be named there too. A text has
-    at most `most` characters.
+    at most `most` characters. One that is `optional` may be missing.
     """
 
     kind: type | tuple[type, ...] | str | dict | list
@@ -69,6 +70,7 @@ class Field(NamedTuple):
     shape: tuple[str, ...] = ()
     least: float | None = None
     most: float | str | None = None
+    optional: bool = False
 
 
 MOST_LAYERS, MOST_GRID, MOST_PIXELS, MOST_LABEL = 200, 64, 2048, 100
@@ -99,9 +101,9 @@ RUN = {  # run.pkl: what the records have in common
     "seed": Field(int, "of the choice among candidates"),
     "top_k": Field(int, "tokens kept per layer and position", (), 1, "d_vocab"),
     "max_new_tokens": Field(int, "of an answer"),
-    "last_layer_jsd": Field(
-        float, "largest JSD of lens and model on the first image, bits", (), 0, 1
-    ),
+    # First and last block, from 1; the last window has all blocks. Empty: attention was not cut.
+    "knockout_windows": Field(list, "windows of blocks", ("window",)),
+    "last_layer_jsd": Field(float, "of lens and model on the first image, bits", (), 0, 1),
 }
 LAYER, LAYER_POS = ("layer",), ("layer", "pos")
 READINGS = {  # at each layer and position; a reading is about the token that follows the position
@@ -135,6 +137,17 @@ CONTROL = {  # of the first token of the answer that the image got, at the promp
     "word_prob": Field("f", "as PROMPT's", LAYER, 0, 1 + ROUNDING),
     "word_rank": Field("u", "as PROMPT's", LAYER, 1, "d_vocab"),
 }
+KNOCKOUT = {  # P of the first answer token where, in a window of blocks, attention is cut ...
+    way: Field("f", f"... from {way_from} to {way_to}", ("window",), 0, 1 + ROUNDING, optional=True)
+    for way, way_from, way_to in [
+        ("object", "all text after the image", "the patches of the objects asked about"),
+        ("background", "all text after the image", "as many patches outside their boxes: control"),
+        ("image_last", "the last position", "all patches"),
+        ("question_last", "the last position", "the other text after the image"),
+        ("image", "all text after the image", "all patches"),
+    ]
+}
+OF_OBJECTS = ["object", "background"]  # only where the objects are known
 PROMPT = {
     **ASKED,
     "token_ids": Field("i", "input tokens after the image", ("pos",), 0, "last_id"),
@@ -147,7 +160,8 @@ PROMPT = {
     "word_rank": Field("u", "its rank among the words, 1 = top", LAYER, 1, "d_vocab"),
     "readings": Field(READINGS, "at the positions of token_ids", ("pos",)),
     "grey": Field(CONTROL, "the same prompt with a plain grey image"),
-    "other": Field((CONTROL, None), "the same with the image before; None if there is no other"),
+    "other": Field(CONTROL, "the same with the image before, where there is one", optional=True),
+    "knockout": Field(KNOCKOUT, "empty if switched off, or for a prompt too long for it"),
 }
 RECORD = {  # images/<name>.pkl: one image with its prompts
     "name": Field(str, "the image's, and the file's"),
@@ -186,13 +200,12 @@ def _check(value, field: Field, sizes: dict[str, float], where: str) -> None:
     `sizes` has the sizes that names in the field stand for; one that is not known yet is taken
     from `value` and holds from there on, within the same dict.
     """
-    if isinstance(field.kind, tuple) and isinstance(field.kind[0], dict):
-        if value is not None:
-            _check(value, field._replace(kind=field.kind[0]), sizes, where)
-    elif isinstance(field.kind, dict):
+    if isinstance(field.kind, dict):
         require(type(value) is dict, f"{where} is no dict")
         sizes = sizes | ({"pos": sizes[field.shape[0]]} if field.shape else {})
         for name, inner in field.kind.items():
+            if inner.optional and name not in value:
+                continue
             require(name in value, f"{where} has no {name}")
             _check(value[name], inner, sizes, f"{where}, {name}")
     elif isinstance(field.kind, list):
@@ -248,6 +261,11 @@ def check_run(run) -> None:
     require(run["segments"] == SEGMENTS, f"segments are not {SEGMENTS}")
     require(run["tokens"], "there are no tokens")
     require(run["grid"] <= run["image_size"], "grid is larger than image_size")
+    windows, n_layers = run["knockout_windows"], run["n_layers"]
+    pairs = all([type(block) for block in window] == [int, int] for window in windows)
+    pairs = pairs and all(1 <= first <= last <= n_layers for first, last in windows)
+    require(pairs, f"knockout_windows are not pairs of blocks from 1 to {n_layers}")
+    require(windows[-1:] in ([], [[1, n_layers]]), "the last of knockout_windows is not all blocks")
 
 
 def _sizes_of(run: dict) -> dict[str, float]:
@@ -258,6 +276,7 @@ def _sizes_of(run: dict) -> dict[str, float]:
         "segment": len(SEGMENTS),
         "patch": run["grid"] ** 2,
         "top_k": run["top_k"],
+        "window": len(run["knockout_windows"]),
         "d_vocab": d_vocab,
         "last_id": d_vocab - 1,
         "most_bits": np.log2(d_vocab) + ROUNDING,
@@ -277,6 +296,10 @@ def check_record(record, run: dict, name: str) -> None:
         lengths = n_prompt >= 1 and n_answer >= 1 and agree
         require(lengths, f"the lengths of prompt {number} don't agree")
         require(prompt["way"] in ["", *WAYS], f"prompt {number} has no known way")
+        ways = prompt["knockout"].keys()
+        all_ways = KNOCKOUT.keys(), KNOCKOUT.keys() - {*OF_OBJECTS}
+        known = not ways or run["knockout_windows"] and ways in all_ways
+        require(known, f"knockout of prompt {number} has other ways than {', '.join(KNOCKOUT)}")
         spells = not prompt["word_ids"] or int(prompt["answer_ids"][0]) in prompt["word_ids"]
         require(spells, f"word_ids of prompt {number} don't have the answer's first token")
     seen = {item["category"] for item in record["objects"] if min(item["box"][2:]) > 0}
@@ -627,7 +650,7 @@ class Results:
             save(self.folder / "run.pkl", source.run)  # last: until then the copy is not whole
 
 
-# ---- What categories are called ------------------------------------------------------------------
+# ---- What categories are called ----------------------------------------------------------------
 
 WORDS = json.loads(Path(__file__).with_name("lens_words.json").read_text("utf-8"))
 
@@ -648,7 +671,22 @@ def names_of(category: str) -> list[str]:
     return list(dict.fromkeys(form for noun in nouns for form in (noun, plural_of(noun))))
 
 
-# ---- What people see -----------------------------------------------------------------------------
+# ---- Patches -----------------------------------------------------------------------------------
+
+
+def patch_coverage(box, grid: int, image_size: int) -> np.ndarray:
+    """The share (0 to 1) of each patch `[grid * grid]`, row by row, that a box covers.
+
+    `box` is x, y, width and height in pixels of the crop, which has `image_size` along a side.
+    """
+    edges = np.linspace(0, image_size, grid + 1)
+    x, y, width, height = box
+    columns = np.clip(np.minimum(edges[1:], x + width) - np.maximum(edges[:-1], x), 0, None)
+    rows = np.clip(np.minimum(edges[1:], y + height) - np.maximum(edges[:-1], y), 0, None)
+    return np.outer(rows, columns).ravel() * (grid / image_size) ** 2
+
+
+# ---- What people see ---------------------------------------------------------------------------
 
 
 def open_crop(record: dict) -> Image.Image:

@@ -124,12 +124,18 @@ def settings(llava_folder):
 def read(llava, photographs, settings):
     """A record per photograph, as Make_Analyse saves them, with its mean probabilities."""
     read, grey = [], lm.keep_prefix(*llava, lm.grey_image(llava[1]))
-    for name, path in ld.find_images(photographs).items():
-        record, mean = lm.read_image(*llava, ld.open_image(path), PROMPTS, settings)
-        controls = lm.read_control(llava[0], grey, record["prompts"])
-        for prompt, control in zip(record["prompts"], controls, strict=True):
-            prompt["grey"] = control
+    run = lm.describe_run(*llava, settings, last_layer_jsd=0.0)
+    images = {name: ld.open_image(path) for name, path in ld.find_images(photographs).items()}
+    before = lm.keep_prefix(*llava, list(images.values())[-1])
+    for name, image in images.items():
+        record, mean, prefix = lm.read_image_and_prefix(*llava, image, PROMPTS, settings)
+        prompts, nowhere = record["prompts"], [{} for _ in PROMPTS]
+        greys, others = (lm.read_control(llava[0], control, prompts) for control in (grey, before))
+        knockouts = lm.read_knockout(llava[0], prefix, prompts, nowhere, run)
+        for prompt, grey_read, other, cut in zip(prompts, greys, others, knockouts, strict=True):
+            prompt.update(grey=grey_read, other=other, knockout=cut)
         read.append(({"name": name, "objects": [], **record}, mean))
+        before = prefix
     return read
 
 
