@@ -1,53 +1,55 @@
-"""Records to tables, tables to sentences.
+"""Records to tables: what the lens reads, in columns.
 
-Holds the statistics of what the lens reads (settling layers, AUROC against boxes, means over images
-with their intervals) and the written report, in which every number is computed from the results.
-It knows nothing of models, of drawing, or of where results lie on disk: it is given records, one
-after the other, and the dict `run` that they have in common.
+It is given records, one after the other, and the dict `run` that they have in common. It knows
+nothing of models, of sentences, of drawing, or of where results lie on disk; its statistics are
+those of `lens_stats`.
 
 A layer has a number (0 is the embedding output, l the state after block l) and a position on the
 layer axis of the arrays; these differ where not every layer was read. Arrays are indexed by
 position; every column of a table that tells of layers holds numbers.
 """
 
-import itertools
 import re
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, rankdata, wilcoxon
 
+from lens_stats import (
+    auroc,
+    auroc_by_image,
+    best_rival,
+    drawn_layers,
+    interval,
+    kl_bits,
+    readable_layer,
+    settling_layer,
+    signed_rank,
+)
 from lens_utils import (
     COLOURS,
-    DEMO_NOTE,
     KINDS,
     OF_OBJECTS,
     SEGMENTS,
-    UNIT,
     WAYS,
     WORDS,
     names_of,
     patch_coverage,
     plural_of,
-    printable,
     require,
 )
 
 __all__ = [
     "layer_numbers", "layer_label", "layer_positions",
     "choose_prompt", "choose_words",
-    "settling_layer", "readable_layer", "is_right", "tabulate", "top_tokens", "first_tokens",
-    "whole_words", "pieces_note",
-    "MIN_IMAGES", "per_image", "interval", "layer_curve", "answer_curves",
-    "settling_table", "first_tokens_at_end",
-    "SIZES", "ALL_SIZES", "OTHER_BOXES", "NO_WORD", "word_probability",
-    "patches_of", "auroc", "grounding", "grounding_curves", "best_and_worst",
-    "category_confidence", "presence_answers", "presence_auroc", "by_way", "roc_curve",
-    "knockouts", "knockout_curves", "readable_and_used", "median_lead",
-    "report_knockout",
-    "as_code", "with_interval", "order_of_kinds", "report", "report_grounding",
+    "is_right", "MEANINGS", "tabulate", "top_tokens", "first_tokens", "whole_words", "pieces_note",
+    "per_image", "layer_curve", "bias_curve", "answer_curves",
+    "kinds_table", "controls_table", "right_and_wrong",
+    "SIZES", "ALL_SIZES", "OTHER_BOXES", "ABSENT_WORDS", "NO_WORD", "word_probability",
+    "patches_of", "grounding", "grounding_curves", "best_and_worst", "categories_table",
+    "category_confidence", "presence_answers", "presence_areas", "presence_table", "roc_curve",
+    "knockouts", "knockout_curves", "changes_by_window", "readable_and_used", "median_lead",
 ]  # fmt: skip
 
 # ---- Layers, and the choice of what to look at -------------------------------------------------
@@ -64,7 +66,7 @@ def layer_label(run: dict, number: float) -> str:
         return "not known"
     if number >= layer_numbers(run)[-1] + 1:
         return "never"
-    return "emb" if number == 0 else f"{number:g}"
+    return "emb" if number == 0 else f"{number:.1f}".removesuffix(".0")
 
 
 def layer_positions(run: dict, numbers: list[int]) -> list[int]:
@@ -104,20 +106,6 @@ def choose_words(record: dict, categories: list[str]) -> list[str]:
 
 
 SERIES = ("jsd_prev", "jsd_final", "entropy")  # of a record's readings
-
-
-def settling_layer(target_rank: np.ndarray) -> np.ndarray:
-    """The first position on the layer axis `[...]` from which on the target stays top-1 to the
-    end, from its rank `[layer, ...]`; one past the last if it is not top-1 even there (two tokens
-    within the rounding of float16)."""
-    return len(target_rank) - np.cumprod((target_rank == 1)[::-1], axis=0).sum(axis=0)
-
-
-def readable_layer(target_prob: np.ndarray) -> np.ndarray:
-    """The first position on the layer axis `[...]` from which on the target keeps 90 % of its last
-    probability, from that probability `[layer, ...]`. Unlike `settling_layer` this is hardly ever
-    reached by luck, which is common among few possible answers."""
-    return settling_layer(np.where(target_prob >= 0.9 * target_prob[-1], 1, 0))
 
 
 # What the words of an answer mean, by kind of prompt; objects have the names of categories.
@@ -175,11 +163,14 @@ def tabulate(records: Iterable[dict], run: dict) -> dict[str, pd.DataFrame]:
       of positions whose top-1 token is no word
     - `answers`: a row per image, prompt, answer token and layer, read at the position before the
       token. `probability` and `rank` are, at the first token, those of its word (all tokens that
-      spell it), then and in `token_probability` and `token_rank` the token's own. `settling_layer`
-      and `readable_layer` follow `rank` and `probability`; they are layer numbers, one past the
-      last for never. `right` (`is_right`) is None where the truth is not known or the answer can't
-      be graded. `whole_word`: whether the first token is a word, not a piece of one.
-      `grey_probability` and `grey_rank` (with a grey image) are NaN after the first token
+      spell it), then and in `token_probability` and `token_rank` the token's own; `margin` is the
+      logarithm of `probability` to its best rival's. Layer numbers, one past the last for never,
+      are `settling_layer` and, for a half, a quarter and three quarters of the last margin,
+      `readable_layer`, `readable_quarter` and `readable_three_quarters`. `right` (`is_right`) is
+      None where the truth is not known or the answer can't be graded. `whole_word`: whether the
+      first token is a word, not a piece of one. Of the first token alone, else NaN: probability
+      and rank with the controls' images (`grey_`, `other_`), `drawn_layer` and
+      `drawn_layer_by_probability` (`drawn_layers`, against the other image or, without one, grey)
 
     Raises ValueError for a damaged record.
     """
@@ -216,35 +207,63 @@ def _means(readings: dict, positions: slice, is_word: np.ndarray) -> dict[str, n
 def _answer_rows(about: dict, prompt: dict, tokens: np.ndarray, numbers: np.ndarray) -> list:
     """For `_per_layer`, per answer token of a prompt: what holds at all layers, and the readings
     `[layer]` at the position before the token."""
-    readings, unknown = prompt["readings"], np.full(len(numbers), np.nan)
+    readings = prompt["readings"]
     ends = np.append(numbers, numbers[-1] + 1)  # by position, with never
+    constant = {
+        **about,
+        **{name: prompt[name] for name in ("question", "truth", "answer")},
+        "categories": tuple(prompt["categories"]),
+        "whole_word": prompt["word_ids"] != [],
+    }
     rows = []
     for token, token_id in enumerate(prompt["answer_ids"]):
         pos = prompt["n_prompt"] - 1 + token
         of_token = readings["target_prob"][:, pos], readings["target_rank"][:, pos]
         prob, rank = of_token if token else (prompt["word_prob"], prompt["word_rank"])
-        constant = {
-            **about,
-            **{name: prompt[name] for name in ("question", "truth", "answer")},
+        spellings = [token_id] if token or not prompt["word_ids"] else prompt["word_ids"]
+        top_ids, top_probs = (readings[name][:, pos] for name in ("top_ids", "top_probs"))
+        probs = np.stack([prob, best_rival(top_ids, top_probs, spellings)])
+        margin = np.subtract(*np.log(np.maximum(probs, 2.0**-126)))
+        controls, drawn = _against_controls(prompt, token, prob, ends)
+        of_answer = {
             "token": token,
             "token_id": int(token_id),
             "token_label": tokens[token_id],
-            "whole_word": prompt["word_ids"] != [],
             "settling_layer": int(ends[settling_layer(rank)]),
-            "readable_layer": int(ends[readable_layer(prob)]),
+            "readable_layer": int(ends[readable_layer(margin)]),
+            "readable_quarter": int(ends[readable_layer(margin, 0.25)]),
+            "readable_three_quarters": int(ends[readable_layer(margin, 0.75)]),
         }
         columns = {
-            "top1": tokens[readings["top_ids"][:, pos, 0]],
+            "top1": tokens[top_ids[:, 0]],
             "probability": prob,
             "rank": rank.astype(int),
             "token_probability": of_token[0],
             "token_rank": of_token[1].astype(int),
-            "grey_probability": unknown if token else prompt["grey"]["word_prob"],
-            "grey_rank": unknown if token else prompt["grey"]["word_rank"].astype(float),
+            "margin": margin,
+            **controls,
             **{name: readings[name][:, pos] for name in SERIES},
         }
-        rows.append((constant, columns))
+        rows.append(({**constant, **of_answer, **drawn}, columns))
     return rows
+
+
+def _against_controls(
+    prompt: dict, token: int, prob: np.ndarray, ends: np.ndarray
+) -> tuple[dict, dict]:
+    """The columns of `tabulate` on the controls: those by layer, and those that hold at all."""
+    unknown, by_layer = np.full(len(prob), np.nan), {}
+    for name in ("grey", "other"):
+        control = prompt.get(name) if token == 0 else None
+        for series in ("probability", "rank"):
+            reading = f"word_{series[:4]}"  # word_prob, word_rank
+            by_layer[f"{name}_{series}"] = control[reading].astype(float) if control else unknown
+    drawn = np.full(2, np.nan)
+    if token == 0:
+        at = drawn_layers(prob, prompt.get("other", prompt["grey"])["word_prob"])
+        drawn = at if np.isnan(at[0]) else ends[at.astype(int)].astype(float)
+    names = ("drawn_layer", "drawn_layer_by_probability")
+    return by_layer, dict(zip(names, map(float, drawn), strict=True))
 
 
 def _per_layer(rows: list[tuple[dict, dict]], numbers: np.ndarray) -> pd.DataFrame:
@@ -254,7 +273,7 @@ def _per_layer(rows: list[tuple[dict, dict]], numbers: np.ndarray) -> pd.DataFra
     table = {}
     for name, value in constants[0].items():
         # Not pandas' own kind of text, which would copy a question to all rows: these refer to it.
-        dtype = int if type(value) is int else object
+        dtype = type(value) if type(value) in (int, float) else object
         values = np.array([constant[name] for constant in constants], dtype=dtype)
         table[name] = np.repeat(values, len(numbers))
     table["layer"] = np.tile(numbers, len(rows))
@@ -300,27 +319,10 @@ def pieces_note(answers: pd.DataFrame) -> str:
 
 # ---- Means over images, and their intervals ----------------------------------------------------
 
-# For an interval: of five values not even the range from least to largest covers 95 %.
-MIN_IMAGES = 6
-
 
 def per_image(table: pd.DataFrame, column: str, by: str = "layer") -> pd.DataFrame:
     """The mean of `column` within each image `[image, by]`: images, not rows, are independent."""
     return table.groupby(["image", by])[column].mean().unstack(by).astype(float)
-
-
-def interval(values: np.ndarray, statistic: Callable) -> np.ndarray:
-    """The bootstrap 95 % interval over images (percentile method) of `statistic`, `[2, ...]`.
-
-    `statistic` maps `[image, ...]`, drawn from `values`, to `[...]`; draws for which it is NaN
-    don't count. NaN below MIN_IMAGES. The bounds are drawn statistics, so those of a layer are
-    layers. Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993).
-    """
-    if len(values) < MIN_IMAGES:
-        return np.full((2, *np.shape(statistic(values))), np.nan)
-    draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
-    drawn = np.array([statistic(values[draw]) for draw in draws], dtype=float)
-    return np.nanpercentile(drawn, [2.5, 97.5], axis=0, method="nearest")
 
 
 def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
@@ -335,77 +337,129 @@ def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
         values = per_image(rows, column).dropna(how="all").dropna(axis=1, how="all")
         if values.empty:
             continue
-        low, high = interval(values.to_numpy(), lambda drawn: drawn.mean(axis=0))
+        low, high = interval(values.to_numpy())
         mean = values.mean().to_numpy()
         curve = {by: group, "layer": values.columns, "mean": mean, "low": low, "high": high}
         curves.append(pd.DataFrame(curve))
     return pd.concat(curves[1:] or curves, ignore_index=True)
 
 
+def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
+    """The lens's own bias at each layer, per segment: the Kullback-Leibler divergence, in bits, of
+    the mean distribution there from the mean distribution at the last layer, `[segment, layer,
+    d_vocab]`.
+
+    A lens that prefers some tokens whatever the input has a large one. Columns: `segment`, `layer`,
+    `bias`. Source: Belrose et al., arXiv 2303.08112.
+    """
+    rows = []
+    for segment, mean in zip(SEGMENTS, mean_probability, strict=True):
+        if mean.any():  # a run of one-token answers has no answer positions
+            bias = kl_bits(mean[-1], mean)
+            rows += zip([segment] * len(bias), layer_numbers(run), bias, strict=True)
+    return pd.DataFrame(rows, columns=["segment", "layer", "bias"])
+
+
 def answer_curves(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The curves (`layer_curve`) of the answer's first word (`whole_words`) by `kind`.
 
-    - `probability`, `grey_probability`: mean probability with the image and with a grey one
-    - `rank`, `grey_rank`: mean log10 of its rank, so 10 to its power is the geometric mean
+    - `probability`, `other_probability`, `grey_probability`: mean probability with the image, with
+      another one and with a grey one
+    - `rank`, `other_rank`, `grey_rank`: mean log10 of its rank, so 10 to its power is the geometric
+      mean
     """
-    first = whole_words(answers)
-    first = first.assign(rank=np.log10(first["rank"]), grey_rank=np.log10(first["grey_rank"]))
-    columns = ("probability", "grey_probability", "rank", "grey_rank")
-    return {column: layer_curve(first, column, "kind") for column in columns}
+    first, curves = whole_words(answers), {}
+    for column in ("probability", "rank"):
+        for name in (column, f"other_{column}", f"grey_{column}"):
+            values = np.log10(first[name]) if column == "rank" else first[name]
+            curves[name] = layer_curve(first.assign(**{name: values}), name, "kind")
+    return curves
 
 
-def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
+def _by_kind(first: pd.DataFrame, row_of) -> pd.DataFrame:
+    """A row per kind of prompt that there is: `row_of(its rows)`."""
+    kinds = filter(set(first["kind"]).__contains__, KINDS)
+    return pd.DataFrame.from_dict(
+        {kind: row_of(first[first["kind"] == kind]) for kind in kinds}, orient="index"
+    )
+
+
+def kinds_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
     """Per kind of prompt: numbers of images, answers, graded answers and those with a truth that
-    can't be graded, the share of the graded that is right, the share of the most frequent truth
-    (`majority`, what always giving that answer would get), and `column` of the answer's first word
-    (`whole_words`).
+    can't be graded, the share of the graded that is `right` with its interval `right_low` and
+    `right_high`, the share of the most frequent truth (`majority`, what always giving that answer
+    would get), and `column` of the answer's first word (`whole_words`).
 
-    `median` is over images (of the mean within an image that has several prompts of the kind);
-    `low` and `high` are its `interval`. All three are NaN where no answer begins with a whole word.
+    `median` is over images (of the mean within an image that has several prompts of the kind) that
+    have the column, `with_column` in number; `low` and `high` are its `interval`.
     """
-    first, rows = first_tokens(answers), {}
-    for kind in KINDS:
-        of_kind = first[first["kind"] == kind]
-        if of_kind.empty:
-            continue
+
+    def row_of(of_kind):
         whole = of_kind[of_kind["whole_word"].astype(bool)]
-        layers = whole.groupby("image")[column].mean().to_numpy(float)
-        graded = of_kind["right"].dropna()
-        low, high = interval(layers, np.median) if len(layers) else (np.nan, np.nan)
-        rows[kind] = {
+        layers = whole.groupby("image")[column].mean().dropna().to_numpy(float)
+        graded = of_kind.dropna(subset="right").astype({"right": float})
+        right = graded.groupby("image")["right"].mean().to_numpy(float)
+        low, high = interval(layers, "median")
+        right_low, right_high = interval(right, "share", len(graded))
+        return {
             "images": of_kind["image"].nunique(),
             "answers": len(of_kind),
             "graded": len(graded),
             "not_gradable": of_kind["truth"].notna().sum() - len(graded),
-            "right": graded.mean() if len(graded) else np.nan,
+            "right": right.mean() if len(right) else np.nan,
+            "right_low": right_low,
+            "right_high": right_high,
             "majority": of_kind["truth"].value_counts(normalize=True).max(),
+            "with_column": len(layers),
             "median": np.median(layers) if len(layers) else np.nan,
             "low": low,
             "high": high,
         }
-    return pd.DataFrame.from_dict(rows, orient="index")
+
+    return _by_kind(first_tokens(answers), row_of)
 
 
-def first_tokens_at_end(answers: pd.DataFrame) -> pd.DataFrame:
-    """Per kind of prompt, what the image brings to the answer's first word (`whole_words`) at the
-    last layer.
+def controls_table(answers: pd.DataFrame) -> pd.DataFrame:
+    """Per kind of prompt, P of the answer's first word (`whole_words`) at the last layer, means
+    over images: `probability`, `other_probability` (NaN where there is no other image) and
+    `grey_probability`, and `gain`, P minus that with another image (without one, a grey one), with
+    its `interval` `low` and `high`."""
 
-    Columns: `probability` and `grey_probability` (means over images), their difference `brings`,
-    and `half_layer`, the first layer from which on at least half of that difference is there.
+    def row_of(rows):
+        columns = ["probability", "other_probability", "grey_probability"]
+        of_image = rows.groupby("image")[columns].mean().astype(float)
+        control = of_image["other_probability"].fillna(of_image["grey_probability"])
+        gain = (of_image["probability"] - control).to_numpy()
+        low, high = interval(gain).clip(-1, 1)
+        return {**of_image.mean(), "gain": gain.mean(), "low": low, "high": high}
+
+    whole = whole_words(answers)
+    return _by_kind(whole[whole["layer"] == whole["layer"].max()], row_of)
+
+
+def right_and_wrong(answers: pd.DataFrame) -> pd.DataFrame:
+    """Right and wrong answers apart: a row per kind of prompt that has both and per `right`.
+
+    Columns: the number of `images` (of each the mean counts), of `readable_layer` of the first word
+    (`whole_words`) the median, `low` and `high`, and of `gain` (P minus that with another image, at
+    the last layer) the mean, `gain_low` and `gain_high` (`interval`).
     """
-    first, rows = whole_words(answers), {}
-    for kind in KINDS:
-        of_kind = first[first["kind"] == kind]
-        if of_kind.empty:
+    whole = whole_words(answers).dropna(subset="right")
+    last = whole[whole["layer"] == whole["layer"].max()].astype({"right": bool})
+    control = last["other_probability"].fillna(last["grey_probability"])
+    last = last.assign(gain=last["probability"] - control)
+    rows = []
+    for kind in filter(set(last["kind"]).__contains__, KINDS):
+        of_kind = last[last["kind"] == kind]
+        if of_kind["right"].nunique() < 2:
             continue
-        columns = ("probability", "grey_probability")
-        means = pd.DataFrame({column: per_image(of_kind, column).mean() for column in columns})
-        means["brings"] = means["probability"] - means["grey_probability"]
-        has_half = means["brings"].to_numpy() >= means["brings"].iloc[-1] / 2
-        ends = np.append(means.index, means.index[-1] + 1)  # by position, with never
-        half_layer = ends[settling_layer(np.where(has_half, 1, 0))]
-        rows[kind] = {**means.iloc[-1], "half_layer": half_layer}
-    return pd.DataFrame.from_dict(rows, orient="index")
+        for right, group in of_kind.groupby("right"):
+            of_image = group.groupby("image")[["readable_layer", "gain"]].mean().astype(float)
+            layers, gains = of_image["readable_layer"], of_image["gain"]
+            row = kind, right, len(of_image), layers.median(), *interval(layers, "median")
+            rows.append((*row, gains.mean(), *interval(gains).clip(-1, 1)))
+    columns = ["kind", "right", "images", "readable_layer", "low", "high"]
+    return pd.DataFrame(rows, columns=[*columns, "gain", "gain_low", "gain_high"])
 
 
 # ---- Against the annotations -------------------------------------------------------------------
@@ -413,7 +467,9 @@ def first_tokens_at_end(answers: pd.DataFrame) -> pd.DataFrame:
 # Of an object: below 1 %, below 10 %, and from 10 % of the crop.
 SIZES = ["small", "medium", "large"]
 # The other groups of `grounding_curves`.
-ALL_SIZES, OTHER_BOXES = "all sizes", "control: another image's boxes"
+ALL_SIZES = "all sizes"
+ABSENT_WORDS = "control: absent words, same boxes"
+OTHER_BOXES = "control: own word, another image's boxes"
 NO_WORD = "all patches: no word at all"
 
 
@@ -436,15 +492,7 @@ def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
     return np.any(masks, axis=0)
 
 
-def auroc(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """The chance `[...]` that a value inside is larger than one outside (ties count half), from
-    `values` `[..., n]` and the mask `inside` `[n]`.
-
-    The area under the ROC curve. Source: Mann and Whitney's U (1947).
-    """
-    n_inside, n_outside = inside.sum(), (~inside).sum()
-    rank_sum = rankdata(values, axis=-1)[..., inside].sum(-1)
-    return (rank_sum - n_inside * (n_inside + 1) / 2) / (n_inside * n_outside)
+READ = ["auroc", "named"]  # of a word against a mask
 
 
 def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
@@ -454,62 +502,90 @@ def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
     - `size` (SIZES) of its largest object
     - `auroc`: of P(word) in its patches against P(word) in the others
     - `named`: the share of its patches whose top-1 token is its word
-    - `auroc_other_image`, `named_other_image`: controls, the same readings against the boxes of the
-      image before; NaN for the first image
+    - `auroc_absent`, `named_absent`: the main control, the mean over words of categories that the
+      image does not have, in the same patches; NaN where none is watched. What it has above 0.5 any
+      word would have on any object
+    - `auroc_other_image`, `named_other_image`: the control of places, the own word against the
+      boxes of the same category in the image before that has it, for the first in the last one;
+      NaN where no other image has it. What it has above 0.5 comes from usual places
 
     Sources: AUROC against boxes is this project's; patches that decode to the word of their object:
     Neo et al., arXiv 2410.07149.
     """
-    columns = ["auroc", "named", "auroc_other_image", "named_other_image"]
-    rows, masks_before = [], []
+    names = [f"{name}{control}" for control in ("", "_absent", "_other_image") for name in READ]
+    rows, masks, firsts = [], {}, {}
     for record in records:
-        masks = []
         for word in filter(lambda word: word["present"], record["words"]):
             category, inside = word["category"], patches_of(record, run, word["category"])
             if inside.all():
                 continue
             share = max(o["share"] for o in record["objects"] if o["category"] == category)
-            about = {
-                "image": record["name"],
-                "category": category,
-                "size": SIZES[int(share >= 0.01) + int(share >= 0.1)],
-            }
-            other = masks_before[len(masks) % len(masks_before)] if masks_before else None
-            values = [*_against(record, word, inside), *_against(record, word, other)]
-            rows.append((about, dict(zip(columns, values, strict=True))))
-            masks.append(inside)
-        masks_before = masks or masks_before
+            size = SIZES[int(share >= 0.01) + int(share >= 0.1)]
+            about = {"image": record["name"], "category": category, "size": size}
+            top1, unknown = (
+                record["patches"]["top_ids"][:, :, 0],
+                np.full(len(run["layers"]), np.nan),
+            )
+            absent = [
+                _against(each, top1, inside) for each in record["words"] if not each["present"]
+            ]
+            absent = np.mean(absent, axis=0) if absent else [unknown] * 2
+            other = [unknown] * 2
+            if category in masks:
+                other = _against(word, top1, masks[category])
+            else:
+                firsts[category] = len(rows), word, top1
+            values = [*_against(word, top1, inside), *absent, *other]
+            rows.append((about, dict(zip(names, values, strict=True))))
+            masks[category] = inside
+    for category, (row, word, top1) in firsts.items():
+        if sum(about["category"] == category for about, _ in rows) > 1:
+            rows[row][1].update(zip(names[4:], _against(word, top1, masks[category]), strict=True))
     if rows:
         return _per_layer(rows, layer_numbers(run))
-    return pd.DataFrame(columns=["image", "category", "size", "layer", *columns])
+    return pd.DataFrame(columns=["image", "category", "size", "layer", *names])
 
 
-def _against(record: dict, word: dict, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC of P(word) in the patches of `mask`, and their share named, `[layer]`; NaN for None."""
-    is_named = np.isin(record["patches"]["top_ids"][:, :, 0], word["token_ids"])
-    if mask is None:
-        return (np.full(len(is_named), np.nan),) * 2
+def _against(word: dict, top1: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC of P(word) in the patches of `mask`, and their share named (`top1` is a token of the
+    word), `[layer]`."""
+    is_named = np.isin(top1, word["token_ids"])
     return auroc(word["log2_probs"], mask), is_named[:, mask].mean(axis=1)
 
 
 def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """`auroc` and `named` of `grounding` as curves (`layer_curve`) by `size`.
 
-    Groups: SIZES, ALL_SIZES, the control OTHER_BOXES and, among `named`, NO_WORD: the share of all
-    patches that decode to no word, from `layers` of `tabulate`.
+    Groups: SIZES, ALL_SIZES, the controls ABSENT_WORDS and OTHER_BOXES and, among `named`, NO_WORD:
+    the share of all patches that decode to no word, from `layers` of `tabulate`.
     """
-    control = table.dropna(subset="auroc_other_image").assign(
-        auroc=lambda rows: rows["auroc_other_image"],
-        named=lambda rows: rows["named_other_image"],
-        size=OTHER_BOXES,
-    )
-    rows = pd.concat([table, table.assign(size=ALL_SIZES), control])
+    groups = [table, table.assign(size=ALL_SIZES)]
+    for name, control in ((ABSENT_WORDS, "absent"), (OTHER_BOXES, "other_image")):
+        of_control = {column: table[f"{column}_{control}"] for column in READ}
+        groups.append(table.assign(size=name, **of_control).dropna(subset="auroc"))
     patches = layers[layers["segment"] == "image"]
     no_word = patches.assign(size=NO_WORD, named=patches["no_word"])
+    rows = pd.concat(groups)
     return {
         "auroc": layer_curve(rows, "auroc", "size"),
         "named": layer_curve(pd.concat([rows, no_word]), "named", "size"),
     }
+
+
+def categories_table(table: pd.DataFrame, layer: int, answers: pd.DataFrame) -> pd.DataFrame:
+    """A row per category of `grounding` at a layer number, from the largest to the smallest AUROC
+    above the absent words': `images`, `auroc`, `above_absent`, and of the graded answers to
+    questions about it `graded`, their number, and `right`, the share."""
+    at_layer = table[table["layer"] == layer]
+    at_layer = at_layer.assign(above_absent=at_layer["auroc"] - at_layer["auroc_absent"])
+    by_category = at_layer.groupby("category")
+    rows = by_category[["auroc", "above_absent"]].mean()
+    rows.insert(0, "images", by_category["image"].nunique())
+    first = first_tokens(answers).dropna(subset="right")
+    about = first.explode("categories").astype({"right": float}).groupby("categories")["right"]
+    rows["graded"] = about.size().reindex(rows.index).fillna(0).astype(int)
+    rows["right"] = about.mean().reindex(rows.index)
+    return rows.sort_values("above_absent", ascending=False, kind="stable")
 
 
 def best_and_worst(table: pd.DataFrame, layer: int, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -527,25 +603,35 @@ def category_confidence(records: Iterable[dict]) -> pd.DataFrame:
     """A row per image and watched category, with `present`, `way` and
 
     - `confidence`: the largest P(word) over all layers and patches
+    - `frequency`: the share of images that have the category, in the half of the images that this
+      one is not in: what can be said blindly. (Over all others a category would be the rarer the
+      more it is here.)
     - `said_yes`: the model's answer when asked about the category, 1 for yes and 0 for no; NaN
       where it was not asked, or its answer was neither
 
-    Source of the confidence: Jiang et al., arXiv 2410.02762.
+    Source of the confidence: a variant of Jiang et al., arXiv 2410.02762, who take no final norm,
+    the softmax over fewer tokens, and every piece of a word.
     """
-    rows = []
-    for record in records:
+    rows, images_with, n_images = [], (Counter(), Counter()), [0, 0]
+    for number, record in enumerate(records):
+        half = number % 2
+        n_images[half] += 1
+        images_with[half].update({item["category"] for item in record["objects"]})
         said_yes = {
             prompt["categories"][0]: GRADES[is_right("presence", prompt["answer"], "yes")]
             for prompt in record["prompts"]
             if prompt["kind"] == "presence" and prompt["categories"]
         }
         for word in record["words"]:
-            about = [word[name] for name in ("category", "present", "way")]
+            category = word["category"]
             confidence = 2.0 ** float(word["log2_probs"].max())
-            answered = said_yes.get(word["category"], np.nan)
-            rows.append((record["name"], *about, confidence, answered))
-    columns = ["image", "category", "present", "way", "confidence", "said_yes"]
-    return pd.DataFrame(rows, columns=columns)
+            about = record["name"], category, word["present"], word["way"], 1 - half
+            rows.append((*about, confidence, said_yes.get(category, np.nan)))
+    columns = ["image", "category", "present", "way", "other_half", "confidence", "said_yes"]
+    table = pd.DataFrame(rows, columns=columns)
+    keys = zip(table["category"], table.pop("other_half"), strict=True)
+    frequency = [images_with[half][category] / max(n_images[half], 1) for category, half in keys]
+    return table.assign(frequency=np.array(frequency, dtype=float))
 
 
 def presence_answers(table: pd.DataFrame) -> pd.DataFrame:
@@ -554,54 +640,57 @@ def presence_answers(table: pd.DataFrame) -> pd.DataFrame:
     return table.dropna(subset="said_yes")
 
 
-def presence_auroc(table: pd.DataFrame, column: str = "confidence") -> tuple[float, np.ndarray]:
-    """AUROC of `column` for present against absent categories, and its `interval` `[2]`.
+def presence_areas(table: pd.DataFrame) -> dict[str, tuple[float, np.ndarray]]:
+    """AUROCs for present against absent categories, from `category_confidence`, each with its
+    `interval` `[2]`; NaN where nothing can be compared.
 
-    NaN where all categories are present or all absent.
+    - `confidence`
+    - `frequency`: of the constant per category
+    - `within`: of the confidence for one category at a time (images with it against images without
+      it): a constant per category has 0.5 there, whatever it is
     """
-    present, values = table["present"].to_numpy(bool), table[column].to_numpy()
-    rows_of = list(table.groupby("image").indices.values())
-
-    def of_images(numbers):
-        rows = np.concatenate([rows_of[number] for number in numbers])
-        one_kind = present[rows].all() or not present[rows].any()
-        return np.nan if one_kind else float(auroc(values[rows], present[rows]))
-
-    images = np.arange(len(rows_of))
-    whole = of_images(images)
-    return whole, np.full(2, np.nan) if np.isnan(whole) else interval(images, of_images)
+    present, images = table["present"].to_numpy(bool), pd.factorize(table["image"])[0]
+    values = {name: table[name].to_numpy(float) for name in ("confidence", "frequency")}
+    rows = len(table)
+    if not rows:
+        return dict.fromkeys((*values, "within"), (np.nan, np.full(2, np.nan)))
+    by_image = {name: auroc_by_image(each, present, images) for name, each in values.items()}
+    strata = pd.factorize(table["category"])[0]
+    by_image["within"] = auroc_by_image(values["confidence"], present, images, strata)
+    return {name: (each.mean(), interval(each, "share", rows)) for name, each in by_image.items()}
 
 
-def by_way(table: pd.DataFrame) -> pd.DataFrame:
-    """By the way (WAYS) absent categories were drawn, each beside the present categories of
-    the same images, from `category_confidence`.
+def presence_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Of `category_confidence` a row for `all` absent categories, and one by the way (WAYS) they
+    were drawn, each beside the present categories of the same images.
 
-    Columns: `absent`, their number; `auroc` of the confidence with its interval `low` and `high`
-    (`presence_auroc`); `answers`, the number of questions answered, and `accuracy`, the share of
-    them that is right. Source: POPE (Li et al., arXiv 2305.10355).
+    Columns: `images`, `absent`, their number, and of each of `presence_areas` the AUROC, `_low` and
+    `_high`; of the model's answers `sensitivity` (present categories to which it says yes) and
+    `specificity` (absent ones to which it says no), with `_low` and `_high`, and `asked`, their
+    number. Source of the ways: POPE (Li et al., arXiv 2305.10355).
     """
     rows = {}
-    for way in WAYS:
-        of_way = table[table["present"] | (table["way"] == way)]
-        watched, asked = (_with_absent(part) for part in (of_way, presence_answers(of_way)))
-        if watched.empty:
-            continue
-        area, (low, high) = presence_auroc(watched)
-        right = asked["said_yes"] == asked["present"]
-        rows[way] = {
-            "absent": (~watched["present"]).sum(),
-            "auroc": area,
-            "low": low,
-            "high": high,
-            "answers": len(asked),
-            "accuracy": right.mean(),
-        }
+    for way in ("all", *WAYS):
+        of_way = table if way == "all" else table[table["present"] | (table["way"] == way)]
+        of_way = of_way[of_way["image"].isin(of_way["image"][~of_way["present"].astype(bool)])]
+        if (
+            of_way.empty
+            or way != "all"
+            and (table["way"] == way).sum() == (table["way"] != "").sum()
+        ):
+            continue  # nothing, or the same once more
+        row = {"images": of_way["image"].nunique(), "absent": (~of_way["present"]).sum()}
+        measures = presence_areas(of_way)
+        asked = presence_answers(of_way)
+        for name, present in (("sensitivity", True), ("specificity", False)):
+            rows_of = asked[asked["present"] == present]
+            right = (rows_of["said_yes"] == present).groupby(rows_of["image"]).mean()
+            ends = interval(right, "share", len(rows_of))
+            measures[name] = right.mean() if len(right) else np.nan, ends
+        for name, (value, (low, high)) in measures.items():
+            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+        rows[way] = {**row, "asked": len(asked)}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _with_absent(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of those images that have an absent category."""
-    return table[table["image"].isin(table["image"][~table["present"].astype(bool)])]
 
 
 def roc_curve(table: pd.DataFrame, column: str) -> np.ndarray:
@@ -649,7 +738,7 @@ def knockout_curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {kind: layer_curve(table[table["kind"] == kind], "change", "way") for kind in kinds}
 
 
-def _changes(table: pd.DataFrame, run: dict, way: str, rows=("image",)) -> pd.DataFrame:
+def changes_by_window(table: pd.DataFrame, run: dict, way: str, rows=("image",)) -> pd.DataFrame:
     """The mean change `[*rows, window]` of a way in the windows of some blocks; columns are
     `layer`."""
     moved = table[(table["way"] == way) & (table["layer"] <= run["n_layers"])]
@@ -663,7 +752,7 @@ def readable_and_used(table: pd.DataFrame, answers: pd.DataFrame, run: dict) -> 
     `used` is the centre of the window that lowers it most, `readable` its readable layer (first
     token), `lead` by how many layers it is used before it is readable.
     """
-    own, control = (_changes(table, run, way, ("image", "prompt")) for way in OF_OBJECTS)
+    own, control = (changes_by_window(table, run, way, ("image", "prompt")) for way in OF_OBJECTS)
     own = own[-own.min(axis=1) > control.abs().max(axis=1)]
     found = first_tokens(answers).set_index(["image", "prompt"]).loc[own.index]
     found = found[["kind", "question", "readable_layer"]].rename(
@@ -679,360 +768,4 @@ def median_lead(used: pd.DataFrame) -> tuple[float, np.ndarray, float]:
     lead = used.groupby("image")["lead"].mean()
     if lead.empty:
         return np.nan, np.full(2, np.nan), 1.0
-    return lead.median(), interval(lead.to_numpy(), np.median), _signed_rank(lead, "two-sided")
-
-
-# ---- Sentences ---------------------------------------------------------------------------------
-
-
-def as_code(text: str) -> str:
-    """Any text as code in Markdown: every special character is an entity, so that none is mark-up,
-    mathematics or a tag."""
-    return "<code>" + re.sub(r"[^\w ]", lambda match: f"&#{ord(match[0])};", text) + "</code>"
-
-
-def with_interval(value: float, ends: np.ndarray, show: Callable[[float], str]) -> str:
-    """`6 (5 to 7)`: a statistic with its `interval`, each written by `show`."""
-    low, high = ends
-    if np.isnan(low):
-        return f"{show(value)} (too few images for an interval)"
-    return f"{show(value)} ({show(low)} to {show(high)})"
-
-
-def _share(right: pd.Series) -> str:
-    """`67% of 24 (47 to 82%)`: the share of True with its 95 % interval (Wilson)."""
-    ends = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-    return f"{right.mean():.0%} of {len(right)} ({100 * ends.low:.0f} to {ends.high:.0%})"
-
-
-def _peak(run: dict, values: pd.DataFrame) -> str:
-    """`6 (5 to 7)`: the layer with the largest mean over images of `values` `[image, layer]`."""
-    values = values.dropna(axis=1, how="all")
-
-    def largest(drawn):
-        return values.columns[np.nanargmax(drawn.mean(axis=0))]
-
-    table = values.to_numpy()
-    return with_interval(largest(table), interval(table, largest), partial(layer_label, run))
-
-
-def report(run: dict, tables: dict, mean_probability: np.ndarray) -> str:
-    """The written report as Markdown, from `tabulate` and the mean probability
-    `[segment, layer, d_vocab]`."""
-    layers, answers = tables["layers"], tables["answers"]
-    first = first_tokens(answers)
-    graded = first[first["right"].notna()].astype({"right": bool})
-    demo = f" {DEMO_NOTE}" if run["model"] == "demo/model" else ""
-    sections = [
-        f"**What was read.** {layers['image'].nunique()} images with {len(first)} prompts, "
-        f"{as_code(run['model'])} in {as_code(run['dtype'])}, {run['n_layers']} layers. On the "
-        f"first image the lens at the last layer was {run['last_layer_jsd']:.1g} {UNIT} from the "
-        f"model's own distribution.{demo}",
-        _when_readable(run, answers, graded),
-        _section(
-            "**In which order.** An order is claimed only at p < 0.017 (0.05, Bonferroni over "
-            "three pairs).",
-            order_of_kinds(whole_words(first)),
-        ),
-        _section("**Where predictions change.**", _where_changes(run, layers)),
-        _section(
-            "**What image patches decode to** (largest mean probability over all patches and "
-            "images)**.**",
-            _patch_tokens(run, mean_probability[SEGMENTS.index("image")]),
-        ),
-        _section(
-            "**Seen or guessed** (mean probability of the answer's first word at the last layer; "
-            "in brackets with a grey image instead: what the language tower would say anyway)**.**",
-            _seen_or_guessed(run, answers),
-        ),
-        _what_was_wrong(graded),
-    ]
-    return "\n\n".join(section for section in sections if section)
-
-
-def _section(title: str, sentences: list[str]) -> str:
-    return "\n".join([title, "", *(f"- {line}" for line in sentences)]) if sentences else ""
-
-
-def _when_readable(run: dict, answers: pd.DataFrame, graded: pd.DataFrame) -> str:
-    lines = [
-        "**When answers become readable.** *Settles*: the layer from which on the answer's first "
-        "word stays the lens's top-1; among few possible answers an early layer can be right by "
-        "luck. *Readable*: the layer from which on the word keeps 90 % of its last probability. A "
-        f"word is all tokens that spell it. {pieces_note(answers)} "
-        "Layers are medians over images. In brackets are 95 % intervals: bootstrap over images, "
-        "for shares Wilson's.",
-        "",
-        "| kind of prompt | images | right, where the truth is known | chance | majority answer | "
-        "settles at layer | readable from layer |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    settling, readable = settling_table(answers), settling_table(answers, "readable_layer")
-    for kind in settling.index:
-        medians = " | ".join(
-            with_interval(row["median"], row[["low", "high"]], partial(layer_label, run))
-            for row in (settling.loc[kind], readable.loc[kind])
-        )
-        # Who always says yes is right on half of the presence questions: the halves stand apart.
-        by_truth = graded[graded["kind"] == kind].groupby("truth" if kind == "presence" else "kind")
-        shares = [
-            f"{as_code(truth)}: {_share(group)}" if kind == "presence" else _share(group)
-            for truth, group in by_truth["right"]
-        ]
-        row = settling.loc[kind]
-        shares += [f"not gradable: {row['not_gradable']:.0f}"] * bool(row["not_gradable"])
-        right = ", ".join(shares) or "not known"
-        chance = _chance(kind, run) if row["graded"] else "-"
-        majority = f"{row['majority']:.0%}" if row["graded"] else "-"
-        lines.append(
-            f"| {kind} | {row['images']:.0f} | {right} | {chance} | {majority} | {medians} |"
-        )
-    return "\n".join(lines)
-
-
-def _chance(kind: str, run: dict) -> str:
-    """How often a draw among a kind's possible answers would be right."""
-    n = len(run["categories"]) if kind == "object" else len(set(MEANINGS.get(kind, {}).values()))
-    return f"{1 / n:.0%}" if n else "-"
-
-
-def order_of_kinds(first: pd.DataFrame) -> list[str]:
-    """Sentences on which of colour, object and relation becomes readable first, from a row per
-    prompt with its `readable_layer`.
-
-    Each pair of kinds is compared within the images that have both, by Wilcoxon's signed-rank test;
-    an order is claimed below 0.05 / 3 (Bonferroni, three pairs). Empty for fewer than two kinds.
-    """
-    names = {"colour": "colours", "object": "objects", "relation": "the arrangement of objects"}
-    if len(names.keys() & set(first["kind"])) < 2:
-        return []
-    layers = per_image(first, "readable_layer", "kind").reindex(columns=list(names))
-    return [
-        _order_of_two(layers[[a, b]].dropna().set_axis([names[a], names[b]], axis=1))
-        for a, b in itertools.combinations(names, 2)
-    ]
-
-
-def _order_of_two(both: pd.DataFrame) -> str:
-    """The sentence on two kinds, from their layers `[image, kind]`; the columns name the kinds."""
-    a, b = both.columns
-    later = both[b] - both[a]
-    # Of six images not even a unanimous result is below 0.05 / 3.
-    if len(both) < 7:
-        return f"{a.capitalize()} and {b}: {len(both)} images have both, too few for a test."
-    if not later.any():
-        return (
-            f"{a.capitalize()} and {b}: {len(both)} images have both, and on each the two become "
-            "readable at the same layer."
-        )
-    p = wilcoxon(later, zero_method="zsplit").pvalue
-    # The direction is that of the test, which ranks.
-    if (np.sign(later) * rankdata(later.abs())).sum() < 0:
-        a, b, later = b, a, -later
-    claim = (
-        f"Answers about {a} become readable before answers about {b}"
-        if p < 0.05 / 3
-        else f"Between answers about {a} and about {b} these results show no sure order"
-    )
-    return (
-        f"{claim}: {a} earlier on {(later > 0).sum()} and later on {(later < 0).sum()} of the "
-        f"{len(both)} images that have both, by {later.median():g} layers in the median (Wilcoxon "
-        f"p = {p:.2g})."
-    )
-
-
-def _where_changes(run: dict, layers: pd.DataFrame) -> list[str]:
-    sentences = []
-    for segment in filter(set(layers["segment"]).__contains__, SEGMENTS):
-        of_segment = layers[layers["segment"] == segment]
-        change, distance = per_image(of_segment, "jsd_prev"), per_image(of_segment, "jsd_final")
-        far = distance.columns[distance.mean() > 0.1]
-        name = f"{segment.capitalize()} positions"
-        if segment == "answer":
-            name = "Positions of the answer's own tokens (about what follows them)"
-        end = f"are nowhere more than 0.1 {UNIT} from the output"
-        if len(far):
-            last = layer_label(run, far.max())
-            end = f"are last more than 0.1 {UNIT} from the output at layer {last}"
-        peak = f"at layer {_peak(run, change)}, by {change.mean().max():.2f} {UNIT}"
-        sentences.append(f"{name} change most {peak}, and {end}.")
-    return sentences
-
-
-def _patch_tokens(run: dict, mean: np.ndarray) -> list[str]:
-    """From the patches' mean probability `[layer, d_vocab]`."""
-    sentences = []
-    for position in (len(mean) // 2, len(mean) - 1):
-        probs = mean[position]
-        labels = {i: as_code(printable(run["tokens"][i])) for i in np.argsort(-probs)[:6]}
-        tokens = ", ".join(f"{label} {probs[i]:.2f}" for i, label in labels.items())
-        sentences.append(f"At layer {run['layers'][position]}: {tokens}.")
-    return sentences
-
-
-def _seen_or_guessed(run: dict, answers: pd.DataFrame) -> list[str]:
-    sentences = []
-    for kind, row in first_tokens_at_end(answers).iterrows():
-        half = f" Half of the difference is there at layer {layer_label(run, row['half_layer'])}."
-        probabilities = f"{row['probability']:.2f} ({row['grey_probability']:.2f})"
-        sentences.append(f"{kind}: {probabilities}.{half if row['brings'] > 0.1 else ''}")
-    return sentences
-
-
-def _what_was_wrong(graded: pd.DataFrame) -> str:
-    if graded.empty:
-        return ""
-    wrong = graded[~graded["right"]]
-    end = "." if wrong.empty else ":" if len(wrong) <= 5 else ", the first of them:"
-    title = f"**What was wrong.** {len(wrong)} of {len(graded)} answers with a known truth{end}"
-    lines = []
-    for row in wrong.head(5).itertuples():
-        question = as_code(row.question.splitlines()[0])
-        answer, truth = as_code(row.answer), as_code(row.truth)
-        lines.append(f"- {as_code(row.image)}: {question} Answer {answer}, truth {truth}.")
-    return "\n".join([title, "", *lines])
-
-
-def report_grounding(
-    run: dict, layers: pd.DataFrame, grounded: pd.DataFrame, confident: pd.DataFrame
-) -> str:
-    """What `grounding` and `category_confidence` tell, as Markdown; `layers` as of `tabulate`."""
-    lines = [] if grounded.empty else _where(run, layers, grounded)
-    if confident["present"].nunique() == 2:
-        lines.append(_present_or_imagined(confident))
-    nothing = "Nothing to report: no annotated object lies in a part of the images."
-    return "\n".join(lines) or nothing
-
-
-def _where(run: dict, layers: pd.DataFrame, grounded: pd.DataFrame) -> list[str]:
-    columns = ("auroc", "named", "auroc_other_image", "named_other_image")
-    mean = {column: per_image(grounded, column).mean() for column in columns}
-    best, most = mean["auroc"].idxmax(), mean["named"].idxmax()
-    patches = layers[(layers["segment"] == "image") & (layers["layer"] == most)]
-    cases = grounded.drop_duplicates(["image", "category"])
-
-    def control(value, form):
-        known = f"{value:{form}} for the boxes of another image (control)"
-        return "no control, which takes two images" if np.isnan(value) else known
-
-    return [
-        f"- **Where.** Over {cases['image'].nunique()} images with {len(cases)} annotated "
-        "categories, P(category word) tells the category's patches from the others best at layer "
-        f"{_peak(run, per_image(grounded, 'auroc'))}: mean AUROC {mean['auroc'][best]:.2f}, and "
-        f"{control(mean['auroc_other_image'][best], '.2f')}; chance is 0.5.",
-        "- **Named.** The share of an object's patches whose top-1 token is its word is largest at "
-        f"layer {layer_label(run, most)}: {mean['named'][most]:.0%}, and "
-        f"{control(mean['named_other_image'][most], '.0%')}. Of all patches "
-        f"{patches['no_word'].mean():.0%} decode to no word at all there.",
-    ]
-
-
-def _present_or_imagined(confident: pd.DataFrame) -> str:
-    def area(table, column="confidence"):
-        return with_interval(*presence_auroc(table, column), "{:.2f}".format)
-
-    present = confident["present"]
-    text = (
-        f"- **Present or imagined.** The largest P(word) over layers and patches tells "
-        f"{present.sum()} present from {(~present).sum()} absent categories with an AUROC of "
-        f"{area(confident)}."
-    )
-    asked = presence_answers(confident)
-    if asked["present"].nunique() == 2:
-        text += (
-            f" For the {len(asked)} that the model was asked about it is {area(asked)}, and for "
-            f"the model's answers {area(asked, 'said_yes')}; an answer, yes or no, is one "
-            "threshold only, so the area under it is smaller."
-        )
-    ways = []
-    for way, row in by_way(confident).iterrows():
-        auroc = with_interval(row["auroc"], row[["low", "high"]], "{:.2f}".format)
-        right = f", {row['accuracy']:.0%} of {row['answers']:.0f} answers right"
-        ways.append(
-            f"{way}: {row['absent']:.0f} absent, AUROC {auroc}{right * (row['answers'] > 0)}"
-        )
-    title = "- **By the way absent categories were drawn** (POPE's; popular: frequent in the data "
-    return f"{text}\n{title}set; adversarial: often beside what is there). {'; '.join(ways)}."
-
-
-# A claim is made below 0.05 / 4 (Bonferroni over the four kinds that have objects). Fewer images
-# can't get there, not even if they are unanimous.
-MOST_P, MIN_CLAIM = 0.05 / 4, 8
-
-
-def report_knockout(run: dict, table: pd.DataFrame, answers: pd.DataFrame) -> str:
-    """Where answers are taken from their objects' patches, as Markdown, from `knockouts` and
-    `answers` of `tabulate`; a kind of fewer than MIN_CLAIM images is left out.
-
-    A window is named where the largest loss over the windows is larger for the object's patches
-    than for the control's (Wilcoxon's signed-rank test over images, one-sided): it is the one in
-    which the two differ most.
-    """
-    with_control = table[table["way"].isin(OF_OBJECTS)]
-    lines = [
-        _where_taken(run, kind, with_control[with_control["kind"] == kind], answers)
-        for kind in filter(set(with_control["kind"]).__contains__, KINDS)
-    ]
-    nothing = "Nothing to report: attention was not cut, or on too few images with known objects."
-    return "\n".join(filter(None, lines)) or nothing
-
-
-def _where_taken(run: dict, kind: str, table: pd.DataFrame, answers: pd.DataFrame) -> str:
-    own, control = (_changes(table, run, way) for way in OF_OBJECTS)
-    if len(own) < MIN_CLAIM:
-        return ""
-    p = _signed_rank(control.min(axis=1) - own.min(axis=1), "greater")
-    if p >= MOST_P:
-        return (
-            f"- {kind}: over {len(own)} images no window is found in which P(answer) falls more "
-            "when the text may not look at the object's patches than for as many other patches "
-            f"(control; Wilcoxon p = {p:.2g})."
-        )
-    more = (control - own).to_numpy()
-
-    def most(drawn):
-        return drawn.mean(axis=0).argmax()
-
-    def blocks(number):
-        return "{}-{}".format(*run["knockout_windows"][int(number)])
-
-    best = most(more)
-    window = with_interval(best, interval(more, most), blocks)
-    losses = (-changes.iloc[:, best].to_numpy() for changes in (own, control))
-    by, by_control = (
-        with_interval(loss.mean(), interval(loss, np.mean), _percent) for loss in losses
-    )
-    return (
-        f"- {kind}: over {len(own)} images P(answer) falls most when the text may not look at the "
-        f"object's patches in blocks {window}: by {by}, and by {by_control} for as many other "
-        f"patches (control; Wilcoxon p = {p:.2g}).{_before_readable(table, answers, run)}"
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{round(share, 2) + 0.0:.0%}"  # not -0%
-
-
-def _before_readable(table: pd.DataFrame, answers: pd.DataFrame, run: dict) -> str:
-    """The sentence on `readable_and_used` of one kind; empty for too few images."""
-    used = readable_and_used(table, answers, run)
-    n_images, (middle, ends, p) = used["image"].nunique(), median_lead(used)
-    if n_images < MIN_CLAIM:
-        return ""
-    order = "before" if middle > 0 else "after"
-    if p >= MOST_P or middle == 0:
-        order = "in no sure order to"
-    by = with_interval(middle, ends, "{:g}".format)
-    return (
-        f" On the {n_images} images with an answer that some window lowers by more than any "
-        f"changes it for the control, the window that lowers it most lies {order} the layer from "
-        f"which it is readable: {by} layers from its centre to there, in the median (Wilcoxon p = "
-        f"{p:.2g})."
-    )
-
-
-def _signed_rank(differences: pd.Series, alternative: str) -> float:
-    """p of Wilcoxon's signed-rank test; 1 where all differences are 0."""
-    if not differences.any():
-        return 1.0
-    return wilcoxon(differences, zero_method="zsplit", alternative=alternative).pvalue
+    return lead.median(), interval(lead.to_numpy(), "median"), signed_rank(lead)

@@ -1,0 +1,198 @@
+"""The statistics of claims: layers at which a curve has risen, intervals, tests.
+
+Pure functions of arrays, in which images are the unit: rows of one image are not independent. They
+know nothing of records, tables or sentences. The methods are those that kept their promises in
+`tests/simulate_report.py`, which plants truths and counts what is claimed.
+"""
+
+import numpy as np
+from scipy.stats import binom, norm, rankdata, t, wilcoxon
+
+__all__ = [
+    "settling_layer", "best_rival", "readable_layer", "drawn_layers",
+    "MIN_IMAGES", "interval", "signed_rank", "smallest_difference",
+    "peak_range", "chosen_on_other_half",
+    "auroc", "auroc_by_image", "kl_bits",
+]  # fmt: skip
+
+TINY, NEARLY_1 = 2.0**-126, 1 - 2.0**-24  # the ends of a float32 probability, for logarithms
+
+# ---- The layer from which on a curve has risen -------------------------------------------------
+
+
+def settling_layer(target_rank: np.ndarray) -> np.ndarray:
+    """The first position on the layer axis `[...]` from which on the target stays top-1 to the
+    end, from its rank `[layer, ...]`; one past the last if it is not top-1 even there (two tokens
+    within the rounding of float16)."""
+    return len(target_rank) - np.cumprod((target_rank == 1)[::-1], axis=0).sum(axis=0)
+
+
+def best_rival(top_ids: np.ndarray, top_probs: np.ndarray, word_ids: list[int]) -> np.ndarray:
+    """The largest probability `[...]` of a token that does not spell the word, from the top-k
+    `[..., k]`.
+
+    A word has four spellings at most, so from top_k = 5 on the rival is among the top-k. Where a
+    smaller k holds none, this is the last of the top-k: the rival has at most that.
+    """
+    spells = np.isin(top_ids, word_ids)
+    return np.where(spells.all(-1), top_probs[..., -1], np.where(spells, 0, top_probs).max(-1))
+
+
+def readable_layer(margin: np.ndarray, share: float = 0.5) -> np.ndarray:
+    """The first position on the layer axis `[...]` from which on `share` of the last margin stays,
+    from `margin` `[layer, ...]`: log P(word) minus log P(best rival). One past the last (never) if
+    the last margin is not positive.
+
+    A word that ends at 0.6 has a lower margin to reach than one that ends at 0.98, but one nearer
+    to the noise: don't compare kinds of different height by this (see `drawn_layers`).
+    """
+    stays = (margin >= share * margin[-1]) & (margin[-1] > 0)
+    return settling_layer(np.where(stays, 1, 0))
+
+
+def drawn_layers(prob: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """At how many positions on the layer axis `[2, ...]` less than half is there of what the image
+    adds at the last: so, for a curve that rises once, the first at which half is there.
+
+    From P(word) `[layer, ...]` with the image and with the control's. First by log-odds, then by
+    probability: one stretches the rise of a low curve, the other that of a high one, so only what
+    both say is about time. NaN where the image does not at least double the odds at the last layer.
+    """
+    prob, control = np.clip([prob, control], TINY, NEARLY_1).astype(float)
+    by_odds = np.log2(prob / (1 - prob)) - np.log2(control / (1 - control))
+    gains = np.stack([by_odds, prob - control])
+    few = (gains < gains[:, -1:] / 2).sum(axis=1)
+    return np.where(by_odds[-1] >= 1, few, np.nan)
+
+
+# ---- Intervals and tests -----------------------------------------------------------------------
+
+MIN_IMAGES = 12  # for an interval or a test
+
+
+def interval(values: np.ndarray, of: str = "mean", n_rows: int | None = None) -> np.ndarray:
+    """The 95 % interval over images `[2, ...]` from a value per image `[image, ...]`; NaN below
+    MIN_IMAGES.
+
+    - of a `mean`: Student's t
+    - of a `median`: order statistics, which suppose nothing about the distribution
+    - of a `share` or an AUROC (`auroc_by_image`), which are near 0 or 1 without an end there:
+      Wilson's (1927), with the number of independent draws that has the variance between images
+      (Korn and Graubard, 1998), at most `n_rows`, the number of rows behind the values
+    """
+    values = np.asarray(values, dtype=float)
+    n = len(values)
+    if n < MIN_IMAGES:
+        return np.full((2, *values.shape[1:]), np.nan)
+    if of == "median":
+        outside, ordered = int(binom.ppf(0.025, n, 0.5)), np.sort(values, axis=0)
+        return np.stack([ordered[outside - 1], ordered[n - outside]])
+    mean, variance = values.mean(axis=0), values.var(axis=0)
+    if of == "mean":
+        reach = t.ppf(0.975, n - 1) * np.sqrt(variance / (n - 1))
+        return np.stack([mean - reach, mean + reach])
+    mean, z = mean.clip(0, 1), norm.ppf(0.975)
+    within = np.where(variance > 0, mean * (1 - mean), 1)
+    drawn = np.minimum(n * within / np.where(variance > 0, variance, 1), n_rows or n)
+    drawn = np.where((mean == 0) | (mean == 1), n, drawn)
+    middle, scale = mean + z**2 / (2 * drawn), 1 + z**2 / drawn
+    reach = z * np.sqrt(mean * (1 - mean) / drawn + (z / (2 * drawn)) ** 2)
+    return np.stack([middle - reach, middle + reach]) / scale
+
+
+def signed_rank(differences: np.ndarray, alternative: str = "two-sided") -> float:
+    """p of Wilcoxon's signed-rank test, that differences lie symmetrically about 0; 1 where all
+    are 0."""
+    if not np.any(differences):
+        return 1.0
+    return wilcoxon(differences, zero_method="zsplit", alternative=alternative).pvalue
+
+
+def smallest_difference(differences: np.ndarray, level: float) -> float:
+    """The mean difference that `signed_rank` would find below `level` in four of five samples of
+    this number and spread (normal; the test's efficiency is 3 / pi)."""
+    n = len(differences)
+    reach = t.ppf(1 - level / 2, n - 1) + t.ppf(0.8, n - 1)
+    return reach * np.std(differences, ddof=1) / np.sqrt(n * 3 / np.pi)
+
+
+def peak_range(values: np.ndarray) -> tuple[int, int] | None:
+    """The first and last position of a peak of the mean of `values` `[image, layer]`, None without
+    a clear one.
+
+    It holds every position whose mean is not surely below the largest one (paired t, Bonferroni
+    over positions), so the true peak in 95 % of samples, whichever position is the largest by
+    chance. Not clear: that is more than half of all, or there are fewer than MIN_IMAGES images.
+    """
+    n, n_layers = values.shape
+    if n < MIN_IMAGES:
+        return None
+    below = values[:, [values.mean(axis=0).argmax()]] - values
+    reach = t.ppf(1 - 0.05 / n_layers, n - 1) * below.std(axis=0, ddof=1) / np.sqrt(n)
+    held = np.flatnonzero(below.mean(axis=0) <= reach)
+    first, last = int(held[0]), int(held[-1])
+    return (first, last) if last - first + 1 <= n_layers / 2 else None
+
+
+def chosen_on_other_half(values: np.ndarray) -> np.ndarray:
+    """For each image the position on the layer axis `[image]` with the largest mean over the other
+    half of the images, from `values` `[image, layer]`: what is read there was not chosen for being
+    large there."""
+    is_even = np.arange(len(values)) % 2 == 0
+    by_even, by_odd = (values[half].mean(axis=0).argmax() for half in (is_even, ~is_even))
+    return np.where(is_even, by_odd, by_even)
+
+
+# ---- Comparing distributions -------------------------------------------------------------------
+
+
+def auroc(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The chance `[...]` that a value inside is larger than one outside (ties count half), from
+    `values` `[..., n]` and the mask `inside` `[n]`.
+
+    The area under the ROC curve. Source: Mann and Whitney's U (1947).
+    """
+    n_inside, n_outside = inside.sum(), (~inside).sum()
+    rank_sum = rankdata(values, axis=-1)[..., inside].sum(-1)
+    return (rank_sum - n_inside * (n_inside + 1) / 2) / (n_inside * n_outside)
+
+
+def auroc_by_image(
+    values: np.ndarray, inside: np.ndarray, images: np.ndarray, strata: np.ndarray | None = None
+) -> np.ndarray:
+    """A value per image whose mean is the AUROC of `values` `[n]` for the mask `inside` `[n]`: for
+    `interval`, as a share.
+
+    `images` `[n]` are numbers from 0. With `strata` `[n]` only values of one stratum are compared.
+    They are the jackknife's pseudo-values (Tukey, 1958), with the mean moved to the area itself.
+    All NaN where nothing can be compared, or all that can has one image in it.
+    """
+    strata = np.zeros(len(values)) if strata is None else strata
+    # In which an image takes part, and of these the ones within it.
+    wins, pairs, shared_wins, shared_pairs = np.zeros((4, images.max() + 1))
+    for stratum in np.unique(strata):
+        is_in, is_out = (strata == stratum) & inside, (strata == stratum) & ~inside
+        for own, other, sign in ((is_in, is_out, 1), (is_out, is_in, -1)):
+            many = np.sort(sign * values[other])
+            won = [np.searchsorted(many, sign * values[own], side) for side in ("left", "right")]
+            np.add.at(wins, images[own], np.mean(won, axis=0))
+            np.add.at(pairs, images[own], len(many))
+        for image in np.intersect1d(images[is_in], images[is_out]):
+            of_image = images == image  # its own pairs were counted twice
+            more = np.subtract.outer(values[is_in & of_image], values[is_out & of_image])
+            shared_wins[image] += (more > 0).sum() + (more == 0).sum() / 2
+            shared_pairs[image] += more.size
+    # Of a pair of two images each counts the win in; one within an image is there twice too.
+    all_wins, all_pairs = wins.sum() / 2, pairs.sum() / 2
+    wins, pairs, n = wins - shared_wins, pairs - shared_pairs, len(wins)
+    if n < 2 or (pairs >= all_pairs).any():
+        return np.full(n, np.nan)
+    area, without = all_wins / all_pairs, (all_wins - wins) / (all_pairs - pairs)
+    return area - (n - 1) * (without - without.mean())
+
+
+def kl_bits(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """The Kullback-Leibler divergence `[...]` of `q` from `p` `[..., d_vocab]`, in bits: what is
+    lost by taking `q` for `p`."""
+    p, q = np.maximum(p, TINY), np.maximum(q, TINY)
+    return (p * np.log2(p / q)).sum(-1)
