@@ -26,6 +26,7 @@ from matplotlib.ticker import PercentFormatter
 from plotly.subplots import make_subplots
 
 import lens_tables as lt
+from lens_stats import with_interval
 from lens_utils import KINDS, SEGMENTS, UNIT, Results, open_crop, printable
 
 __all__ = [
@@ -387,56 +388,70 @@ def _layer_curves(axis, run: dict, curve: pd.DataFrame, by: str, order: list[str
     return colours
 
 
-def plot_mean_jsd(layers: pd.DataFrame, run: dict, by: str = "segment"):
+def plot_mean_jsd(layers: pd.DataFrame, run: dict, by: str = "segment", bias=None):
     """Mean JSD per layer, both series, per `segment` or, over the prompts' positions, per `kind`,
-    with 95 % bands."""
+    with 95 % bands; beside it, where `bias_curve` is given as `bias`, the lens's bias."""
     order = SEGMENTS if by == "segment" else KINDS
     rows = layers if by == "segment" else layers[layers["segment"] == "prompt"]
     titles = {"jsd_prev": "JSD to the previous layer", "jsd_final": "JSD to the last layer"}
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-    for axis, (series, title) in zip(axes, titles.items(), strict=True):
+    figure, axes = plt.subplots(1, 2 + (bias is not None), figsize=(10, 3.4))
+    for axis, (series, title) in zip(axes, titles.items(), strict=False):
         _layer_curves(axis, run, lt.layer_curve(rows, series, by), by, order)
         axis.set(title=title, ylabel=f"mean JSD ({UNIT})", ylim=(0, None))
+    if bias is not None:
+        curve = bias.rename(columns={"bias": "mean"}).assign(low=np.nan, high=np.nan)
+        _layer_curves(axes[2], run, curve, by, order)
+        axes[2].get_legend().remove()
+        axes[2].set(title="The lens's own bias", ylabel=f"KL to the last layer ({UNIT})")
+        axes[2].set_yscale("symlog", linthresh=1)
+        axes[2].set_yticks([0, 0.5, 1, 2, 5, 10, 20], ["0", "0.5", "1", "2", "5", "10", "20"])
+        axes[2].set_ylim(0, max(1, 1.1 * bias["bias"].max()))
     return figure
 
 
 def plot_answers(answers: pd.DataFrame, run: dict):
     """Probability and rank of the answer's first word per layer and kind of prompt with 95 % bands;
-    dotted, those of the same word with a grey image instead."""
+    dotted, those of the same word with another image instead (a grey one, if there is no other)."""
     curves = lt.answer_curves(answers)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for axis, column in zip(axes, ("probability", "rank"), strict=True):
         colours = _layer_curves(axis, run, curves[column], "kind", KINDS)
-        for kind, rows in curves[f"grey_{column}"].groupby("kind"):
+        for kind, rows in curves[f"control_{column}"].groupby("kind"):
             axis.plot(rows["layer"], rows["mean"], ":", color=colours[kind])
     axes[0].get_legend().remove()  # the other panel's is the same
-    title = "Probability of the answer (dotted: with a grey image)"
+    title = "Probability of the answer (dotted: with another image)"
     axes[0].set(title=title, ylabel="mean probability", ylim=(0, 1.02))
-    largest = max(curves[column]["mean"].max() for column in ("rank", "grey_rank"))
+    largest = max(curves[column]["mean"].max() for column in ("rank", "control_rank"))
     powers = range(int(np.ceil(largest)) + 1)
     axes[1].set_yticks(powers, [f"{10**power:,}" for power in powers])
-    title = "Rank of the answer (1 = top; dotted: with a grey image)"
+    title = "Rank of the answer (1 = top; dotted: with another image)"
     axes[1].set(title=title, ylabel="rank, geometric mean")
     axes[1].invert_yaxis()
     return figure
 
 
 def plot_settling(answers: pd.DataFrame, run: dict):
-    """Layer at which the answer's first word settles and from which it is readable, per kind of
-    prompt: a point per answer, the median over images and its 95 % interval (`settling_table`)."""
+    """Layer at which the answer's first word settles, from which it is readable and at which it is
+    drawn from the image, per kind of prompt: a point per answer, the median over images and its
+    95 % interval (`kinds_table`); in blue, the medians for a quarter and three quarters."""
     first, never = lt.first_tokens(lt.whole_words(answers)), lt.layer_numbers(run)[-1] + 1
     titles = {
         "settling_layer": "Settles: top-1 from here on",
-        "readable_layer": "Readable: 90 % of its last probability from here on",
+        "readable_layer": "Readable: half of its margin",
+        "drawn_layer": "Drawn from the image (by odds)",
     }
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), sharey=True)
+    spread = ("readable_quarter", "readable_three_quarters")
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True)
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
-        table = lt.settling_table(answers, column)
+        table = lt.kinds_table(answers, column)
         points = {"jitter": 0.25, "size": 4, "alpha": 0.5, "color": "0.5"}
         sns.stripplot(first, x=column, y="kind", order=table.index, ax=axis, **points)
         rows = np.arange(len(table))
         axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
         axis.plot(table["median"], rows, "D", color=ORANGE, markersize=7, zorder=4)
+        if column == "readable_layer":
+            ends = [lt.kinds_table(answers, name)["median"] for name in spread]
+            axis.hlines(rows + 0.35, *ends, color=BLUE, linewidth=2, zorder=3)
         _layer_axis(axis, run)
         if first[column].max() >= never:
             labels = [label.get_text() for label in axis.get_xticklabels()]
@@ -526,14 +541,17 @@ def plot_used(table: pd.DataFrame, answers: pd.DataFrame, run: dict):
 def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
     """From `grounding` and `layers` of `tabulate`, per layer with 95 % bands: AUROC of P(word)
     inside against outside the boxes, and the share of an object's patches whose top-1 token is its
-    word, each by size of the object and for the control."""
+    word, each by size of the object and for the controls."""
     curves = lt.grounding_curves(table, layers)
-    order = [lt.ALL_SIZES, *lt.SIZES, lt.OTHER_BOXES, lt.NO_WORD]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    order = [lt.ALL_SIZES, *lt.SIZES, lt.ABSENT_WORDS, lt.OTHER_BOXES, lt.NO_WORD]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     for axis, column in zip(axes, ("auroc", "named"), strict=True):
         _layer_curves(axis, run, curves[column], "size", order)
-        axis.legend(fontsize=8)
         axis.set_ylim(0, 1.02)
+    handles, labels = axes[1].get_legend_handles_labels()
+    for axis in axes:
+        axis.get_legend().remove()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     axes[0].axhline(0.5, color=GREY, linewidth=1, linestyle=":")
     axes[0].set(title="P(word) inside against outside its boxes", ylabel="AUROC (0.5 = chance)")
     title = "Patches whose top-1 token is their object's word"
@@ -573,25 +591,32 @@ def _draw_case(axis, results: Results, case, layer: int, name: str) -> None:
 
 
 def plot_presence(table: pd.DataFrame):
-    """ROC curve of the confidence (`category_confidence`) for present against absent categories,
-    and the model's own answers (`presence_answers`) as a point."""
+    """ROC curves of the confidence and of the constant per category (`category_confidence`) for
+    present against absent categories, and the model's own answers (`presence_answers`) as a
+    point with 95 % intervals."""
 
     def label(text, rows, column="confidence"):
-        area = lt.with_interval(*lt.presence_auroc(rows, column), "{:.2f}".format)
-        return f"{text} {area}"
+        return f"{text}: AUROC {with_interval(*lt.presence_areas(rows)[column], '{:.2f}'.format)}"
 
     figure, axis = plt.subplots(figsize=(5.6, 5.2))
-    whole = label("largest P(word) in the patches: AUROC", table)
+    whole = label("largest P(word) in the patches", table)
     axis.plot(*lt.roc_curve(table, "confidence"), color=BLUE, label=whole)
-    axis.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="chance")
     asked = lt.presence_answers(table)
     if asked["present"].nunique() == 2:
-        curve, text = lt.roc_curve(asked, "confidence"), "the same, only those asked about:"
+        curve, text = lt.roc_curve(asked, "confidence"), "the same, only those asked about"
         axis.plot(*curve, "--", color=BLUE, label=label(text, asked))
-        said_yes = asked.groupby("present")["said_yes"].mean()
-        look = {"color": ORANGE, "markersize": 8, "clip_on": False, "zorder": 3}
-        look["label"] = label('answers to "Is there a ...?":', asked, "said_yes")
-        axis.plot(said_yes[False], said_yes[True], "D", **look)
+    blind = label("a constant per category", table, "frequency")
+    axis.plot(*lt.roc_curve(table, "frequency"), color="0.35", linewidth=1, label=blind)
+    axis.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="chance")
+    if asked["present"].nunique() == 2:
+        row = lt.presence_table(table).loc["all"]
+        x, y = 1 - row["specificity"], row["sensitivity"]
+        bars = {
+            "xerr": [[x - (1 - row["specificity_high"])], [1 - row["specificity_low"] - x]],
+            "yerr": [[y - row["sensitivity_low"]], [row["sensitivity_high"] - y]],
+        }
+        look = {"color": ORANGE, "markersize": 8, "clip_on": False, "zorder": 3, "capsize": 3}
+        axis.errorbar(x, y, fmt="D", **bars, **look, label='answers to "Is there a ...?"')
     axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axis.set_xlabel("share of absent categories taken for present")
     axis.set_ylabel("share of present categories found")

@@ -8,7 +8,6 @@ results is mark-up.
 
 import itertools
 import re
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -22,11 +21,12 @@ from lens_stats import (
     peak_range,
     signed_rank,
     smallest_difference,
+    with_interval,
 )
 from lens_utils import DEMO_NOTE, KINDS, OF_OBJECTS, SEGMENTS, UNIT, printable
 
 __all__ = [
-    "as_code", "with_interval", "report", "order_of_kinds", "report_grounding", "report_knockout",
+    "as_code", "report", "order_of_kinds", "report_grounding", "report_knockout",
     "report_changes", "report_patch_tokens", "report_answers", "report_presence",
     "report_categories",
 ]  # fmt: skip
@@ -44,16 +44,6 @@ def as_code(text: str) -> str:
     """Any text as code in Markdown: every special character is an entity, so that none is mark-up,
     mathematics or a tag."""
     return "<code>" + re.sub(r"[^\w ]", lambda match: f"&#{ord(match[0])};", text) + "</code>"
-
-
-def with_interval(value: float, ends: np.ndarray, show: Callable[[float], str]) -> str:
-    """`6 (5 to 7)`: a statistic with its `interval`, each written by `show`."""
-    if np.isnan(value):
-        return "not known"
-    low, high = ends
-    if np.isnan(low):
-        return f"{show(value)} (too few images for an interval)"
-    return f"{show(value)} ({show(low)} to {show(high)})"
 
 
 def _number(value: float) -> str:

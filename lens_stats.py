@@ -5,12 +5,14 @@ know nothing of records, tables or sentences. The methods are those that kept th
 `tests/simulate_report.py`, which plants truths and counts what is claimed.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.stats import binom, norm, rankdata, t, wilcoxon
 
 __all__ = [
     "settling_layer", "best_rival", "readable_layer", "drawn_layers",
-    "MIN_IMAGES", "interval", "signed_rank", "smallest_difference",
+    "MIN_IMAGES", "interval", "with_interval", "signed_rank", "smallest_difference",
     "peak_range", "chosen_on_other_half",
     "auroc", "auroc_by_image", "kl_bits",
 ]  # fmt: skip
@@ -98,6 +100,16 @@ def interval(values: np.ndarray, of: str = "mean", n_rows: int | None = None) ->
     middle, scale = mean + z**2 / (2 * drawn), 1 + z**2 / drawn
     reach = z * np.sqrt(mean * (1 - mean) / drawn + (z / (2 * drawn)) ** 2)
     return np.stack([middle - reach, middle + reach]) / scale
+
+
+def with_interval(value: float, ends: np.ndarray, show: Callable[[float], str]) -> str:
+    """`6 (5 to 7)`: a statistic with its `interval`, each written by `show`."""
+    if np.isnan(value):
+        return "not known"
+    low, high = ends
+    if np.isnan(low):
+        return f"{show(value)} (too few images for an interval)"
+    return f"{show(value)} ({show(low)} to {show(high)})"
 
 
 def signed_rank(differences: np.ndarray, alternative: str = "two-sided") -> float:

@@ -363,17 +363,19 @@ def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
 def answer_curves(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The curves (`layer_curve`) of the answer's first word (`whole_words`) by `kind`.
 
-    - `probability`, `other_probability`, `grey_probability`: mean probability with the image, with
-      another one and with a grey one
-    - `rank`, `other_rank`, `grey_rank`: mean log10 of its rank, so 10 to its power is the geometric
-      mean
+    - `probability`, `control_probability`: mean probability with the image and with another one (a
+      grey one, where there is no other)
+    - `rank`, `control_rank`: mean log10 of its rank, so 10 to its power is the geometric mean
     """
-    first, curves = whole_words(answers), {}
-    for column in ("probability", "rank"):
-        for name in (column, f"other_{column}", f"grey_{column}"):
-            values = np.log10(first[name]) if column == "rank" else first[name]
-            curves[name] = layer_curve(first.assign(**{name: values}), name, "kind")
-    return curves
+    first = whole_words(answers)
+    control = {c: first[f"other_{c}"].fillna(first[f"grey_{c}"]) for c in ("probability", "rank")}
+    first = first.assign(
+        control_probability=control["probability"],
+        rank=np.log10(first["rank"]),
+        control_rank=np.log10(control["rank"]),
+    )
+    columns = ("probability", "control_probability", "rank", "control_rank")
+    return {column: layer_curve(first, column, "kind") for column in columns}
 
 
 def _by_kind(first: pd.DataFrame, row_of) -> pd.DataFrame:
