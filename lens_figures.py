@@ -433,7 +433,7 @@ def plot_answers(answers: pd.DataFrame, run: dict):
 def plot_settling(answers: pd.DataFrame, run: dict):
     """Layer at which the answer's first word settles, from which it is readable and at which it is
     drawn from the image, per kind of prompt: a point per answer, the median over images and its
-    95 % interval (`kinds_table`); in blue, the medians for a quarter and three quarters."""
+    95 % interval (`settling_table`); in blue, the medians for a quarter and three quarters."""
     first, never = lt.first_tokens(lt.whole_words(answers)), lt.layer_numbers(run)[-1] + 1
     titles = {
         "settling_layer": "Settles: top-1 from here on",
@@ -443,14 +443,14 @@ def plot_settling(answers: pd.DataFrame, run: dict):
     spread = ("readable_quarter", "readable_three_quarters")
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True)
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
-        table = lt.kinds_table(answers, column)
+        table = lt.settling_table(answers, column)
         points = {"jitter": 0.25, "size": 4, "alpha": 0.5, "color": "0.5"}
         sns.stripplot(first, x=column, y="kind", order=table.index, ax=axis, **points)
         rows = np.arange(len(table))
         axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
         axis.plot(table["median"], rows, "D", color=ORANGE, markersize=7, zorder=4)
         if column == "readable_layer":
-            ends = [lt.kinds_table(answers, name)["median"] for name in spread]
+            ends = [lt.settling_table(answers, name)["median"] for name in spread]
             axis.hlines(rows + 0.35, *ends, color=BLUE, linewidth=2, zorder=3)
         _layer_axis(axis, run)
         if first[column].max() >= never:

@@ -16,7 +16,6 @@ import pandas as pd
 import lens_tables as lt
 from lens_stats import (
     MIN_IMAGES,
-    chosen_on_other_half,
     interval,
     peak_range,
     signed_rank,
@@ -133,7 +132,9 @@ def _when(run: dict, answers: pd.DataFrame) -> str:
     controls = lt.controls_table(answers)
     names = ["readable_layer", "readable_quarter", "readable_three_quarters"]
     names += ["drawn_layer", "drawn_layer_by_probability"]
-    half, quarter, more, by_odds, by_probability = (lt.kinds_table(answers, name) for name in names)
+    half, quarter, more, by_odds, by_probability = (
+        lt.settling_table(answers, name) for name in names
+    )
     for kind in sorted(half.index, key=list(ABOUT).index):
         medians = [
             with_interval(table.loc[kind, "median"], table.loc[kind, ["low", "high"]], label)
@@ -162,7 +163,7 @@ def _when(run: dict, answers: pd.DataFrame) -> str:
 
 
 def _right(row: pd.Series) -> str:
-    """`67% (47 to 82%) of 24`, from a row of `kinds_table`."""
+    """`67% (47 to 82%) of 24`, from a row of `settling_table`."""
     if not row["graded"]:
         return "not known"
     share = with_interval(row["right"], _ends(row, "right"), _percent)
@@ -278,26 +279,24 @@ def _where(run: dict, grounded: pd.DataFrame) -> list[str]:
 
 
 def _above_control(run: dict, grounded: pd.DataFrame, control: str, claim: str, what: str) -> str:
-    """The sentence that compares AUROCs with a control of `grounding`, in which the layer of an
-    image is chosen on the other half of the images."""
+    """The sentence that compares AUROCs with a control of `grounding`, at the layer at which they
+    differ most; the interval allows for that choice."""
     known = grounded.dropna(subset=control)
     if known.empty:
         return f"There are no {what} to compare with."
     own, other = (lt.per_image(known, column).to_numpy() for column in ("auroc", control))
-    at = chosen_on_other_half(own - other)
-    rows = np.arange(len(at))
-    own, other = own[rows, at], other[rows, at]
-    ends = interval(own - other)
-    above = with_interval((own - other).mean(), ends, _two)
-    numbers = np.unique(lt.layer_numbers(run)[at])
-    layers = " and ".join(lt.layer_label(run, number) for number in numbers)
-    if not ends[0] > 0:
+    above = own - other
+    best = above.mean(axis=0).argmax()
+    low, high = interval(above, n_chosen_from=above.shape[1])[:, best]
+    difference = with_interval(above[:, best].mean(), (low, high), _two)
+    if not low > 0:
         claim = f"Not shown: {claim[0].lower()}{claim[1:]}"
+    layer = lt.layer_label(run, lt.layer_numbers(run)[best])
     return (
-        f"{claim}: inside against outside its boxes P(word) has a mean AUROC of "
-        f"{_two(own.mean())}, {what} have {_two(other.mean())}, a difference of {above} on "
-        f"{_count(len(at), 'image')} (layer{'s' * (len(numbers) > 1)} {layers}, chosen on the "
-        "other half of the images)."
+        f"{claim}: at layer {layer}, where the difference is largest, P(word) has inside against "
+        "outside its boxes a mean AUROC of "
+        f"{_two(own[:, best].mean())}, {what} have {_two(other[:, best].mean())}, "
+        f"{difference} less on {_count(len(above), 'image')} (interval for all layers at once)."
     )
 
 
@@ -436,7 +435,7 @@ def report_patch_tokens(run: dict, mean: np.ndarray) -> str:
 
 def report_answers(run: dict, answers: pd.DataFrame) -> str:
     """Right and wrong: beside chance, apart from each other, and the first wrong ones."""
-    label, kinds = partial(lt.layer_label, run), lt.kinds_table(answers)
+    label, kinds = partial(lt.layer_label, run), lt.settling_table(answers)
     rows = []
     for kind in sorted(kinds.index, key=list(ABOUT).index):
         row = kinds.loc[kind]

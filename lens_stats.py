@@ -13,7 +13,7 @@ from scipy.stats import binom, norm, rankdata, t, wilcoxon
 __all__ = [
     "settling_layer", "best_rival", "readable_layer", "drawn_layers",
     "MIN_IMAGES", "interval", "with_interval", "signed_rank", "smallest_difference",
-    "peak_range", "chosen_on_other_half",
+    "peak_range",
     "auroc", "auroc_by_image", "kl_bits",
 ]  # fmt: skip
 
@@ -72,11 +72,14 @@ def drawn_layers(prob: np.ndarray, control: np.ndarray) -> np.ndarray:
 MIN_IMAGES = 12  # for an interval or a test
 
 
-def interval(values: np.ndarray, of: str = "mean", n_rows: int | None = None) -> np.ndarray:
+def interval(
+    values: np.ndarray, of: str = "mean", n_rows: int | None = None, n_chosen_from: int = 1
+) -> np.ndarray:
     """The 95 % interval over images `[2, ...]` from a value per image `[image, ...]`; NaN below
     MIN_IMAGES.
 
-    - of a `mean`: Student's t
+    - of a `mean`: Student's t; for one that was chosen as the largest of `n_chosen_from`, those of
+      all at once (Bonferroni)
     - of a `median`: order statistics, which suppose nothing about the distribution
     - of a `share` or an AUROC (`auroc_by_image`), which are near 0 or 1 without an end there:
       Wilson's (1927), with the number of independent draws that has the variance between images
@@ -91,7 +94,7 @@ def interval(values: np.ndarray, of: str = "mean", n_rows: int | None = None) ->
         return np.stack([ordered[outside - 1], ordered[n - outside]])
     mean, variance = values.mean(axis=0), values.var(axis=0)
     if of == "mean":
-        reach = t.ppf(0.975, n - 1) * np.sqrt(variance / (n - 1))
+        reach = t.ppf(1 - 0.025 / n_chosen_from, n - 1) * np.sqrt(variance / (n - 1))
         return np.stack([mean - reach, mean + reach])
     mean, z = mean.clip(0, 1), norm.ppf(0.975)
     within = np.where(variance > 0, mean * (1 - mean), 1)
@@ -144,15 +147,6 @@ def peak_range(values: np.ndarray) -> tuple[int, int] | None:
     held = np.flatnonzero(below.mean(axis=0) <= reach)
     first, last = int(held[0]), int(held[-1])
     return (first, last) if last - first + 1 <= n_layers / 2 else None
-
-
-def chosen_on_other_half(values: np.ndarray) -> np.ndarray:
-    """For each image the position on the layer axis `[image]` with the largest mean over the other
-    half of the images, from `values` `[image, layer]`: what is read there was not chosen for being
-    large there."""
-    is_even = np.arange(len(values)) % 2 == 0
-    by_even, by_odd = (values[half].mean(axis=0).argmax() for half in (is_even, ~is_even))
-    return np.where(is_even, by_odd, by_even)
 
 
 # ---- Comparing distributions -------------------------------------------------------------------

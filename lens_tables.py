@@ -45,7 +45,7 @@ __all__ = [
     "choose_prompt", "choose_words",
     "is_right", "MEANINGS", "tabulate", "top_tokens", "first_tokens", "whole_words", "pieces_note",
     "per_image", "layer_curve", "bias_curve", "answer_curves",
-    "kinds_table", "controls_table", "right_and_wrong",
+    "settling_table", "controls_table", "right_and_wrong",
     "SIZES", "ALL_SIZES", "OTHER_BOXES", "ABSENT_WORDS", "NO_WORD", "word_probability",
     "patches_of", "grounding", "grounding_curves", "best_and_worst", "categories_table",
     "category_confidence", "presence_answers", "presence_areas", "presence_table", "roc_curve",
@@ -386,7 +386,7 @@ def _by_kind(first: pd.DataFrame, row_of) -> pd.DataFrame:
     )
 
 
-def kinds_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
+def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
     """Per kind of prompt: numbers of images, answers, graded answers and those with a truth that
     can't be graded, the share of the graded that is `right` with its interval `right_low` and
     `right_high`, the share of the most frequent truth (`majority`, what always giving that answer
@@ -673,8 +673,10 @@ def presence_table(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = {}
     for way in ("all", *WAYS):
-        of_way = table if way == "all" else table[table["present"] | (table["way"] == way)]
-        of_way = of_way[of_way["image"].isin(of_way["image"][~of_way["present"].astype(bool)])]
+        of_way = table
+        if way != "all":
+            of_way = table[table["present"] | (table["way"] == way)]
+            of_way = of_way[of_way["image"].isin(of_way["image"][~of_way["present"].astype(bool)])]
         if (
             of_way.empty
             or way != "all"

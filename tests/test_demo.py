@@ -8,6 +8,7 @@ from conftest import ROOT
 
 import lens_data as ld
 import lens_model as lm
+import lens_stats as st
 import lens_tables as lt
 
 DEMO = ROOT / "demo"
@@ -19,7 +20,7 @@ def answers(request):
     """A row per prompt: kind, answer, truth, the layer from which on the first answer token is
     readable."""
     bridge, processor = lm.load_llava(DEMO / "model", request.param, "cpu")
-    settings = lm.Settings("demo/model", request.param, "cpu", top_k=1, max_new_tokens=3)
+    settings = lm.Settings("demo/model", request.param, "cpu", top_k=5, max_new_tokens=3)
     objects_of, categories, _ = ld.read_annotations(DEMO / "scenes")
     rows = []
     for name, path in ld.find_images(DEMO / "scenes").items():
@@ -32,7 +33,10 @@ def answers(request):
         ]
         record, _ = lm.read_image(bridge, processor, image, prompts, settings)
         for prompt in record["prompts"]:
-            layer = lt.readable_layer(prompt["word_prob"])
+            at = prompt["n_prompt"] - 1
+            top = (prompt["readings"][name][:, at] for name in ("top_ids", "top_probs"))
+            rival = st.best_rival(*top, prompt["word_ids"])
+            layer = st.readable_layer(np.log(prompt["word_prob"]) - np.log(rival))
             rows.append(
                 {**{key: prompt[key] for key in ("kind", "answer", "truth")}, "layer": layer}
             )

@@ -142,11 +142,14 @@ def test_an_answer_that_never_settles_is_drawn(run, tables):
 
 def test_second_half_needs_neither_torch_nor_transformers(results, blocked):
     code = f"""
-import lens_figures as lf, lens_tables as lt, lens_utils as lu
+import lens_figures as lf, lens_report as lr, lens_tables as lt, lens_utils as lu
 results = lu.Results({str(results)!r})
 tables = lt.tabulate(results.records(), results.run)
 lf.plot_settling(tables["answers"], results.run)
-print(lt.report(results.run, tables, results.mean_probability()))
+grounded = lt.grounding(results.records(), results.run)
+confident = lt.category_confidence(results.records())
+cut = lt.knockouts(results.records(), results.run)
+print(lr.report(results.run, tables, grounded, confident, cut, results.mean_probability()))
 """
     environment = {**os.environ, "PYTHONPATH": str(blocked), "MPLBACKEND": "Agg"}
     command = [sys.executable, "-c", code]

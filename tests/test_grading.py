@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import lens_report as lr
 import lens_tables as lt
 
 SHAPES = ["circle", "heart", "star"]
@@ -98,13 +99,14 @@ def test_rates_stand_beside_chance_and_the_majority_answer():
             answers_of("own", [(None, None)]),
         ]
     )
-    first = lt.first_tokens(table)
-    graded = first[first["right"].notna()].astype({"right": bool})
-    text = lt._when_readable(run, table, graded)
-    assert "75% of 4 (30 to 95%), not gradable: 1 | 25% | 60% |" in text
-    assert "| object | 2 | 100% of 2 (34 to 100%) | 33% | 100% |" in text
-    assert "(21 to 100%) | 50% | 50% |" in text
-    assert "| own | 1 | not known | - | - |" in text
+    columns = ["probability", "other_probability", "grey_probability"]
+    table = table.assign(**dict.fromkeys(columns, 0.5), question="?", answer="!")
+    text = lr.report_answers(run, table)
+    few = "(too few images for an interval)"
+    assert f"75% {few} of 4, 1 not gradable | 25% | 60% |" in text
+    assert f"| objects | 100% {few} of 2 | 33% | 100% |" in text
+    assert f"| presence | 50% {few} of 2 | 50% | 50% |" in text
+    assert "| own prompts | not known | - | - |" in text
 
 
 def test_an_answer_that_is_neither_yes_nor_no_is_no_answer():
@@ -115,6 +117,8 @@ def test_an_answer_that_is_neither_yes_nor_no_is_no_answer():
         for category, answer in said.items()
     ]
     words = [{"category": category, **word} for category in said]
-    table = lt.category_confidence([{"name": "a.jpg", "prompts": prompts, "words": words}])
+    table = lt.category_confidence(
+        [{"name": "a.jpg", "prompts": prompts, "words": words, "objects": []}]
+    )
     assert table["said_yes"].tolist()[:2] == [1, 0] and np.isnan(table["said_yes"][2])
     assert len(lt.presence_answers(table)) == 2

@@ -13,6 +13,8 @@ from conftest import ROOT
 import lens_data as ld
 import lens_figures as lf
 import lens_model as lm
+import lens_report as lr
+import lens_stats as st
 import lens_tables as lt
 import lens_utils as lu
 
@@ -40,7 +42,7 @@ def make_record(name, boxes, log2_probs, top_ids=None, absent=(), asked=()):
             "category": category,
             "present": category not in absent,
             "token_ids": [0],
-            "several_tokens": False,
+            "way": "random" if category in absent else "",
             "log2_probs": np.asarray(values, np.float16),
         }
         for category, values in log2_probs.items()
@@ -62,10 +64,10 @@ def make_record(name, boxes, log2_probs, top_ids=None, absent=(), asked=()):
 def test_auroc_against_scikit_learn():
     rng = np.random.default_rng(0)
     values, inside = rng.integers(0, 9, (4, 50)).astype(float), rng.random(50) < 0.3  # with ties
-    assert lt.auroc(values, inside) == pytest.approx(
+    assert st.auroc(values, inside) == pytest.approx(
         [sklearn.metrics.roc_auc_score(inside, row) for row in values]
     )
-    assert lt.auroc(-values, inside) == pytest.approx(1 - lt.auroc(values, inside))
+    assert st.auroc(-values, inside) == pytest.approx(1 - st.auroc(values, inside))
 
 
 def test_patches_of_a_category_by_hand():
@@ -123,17 +125,17 @@ def test_grounding_against_brute_force():
         named = (record["patches"]["top_ids"][position, mask, 0] == 0).mean()
         assert row[columns].tolist() == pytest.approx([area, named])
 
-    before, other_image = None, ["auroc_other_image", "named_other_image"]
+    before, other_image = records[-1], ["auroc_other_image", "named_other_image"]
+    absent = ["auroc_absent", "named_absent"]
     for record in records:
         for word in record["words"][:2]:
             for position, layer in enumerate(LAYERS):
                 row = rows.loc[record["name"], word["category"], layer]
                 at = record, word, position
-                check(row, ["auroc", "named"], *at, patches_by_points(record, word["category"]))
-                if before:
-                    check(row, other_image, *at, patches_by_points(before, word["category"]))
-                else:
-                    assert row[other_image].isna().all()
+                mask = patches_by_points(record, word["category"])
+                check(row, ["auroc", "named"], *at, mask)
+                check(row, absent, record, record["words"][2], position, mask)
+                check(row, other_image, *at, patches_by_points(before, word["category"]))
         before = record
 
 
@@ -152,39 +154,63 @@ def planted(n=40):
 
 
 def test_a_planted_signal_has_auroc_1_and_another_image_s_boxes_a_half():
-    table = lt.grounding(planted(), RUN)
+    table = lt.grounding(planted(160), RUN)
     means = table.groupby("layer")["auroc"].mean()
     assert means.index.tolist() == LAYERS and means.tolist() == [0.5, 1, 1]
     other = table[table["layer"] == LAYERS[2]]["auroc_other_image"].dropna()
-    rng = np.random.default_rng(0)
-    drawn = [rng.choice(other, len(other)).mean() for _ in range(1000)]
-    low, high = np.percentile(drawn, [0.5, 99.5])
-    assert low <= 0.5 <= high and high - low < 0.25
+    assert len(other) == 160 and abs(other.mean() - 0.5) < 3 * other.std() / 160**0.5 < 0.06
 
 
-def test_present_or_imagined():
+def test_no_control_without_another_image_or_an_absent_word():
+    (record,) = planted(1)
+    record["words"] = record["words"][:1]
+    table = lt.grounding([record], RUN)
+    assert table.filter(regex="_absent|_other_image").isna().all(axis=None)
+    text = "".join(lr.report_grounding(RUN, table, lt.category_confidence([record])))
+    assert "no absent words" in text and "another image to compare" in text and "nan" not in text
+
+
+def test_present_or_absent():
     """The largest over layers and patches; AUROC against scikit-learn; its interval holds it and
     narrows with the number of images."""
-    table = lt.category_confidence(planted(8))
-    assert table["confidence"].tolist() == [0.5, 2.0**-7] * 8
-    value, ends = lt.presence_auroc(table)
-    assert value == 1 and ends.tolist() == [1, 1]
+    table = lt.category_confidence(planted(24))
+    assert table["confidence"].tolist() == [0.5, 2.0**-7] * 24
+    value, (low, high) = lt.presence_areas(table)["confidence"]
+    assert value == high == 1 and 0.8 < low < 0.9
+    # All images have the one and none the other: a constant tells as much.
+    assert lt.presence_areas(table)["frequency"][0] == 1
+    assert np.isnan(lt.presence_areas(table)["within"][0])
     rng = np.random.default_rng(0)
     table = pd.DataFrame(
         {
             "image": [f"{i // 4}" for i in range(400)],
             "present": [True, False] * 200,
+            "category": rng.integers(0, 5, 400),
             "confidence": rng.random(400) + [0.3, 0] * 200,
+            "frequency": rng.random(400),
         }
     )
-    value, (low, high) = lt.presence_auroc(table)
+    value, (low, high) = lt.presence_areas(table)["confidence"]
     expected = sklearn.metrics.roc_auc_score(table["present"], table["confidence"])
     assert value == pytest.approx(expected) and low < value < high
-    _, (few_low, few_high) = lt.presence_auroc(table.head(40))
+    _, (few_low, few_high) = lt.presence_areas(table.head(60))["confidence"]
     assert high - low < few_high - few_low
-    assert np.isnan(lt.presence_auroc(table.head(8))[1]).all()
-    one_kind, ends = lt.presence_auroc(table[table["present"]])
+    assert np.isnan(lt.presence_areas(table.head(44))["confidence"][1]).all()
+    one_kind, ends = lt.presence_areas(table[table["present"]])["confidence"]
     assert np.isnan(one_kind) and np.isnan(ends).all()
+
+
+def test_the_frequency_is_that_of_the_other_half_of_the_images():
+    records = [
+        make_record(
+            str(number),
+            [("dog", (0.0, 0.0, 9.0, 9.0))] if number in (0, 1, 3) else [],
+            {"dog": np.zeros((len(LAYERS), GRID**2))},
+            absent=[] if number in (0, 1, 3) else ["dog"],
+        )
+        for number in range(4)
+    ]
+    assert lt.category_confidence(records)["frequency"].tolist() == [1, 0.5, 1, 0.5]
 
 
 def test_the_curve_is_scikit_learns():
@@ -205,17 +231,20 @@ def test_the_curve_is_scikit_learns():
         )
     table = lt.category_confidence(records)
     assert table["category"].eq("dog").all() and len(table) == 60
+    table = table.assign(category=[f"{i % 2}" for i in range(60)])
     figure = lf.plot_presence(table)
     lines = figure.axes[0].lines
-    for line, n in ((lines[0], 60), (lines[2], 20)):
+    for line, n in ((lines[0], 60), (lines[1], 20)):
         wrong, right, _ = sklearn.metrics.roc_curve(
             present[:n], 2.0 ** exponents[:n], drop_intermediate=False
         )
         np.testing.assert_allclose(line.get_xydata(), np.transpose([wrong, right]))
     yes, few = np.arange(20) % 3 > 0, present[:20]
-    np.testing.assert_allclose(lines[3].get_xydata(), [[yes[~few].mean(), yes[few].mean()]])
+    (point,) = (line for line in lines if line.get_marker() == "D")
+    np.testing.assert_allclose(point.get_xydata(), [[yes[~few].mean(), yes[few].mean()]])
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert f"{sklearn.metrics.roc_auc_score(few, yes):.2f} (" in labels[3] and " to " in labels[3]
+    area = sklearn.metrics.roc_auc_score(present, 2.0**exponents)
+    assert f"AUROC {area:.2f} (" in labels[0] and " to " in labels[0]
     plt.close(figure)
 
 
@@ -250,44 +279,49 @@ def test_on_the_demo_what_its_training_reported(demo_grounding, demo_confidence)
     reported = [0.45, 0.45, 0.52, 0.70, 0.97, 0.99, 0.99, 1.00, 1.00]
     assert np.abs(means["auroc"] - reported).max() < 0.08
     assert (means["auroc_other_image"] - 0.5).abs().max() < 0.15
-    assert lt.presence_auroc(demo_confidence)[0] > 0.95
+    assert lt.presence_areas(demo_confidence)["within"][0] > 0.95
 
 
 def test_on_the_demo_the_image_brings_the_answer(demo_tables):
-    """With a grey image the answers about objects and colours are about as probable as by
-    chance."""
-    ends = lt.first_tokens_at_end(demo_tables["answers"]).loc[["object", "colour", "relation"]]
-    assert (ends["probability"] > 0.9).all() and (ends["grey_probability"] < 0.4).all()
+    """With a grey image, and with another one, the answers about objects and colours are about as
+    probable as by chance."""
+    ends = lt.controls_table(demo_tables["answers"]).loc[["object", "colour", "relation"]]
+    assert (ends["probability"] > 0.9).all() and (ends["low"] > 0.5).all()
+    assert (ends[["grey_probability", "other_probability"]] < 0.4).all(axis=None)
 
 
 def test_one_rare_size_takes_no_band_from_the_others():
-    records = planted(8)
+    records = planted(14)
     records[0]["objects"].append(make_object("cat", (0.0, 0.0, 3.0, 3.0)))
     records[0]["words"][1]["present"] = True
     table = lt.grounding(records, RUN)
     assert (table["size"] == "small").any()
     layers = pd.DataFrame({"image": [], "segment": [], "layer": [], "no_word": []})
     figure = lf.plot_grounding(table, layers, RUN)
-    assert len(figure.axes[0].collections) == 3  # all, large, control
+    bands = {
+        column: sum(c.get_alpha() == 0.2 for c in figure.axes[column].collections)
+        for column in (0, 1)
+    }
+    assert bands[0] == 4  # all, large, both controls
     plt.close(figure)
 
 
-def test_half_of_what_the_image_brings_by_hand():
-    probs = [0.1, 0.2, 0.6, 0.5, 0.9]
-    grey = [0.1, 0.0, 0.1, 0.3, 0.1]  # brings 0, 0.2, 0.5, 0.2, 0.8
+def test_controls_by_hand():
     answers = pd.DataFrame(
         {
             "token": 0,
+            "whole_word": True,
             "kind": "colour",
-            "image": "a",
-            "layer": range(5),
-            "probability": probs,
-            "grey_probability": grey,
+            "image": ["a", "a", "b", "b"],
+            "layer": [0, 1, 0, 1],
+            "probability": [0.1, 0.9, 0.2, 0.7],
+            "other_probability": [0.1, 0.3, np.nan, np.nan],
+            "grey_probability": [0.0, 0.1, 0.0, 0.2],
         }
     )
-    assert lt.first_tokens_at_end(answers).loc["colour"].tolist() == pytest.approx(
-        [0.9, 0.1, 0.8, 4]
-    )
+    row = lt.controls_table(answers).loc["colour"]
+    assert row[:4].tolist() == pytest.approx([0.8, 0.3, 0.15, (0.6 + 0.5) / 2])
+    assert np.isnan(row["low"])
 
 
 def test_presence_answers(demo_tables, demo_confidence):
@@ -302,34 +336,49 @@ def test_presence_answers(demo_tables, demo_confidence):
         zip(asked["image"], asked["question"], asked["answer"].str.lower() == "yes", strict=True)
     )
     rows = answers.groupby("present")["said_yes"].mean()
-    area, _ = lt.presence_auroc(answers, "said_yes")
-    assert area == pytest.approx((1 + rows[True] - rows[False]) / 2)
+    row = lt.presence_table(demo_confidence).loc["all"]
+    assert row["sensitivity"] == pytest.approx(rows[True])
+    assert row["specificity"] == pytest.approx(1 - rows[False])
 
 
-def test_the_sentences_are_those_of_the_tables(demo, demo_tables, demo_grounding, demo_confidence):
-    layers, table, present = demo_tables["layers"], demo_grounding, demo_confidence["present"]
-    text = lt.report_grounding(demo.run, layers, table, demo_confidence)
-    per_layer = table.groupby(["image", "layer"])["auroc"].mean().groupby("layer").mean()
-    best = per_layer.idxmax()
-    at_best = table[table["layer"] == best]
-    control = at_best.groupby("image")["auroc_other_image"].mean().mean()
-    assert f"best at layer {demo.run['layers'][best]} (" in text
-    numbers = f"mean AUROC {per_layer.max():.2f}, and {control:.2f} for the boxes of another image"
-    assert numbers in text
-    assert f"tells {present.sum()} present from {(~present).sum()} absent" in text
-    assert "For the 48 that the model was asked about" in text
+def test_the_sentences_are_those_of_the_tables(demo, demo_grounding, demo_confidence):
+    table = demo_grounding
+    lines = lr.report_grounding(demo.run, table, demo_confidence)
+    per_image = table.groupby(["image", "layer"])[["auroc", "auroc_absent"]].mean()
+    above = (per_image["auroc"] - per_image["auroc_absent"]).groupby("layer").mean()
+    assert lines[0].startswith("An object's own word marks its patches more than words of absent")
+    assert f"at layer {above.idxmax()}, where the difference is largest" in lines[0]
+    assert f"{above.max():.2f} (" in lines[0] and "on 24 images" in lines[0]
+    assert lines[1].startswith("An object's word is read where the object is")
+    assert lines[3].startswith("The patches tell whether a category is there")
+    row = lt.presence_table(demo_confidence).loc["all"]
+    assert f"{row['within']:.2f} ({row['within_low']:.2f} to" in lines[3]
+    blind = f"how many images of the other half have it, {row['frequency']:.2f}"
+    assert blind in lines[3]
+    assert f"says yes to {row['sensitivity']:.0%} (" in lines[3]
+    unnamed = lr.report_grounding(demo.run, table.assign(named=0.0), demo_confidence)
+    assert "No patch's top-1 token is its object's word, at any layer." in unnamed
     one = table[table["image"] == "scene_00.png"]
-    one = one.assign(auroc_other_image=np.nan, named_other_image=np.nan)
-    alone = lt.report_grounding(demo.run, layers, one, demo_confidence[present])
-    assert "nan" not in alone
-    assert "no control, which takes two images" in alone
-    assert "Present or imagined" not in alone
+    alone = lr.report_grounding(demo.run, one, demo_confidence[demo_confidence["present"]])
+    assert "nan" not in " ".join(alone) and len(alone) == 3
+    assert alone[0].startswith("Not shown: an object's own word")
+
+
+def test_categories_by_hand(demo_grounding, demo_tables):
+    table = lt.categories_table(demo_grounding, 4, demo_tables["answers"])
+    at_layer = demo_grounding.query("layer == 4 and category == 'star'")
+    expected = (at_layer["auroc"] - at_layer["auroc_absent"]).mean()
+    assert table.loc["star", "above_absent"] == pytest.approx(expected)
+    first = lt.first_tokens(demo_tables["answers"])
+    about = first[["star" in categories for categories in first["categories"]]]
+    assert table.loc["star", "graded"] == about["right"].notna().sum()
+    assert table["above_absent"].is_monotonic_decreasing
 
 
 def test_the_figures_are_those_of_the_tables(demo, demo_tables, demo_grounding):
     figure = lf.plot_grounding(demo_grounding, demo_tables["layers"], demo.run)
-    labels = [label.get_text() for label in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["all sizes", "medium", "large", "control: another image's boxes"]
+    labels = [label.get_text() for label in figure.legends[0].get_texts()]
+    assert labels == ["all sizes", "medium", "large", lt.ABSENT_WORDS, lt.OTHER_BOXES, lt.NO_WORD]
     plt.close(figure)
     best = int(lt.per_image(demo_grounding, "auroc").mean().idxmax())
     at_best = demo_grounding[demo_grounding["layer"] == best]["auroc"]
@@ -345,8 +394,7 @@ def test_without_annotations_nothing_is_claimed(results):
     table = lt.grounding(results.records(), results.run)
     confident = lt.category_confidence(results.records())
     assert table.empty and confident.empty
-    text = lt.report_grounding(results.run, pd.DataFrame(), table, confident)
-    assert text.startswith("Nothing to report")
+    assert lr.report_grounding(results.run, table, confident)[0].startswith("Nothing to report")
 
 
 def test_patches_that_say_no_word(results):

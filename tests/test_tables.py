@@ -1,10 +1,12 @@
-"""lens_tables: settling, tables, sentences of the report, the order of the kinds."""
+"""lens_tables and lens_report: tables, sentences of the report, the order of the kinds."""
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 import lens_data as ld
+import lens_report as lr
 import lens_tables as lt
 import lens_utils as lu
 
@@ -61,7 +63,7 @@ def test_tables_have_the_numbers_of_the_layers_that_were_read(records, run, tabl
         return value[kept] if isinstance(value, np.ndarray) and value.shape[:1] == (6,) else value
 
     def of_word(prompt):
-        return {name: prompt[name] for name in ("word_prob", "word_rank", "grey")}
+        return {name: prompt[name] for name in ("word_prob", "word_rank", "grey", "other")}
 
     thin = []
     for record in records:
@@ -77,20 +79,6 @@ def test_tables_have_the_numbers_of_the_layers_that_were_read(records, run, tabl
     ranks = [prompt["word_rank"] for record in thin for prompt in record["prompts"]]
     settled = [[*kept, 6][lt.settling_layer(rank)] for rank in ranks]
     assert lt.first_tokens(few["answers"])["settling_layer"].tolist() == settled
-
-
-def test_settling_layer_against_a_loop():
-    rank = np.random.default_rng(0).integers(1, 3, (6, 500))
-    rank[-1] = 1
-    for column, settled in zip(rank.T, lt.settling_layer(rank), strict=True):
-        assert (column[settled:] == 1).all() and (settled == 0 or column[settled - 1] != 1)
-
-
-def test_readable_layer_by_hand():
-    probs = np.array(
-        [[0.1, 0.3, 0.0], [0.95, 0.3, 0.0], [0.5, 0.3, 0.9], [0.91, 0.3, 0.1], [1.0, 0.3, 0.5]]
-    )
-    assert lt.readable_layer(probs).tolist() == [3, 0, 4]
 
 
 def test_layer_table_against_a_loop(tables, records):
@@ -151,20 +139,32 @@ def test_the_words_to_show_end_with_a_control():
         lt.choose_words(record, ["dog", "frisbee"])
 
 
+EMPTY = (
+    pd.DataFrame(columns=["image", "category", "size", "layer", "auroc"]),
+    pd.DataFrame(columns=["image", "category", "present", "way", "confidence", "said_yes"]),
+    pd.DataFrame(columns=["image", "prompt", "kind", "way", "layer", "change"]),
+)
+
+
+def report(run, tables, mean):
+    """The report of results without annotations and without knockout."""
+    return lr.report(run, tables, *EMPTY, mean)
+
+
 def test_report_counts_what_was_loaded(run, tables, mean):
-    text = lt.report(run, tables, mean)
-    first = tables["answers"].query("token == 0 and layer == 0")
-    objects = first[first["kind"] == "object"]
+    text = report(run, tables, mean)
+    answers = tables["answers"].query("token == 0 and layer == 0")
+    objects = answers[answers["kind"] == "object"]
     assert "3 images with 9 prompts" in text and "In which order" not in text
-    assert "too few images for an interval" in text
-    assert f"| object | 3 | {objects['right'].mean():.0%} of 3 (" in text
-    assert f") | {objects['settling_layer'].median():g} (" in text
-    wrong = objects[~objects["right"].astype(bool)]
-    assert f"{len(wrong)} of 3 answers with a known truth" in text
-    assert all(lt.as_code(image) in text for image in wrong["image"])
-    changes = tables["layers"].query("segment == 'image'").groupby("layer")["jsd_prev"].mean()
-    assert f"Image positions change most at layer {changes.idxmax()} (" in text
-    assert f", by {changes.max():.2f} bits" in text
+    assert "too few images for an interval" in text and "nan" not in text
+    whole = objects[objects["whole_word"].astype(bool)]
+    if len(whole):
+        assert f"{whole['readable_layer'].median():g} (too few" in text
+    wrong = objects[~objects["right"].dropna().astype(bool)]
+    below = lr.report_answers(run, tables["answers"])
+    assert f"{len(wrong)} of {objects['right'].notna().sum()} graded answers are wrong" in below
+    assert all(lr.as_code(image) in below for image in wrong["image"])
+    assert "too few images to tell a peak" in lr.report_changes(run, tables["layers"])
 
 
 def settled(**kinds):
@@ -174,8 +174,11 @@ def settled(**kinds):
             {
                 "image": f"{number}.jpg",
                 "kind": kind,
+                "truth": "dog",
+                "whole_word": True,
                 "settling_layer": layer,
-                "readable_layer": layer,
+                "drawn_layer": float(layer),
+                "drawn_layer_by_probability": float(layer),
             }
             for kind, layers in kinds.items()
             for number, layer in enumerate(layers)
@@ -185,76 +188,126 @@ def settled(**kinds):
 
 def test_an_order_is_claimed_only_where_a_paired_test_allows_it():
     noise = np.arange(20) % 3
-    colours_objects, colours_relations, objects_relations = lt.order_of_kinds(
+    colours_objects, colours_relations, objects_relations = lr.order_of_kinds(
         settled(colour=3 + noise, object=3 + noise[::-1], relation=6 + noise)
     )
-    assert "no sure order" in colours_objects
+    assert colours_objects.startswith("No order is shown between")
     assert (
-        "colours become readable before answers about the arrangement of objects: colours earlier "
-        "on 20 and later on 0 of the 20 images" in colours_relations
+        "colours are drawn from the image before answers about the arrangement of objects: of 20 "
+        "images, colours earlier on 20 and later on 0, by 3 layers in the median"
+        in colours_relations
     )
-    assert "objects become readable before answers about the arrangement" in objects_relations
+    assert "objects are drawn from the image before answers about the arr" in objects_relations
+
+
+def test_an_order_is_claimed_only_where_both_scales_say_so():
+    noise = np.arange(20) % 3
+    table = settled(colour=3 + noise, object=6 + noise)
+    assert "are drawn from the image before" in lr.order_of_kinds(table)[0]
+    for other in (lambda layers: layers * 0 + 3, lambda layers: -layers):
+        changed = table.assign(
+            drawn_layer_by_probability=other(table["drawn_layer_by_probability"])
+        )
+        assert "No order is shown" in lr.order_of_kinds(changed)[0]
 
 
 def test_an_order_is_found_in_either_direction_and_not_from_few_images():
     noise = np.arange(20) % 3
 
     def sentence(**kinds):
-        return lt.order_of_kinds(settled(**kinds))[0]
+        return lr.order_of_kinds(settled(**kinds))[0]
 
-    earlier = "objects become readable before answers about colours: objects earlier on 20"
-    assert earlier in sentence(colour=6 + noise, object=3 + noise)
-    assert "6 images have both, too few" in sentence(colour=[3] * 6, object=[6] * 6)
-    assert "readable at the same layer" in sentence(colour=[3] * 9, object=[3] * 9)
+    earlier = (
+        "objects are drawn from the image before answers about colours: of 20 images, objects "
+    )
+    assert f"{earlier}earlier on 20" in sentence(colour=6 + noise, object=3 + noise)
+    few = "11 images draw both from the image, too few"
+    assert few in sentence(colour=[3] * 11, object=[6] * 11)
+    assert "1 image draws both" in sentence(colour=[3], object=[6])
+    assert "p = 1 by odds" in sentence(colour=[3] * 12, object=[3] * 12)
 
 
 def test_the_order_is_that_of_the_test_not_of_the_mean():
     """Most images one layer later, a few very much earlier: the mean and the rank test differ in
     direction."""
-    sentence = lt.order_of_kinds(settled(colour=[3] * 25 + [31] * 3, object=[4] * 25 + [3] * 3))[0]
+    sentence = lr.order_of_kinds(settled(colour=[3] * 25 + [31] * 3, object=[4] * 25 + [3] * 3))[0]
     assert (
-        "colours become readable before answers about objects: colours earlier on 25 and later on "
-        "3 of the 28" in sentence
+        "colours are drawn from the image before answers about objects: of 28 images, colours "
+        "earlier on 25 and later on 3" in sentence
     )
 
 
+def test_the_first_answer_of_a_kind_counts_that_has_such_a_layer():
+    noise = np.arange(20) % 3
+    table = settled(colour=3 + noise, object=6 + noise)
+    said_anyway = table.assign(drawn_layer=np.nan, drawn_layer_by_probability=np.nan)
+    more = table.assign(drawn_layer=30.0 - table["drawn_layer"])
+    assert lr.order_of_kinds(pd.concat([said_anyway, table, more])) == lr.order_of_kinds(table)
+    assert "0 images draw both" in lr.order_of_kinds(said_anyway)[0]
+
+
 def test_settling_table():
-    """By hand; the interval narrows with the number of images and does not exist below six."""
+    """By hand; the interval narrows with the number of images and does not exist below twelve."""
     rng = np.random.default_rng(0)
 
     def table(n):
         answers = settled(colour=rng.integers(2, 9, n)).assign(
-            token=0,
-            layer=0,
-            whole_word=True,
-            truth=None,
-            right=[True, None] * (n // 2) + [False] * (n % 2),
+            token=0, layer=0, right=[True, None] * (n // 2) + [False] * (n % 2)
         )
         return answers, lt.settling_table(answers).loc["colour"]
 
     answers, many = table(400)
-    _, few = table(12)
-    _, five = table(5)
+    _, few = table(13)
+    _, eleven = table(11)
     assert many["median"] == answers["settling_layer"].median() and many["images"] == 400
     assert many["graded"] == 200 and many["right"] == 1
     assert many["low"] <= many["median"] <= many["high"]
     assert many["high"] - many["low"] < few["high"] - few["low"]
-    assert np.isnan(five["low"]) and five["graded"] == 3
+    assert np.isnan(eleven["low"]) and eleven["graded"] == 6 and eleven["not_gradable"] == 5
 
 
-def test_an_answer_that_never_settles_is_named(run, tables, mean):
-    answers = tables["answers"].assign(settling_layer=len(run["layers"]))
-    text = lt.report(run, {**tables, "answers": answers}, mean)
-    assert "| never (too few images for an interval) |" in text
+def test_an_answer_that_never_settles_is_named(run, tables):
+    answers = tables["answers"].assign(settling_layer=len(run["layers"]), whole_word=True)
+    assert "| never (too few images for an interval) |" in lr.report_answers(run, answers)
 
 
-def test_the_peak_has_a_range(run):
-    sure, unsure = np.zeros((30, 6)), np.random.default_rng(0).random((30, 6))
-    sure[:, 4] = 1
+def test_a_peak_has_a_range(run):
+    rng = np.random.default_rng(0)
+
+    def sentence(change):
+        image, layer = np.indices(change.shape)
+        columns = {"image": image.ravel(), "layer": layer.ravel(), "segment": "image"}
+        values = {"jsd_prev": change.ravel(), "jsd_final": change.ravel()}
+        return lr.report_changes(run, pd.DataFrame({**columns, **values}))
+
+    sure, plateau, flat = (0.1 * rng.random((30, 6)) for _ in range(3))
+    sure[:, 4] += 1
     sure[:, 0] = np.nan  # as at the embedding, which has no layer before it
-    assert lt._peak(run, pd.DataFrame(sure)) == "4 (4 to 4)"
-    low, high = lt._peak(run, pd.DataFrame(unsure))[3:-1].split(" to ")
-    assert low != high
+    plateau[:, 2:4] += 1
+    assert "change most at layer 4, by 1.0" in sentence(sure)
+    assert "change most at some layer from 2 to 3, by 1.0" in sentence(plateau)
+    assert "have no clear peak" in sentence(flat)
+
+
+def test_the_lens_s_bias_against_scipy(run, mean):
+    curve = lt.bias_curve(mean, run).set_index(["segment", "layer"])["bias"]
+    for segment, distributions in zip(lu.SEGMENTS, mean, strict=True):
+        for layer, distribution in enumerate(distributions):
+            expected = scipy.stats.entropy(distributions[-1], distribution, base=2)
+            assert curve[segment, layer] == pytest.approx(expected, abs=1e-4)
+
+
+def test_right_and_wrong_answers_apart_by_hand():
+    rows = [
+        {"image": i, "kind": "colour", "right": i < 3, "whole_word": True, "token": 0, "layer": 5,
+         "readable_layer": 2 * i, "probability": 0.9, "other_probability": 0.1 * i,
+         "grey_probability": 0.0}
+        for i in range(5)
+    ]  # fmt: skip
+    table = lt.right_and_wrong(pd.DataFrame(rows)).set_index("right")
+    assert table.loc[True, ["images", "readable_layer"]].tolist() == [3, 2]
+    assert table.loc[False, ["images", "readable_layer"]].tolist() == [2, 7]
+    assert table["gain"].to_dict() == pytest.approx({True: 0.8, False: 0.55})
 
 
 def test_no_text_of_a_stranger_is_mark_up_in_the_report(run, tables, mean):
@@ -262,6 +315,9 @@ def test_no_text_of_a_stranger_is_mark_up_in_the_report(run, tables, mean):
     answers = tables["answers"].assign(
         answer=nasty, truth="dog", right=False, question=nasty, image=nasty
     )
-    text = lt.report(run, {**tables, "answers": answers}, mean)
+    text = report(run, {**tables, "answers": answers}, mean) + lr.report_answers(run, answers)
+    categories = pd.DataFrame({"images": [1], "auroc": [1.0], "above_absent": [0.5], "graded": [0],
+                               "right": [np.nan]}, index=[nasty])  # fmt: skip
+    text += lr.report_categories(categories)
     assert "<script" not in text and "$" not in text and "*b*" not in text
     assert "&#60;script&#62;" in text

@@ -181,12 +181,16 @@ def test_accuracy_and_auroc_are_given_by_way():
         ("a", False, "popular", 0.2, np.nan),
         ("b", True, "", 0.5, 1), ("b", False, "adversarial", 0.7, 1),
     ]  # fmt: skip
+    rows += [("c", *row[1:]) for row in rows if row[0] == "a"]
+    rows += [("d", *row[1:]) for row in rows if row[0] == "b"]
     columns = ["image", "present", "way", "confidence", "said_yes"]
-    table = lt.by_way(lt.pd.DataFrame(rows, columns=columns))
-    assert table["auroc"].to_dict() == {"random": 1.0, "popular": 1.0, "adversarial": 0.0}
-    assert table["answers"].to_dict() == {"random": 2, "popular": 0, "adversarial": 2}
-    assert table["accuracy"]["random"] == 1 and table["accuracy"]["adversarial"] == 0.5
-    assert np.isnan(table["accuracy"]["popular"])
+    table = lt.pd.DataFrame(rows, columns=columns).assign(frequency=0.5, category="dog")
+    table = lt.presence_table(table)
+    by_way = table["confidence"].drop("all").to_dict()
+    assert by_way == {"random": 1.0, "popular": 1.0, "adversarial": 0.0}
+    assert table["asked"].to_dict() == {"all": 8, "random": 4, "popular": 2, "adversarial": 4}
+    assert table["sensitivity"].eq(1).all() and table["specificity"]["adversarial"] == 0
+    assert table["specificity"]["random"] == 1 and np.isnan(table["specificity"]["popular"])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -290,6 +294,7 @@ def planted(kind: str, word_from: int, capital_from: int, whole: bool = True) ->
     readings = {
         **series,
         "top_ids": np.zeros((33, 1, 1), int),
+        "top_probs": np.full((33, 1, 1), 0.05),
         "target_prob": probs["target_prob"][:, None],
         "target_rank": ranks["target_rank"][:, None],
     }
@@ -324,4 +329,4 @@ def test_answers_that_begin_with_a_piece_are_left_out_and_counted():
     assert table["answers"].tolist() == [1, 1] and "Left out: 1 of 2" in lt.pieces_note(answers)
     curves = lt.answer_curves(answers)
     assert all(set(curve["kind"]) == {"colour"} for curve in curves.values())
-    assert list(lt.first_tokens_at_end(answers).index) == ["colour"]
+    assert list(lt.controls_table(answers).index) == ["colour"]
