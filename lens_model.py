@@ -48,6 +48,7 @@ from lens_data import (  # noqa: E402
     make_prompts,
     objects_in_crop,
     open_image,
+    with_colours,
     word_ids,
     words_to_watch,
 )
@@ -788,6 +789,7 @@ def read_images(
         """The whole record of one image, and its mean probability."""
         found = annotations.get(path.name, [])
         image = open_image(path, found[0]["image_size"] if found else None)
+        found = with_colours(found, image) if found else []
         objects = objects_in_crop(found, image.size, processor.image_processor)
         seed = f"{settings.seed} {name}"
         drawn = make_prompts(objects, categories, seed, settings.per_kind, together)

@@ -266,7 +266,8 @@ OBJECT = {
     "category": Field(str, "its name"),
     "box": Field(list, "x, y, width, height in pixels of the crop, clipped to it"),
     "crowd": Field(bool, "COCO's iscrowd"),
-    "color": Field((str, type(None)), "where the annotation has one"),
+    "color": Field((str, type(None)), "where it is known"),
+    "color_from": Field(str, "annotation, pixels (of its polygon), or empty"),
     "visible": Field(float, "share of the object within the crop"),
     "share": Field(float, "share of the crop that it takes"),
 }
@@ -281,6 +282,7 @@ PROMPT = {
     "kind": Field(str, "one of KINDS"),
     "question": Field(str, "as asked, without the template around it"),
     "truth": Field((str, type(None)), "the right answer, where it is known"),
+    "truth_from": Field(str, "annotation, pixels (of the object's polygon), user, or empty"),
     "categories": Field(list, "names of the categories that the question is about"),
     "way": Field(str, "how an absent category was drawn, one of WAYS; empty elsewhere"),
     "token_ids": Field("i", "input tokens after the image", ("pos",), 0, "last_id"),

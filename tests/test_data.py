@@ -355,6 +355,7 @@ def test_files_that_annotations_name_need_not_be_there_and_crowds_are_kept(tmp_p
                     "box": [0, 0, 5, 5],
                     "crowd": True,
                     "color": None,
+                    "polygons": [],
                     "image_size": None,
                 }
             ]
