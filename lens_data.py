@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -100,10 +101,21 @@ def find_data_set() -> Path:
 # ------------------------------------------------------------------------------------------------
 
 MOST_BOX = 1e6  # pixels of a box's place or size: beyond that it is a mistake
+# What exports other than COCO's call an image, its list of objects, a category and a box.
+IMAGE_KEYS = ("file_name", "filename", "image_name", "image_path", "image", "file")
+OBJECTS_KEYS = ("annotations", "objects", "detections", "labels", "boxes")
+CATEGORY_KEYS = ("category", "category_name", "label", "class", "class_name", "name", "categories")
+BOX_KEYS = ("bbox", "box", "bounding_box")
+EXPECTED = (
+    "expected is COCO's instances format (images, annotations, categories), or JSON or JSON lines "
+    "with an image's name and objects with a category's name and a box [x, y, width, height] in "
+    "pixels"
+)
 
 
 def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str]]:
-    """Read the COCO instances files (`*.json`) under `folder`.
+    """Read the annotations under `folder`: COCO's instances files, or other JSON or JSON lines that
+    have image names, categories and boxes (`_as_coco`).
 
     Returns `(objects, categories, problems)`:
 
@@ -116,30 +128,35 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
 
     The first two are empty where there are no annotations.
     """
-    paths = sorted(Path(folder).rglob("*.json"))
+    suffixes = (".json", ".jsonl", ".ndjson")
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    paths = [path for path in files if path.suffix.lower() in suffixes]
     # COCO ships keypoints and captions beside the instances; they name the same objects again, or
     # none.
     paths = [path for path in paths if path.name.startswith("instances")] or paths
-    objects, categories, problems, digests = {}, set(), [], set()
+    images = {path.stem: path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    objects, categories, problems, digests, unknown = {}, set(), [], set(), []
     for path in paths:
         try:
             content = path.read_bytes()
             digest = hashlib.sha256(content).digest()
             if digest in digests:  # a copy of a file
                 continue
-            objects_of_file, categories_of_file, problems_of_file = _read_file(path.name, content)
+            data = _parse(content, images.get(path.stem))
+            objects_of_file, categories_of_file, problems_of_file = _read_file(path.name, data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            # Another kind of file, JSON lines for instance.
-            problems.append(
-                f"{path.name} has no annotations in COCO's instances format "
-                f"({type(error).__name__}: {str(error)[:80]})"
-            )
+            unknown.append(f"{path.name} ({type(error).__name__}: {str(error)[:80]})")
             continue
         digests.add(digest)
         for file, items in objects_of_file.items():
             objects[file] = None if file in objects else items
         categories |= categories_of_file
         problems += problems_of_file
+    if not objects:
+        unknown += [path.name for path in files if _looks_annotated(path, images)]
+    if unknown:
+        more = f" and {len(unknown) - 1} more files" * (len(unknown) > 1)
+        problems.append(f"{unknown[0]}{more}: not understood as annotations; {EXPECTED}")
     problems += [
         f"{file}: several annotated images have this name, so its objects are left out"
         for file in sorted(objects)
@@ -149,13 +166,74 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
     return known, sorted(categories), problems
 
 
-def _read_file(name: str, content: bytes) -> tuple[dict[str, list[dict] | None], set, list[str]]:
-    """`(objects, categories, problems)` as of `read_annotations` in the file called `name`.
+def _looks_annotated(path: Path, images: dict[str, str]) -> bool:
+    """Whether a file may hold annotations in another format: VOC, YOLO or a table."""
+    named = path.stem in images or re.search("annot|label", path.name.lower())
+    return bool(named) and path.suffix.lower() in (".xml", ".txt", ".csv", ".tsv", ".parquet")
+
+
+def _parse(content: bytes, image: str | None) -> dict:
+    """The content of a file in COCO's instances format; `image` is the file name of the image that
+    is called as the file is. Raises ValueError, TypeError or AttributeError if there is none."""
+    try:
+        data = json.loads(content)
+    except ValueError:
+        data = [json.loads(line) for line in content.splitlines() if line.strip()]
+    if isinstance(data, dict) and {"images", "annotations", "categories"} <= data.keys():
+        return data
+    return _as_coco(data if isinstance(data, list) else [data], image)
+
+
+def _first(entry: dict, keys: tuple[str, ...]):
+    """The first of `keys` that `entry` has, None if none."""
+    return next((entry[key] for key in keys if key in entry), None)
+
+
+def _as_coco(entries: list[dict], image: str | None) -> dict:
+    """Entries about an image, or about a box in one, in COCO's instances format.
+
+    An entry has the image's name (else it is that of `image`), perhaps `width` and `height`, and a
+    list of objects, or lists of their categories and boxes, or is the object itself. Raises
+    ValueError if an entry lacks a name, a category or a box, or boxes are not of COCO's kind.
+    """
+    images, annotations, categories = {}, [], {}
+    for entry in entries:
+        about = entry["image"] if isinstance(entry.get("image"), dict) else entry
+        file, found = _first(about, IMAGE_KEYS) or image, _first(entry, OBJECTS_KEYS)
+        require(is_text(file), f"no image's name among {', '.join(map(repr, entry))}")
+        size = {side: about.get(side) for side in ("width", "height")}
+        images.setdefault(file, {"id": file, "file_name": file, **size})
+        if isinstance(found, dict):
+            pairs = zip(_first(found, CATEGORY_KEYS), _first(found, BOX_KEYS), strict=True)
+            found = [{"category": category, "bbox": box} for category, box in pairs]
+        for item in [entry] if found is None else found:
+            category, box = _first(item, CATEGORY_KEYS), _first(item, BOX_KEYS)
+            require(is_text(category), f"no category's name in {str(item)[:60]}")
+            require(box is not None, f"no box in {str(item)[:60]}")
+            categories.setdefault(category, {"id": category, "name": category})
+            place = {"image_id": file, "category_id": category, "bbox": box}
+            annotations.append({**item, **place, "id": len(annotations)})
+    require(images, "no images")
+    _check_boxes([item["bbox"] for item in annotations])
+    lists = {"images": list(images.values()), "categories": list(categories.values())}
+    return {**lists, "annotations": annotations}
+
+
+def _check_boxes(boxes: list) -> None:
+    """Raise ValueError if the boxes of a file, which does not say of which kind they are, are
+    shares of the image or, from five on, all have a second corner in place of a size."""
+    known = [box for box in boxes if isinstance(box, list) and len(box) == 4]
+    require(not known or max(map(max, known)) > 1, "boxes are not in pixels")
+    corners = all(box[2] > box[0] and box[3] > box[1] for box in known)
+    require(len(known) < 5 or not corners, "boxes seem to be two corners")
+
+
+def _read_file(name: str, data: dict) -> tuple[dict[str, list[dict] | None], set, list[str]]:
+    """`(objects, categories, problems)` as of `read_annotations` in `data`, from the file `name`.
 
     The objects of a file name that several images have are None. Raises ValueError, KeyError,
-    TypeError, AttributeError or RecursionError if `content` is not in COCO's instances format.
+    TypeError, AttributeError or RecursionError if `data` is not in COCO's instances format.
     """
-    data = json.loads(content)
     categories, twice = unique_by_id(data["categories"], lambda category: category["name"])
     images, images_twice = unique_by_id(data["images"], _file_and_size)
     annotations = list(data["annotations"])
