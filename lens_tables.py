@@ -897,9 +897,8 @@ def _present_or_imagined(confident: pd.DataFrame) -> str:
     ways = []
     for way, row in by_way(confident).iterrows():
         auroc = with_interval(row["auroc"], row[["low", "high"]], "{:.2f}".format)
-        right = f", {row['accuracy']:.0%} of {row['answers']:.0f} answers right"
-        ways.append(
-            f"{way}: {row['absent']:.0f} absent, AUROC {auroc}{right * (row['answers'] > 0)}"
-        )
+        asked = f", {row['accuracy']:.0%} of {row['answers']:.0f} answers right"
+        asked = asked if row["answers"] else ""
+        ways.append(f"{way}: {row['absent']:.0f} absent, AUROC {auroc}{asked}")
     title = "- **By the way absent categories were drawn** (POPE's; popular: frequent in the data "
     return f"{text}\n{title}set; adversarial: often beside what is there). {'; '.join(ways)}."
