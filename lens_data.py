@@ -507,6 +507,11 @@ def colour_cast(image: Image.Image) -> float:
     return float(np.hypot(*_lab(np.asarray(image)[::4, ::4]).mean(axis=(0, 1))[1:]))
 
 
+def _may_have_colour(item: dict) -> bool:
+    """Whether objects of its category often have one colour of their own."""
+    return not item["crowd"] and item["category"].lower() not in WORDS["no_colour"]
+
+
 def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
     """Objects of `read_annotations` with the `color` of their pixels (`colour_of`) where they have
     a polygon and the annotation gives no colour, and with `color_from`: `annotation`, `pixels` or
@@ -518,8 +523,7 @@ def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
     coloured, cast = [], colour_cast(image)
     for item in objects:
         color, color_from = item["color"], "annotation" if item["color"] else ""
-        unclear = item["crowd"] or item["category"].lower() in WORDS["no_colour"]
-        if not (color or unclear) and item["polygons"] and cast <= MOST_CAST:
+        if not color and item["polygons"] and _may_have_colour(item) and cast <= MOST_CAST:
             width, height = item["image_size"] or image.size
             scale = [image.width / width, image.height / height]
             polygons = [
@@ -599,26 +603,34 @@ def count_together(annotations: dict[str, list[dict]]) -> dict[str, Counter]:
     return together
 
 
-def draw_absent(
-    absent: list[str], present: set[str], together: dict[str, Counter], n: int, rng: random.Random
+def draw_absent(  # noqa: PLR0913 (all that POPE's ways depend on)
+    absent: list[str],
+    present: set[str],
+    together: dict[str, Counter],
+    n: int,
+    rng: random.Random,
+    after: str = "",
 ) -> list[tuple[str, str]]:
-    """Up to `n` of the `absent` categories, each with the way it was drawn, one of WAYS in turn.
+    """Up to `n` of the `absent` categories, each with the way it was drawn, one of WAYS in turn,
+    beginning with the one that follows `after`, else with any.
 
     Popular is one of the three most frequent, adversarial one of the three that are most often
-    beside the `present` ones (`count_together`). Without such counts all are random. Source: POPE
-    (Li et al., arXiv 2305.10355), which takes the three.
+    beside the `present` ones (`count_together`), then the most frequent. Without such counts all
+    are random. Source: POPE (Li et al., arXiv 2305.10355), which takes the three.
     """
-    ways, turn = WAYS if together else WAYS[:1], rng.randrange(len(WAYS))
+    turn = WAYS.index(after) + 1 if after else rng.randrange(len(WAYS))
     left, drawn = sorted(absent), []
-
-    def frequency(name, way):
-        beside = {name} if way == "popular" else present
-        return sum(together.get(name, {}).get(other, 0) for other in beside)
-
+    frequent = {name: together.get(name, {}).get(name, 0) for name in left}
+    beside = {name: sum(together.get(name, {}).get(p, 0) for p in present) for name in left}
+    ranks = {
+        "random": lambda name: 0,
+        "popular": lambda name: -frequent[name],
+        "adversarial": lambda name: (-beside[name], -frequent[name]),
+    }
     while left and len(drawn) < n:
-        way = ways[(turn + len(drawn)) % len(ways)]
-        ranked = sorted(left, key=lambda name: -frequency(name, way))  # noqa: B023 (used at once)
-        name = rng.choice(left if way == "random" else ranked[:3])
+        way = WAYS[(turn + len(drawn)) % len(WAYS)] if together else "random"
+        ranked = sorted(left, key=ranks[way])
+        name = rng.choice(ranked if way == "random" else ranked[:3])
         left.remove(name)
         drawn.append((name, way))
     return drawn
@@ -673,8 +685,9 @@ def make_prompts(
         draw("presence", [(presence_question(name), "yes", [name]) for name in present])
         for name, way in draw_absent(absent, {*count}, together or {}, per_kind, rng):
             add("presence", presence_question(name), "no", [name], way)
-    # First those whose colour is known.
-    colours = sorted(rng.sample(single, len(single)), key=lambda item: item["color"] is None)
+    # First those whose colour is known; of the others only what may have one.
+    colours = [item for item in single if item["color"] or _may_have_colour(item)]
+    colours = sorted(rng.sample(colours, len(colours)), key=lambda item: item["color"] is None)
     for item in colours[:per_kind]:
         about = colour_question(item["category"]), item["color"], [item["category"]]
         add("colour", *about, truth_from=item.get("color_from", "annotation"))
@@ -774,7 +787,8 @@ def words_to_watch(
     asked = {name: prompt["way"] for prompt in prompts for name in prompt["categories"]}
     drawn = [(name, asked[name]) for name in absent if name in asked][: len(watched)]
     others, n = [name for name in absent if name not in asked], len(watched) - len(drawn)
-    drawn += draw_absent(others, has, together or {}, n, random.Random(seed))
+    after = drawn[-1][1] if drawn else ""
+    drawn += draw_absent(others, has, together or {}, n, random.Random(seed), after)
     return watched + [{**words[name], "present": False, "way": way} for name, way in drawn]
 
 

@@ -160,7 +160,8 @@ def test_colour_questions_go_first_to_objects_whose_colour_is_known():
     for seed in range(9):
         asked = [p for p in ld.make_prompts(objects, [], seed) if p["kind"] == "colour"]
         assert [(p["truth"], p["truth_from"]) for p in asked] == [("black", "pixels")]
-    asked = [p for p in ld.make_prompts(objects, [], 0, per_kind=3) if p["kind"] == "colour"]
+    objects.append({**objects[0], "category": "person"})  # never asked about
+    asked = [p for p in ld.make_prompts(objects, [], 0, per_kind=9) if p["kind"] == "colour"]
     assert [p["truth_from"] for p in asked] == ["pixels", "", ""]
     kinds = {p["kind"]: p["truth_from"] for p in ld.make_prompts(objects, ["cat"], 0)}
     assert kinds["presence"] == "annotation" and kinds["description"] == ""
