@@ -11,12 +11,13 @@ import itertools
 import json
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from lens_kaggle import data_sets
 from lens_utils import (
@@ -34,6 +35,7 @@ __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
     "read_annotations", "unique_by_id",
     "open_image", "box_in_crop", "objects_in_crop",
+    "colour_terms", "pixels_within", "colour_of", "colour_cast", "with_colours",
     "CHAT", "SHORT_ANSWER", "QUESTIONS", "DESCRIPTION_QUESTION",
     "object_question", "presence_question", "colour_question", "relation_question", "relation_of",
     "count_together", "draw_absent", "make_prompts", "as_prompts", "patches_to_cut",
@@ -105,45 +107,62 @@ def find_data_set() -> Path:
 # ---- Annotations -------------------------------------------------------------------------------
 
 MOST_BOX = 1e6  # pixels of a box's place or size: beyond that it is a mistake
+# What exports other than COCO's call an image, its list of objects, a category and a box.
+IMAGE_KEYS = ("file_name", "filename", "image_name", "image_path", "image", "file")
+OBJECTS_KEYS = ("annotations", "objects", "detections", "labels", "boxes")
+CATEGORY_KEYS = ("category", "category_name", "label", "class", "class_name", "name", "categories")
+BOX_KEYS = ("bbox", "box", "bounding_box")
+EXPECTED = (
+    "expected is COCO's instances format (images, annotations, categories), or JSON or JSON lines "
+    "with an image's name and objects with a category's name and a box [x, y, width, height] in "
+    "pixels"
+)
 
 
 def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str]]:
-    """Read the COCO instances files (`*.json`) under `folder`.
+    """Read the annotations under `folder`: COCO's instances files, or other JSON or JSON lines that
+    have image names, categories and boxes (`_as_coco`).
 
     Returns `(objects, categories, problems)`:
 
     - `objects`: by file name of an image a list of dicts with `category`, `box` `[x, y, width,
       height]` in pixels, `crowd`, `color` (None unless the annotation carries that extra
-      attribute) and `image_size` `(width, height)`, None where it is not given
+      attribute), `polygons` (`[x, y, x, y, ...]` each) and `image_size` `(width, height)`, None
+      where it is not given
     - `categories`: the sorted names of all categories
     - `problems`: a sentence for each thing that can't be used and is left out
 
     The first two are empty where there are no annotations.
     """
-    paths = sorted(Path(folder).rglob("*.json"))
+    suffixes = (".json", ".jsonl", ".ndjson")
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    paths = [path for path in files if path.suffix.lower() in suffixes]
     # COCO ships keypoints and captions beside the instances; they name the same objects again, or
     # none.
     paths = [path for path in paths if path.name.startswith("instances")] or paths
-    objects, categories, problems, digests = {}, set(), [], set()
+    images = {path.stem: path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    objects, categories, problems, digests, unknown = {}, set(), [], set(), []
     for path in paths:
         try:
             content = path.read_bytes()
             digest = hashlib.sha256(content).digest()
             if digest in digests:  # a copy of a file
                 continue
-            objects_of_file, categories_of_file, problems_of_file = _read_file(path.name, content)
+            data = _parse(content, images.get(path.stem))
+            objects_of_file, categories_of_file, problems_of_file = _read_file(path.name, data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            # Another kind of file, JSON lines for instance.
-            problems.append(
-                f"{path.name} has no annotations in COCO's instances format "
-                f"({type(error).__name__}: {str(error)[:80]})"
-            )
+            unknown.append(f"{path.name} ({type(error).__name__}: {str(error)[:80]})")
             continue
         digests.add(digest)
         for file, items in objects_of_file.items():
             objects[file] = None if file in objects else items
         categories |= categories_of_file
         problems += problems_of_file
+    if not objects:
+        unknown += [path.name for path in files if _looks_annotated(path, images)]
+    if unknown:
+        more = f" and {len(unknown) - 1} more files" * (len(unknown) > 1)
+        problems.append(f"{unknown[0]}{more}: not understood as annotations; {EXPECTED}")
     problems += [
         f"{file}: several annotated images have this name, so its objects are left out"
         for file in sorted(objects)
@@ -153,13 +172,74 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
     return known, sorted(categories), problems
 
 
-def _read_file(name: str, content: bytes) -> tuple[dict[str, list[dict] | None], set, list[str]]:
-    """`(objects, categories, problems)` as of `read_annotations` in the file called `name`.
+def _looks_annotated(path: Path, images: dict[str, str]) -> bool:
+    """Whether a file may hold annotations in another format: VOC, YOLO or a table."""
+    named = path.stem in images or re.search("annot|label", path.name.lower())
+    return bool(named) and path.suffix.lower() in (".xml", ".txt", ".csv", ".tsv", ".parquet")
+
+
+def _parse(content: bytes, image: str | None) -> dict:
+    """The content of a file in COCO's instances format; `image` is the file name of the image that
+    is called as the file is. Raises ValueError, TypeError or AttributeError if there is none."""
+    try:
+        data = json.loads(content)
+    except ValueError:
+        data = [json.loads(line) for line in content.splitlines() if line.strip()]
+    if isinstance(data, dict) and {"images", "annotations", "categories"} <= data.keys():
+        return data
+    return _as_coco(data if isinstance(data, list) else [data], image)
+
+
+def _first(entry: dict, keys: tuple[str, ...]):
+    """The first of `keys` that `entry` has, None if none."""
+    return next((entry[key] for key in keys if key in entry), None)
+
+
+def _as_coco(entries: list[dict], image: str | None) -> dict:
+    """Entries about an image, or about a box in one, in COCO's instances format.
+
+    An entry has the image's name (else it is that of `image`), perhaps `width` and `height`, and a
+    list of objects, or lists of their categories and boxes, or is the object itself. Raises
+    ValueError if an entry lacks a name, a category or a box, or boxes are not of COCO's kind.
+    """
+    images, annotations, categories = {}, [], {}
+    for entry in entries:
+        about = entry["image"] if isinstance(entry.get("image"), dict) else entry
+        file, found = _first(about, IMAGE_KEYS) or image, _first(entry, OBJECTS_KEYS)
+        require(is_text(file), f"no image's name among {', '.join(map(repr, entry))}")
+        size = {side: about.get(side) for side in ("width", "height")}
+        images.setdefault(file, {"id": file, "file_name": file, **size})
+        if isinstance(found, dict):
+            pairs = zip(_first(found, CATEGORY_KEYS), _first(found, BOX_KEYS), strict=True)
+            found = [{"category": category, "bbox": box} for category, box in pairs]
+        for item in [entry] if found is None else found:
+            category, box = _first(item, CATEGORY_KEYS), _first(item, BOX_KEYS)
+            require(is_text(category), f"no category's name in {str(item)[:60]}")
+            require(box is not None, f"no box in {str(item)[:60]}")
+            categories.setdefault(category, {"id": category, "name": category})
+            place = {"image_id": file, "category_id": category, "bbox": box}
+            annotations.append({**item, **place, "id": len(annotations)})
+    require(images, "no images")
+    _check_boxes([item["bbox"] for item in annotations])
+    lists = {"images": list(images.values()), "categories": list(categories.values())}
+    return {**lists, "annotations": annotations}
+
+
+def _check_boxes(boxes: list) -> None:
+    """Raise ValueError if the boxes of a file, which does not say of which kind they are, are
+    shares of the image or, from five on, all have a second corner in place of a size."""
+    known = [box for box in boxes if isinstance(box, list) and len(box) == 4]
+    require(not known or max(map(max, known)) > 1, "boxes are not in pixels")
+    corners = all(box[2] > box[0] and box[3] > box[1] for box in known)
+    require(len(known) < 5 or not corners, "boxes seem to be two corners")
+
+
+def _read_file(name: str, data: dict) -> tuple[dict[str, list[dict] | None], set, list[str]]:
+    """`(objects, categories, problems)` as of `read_annotations` in `data`, from the file `name`.
 
     The objects of a file name that several images have are None. Raises ValueError, KeyError,
-    TypeError, AttributeError or RecursionError if `content` is not in COCO's instances format.
+    TypeError, AttributeError or RecursionError if `data` is not in COCO's instances format.
     """
-    data = json.loads(content)
     categories, twice = unique_by_id(data["categories"], lambda category: category["name"])
     images, images_twice = unique_by_id(data["images"], _file_and_size)
     annotations = list(data["annotations"])
@@ -230,8 +310,22 @@ def _read_object(annotation: dict, images: dict, categories: dict) -> tuple[str,
         "box": [float(side) for side in box],
         "crowd": bool(annotation.get("iscrowd", 0)),
         "color": color if is_text(color) else None,
+        "polygons": _polygons(annotation.get("segmentation")),
         "image_size": image_size,
     }
+
+
+def _polygons(segmentation) -> list[list[float]]:
+    """The polygons of an annotation, none where it has a mask instead or something odd."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    whole = all(
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and all(isinstance(side, (int, float)) and abs(side) <= MOST_BOX for side in polygon)
+        for polygon in polygons
+    )
+    return polygons if whole else []
 
 
 # ---- Images, and the crop that the model sees --------------------------------------------------
@@ -318,18 +412,130 @@ def objects_in_crop(
 ) -> list[dict]:
     """Objects of `read_annotations` as the model sees them.
 
-    Instead of `image_size` each has `visible`, the share of the object that the crop holds, and
-    `share`, the share of the crop that the object takes (both 0 ... 1); `box` is in pixels of the
-    crop. Boxes for another resolution of the image (the object's `image_size`) are scaled.
+    Instead of `image_size` and `polygons` each has `visible`, the share of the object that the crop
+    holds, and `share`, the share of the crop that the object takes (both 0 ... 1); `box` is in
+    pixels of the crop. Boxes for another resolution of the image (the object's `image_size`) are
+    scaled.
     """
     crop_area = image_processor.crop_size["width"] * image_processor.crop_size["height"]
     seen = []
     for item in objects:
         size = item.get("image_size") or image_size
         box, visible = box_in_crop(item["box"], size, image_processor)
-        kept = {name: value for name, value in item.items() if name != "image_size"}
+        kept = {name: item[name] for name in item.keys() - {"image_size", "polygons"}}
         seen.append({**kept, "box": box, "visible": visible, "share": box[2] * box[3] / crop_area})
     return seen
+
+
+# ---- Colours of objects ------------------------------------------------------------------------
+
+TO_XYZ = np.array([  # of linear sRGB, relative to the white point D65 (IEC 61966-2-1)
+    [0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047],
+    [0.212671, 0.715160, 0.072169],
+    [0.019334 / 1.08883, 0.119193 / 1.08883, 0.950227 / 1.08883],
+])  # fmt: skip
+MARGIN = 0.03  # of the square root of an object's area: annotated outlines are rough
+CLEAR_SHARE = 0.7  # of an object's pixels that must have one colour term
+MOST_CAST = 20  # chroma of an image's mean colour: in light of a colour, white looks yellow
+
+
+def _lab(rgb: np.ndarray) -> np.ndarray:
+    """CIELAB `[..., 3]` of sRGB pixels `[..., 3]` from 0 to 255."""
+    values = rgb / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ TO_XYZ.T
+    x, y, z = np.moveaxis(np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116), -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def colour_terms(rgb: np.ndarray) -> np.ndarray:
+    """The basic colour term of each pixel `[n]`, as an index into COLOURS, from sRGB `[n, 3]`.
+
+    Rules over lightness, chroma and hue in CIELAB, of which the first that holds decides. Hues were
+    set on the names that people gave to colours in the XKCD survey, white and black on half of the
+    photographed objects in `tests/judged_colours.csv`.
+    """
+    light, a, b = _lab(rgb).T
+    chroma, hue = np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360
+    rules = [
+        ("black", (light < 20) & (chroma < 12)),
+        ("white", (light > 62) & (chroma < 16)),
+        ("gray", chroma < 11),
+        ("pink", (hue >= 340) & (light > 45) | (hue < 30) & (light > 57)),
+        ("red", (hue >= 350) | (hue < 48) & (chroma > 38)),
+        ("brown", (hue < 92) & (light < 57) & (chroma < 60)),
+        ("orange", hue < 75),
+        ("brown", (hue < 90) & (light < 70) & (chroma < 35)),
+        ("yellow", hue < 108),
+        ("green", hue < 195),
+        ("blue", hue < 310),
+        ("purple", hue < 350),
+    ]
+    return np.select([holds for _, holds in rules], [COLOURS.index(term) for term, _ in rules])
+
+
+def pixels_within(polygons: list[list[float]], image: Image.Image) -> np.ndarray:
+    """The pixels `[n, 3]` of an image (RGB) within an object's polygons, but for a margin of 3 % of
+    the square root of its area."""
+    xs, ys = ([side for polygon in polygons for side in polygon[axis::2]] for axis in (0, 1))
+    left, top = max(0, int(min(xs))), max(0, int(min(ys)))
+    right, bottom = min(image.width, int(max(xs)) + 2), min(image.height, int(max(ys)) + 2)
+    if right <= left or bottom <= top:
+        return np.zeros((0, 3), np.uint8)
+    mask = Image.new("1", (right - left, bottom - top))
+    draw = ImageDraw.Draw(mask)
+    outlines = [
+        [(x - left, y - top) for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
+        for polygon in polygons
+    ]
+    for points in outlines:
+        draw.polygon(points, fill=1)
+    margin = MARGIN * np.sqrt(np.asarray(mask).sum())
+    for points in outlines:
+        draw.line([*points, *points[:2]], fill=0, width=max(1, round(2 * margin)), joint="curve")
+    return np.asarray(image.crop((left, top, right, bottom)))[np.asarray(mask)]
+
+
+def colour_of(pixels: np.ndarray) -> str | None:
+    """The basic colour term of at least CLEAR_SHARE of an object's pixels `[n, 3]`; None if there
+    is none, and for gray, which shadow makes of white and of black."""
+    counts = np.bincount(colour_terms(pixels), minlength=len(COLOURS))
+    term = COLOURS[counts.argmax()]
+    return term if counts.max() >= CLEAR_SHARE * max(1, len(pixels)) and term != "gray" else None
+
+
+def colour_cast(image: Image.Image) -> float:
+    """The chroma of an image's mean colour in CIELAB."""
+    return float(np.hypot(*_lab(np.asarray(image)[::4, ::4]).mean(axis=(0, 1))[1:]))
+
+
+def _may_have_colour(item: dict) -> bool:
+    """Whether objects of its category often have one colour of their own."""
+    return not item["crowd"] and item["category"].lower() not in WORDS["no_colour"]
+
+
+def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
+    """Objects of `read_annotations` with the `color` of their pixels (`colour_of`) where they have
+    a polygon and the annotation gives no colour, and with `color_from`: `annotation`, `pixels` or
+    empty.
+
+    Not of categories that seldom have one colour of their own (`no_colour` in `WORDS`), nor where
+    the image has a colour cast above MOST_CAST.
+    """
+    coloured, cast = [], colour_cast(image)
+    for item in objects:
+        color, color_from = item["color"], "annotation" if item["color"] else ""
+        if not color and item["polygons"] and _may_have_colour(item) and cast <= MOST_CAST:
+            width, height = item["image_size"] or image.size
+            scale = [image.width / width, image.height / height]
+            polygons = [
+                [side * scale[at % 2] for at, side in enumerate(polygon)]
+                for polygon in item["polygons"]
+            ]
+            color = colour_of(pixels_within(polygons, image))
+            color_from = "pixels" if color else ""
+        coloured.append({**item, "color": color, "color_from": color_from})
+    return coloured
 
 
 # ---- Prompts -----------------------------------------------------------------------------------
@@ -397,26 +603,34 @@ def count_together(annotations: dict[str, list[dict]]) -> dict[str, Counter]:
     return together
 
 
-def draw_absent(
-    absent: list[str], present: set[str], together: dict[str, Counter], n: int, rng: random.Random
+def draw_absent(  # noqa: PLR0913 (all that POPE's ways depend on)
+    absent: list[str],
+    present: set[str],
+    together: dict[str, Counter],
+    n: int,
+    rng: random.Random,
+    after: str = "",
 ) -> list[tuple[str, str]]:
-    """Up to `n` of the `absent` categories, each with the way it was drawn, one of WAYS in turn.
+    """Up to `n` of the `absent` categories, each with the way it was drawn, one of WAYS in turn,
+    beginning with the one that follows `after`, else with any.
 
     Popular is one of the three most frequent, adversarial one of the three that are most often
-    beside the `present` ones (`count_together`). Without such counts all are random. Source: POPE
-    (Li et al., arXiv 2305.10355), which takes the three.
+    beside the `present` ones (`count_together`), then the most frequent. Without such counts all
+    are random. Source: POPE (Li et al., arXiv 2305.10355), which takes the three.
     """
-    ways, turn = WAYS if together else WAYS[:1], rng.randrange(len(WAYS))
+    turn = WAYS.index(after) + 1 if after else rng.randrange(len(WAYS))
     left, drawn = sorted(absent), []
-
-    def frequency(name, way):
-        beside = {name} if way == "popular" else present
-        return sum(together.get(name, {}).get(other, 0) for other in beside)
-
+    frequent = {name: together.get(name, {}).get(name, 0) for name in left}
+    beside = {name: sum(together.get(name, {}).get(p, 0) for p in present) for name in left}
+    ranks = {
+        "random": lambda name: 0,
+        "popular": lambda name: -frequent[name],
+        "adversarial": lambda name: (-beside[name], -frequent[name]),
+    }
     while left and len(drawn) < n:
-        way = ways[(turn + len(drawn)) % len(ways)]
-        ranked = sorted(left, key=lambda name: -frequency(name, way))  # noqa: B023 (used at once)
-        name = rng.choice(left if way == "random" else ranked[:3])
+        way = WAYS[(turn + len(drawn)) % len(WAYS)] if together else "random"
+        ranked = sorted(left, key=ranks[way])
+        name = rng.choice(ranked if way == "random" else ranked[:3])
         left.remove(name)
         drawn.append((name, way))
     return drawn
@@ -440,14 +654,15 @@ def make_prompts(
     - `kind`: object, presence, colour, relation or description
     - `question`: a text
     - `truth`: the right answer, None where it is not known
+    - `truth_from`: how it came about, `annotation`, `pixels` (`with_colours`) or empty
     - `categories`: the names of the categories that the question is about
     - `way`: how an absent category was drawn, one of WAYS; empty elsewhere
     """
     rng, prompts = random.Random(seed), []
 
-    def add(kind, question, truth, about, way=""):
-        about = {"truth": truth, "categories": about, "way": way}
-        prompts.append({"kind": kind, "question": question, **about})
+    def add(kind, question, truth, about, way="", truth_from="annotation"):
+        about = {"truth_from": truth_from if truth else "", "categories": about, "way": way}
+        prompts.append({"kind": kind, "question": question, "truth": truth, **about})
 
     def draw(kind, candidates):
         for candidate in rng.sample(candidates, min(per_kind, len(candidates))):
@@ -470,8 +685,12 @@ def make_prompts(
         draw("presence", [(presence_question(name), "yes", [name]) for name in present])
         for name, way in draw_absent(absent, {*count}, together or {}, per_kind, rng):
             add("presence", presence_question(name), "no", [name], way)
-    colours = [(item["category"], item["color"]) for item in single]
-    draw("colour", [(colour_question(name), colour, [name]) for name, colour in colours])
+    # First those whose colour is known; of the others only what may have one.
+    colours = [item for item in single if item["color"] or _may_have_colour(item)]
+    colours = sorted(rng.sample(colours, len(colours)), key=lambda item: item["color"] is None)
+    for item in colours[:per_kind]:
+        about = colour_question(item["category"]), item["color"], [item["category"]]
+        add("colour", *about, truth_from=item.get("color_from", "annotation"))
     relations = [
         (a["category"], b["category"], relation_of(a["box"], b["box"]))
         for a, b in itertools.permutations(single, 2)
@@ -492,7 +711,8 @@ def _main_category(clear: list[dict], objects: list[dict]) -> str | None:
 
 
 def as_prompts(prompts: list) -> list[dict]:
-    """The user's own prompts in the form of `make_prompts`, with empty `categories` and `way`.
+    """The user's own prompts in the form of `make_prompts`, with empty `categories` and `way`; a
+    truth is from the `user`.
 
     Each is a question, or a dict with `question` and optionally `kind` (else `own`) and `truth`.
     Raises ValueError for an empty question, one that brings its own `<image>`, an unknown kind, a
@@ -527,7 +747,8 @@ def _as_prompt(prompt, where: str) -> dict:
         f"{where} ({question!r}) has its own <image>: leave it out, the image is put before the "
         f"question ({CHAT!r}).",
     )
-    return {"kind": kind, "question": question, "truth": truth, "categories": [], "way": ""}
+    about = {"truth_from": "user" if truth else "", "categories": [], "way": ""}
+    return {"kind": kind, "question": question, "truth": truth, **about}
 
 
 # ---- Patches to cut attention to ---------------------------------------------------------------
@@ -596,7 +817,8 @@ def words_to_watch(
     asked = {name: prompt["way"] for prompt in prompts for name in prompt["categories"]}
     drawn = [(name, asked[name]) for name in absent if name in asked][: len(watched)]
     others, n = [name for name in absent if name not in asked], len(watched) - len(drawn)
-    drawn += draw_absent(others, has, together or {}, n, random.Random(seed))
+    after = drawn[-1][1] if drawn else ""
+    drawn += draw_absent(others, has, together or {}, n, random.Random(seed), after)
     return watched + [{**words[name], "present": False, "way": way} for name, way in drawn]
 
 

@@ -51,6 +51,7 @@ from lens_data import (  # noqa: E402
     objects_in_crop,
     open_image,
     patches_to_cut,
+    with_colours,
     word_ids,
     words_to_watch,
 )
@@ -953,10 +954,9 @@ def read_images(
 
     def read_one(name, path) -> tuple[dict, np.ndarray]:
         """The whole record of one image, and its mean probability."""
-        image = open_annotated(path)
-        objects = objects_in_crop(
-            annotations.get(path.name, []), image.size, processor.image_processor
-        )
+        image, found = open_annotated(path), annotations.get(path.name, [])
+        found = with_colours(found, image) if found else []
+        objects = objects_in_crop(found, image.size, processor.image_processor)
         seed = f"{settings.seed} {name}"
         drawn = make_prompts(objects, categories, seed, settings.per_kind, together)
         words = settings.prompts or drawn, seed, together

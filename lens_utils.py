@@ -78,6 +78,7 @@ ASKED = {  # a prompt before it is read
     "kind": Field(str, "one of KINDS"),
     "question": Field("text", "as asked, without the template around it"),
     "truth": Field((str, type(None)), "the right answer, where it is known"),
+    "truth_from": Field(str, "annotation, pixels (of the object's polygon), user, or empty"),
     "categories": Field("text", "the categories that the question is about", ("category",)),
     "way": Field(str, "how an absent category was drawn, one of WAYS; empty elsewhere"),
 }
@@ -120,7 +121,8 @@ OBJECT = {
     "category": Field(str, "its name"),
     "box": Field(float, "x, y, width, height in pixels of the crop, clipped", ("xywh",), 0, 1e5),
     "crowd": Field(bool, "COCO's iscrowd"),
-    "color": Field((str, type(None)), "where the annotation has one"),
+    "color": Field((str, type(None)), "where it is known"),
+    "color_from": Field(str, "annotation, pixels (of its polygon), or empty"),
     "visible": Field(float, "share of the object within the crop", (), 0, 1.001),
     "share": Field(float, "share of the crop that it takes", (), 0, 1.001),
 }

@@ -249,7 +249,8 @@ def test_a_file_that_is_not_coco_is_named(tmp_path, data):
         objects == {}
         and categories == []
         and len(problems) == 1
-        and problems[0].startswith("odd.json has no annotations in COCO's")
+        and problems[0].startswith("odd.json (")
+        and "not understood as annotations; expected is COCO's instances format" in problems[0]
     )
 
 
@@ -355,6 +356,7 @@ def test_files_that_annotations_name_need_not_be_there_and_crowds_are_kept(tmp_p
                     "box": [0, 0, 5, 5],
                     "crowd": True,
                     "color": None,
+                    "polygons": [],
                     "image_size": None,
                 }
             ]

@@ -4,6 +4,7 @@
 `lens_words.json`, a colour, a place, yes or no, and some pieces of such words.
 """
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -170,6 +171,8 @@ def test_the_way_of_an_absent_category_is_kept_from_question_to_watched_word():
         way_of = {word["category"]: word["way"] for word in words if not word["present"]}
         assert way_of[absent["categories"][0]] == absent["way"] in lu.WAYS
         assert len(way_of) == sum(word["present"] for word in words)
+        turn = [lu.WAYS.index(way) for way in way_of.values()]
+        assert all((b - a) % 3 == 1 for a, b in itertools.pairwise(turn))
         ways.update(way_of.values())
     assert set(ways) == set(lu.WAYS)
 
