@@ -520,7 +520,7 @@ def knockouts(records: Iterable[dict], run: dict) -> pd.DataFrame:
 
     - `layer`: the centre of the window's blocks, block l making layer l; one past the last layer
       for the window of all blocks
-    - `change`: of P, as a share of the undisturbed P (-1: nothing is left)
+    - `change`: P with the cut minus P without; not as a share of P, which nothing would bound
     """
     rows = []
     for record in records:
@@ -528,7 +528,7 @@ def knockouts(records: Iterable[dict], run: dict) -> pd.DataFrame:
             about = {"image": record["name"], "prompt": number, "kind": prompt["kind"]}
             undisturbed = prompt["readings"]["target_prob"][-1, prompt["n_prompt"] - 1]
             for way, probs in prompt["knockout"].items():
-                rows.append(({**about, "way": way}, {"change": probs / undisturbed - 1.0}))
+                rows.append(({**about, "way": way}, {"change": probs - undisturbed}))
     if rows:
         return _per_layer(rows, _centres(run))
     return pd.DataFrame(columns=["image", "prompt", "kind", "way", "layer", "change"])
@@ -844,6 +844,7 @@ def _present_or_imagined(confident: pd.DataFrame) -> str:
 # A claim is made below 0.05 / 4 (Bonferroni over the four kinds that have objects). Fewer images
 # can't get there, not even if they are unanimous.
 MOST_P, MIN_CLAIM = 0.05 / 4, 8
+LEAST_LOSS = 0.01  # of P, more than the control's: what is less can be sure and of no interest
 
 
 def report_knockout(run: dict, table: pd.DataFrame, answers: pd.DataFrame) -> str:
@@ -851,8 +852,8 @@ def report_knockout(run: dict, table: pd.DataFrame, answers: pd.DataFrame) -> st
     `answers` of `tabulate`; a kind of fewer than MIN_CLAIM images is left out.
 
     A window is named where the largest loss over the windows is larger for the object's patches
-    than for the control's (Wilcoxon's signed-rank test over images, one-sided): it is the one in
-    which the two differ most.
+    than for the control's (Wilcoxon's signed-rank test over images, one-sided). It is the one in
+    which the means differ most, and that difference's interval must lie above LEAST_LOSS.
     """
     with_control = table[table["way"].isin(OF_OBJECTS)]
     lines = [
@@ -868,12 +869,6 @@ def _where_taken(run: dict, kind: str, table: pd.DataFrame, answers: pd.DataFram
     if len(own) < MIN_CLAIM:
         return ""
     p = _signed_rank(control.min(axis=1) - own.min(axis=1), "greater")
-    if p >= MOST_P:
-        return (
-            f"- {kind}: over {len(own)} images no window is found in which P(answer) falls more "
-            "when the text may not look at the object's patches than for as many other patches "
-            f"(control; Wilcoxon p = {p:.2g})."
-        )
     more = (control - own).to_numpy()
 
     def most(drawn):
@@ -883,10 +878,16 @@ def _where_taken(run: dict, kind: str, table: pd.DataFrame, answers: pd.DataFram
         return "{}-{}".format(*run["knockout_windows"][int(number)])
 
     best = most(more)
+    if p >= MOST_P or interval(more[:, best], np.mean)[0] < LEAST_LOSS:
+        return (
+            f"- {kind}: over {len(own)} images no window is found in which P(answer) surely falls "
+            f"by {LEAST_LOSS} more when the text may not look at the object's patches than for as "
+            f"many other patches (control; Wilcoxon p = {p:.2g})."
+        )
     window = with_interval(best, interval(more, most), blocks)
     losses = (-changes.iloc[:, best].to_numpy() for changes in (own, control))
     by, by_control = (
-        with_interval(loss.mean(), interval(loss, np.mean), _percent) for loss in losses
+        with_interval(loss.mean(), interval(loss, np.mean), _hundredths) for loss in losses
     )
     return (
         f"- {kind}: over {len(own)} images P(answer) falls most when the text may not look at the "
@@ -895,8 +896,8 @@ def _where_taken(run: dict, kind: str, table: pd.DataFrame, answers: pd.DataFram
     )
 
 
-def _percent(share: float) -> str:
-    return f"{round(share, 2) + 0.0:.0%}"  # not -0%
+def _hundredths(change: float) -> str:
+    return f"{round(change, 2) + 0.0:.2f}"  # not -0.00
 
 
 def _before_readable(table: pd.DataFrame, answers: pd.DataFrame, run: dict) -> str:
