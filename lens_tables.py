@@ -40,7 +40,7 @@ __all__ = [
     "patches_of", "auroc", "grounding", "grounding_curves", "best_and_worst",
     "category_confidence", "presence_answers", "presence_auroc", "roc_curve",
     "knockouts", "knockout_curves", "readable_and_used", "median_lead",
-    "report_knockout",
+    "window_of_use", "report_knockout",
     "as_code", "with_interval", "order_of_kinds", "report", "report_grounding",
 ]  # fmt: skip
 
@@ -851,9 +851,7 @@ def report_knockout(run: dict, table: pd.DataFrame, answers: pd.DataFrame) -> st
     """Where answers are taken from their objects' patches, as Markdown, from `knockouts` and
     `answers` of `tabulate`; a kind of fewer than MIN_CLAIM images is left out.
 
-    A window is named where the largest loss over the windows is larger for the object's patches
-    than for the control's (Wilcoxon's signed-rank test over images, one-sided). It is the one in
-    which the means differ most, and that difference's interval must lie above LEAST_LOSS.
+    Which window is named is up to `window_of_use`.
     """
     with_control = table[table["way"].isin(OF_OBJECTS)]
     lines = [
@@ -864,27 +862,37 @@ def report_knockout(run: dict, table: pd.DataFrame, answers: pd.DataFrame) -> st
     return "\n".join(filter(None, lines)) or nothing
 
 
+def window_of_use(own: np.ndarray, control: np.ndarray) -> tuple[int | None, float]:
+    """The number of the window in which answers are taken from their object's patches, None where
+    that is not sure, and p; from the changes `[image, window]` for these patches and the control's.
+
+    It is the one in which the means differ most. Sure is it if an image's largest loss over the
+    windows is larger for the object's patches than for the control's (Wilcoxon's signed-rank test,
+    one-sided), and if the difference's `interval` in that window lies above LEAST_LOSS.
+    """
+    p, more = _signed_rank(control.min(axis=1) - own.min(axis=1), "greater"), control - own
+    best = int(more.mean(axis=0).argmax())
+    is_sure = p < MOST_P and interval(more[:, best], np.mean)[0] > LEAST_LOSS
+    return best if is_sure else None, p
+
+
 def _where_taken(run: dict, kind: str, table: pd.DataFrame, answers: pd.DataFrame) -> str:
     own, control = (_changes(table, run, way) for way in OF_OBJECTS)
     if len(own) < MIN_CLAIM:
         return ""
-    p = _signed_rank(control.min(axis=1) - own.min(axis=1), "greater")
-    more = (control - own).to_numpy()
-
-    def most(drawn):
-        return drawn.mean(axis=0).argmax()
-
-    def blocks(number):
-        return "{}-{}".format(*run["knockout_windows"][int(number)])
-
-    best = most(more)
-    if p >= MOST_P or interval(more[:, best], np.mean)[0] < LEAST_LOSS:
+    best, p = window_of_use(own.to_numpy(), control.to_numpy())
+    if best is None:
         return (
             f"- {kind}: over {len(own)} images no window is found in which P(answer) surely falls "
             f"by {LEAST_LOSS} more when the text may not look at the object's patches than for as "
             f"many other patches (control; Wilcoxon p = {p:.2g})."
         )
-    window = with_interval(best, interval(more, most), blocks)
+
+    def blocks(number):
+        return "{}-{}".format(*run["knockout_windows"][int(number)])
+
+    ends = interval((control - own).to_numpy(), lambda drawn: drawn.mean(axis=0).argmax())
+    window = with_interval(best, ends, blocks)
     losses = (-changes.iloc[:, best].to_numpy() for changes in (own, control))
     by, by_control = (
         with_interval(loss.mean(), interval(loss, np.mean), _hundredths) for loss in losses
@@ -918,7 +926,7 @@ def _before_readable(table: pd.DataFrame, answers: pd.DataFrame, run: dict) -> s
     )
 
 
-def _signed_rank(differences: pd.Series, alternative: str) -> float:
+def _signed_rank(differences, alternative: str) -> float:
     """p of Wilcoxon's signed-rank test; 1 where all differences are 0."""
     if not differences.any():
         return 1.0

@@ -468,7 +468,8 @@ def _check_prompt(prompt, sizes: dict, where: str) -> None:
         not ways or sizes["window"] and ways in (KNOCKOUT.keys(), KNOCKOUT.keys() - {*OF_OBJECTS}),
         f"{where}, knockout has other ways than {', '.join(KNOCKOUT)}",
     )
-    _check_fields(prompt["knockout"], {way: KNOCKOUT[way] for way in ways}, sizes, where)
+    of_ways = {way: KNOCKOUT[way] for way in ways}
+    _check_fields(prompt["knockout"], of_ways, sizes, f"{where}, knockout")
 
 
 def _check_readings(readings, sizes: dict, where: str) -> None:
