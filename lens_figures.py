@@ -22,7 +22,6 @@ import plotly.graph_objects as go
 import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.colors import PowerNorm
-from matplotlib.ticker import PercentFormatter
 from plotly.subplots import make_subplots
 
 import lens_tables as lt
@@ -483,7 +482,7 @@ def _panels(kinds: list[str], height: float, columns: int):
 
 
 def plot_knockout(table: pd.DataFrame, run: dict):
-    """From `knockouts`, a panel per kind of prompt: the mean change of P(answer) by way, with 95 %
+    """From `knockouts`, a panel per kind of prompt: the mean change of P(answer) by way with 95 %
     bands, over the centres of the windows and, at `all`, for all blocks at once."""
     curves, every = lt.knockout_curves(table), run["n_layers"] + 1
     figure, axes = _panels(list(curves), 2.7, columns=3)
@@ -502,7 +501,6 @@ def plot_knockout(table: pd.DataFrame, run: dict):
         axis.set_xticks([*ticks, 1.11 * every], [*ticks, "all"])
         axis.axvline(every, color=GREY, linewidth=1, linestyle=":")
         axis.set(xlim=(0, 1.2 * every), xlabel="centre of the window (block)")
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axis in figure.axes[:: axes[0].get_gridspec().ncols]:
         axis.set_ylabel("mean change of P(answer)")
     lines = [

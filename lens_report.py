@@ -25,7 +25,8 @@ from lens_stats import (
 from lens_utils import DEMO_NOTE, KINDS, OF_OBJECTS, SEGMENTS, UNIT, printable
 
 __all__ = [
-    "as_code", "report", "order_of_kinds", "report_grounding", "report_knockout",
+    "as_code", "report", "order_of_kinds", "report_grounding", "window_of_use",
+    "report_knockout",
     "report_changes", "report_patch_tokens", "report_answers", "report_presence",
     "report_categories",
 ]  # fmt: skip
@@ -325,17 +326,15 @@ def _present(row: pd.Series) -> str:
 
 # ---- Attention knockout ------------------------------------------------------------------------
 
-# Bonferroni over the four kinds that have objects.
-MOST_P = 0.05 / 4
+MOST_P = 0.05 / 4  # Bonferroni over the four kinds that have objects
+LEAST_LOSS = 0.01  # of P, more than the control's: what is less can be sure and of no interest
 
 
 def report_knockout(run: dict, table: pd.DataFrame, answers: pd.DataFrame) -> list[str]:
     """Where answers are taken from their objects' patches, as sentences, from `knockouts` and
     `answers` of `tabulate`; a kind of fewer than MIN_IMAGES images is left out.
 
-    A window is named where the largest loss over the windows is larger for the object's patches
-    than for the control's (Wilcoxon's signed-rank test over images, one-sided): it is the one in
-    which the two differ most.
+    Which window is named is up to `window_of_use`.
     """
     with_control = table[table["way"].isin(OF_OBJECTS)]
     return [
@@ -345,29 +344,39 @@ def report_knockout(run: dict, table: pd.DataFrame, answers: pd.DataFrame) -> li
     ]
 
 
+def window_of_use(own: np.ndarray, control: np.ndarray) -> tuple[int | None, float]:
+    """The number of the window in which answers are taken from their object's patches, None where
+    that is not sure, and p; from the changes `[image, window]` for these patches and the control's.
+
+    It is the one in which the means differ most. Sure is it if an image's largest loss over the
+    windows is larger for the object's patches than for the control's (Wilcoxon's signed-rank test,
+    one-sided), and if the difference's `interval` in that window lies above LEAST_LOSS.
+    """
+    p, more = signed_rank(control.min(axis=1) - own.min(axis=1), "greater"), control - own
+    best = int(more.mean(axis=0).argmax())
+    is_sure = p < MOST_P and interval(more[:, best])[0] > LEAST_LOSS
+    return best if is_sure else None, p
+
+
 def _where_taken(run: dict, kind: str, table: pd.DataFrame, answers: pd.DataFrame) -> str:
     if table["image"].nunique() < MIN_IMAGES:
         return ""
-    own, control = (lt.changes_by_window(table, run, way) for way in OF_OBJECTS)
-    p = signed_rank(control.min(axis=1) - own.min(axis=1), "greater")
+    own, control = (lt.changes_by_window(table, run, way).to_numpy() for way in OF_OBJECTS)
+    best, p = window_of_use(own, control)
     on = f"Asked about {ABOUT[kind]}, {len(own)} images"
-    if p >= MOST_P:
+    if best is None:
         return (
-            f"{on}: no window of blocks is found in which P(answer) falls more without the "
-            f"object's patches than without as many other patches (p = {p:.2g})."
+            f"{on}: no window of blocks is found in which P(answer) surely falls by {LEAST_LOSS} "
+            f"more without the object's patches than without as many other patches (p = {p:.2g})."
         )
-    more = (control - own).to_numpy()
-    windows, best = run["knockout_windows"], more.mean(axis=0).argmax()
-    peak = peak_range(more)
+    windows, peak = run["knockout_windows"], peak_range(control - own)
     where = "{} to {}".format(*windows[best])
     if peak is None:
         where += " (no window stands out)"
     elif peak[0] != peak[1]:
         where += f" (some window from block {windows[peak[0]][0]} to {windows[peak[1]][1]})"
-    losses = (-changes.iloc[:, best].to_numpy() for changes in (own, control))
-    by, by_control = (
-        with_interval(loss.mean(), interval(loss).clip(max=1), _percent) for loss in losses
-    )
+    losses = (-changes[:, best] for changes in (own, control))
+    by, by_control = (with_interval(loss.mean(), interval(loss), _two) for loss in losses)
     return (
         f"{on}: without the object's patches P(answer) falls most in blocks {where}, by {by}, and "
         f"without as many other patches by {by_control} (p = {p:.2g})."

@@ -716,7 +716,7 @@ def knockouts(records: Iterable[dict], run: dict) -> pd.DataFrame:
 
     - `layer`: the centre of the window's blocks, block l making layer l; one past the last layer
       for the window of all blocks
-    - `change`: of P, as a share of the undisturbed P (-1: nothing is left)
+    - `change`: P with the cut minus P without; not as a share of P, which nothing would bound
     """
     rows = []
     for record in records:
@@ -724,7 +724,7 @@ def knockouts(records: Iterable[dict], run: dict) -> pd.DataFrame:
             about = {"image": record["name"], "prompt": number, "kind": prompt["kind"]}
             undisturbed = prompt["readings"]["target_prob"][-1, prompt["n_prompt"] - 1]
             for way, probs in prompt["knockout"].items():
-                rows.append(({**about, "way": way}, {"change": probs / undisturbed - 1.0}))
+                rows.append(({**about, "way": way}, {"change": probs - undisturbed}))
     if rows:
         return _per_layer(rows, _centres(run))
     return pd.DataFrame(columns=["image", "prompt", "kind", "way", "layer", "change"])
