@@ -100,6 +100,7 @@ def make_record(rng, name: str, jpeg: np.ndarray) -> dict:
                     "target_prob": rng.random(N_LAYERS, dtype=np.float32),
                     "target_rank": rng.integers(1, 99, N_LAYERS).astype(np.uint16),
                 },
+                "knockout": {},
             }
         )
     return {
@@ -151,6 +152,7 @@ def make_run(rng) -> dict:
         "seed": 0,
         "top_k": TOP_K,
         "max_new_tokens": 20,
+        "knockout_windows": [],
         "last_layer_jsd": 0.0,
     }
 
