@@ -310,9 +310,12 @@ def test_top_k_out_of_range(llava, image, top_k):
         read_image(llava, image, PROMPTS[:1], top_k=top_k)
 
 
-@pytest.mark.parametrize("prompts, max_new_tokens", [([], 5), (PROMPTS[:1], 0)])
-def test_nothing_to_ask_or_to_answer(llava, image, prompts, max_new_tokens):
-    with pytest.raises(ValueError, match="one at least of each"):
+@pytest.mark.parametrize(
+    "prompts, max_new_tokens, message",
+    [([], 5, "There are no prompts"), (PROMPTS[:1], 0, "max_new_tokens is 0: it must be")],
+)
+def test_nothing_to_ask_or_to_answer(llava, image, prompts, max_new_tokens, message):
+    with pytest.raises(ValueError, match=message):
         read_image(llava, image, prompts, max_new_tokens=max_new_tokens)
 
 

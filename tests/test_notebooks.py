@@ -104,9 +104,15 @@ def test_own_prompts(tmp_path, llava_folder, photographs):
 @pytest.mark.parametrize(
     "parameters, message",
     [
-        ({"images": "nowhere"}, "No folder 'nowhere'"),
+        ({"images": "nowhere"}, "'nowhere' is no folder"),
+        ({"images": "images/china.jpg"}, "is a file, not a folder"),
         ({"prompts": [" "]}, "Prompt 0 is empty"),
-        ({"top_k": 0}, "top_k, max_new_tokens"),
+        ({"prompts": None}, "prompts is None: it must be a list"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": "5"}, "top_k is '5': it must be a whole number"),
+        ({"dtype": "fp16"}, "dtype is 'fp16': it must be one of float32"),
+        ({"device": "cuda"}, "device is 'cuda', and torch sees 0 GPUs"),
+        ({"limit": 0}, "limit is 0"),
         ({"model": "images"}, "'images' is neither"),
         ({"model": "images/none"}, "'images' has no 'none' in it"),
     ],
