@@ -340,6 +340,18 @@ def test_what_is_no_llava_is_refused_by_name(tmp_path):
         lm.load_llava(tmp_path)
 
 
+def test_a_cache_that_stays_empty_is_an_error(llava, image, monkeypatch):
+    """As with transformers 5.24 and TransformerLens 4.3: no prompt would see the image."""
+
+    class Empty(lm.DynamicCache):
+        def update(self, keys, values, *args, **kwargs):
+            return keys, values
+
+    monkeypatch.setattr(lm, "DynamicCache", Empty)
+    with pytest.raises(RuntimeError, match="holds 0 of .* positions: transformers .* don't fit"):
+        read_image(llava, image, PROMPTS[:1])
+
+
 def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image, monkeypatch):
     """By 7 tokens at a time, so that pieces end within the prompt, at its end and within the
     answer; and never more than these are held."""
