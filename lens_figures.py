@@ -1,6 +1,6 @@
 """Tables to figures, and the explorer page.
 
-Holds the one style of all figures, a function per figure and the page to hover over. It draws and
+Holds the one style of all figures, a function per figure and the explorer's pages. It draws and
 computes nothing: statistics come from `lens_tables`, readings from a record. It knows nothing of
 models, and of files only where to save a picture or the page.
 
@@ -8,9 +8,14 @@ Rows of heatmaps are positions on the layer axis, the x axis of curves has layer
 labelled by `run["layers"]`. In figures a token is drawn in characters that the fonts here have.
 """
 
-import html
-import itertools
+import base64
+import gzip
+import hashlib
+import io
+import json
+import re
 import textwrap
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -18,19 +23,18 @@ import matplotlib.patches
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.patheffects import withStroke
-from plotly.subplots import make_subplots
 
 import lens_tables as lt
-from lens_utils import KINDS, SEGMENTS, UNIT, Results, open_crop, printable
+from lens_utils import KINDS, SEGMENTS, UNIT, Results, is_text, open_crop, printable, require
 
 __all__ = [
     "use_style", "save_figure",
-    "plot_top1", "plot_series", "plot_patches", "plot_words", "save_explorer",
+    "plot_top1", "plot_series", "plot_patches", "plot_words",
+    "explorer_names", "save_explorer", "save_explorer_index",
     "plot_top_tokens", "plot_mean_series", "plot_answers", "plot_settling",
     "plot_grounding", "plot_gallery", "plot_presence",
 ]  # fmt: skip
@@ -271,123 +275,158 @@ def _draw_boxes(axis, record: dict, names: bool = False) -> None:
 # ---- The explorer ------------------------------------------------------------------------------
 
 
-def save_explorer(path, run: dict, record: dict, prompt: dict) -> Path:
-    """Write one self-contained HTML page: hover over a patch or a text token for its top-k at the
-    layer of the slider and its top-1 across layers."""
-    figure = make_subplots(
-        1,
-        2,
-        column_widths=[0.6, 0.4],
-        horizontal_spacing=0.12,
-        subplot_titles=["image patches", "text: input token > top-1"],
+def explorer_names(explorers, image: str, names: list[str]) -> list[str]:
+    """The images that get a page: `image` for "chosen", all `names` for "all", `image` and those
+    named for a list. Raises ValueError for anything else and for a name that is not known."""
+    wanted = {"chosen": [image], "all": names}.get(explorers) if is_text(explorers) else explorers
+    require(
+        isinstance(wanted, (list, tuple)) and set(wanted) <= set(names),
+        f'explorers is {explorers!r}: it must be "chosen", "all" or a list of names of images.',
     )
-    inputs = [_as_html(run["tokens"][i]) for i in prompt["token_ids"]]
-    _add_heatmaps(figure, run, record, prompt, inputs)
-    last = len(run["layers"]) - 1
-    figure.data[2 * last].visible = figure.data[2 * last + 1].visible = True
-    title = f"{record['name']}: {prompt['question']}", f"answer: {prompt['answer'][:80]}"
-    figure.update_layout(
-        title="<br>".join(map(html.escape, title)),
-        height=max(720, 20 * len(inputs) + 220),
-        template="plotly_white",
-        sliders=[_layer_slider(run)],
-    )
-    figure.add_layout_image(
-        source=open_crop(record),
-        xref="x",
-        yref="y",
-        x=-0.5,
-        y=-0.5,
-        sizex=run["grid"],
-        sizey=run["grid"],
-        sizing="stretch",
-        layer="below",
-    )
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(autorange="reversed")
-    figure.update_yaxes(visible=False, scaleanchor="x", constrain="domain", row=1, col=1)
-    figure.update_yaxes(tickvals=list(range(len(inputs))), ticktext=inputs, row=1, col=2)
+    return list(dict.fromkeys([image, *wanted]))
+
+
+def save_explorer(path, run: dict, record: dict) -> Path:
+    """Write the explorer of one image with all its prompts: one HTML page that needs no network.
+
+    Probabilities are kept in float16, those of targets and watched words as log2.
+    """
+    value = {
+        **{name: run[name] for name in ("layers", "grid", "image_size", "top_k")},
+        "name": _one_line(record["name"]),
+        "crop": record["crop"],
+        "objects": [
+            {"category": _one_line(item["category"]), "box": item["box"]}
+            for item in record["objects"]
+        ],
+        "words": [
+            {
+                "category": _one_line(word["category"]),
+                **{name: word[name] for name in ("present", "token_ids", "log2_probs")},
+            }
+            for word in record["words"]
+        ],
+        "patches": _explorer_readings(record["patches"]),
+        "prompts": [_explorer_prompt(prompt) for prompt in record["prompts"]],
+        "tokens": _labels_used(run, record),
+    }
+    return _write_page(path, value)
+
+
+def _explorer_prompt(prompt: dict) -> dict:
+    """What the page shows of a prompt."""
+    return {
+        **_question_of(prompt),
+        "n_prompt": prompt["n_prompt"],
+        "token_ids": prompt["token_ids"].tolist(),
+        "answer_ids": prompt["answer_ids"].tolist(),
+        "readings": _explorer_readings(prompt["readings"]),
+        "grey": {
+            "target_log2": _as_log2(prompt["grey"]["target_prob"]),
+            "target_rank": _packed_ids(prompt["grey"]["target_rank"]),
+        },
+    }
+
+
+def _question_of(prompt) -> dict:
+    """Kind, question, its first line, answer, truth and whether the answer is right, of a prompt or
+    a row of `tabulate`."""
+    truth = prompt["truth"]
+    return {
+        "kind": prompt["kind"],
+        "question": _one_line(prompt["question"]),
+        "short": _one_line(prompt["question"].strip().splitlines()[0]),
+        "answer": _one_line(prompt["answer"]),
+        "truth": None if truth is None else _one_line(truth),
+        "right": None if truth is None else lt.is_right(prompt["answer"], truth),
+    }
+
+
+def _explorer_readings(readings: dict) -> dict:
+    return {
+        "top_ids": _packed_ids(readings["top_ids"]),
+        "top_probs": readings["top_probs"].astype(np.float16),
+        "target_log2": _as_log2(readings["target_prob"]),
+        "target_rank": _packed_ids(readings["target_rank"]),
+    }
+
+
+def _packed_ids(ids: np.ndarray) -> np.ndarray:
+    """Token ids or ranks in 16 bits, of a vocabulary beyond that in 32."""
+    return ids.astype(np.promote_types(np.uint16, np.min_scalar_type(int(ids.max()))))
+
+
+def _as_log2(probs: np.ndarray) -> np.ndarray:
+    return np.log2(np.maximum(probs, 2.0**-126)).astype(np.float16)
+
+
+def _labels_used(run: dict, record: dict) -> dict[int, str]:
+    """The labels by token id, of the tokens that occur in the record."""
+    readings = [record["patches"], *(prompt["readings"] for prompt in record["prompts"])]
+    ids = [reading["top_ids"].ravel() for reading in readings]
+    ids += [prompt[name] for prompt in record["prompts"] for name in ("token_ids", "answer_ids")]
+    ids += [word["token_ids"] for word in record["words"]]
+    return {int(i): printable(run["tokens"][i]) for i in np.unique(np.concatenate(ids))}
+
+
+def _one_line(text: str) -> str:
+    """A text with all its characters to be seen, and without line breaks."""
+    return " ".join(map(printable, text.split()))
+
+
+def save_explorer_index(folder, run: dict, records: Iterable[dict], answers: pd.DataFrame) -> Path:
+    """Write `index.html` beside the explorers in `folder`: a card per record with its thumbnail,
+    questions, answers and the layer from which they are readable (`answers` of `tabulate`)."""
+    first = dict(list(lt.first_tokens(answers).groupby("image")))
+    rows = []
+    for record in records:
+        thumbnail = io.BytesIO()
+        open_crop(record).resize((160, 160)).save(thumbnail, "JPEG", quality=80)
+        rows.append(
+            {
+                "name": record["name"],
+                "page": (Path(folder) / f"{record['name']}.html").is_file(),
+                "thumbnail": np.frombuffer(thumbnail.getvalue(), np.uint8),
+                "prompts": [
+                    {
+                        **_question_of(prompt),
+                        "prompt": int(prompt["prompt"]),
+                        "readable_layer": int(prompt["readable_layer"]),
+                        "readable_label": lt.layer_label(run, prompt["readable_layer"]),
+                    }
+                    for _, prompt in first[record["name"]].iterrows()
+                ],
+            }
+        )
+    return _write_page(Path(folder) / "index.html", {"index": rows, "kinds": KINDS})
+
+
+def _write_page(path, value: dict) -> Path:
+    """Fill the template with `value`. Its policy allows the template's script only, by its hash,
+    and no request: even a text that broke out could do nothing."""
+    template = Path(__file__).with_name("lens_explorer.html").read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = template.replace("SCRIPT_HASH", digest).replace("DATA_HERE", _pack(value))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(path, include_plotlyjs=True, full_html=True)
+    path.write_text(page, encoding="utf-8", newline="\n")
     return path
 
 
-def _add_heatmaps(figure, run: dict, record: dict, prompt: dict, inputs: list[str]) -> None:
-    """Two invisible heatmaps per layer: the patches, and the text positions in one column."""
-    grid, patches, text = run["grid"], record["patches"], prompt["readings"]
-    places = [f"patch row {i // grid + 1}, column {i % grid + 1}" for i in range(grid**2)]
-    patch_hover = np.array(_hover_texts(run, patches, places), dtype=object)
-    places = [f"position {pos + 1}, input {name}" for pos, name in enumerate(inputs)]
-    text_hover = _hover_texts(run, text, places)
-    look = {
-        "colorscale": "Viridis",
-        "zmin": 0,
-        "zmax": 1,
-        "hovertemplate": "%{hovertext}<extra></extra>",
-        "visible": False,
-    }
-    for layer in range(len(run["layers"])):
-        over_patches = go.Heatmap(
-            z=patches["top_probs"][layer, :, 0].reshape(grid, grid),
-            hovertext=patch_hover[layer].reshape(grid, grid).tolist(),
-            opacity=0.6,
-            showscale=False,
-            **look,
-        )
-        over_text = go.Heatmap(
-            z=text["top_probs"][layer, :, :1],
-            hovertext=[[hover] for hover in text_hover[layer]],
-            text=[[_as_html(run["tokens"][i])] for i in text["top_ids"][layer, :, 0]],
-            texttemplate="%{text}",
-            colorbar={"title": "probability"},
-            **look,
-        )
-        figure.add_trace(over_patches, 1, 1)
-        figure.add_trace(over_text, 1, 2)
+def _pack(value: dict) -> str:
+    """`value` as base64 of gzip of a line of JSON and the bytes of its arrays, to which the JSON
+    refers by type, first byte and end."""
+    arrays = []
 
+    def refer(array: np.ndarray) -> dict:
+        start = sum(map(len, arrays))
+        arrays.append(array.tobytes())
+        return {"array": [array.dtype.name, start, start + len(arrays[-1])]}
 
-def _layer_slider(run: dict) -> dict:
-    """The slider that shows the two heatmaps of one layer and hides all others."""
-    n_layers = len(run["layers"])
-    steps = [
-        {
-            "label": label,
-            "method": "update",
-            "args": [{"visible": [i // 2 == layer for i in range(2 * n_layers)]}],
-        }
-        for layer, label in enumerate(run["layers"])
-    ]
-    return {"active": n_layers - 1, "currentvalue": {"prefix": "layer "}, "steps": steps}
-
-
-def _as_html(token: str) -> str:
-    return html.escape(printable(token))
-
-
-def _hover_texts(run: dict, readings: dict, places: list[str]) -> list[list[str]]:
-    """What hovering shows, `[layer][pos]`: the place, its top-k at the layer, and its top-1 across
-    layers in short (`▁the emb-4, ▁dog 5-8`)."""
-    across = []
-    for top_ids in readings["top_ids"][:, :, 0].T:
-        spans = []
-        for i, span in itertools.groupby(
-            zip(top_ids, run["layers"], strict=True), lambda top: top[0]
-        ):
-            labels = [label for _, label in span]
-            layers = "-".join(dict.fromkeys([labels[0], labels[-1]]))
-            spans.append(f"{_as_html(run['tokens'][i])} {layers}")
-        across.append("<br>".join(textwrap.wrap(", ".join(spans), 90, break_long_words=False)))
-
-    def hover(layer, pos):
-        top = zip(readings["top_ids"][layer, pos], readings["top_probs"][layer, pos], strict=True)
-        lines = [f"{prob:.3f} {_as_html(run['tokens'][i])}" for i, prob in top]
-        place = f"{places[pos]}, layer {run['layers'][layer]}"
-        return "<br>".join([place, *lines, f"top-1 across layers: {across[pos]}"])
-
-    return [
-        [hover(layer, pos) for pos in range(len(places))] for layer in range(len(run["layers"]))
-    ]
+    text = json.dumps(value, default=refer, allow_nan=False)
+    packed = gzip.compress(b"".join([text.encode(), b"\n", *arrays]), compresslevel=9, mtime=0)
+    return base64.b64encode(packed).decode()
 
 
 # ---- All images --------------------------------------------------------------------------------

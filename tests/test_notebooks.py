@@ -36,8 +36,8 @@ def execute(path, folder, **parameters):
 
 @pytest.fixture
 def tmp_path(tmp_path):
-    """A folder with lens_*.py in it, as the notebooks need them beside them."""
-    for module in ROOT.glob("lens_*.py"):
+    """A folder with lens_* in it, as the notebooks need them beside them."""
+    for module in ROOT.glob("lens_*"):
         shutil.copy(module, tmp_path)
     return tmp_path
 
@@ -80,7 +80,8 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
     saved = {path.name for path in (tmp_path / "results/figures").iterdir()}
     of_image = {"china.jpg_4_top1.png", "china.jpg_patches.png", "china.jpg_words.png"}
     assert of_image | {"settling.png", "mean_series.png"} <= saved
-    assert (tmp_path / "results/explorer/china.jpg_4.html").exists()
+    assert (tmp_path / "results/explorer/china.jpg.html").exists()
+    assert (tmp_path / "results/explorer/index.html").exists()
     summary = pd.read_csv(tmp_path / "results/summary.csv")
     prompts = [prompt for record in records.values() for prompt in record["prompts"]]
     assert len(summary) == 6 * sum(len(prompt["answer_ids"]) for prompt in prompts)
