@@ -59,9 +59,8 @@ def find_images(folder) -> dict[str, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"No folder {str(folder)!r}: set `images` to the folder that holds the images."
-        )
+        what = "is a file, not a folder" if folder.exists() else "is no folder"
+        raise FileNotFoundError(f"{str(folder)!r} {what}: set `images` to the images' folder.")
     paths = sorted(
         path
         for path in folder.rglob("*")
@@ -718,8 +717,11 @@ def as_prompts(prompts: list) -> list[dict]:
     Raises ValueError for an empty question, one that brings its own `<image>`, an unknown kind, a
     truth that is no text and any other key.
     """
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts is the text {prompts!r}: put it into a list, [{prompts!r}].")
+    require(
+        isinstance(prompts, (list, tuple)),
+        f"prompts is {prompts!r}: it must be a list of questions, [] for those made from "
+        "annotations.",
+    )
     return [_as_prompt(prompt, f"Prompt {number}") for number, prompt in enumerate(prompts)]
 
 

@@ -1,6 +1,6 @@
 """Tables to figures, and the explorer page.
 
-Holds the one style of all figures, a function per figure and the page to hover over. It draws and
+Holds the one style of all figures, a function per figure and the explorer's pages. It draws and
 computes nothing: statistics come from `lens_tables`, readings from a record. It knows nothing of
 models, and of files only where to save a picture or the page.
 
@@ -8,9 +8,14 @@ Rows of heatmaps are positions on the layer axis, the x axis of curves has layer
 labelled by `run["layers"]`. In figures a token is drawn in characters that the fonts here have.
 """
 
-import html
-import itertools
+import base64
+import gzip
+import hashlib
+import io
+import json
+import re
 import textwrap
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -18,20 +23,20 @@ import matplotlib.patches
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import seaborn as sns
 from matplotlib import font_manager
-from matplotlib.colors import PowerNorm
-from plotly.subplots import make_subplots
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
+from matplotlib.patheffects import withStroke
 
 import lens_tables as lt
 from lens_stats import with_interval
-from lens_utils import KINDS, SEGMENTS, UNIT, Results, open_crop, printable
+from lens_utils import KINDS, SEGMENTS, UNIT, Results, is_text, open_crop, printable, require
 
 __all__ = [
     "use_style", "save_figure",
-    "plot_top1", "plot_jsd", "plot_patches", "plot_words", "save_explorer",
-    "plot_top_tokens", "plot_mean_jsd", "plot_answers", "plot_settling",
+    "plot_top1", "plot_series", "plot_patches", "plot_words",
+    "explorer_names", "save_explorer", "save_explorer_index",
+    "plot_top_tokens", "plot_mean_series", "plot_answers", "plot_settling",
     "plot_grounding", "plot_gallery", "plot_presence", "plot_knockout", "plot_used",
 ]  # fmt: skip
 
@@ -40,6 +45,17 @@ WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi
 WIDE_FONTS += ["Arial Unicode MS", "Microsoft YaHei"]
 PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.6"  # of the colour-blind palette
+MARKERS = "osD^vPX*<>"  # by group, as the palette's ten colours
+# Over a photograph: what is hardly probable is hardly seen.
+OVERLAY = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 1, 256)), "overlay")
+OVERLAY.colors[:, 3] = np.linspace(0, 0.85, 256)
+# On a large grid a patch names its token only from this probability on.
+LEAST_NAMED = 0.05
+SERIES = {  # of a record's readings: title, and label of the axis or colours
+    "jsd_prev": ("Jensen-Shannon divergence to the previous layer", f"JSD ({UNIT})"),
+    "jsd_final": ("Jensen-Shannon divergence to the last layer", f"JSD ({UNIT})"),
+    "entropy": ("Entropy", f"entropy ({UNIT})"),
+}
 
 # ---- Style -------------------------------------------------------------------------------------
 
@@ -111,17 +127,20 @@ def plot_top1(run: dict, prompt: dict):
     return _text_heatmap(run, prompt, probs, title, "probability", cells)
 
 
-def plot_jsd(run: dict, prompt: dict, series: str):
-    """Heatmap layers x text positions of `series`: `jsd_prev` (to the previous layer) or
-    `jsd_final` (to the last), in bits."""
-    other = {"jsd_prev": "the previous layer", "jsd_final": "the last layer"}[series]
-    title = f"Jensen-Shannon divergence to {other}: {_question_and_answer(prompt)}"
-    return _text_heatmap(run, prompt, prompt["readings"][series], title, f"JSD ({UNIT})")
+def plot_series(run: dict, prompt: dict, series: str):
+    """Heatmap layers x text positions of one of SERIES, in bits; the most that JSD can be is 1, and
+    entropy log2 of the vocabulary's size."""
+    title, label = SERIES[series]
+    most = np.log2(len(run["tokens"])) if series == "entropy" else 1
+    title = f"{title}: {_question_and_answer(prompt)}"
+    return _text_heatmap(run, prompt, prompt["readings"][series], title, label, most=most)
 
 
-def _text_heatmap(run, prompt, values, title: str, colour_label: str, cells=None):
-    """Heatmap of `values` `[layer, pos]` over the text positions, wrapped into panels, with the
-    texts `cells` `[layer, pos]` in it."""
+def _text_heatmap(  # noqa: PLR0913 (what a heatmap shows and says)
+    run: dict, prompt: dict, values, title: str, label: str, cells=None, most: float = 1
+):
+    """Heatmap of `values` `[layer, pos]` from 0 to `most` over the text positions, wrapped into
+    panels, with the texts `cells` `[layer, pos]` in it."""
     n_pos, n_layers = len(prompt["token_ids"]), len(run["layers"])
     n_panels = -(-n_pos // PANEL_COLUMNS)
     columns = -(-n_pos // n_panels)  # panels of nearly one width
@@ -129,8 +148,8 @@ def _text_heatmap(run, prompt, values, title: str, colour_label: str, cells=None
     figure, axes = plt.subplots(n_panels, squeeze=False, figsize=(10, height))
     for panel, axis in enumerate(axes[:, 0]):
         positions = np.arange(panel * columns, min((panel + 1) * columns, n_pos))
-        look = {"cmap": "viridis", "vmin": 0, "vmax": 1, "fmt": ""}
-        look["cbar_kws"] = {"label": colour_label, "pad": 0.01}
+        look = {"cmap": "viridis", "vmin": 0, "vmax": most, "fmt": ""}
+        look["cbar_kws"] = {"label": label, "pad": 0.01}
         look["annot_kws"] = {"size": 7, "parse_math": False}
         annot = False if cells is None else cells[:, positions]
         sns.heatmap(values[:, positions], ax=axis, annot=annot, **look)
@@ -139,7 +158,7 @@ def _text_heatmap(run, prompt, values, title: str, colour_label: str, cells=None
         axis.set_yticks(ticks + 0.5, [run["layers"][position] for position in ticks], rotation=0)
         axis.set(xlim=(0, columns), ylim=(0, n_layers), ylabel="layer")
     axes[-1, 0].set_xlabel("input token at the position (bold: the answer, fed back)")
-    axes[0, 0].set_title(title, parse_math=False)
+    axes[0, 0].set_title(textwrap.fill(title, 110), parse_math=False)
     return figure
 
 
@@ -160,62 +179,82 @@ def _token_axis(axis, run: dict, prompt: dict, positions: np.ndarray) -> None:
 
 def plot_patches(run: dict, record: dict, layers: list[int]):
     """The crop with its annotated boxes, then per position on the layer axis the lens's top-1 token
-    (without `▁`) in each patch, its probability as colour."""
-    columns = 1 if run["grid"] > 12 else 3
+    (without `▁`) in each patch, its probability as colour. On a large grid only tokens of at least
+    LEAST_NAMED are named."""
+    columns = 2 if run["grid"] > 12 else 3
     rows = -(-(len(layers) + 1) // columns)
-    height = rows * 9.3 / columns
-    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(10, height))
+    size = (10, rows * 9.8 / columns)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=size)
     axes[0, 0].imshow(open_crop(record))
-    axes[0, 0].set(xticks=[], yticks=[], title="the image as the model saw it")
+    axes[0, 0].set_title("the image as the model saw it")
     _draw_boxes(axes[0, 0], record, names=True)
-    patches = record["patches"]
+    patches, norm = record["patches"], LogNorm(0.01, 1, clip=True)
     for axis, layer in zip(axes.flat[1:], layers, strict=False):  # the grid may have more
         tokens = [
             run["tokens"][i].removeprefix("▁") or "▁" for i in patches["top_ids"][layer, :, 0]
         ]
         probs = patches["top_probs"][layer, :, 0]
-        mesh = _draw_patches(axis, run, record, probs, [_drawn(token, 7) for token in tokens])
+        least = LEAST_NAMED if run["grid"] > 12 else 0
+        cells = [
+            _drawn(token, 10) if prob >= least else ""
+            for token, prob in zip(tokens, probs, strict=True)
+        ]
+        mesh = _draw_patches(axis, run, record, probs, norm, cells)
         axis.set_title(f"layer {run['layers'][layer]}")
-    for axis in axes.flat[len(layers) + 1 :]:
+    for axis in axes.flat:
         axis.set_axis_off()
-    label, shrink = "probability of the top-1 token", min(0.5, 4 / height)
-    figure.colorbar(mesh, ax=axes, label=label, shrink=shrink, pad=0.01)
+    bar = {"label": "probability of the top-1 token (0.01 and less: clear)", "shrink": 0.5}
+    _colour_bar(figure, mesh, axes, **bar)
     return figure
 
 
 def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]):
     """P(word) per patch of the crop, a row per watched category and a column per position on the
-    layer axis, with the annotated boxes. A category that is not annotated is marked so."""
-    rows, columns = len(categories), len(layers)
-    size = (10, 10.5 / columns * rows)
-    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=size)
+    layer axis, with the category's boxes. A category that is not annotated is marked so. Each row
+    has colours of its own: three powers of ten below its largest probability."""
+    size = (10, 10.2 / len(layers) * len(categories))
+    figure, axes = plt.subplots(len(categories), len(layers), squeeze=False, figsize=size)
     present = {word["category"] for word in record["words"] if word["present"]}
     for row, category in zip(axes, categories, strict=True):
         probs = lt.word_probability(record, category)
+        objects = [item for item in record["objects"] if item["category"] == category]
         label = _drawn(category) + ("" if category in present else "\n(not annotated)")
         row[0].set_ylabel(label, parse_math=False)
+        most = probs[layers].max()
+        norm = LogNorm(most / 1000, most, clip=True)
         for axis, layer in zip(row, layers, strict=True):
-            mesh = _draw_patches(axis, run, record, probs[layer])
+            mesh = _draw_patches(axis, run, {**record, "objects": objects}, probs[layer], norm)
             axis.set_title(f"layer {run['layers'][layer]}")
-    figure.colorbar(mesh, ax=axes, label="P(word)", shrink=0.7, pad=0.01)
+        _colour_bar(figure, mesh, row, label="P(word)", aspect=12)
     return figure
 
 
-def _draw_patches(axis, run: dict, record: dict, values: np.ndarray, cells: list[str] = ()):
-    """`values` `[grid * grid]` from 0 to 1 over the patches of the crop, with the texts `cells` in
-    them and the annotated boxes over them."""
+def _colour_bar(figure, mesh, axes, **look) -> None:
+    """The colour bar of an overlay, on the grey of a middling photograph."""
+    bar = figure.colorbar(mesh, ax=axes, pad=0.01, format="%.2g", **look)
+    bar.ax.set_facecolor(GREY)
+
+
+def _draw_patches(  # noqa: PLR0913 (what is drawn, on what, in which colours)
+    axis, run: dict, record: dict, values: np.ndarray, norm: Normalize, cells: list[str] = ()
+):
+    """`values` `[grid * grid]` as colours over the patches of the grey crop, with the texts `cells`
+    in them and the annotated boxes over them."""
     grid, size = run["grid"], run["image_size"]
     look = {"extent": (0, size, size, 0), "interpolation": "nearest"}
     axis.imshow(open_crop(record).convert("L"), cmap="gray", **look)
     squares = np.reshape(values, (grid, grid))
-    mesh = axis.imshow(squares, cmap="viridis", vmin=0, vmax=1, alpha=0.75, **look)
+    mesh = axis.imshow(squares, cmap=OVERLAY, norm=norm, **look)
     axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
     for patch, text in enumerate(cells):
         row, column = divmod(patch, grid)
         x, y = (column + 0.5) * size / grid, (row + 0.5) * size / grid
-        look = {"fontsize": 5.5 if grid > 12 else 7, "ha": "center", "va": "center"}
-        look["color"] = "black" if values[patch] > 0.45 else "white"
-        axis.text(x, y, text, parse_math=False, clip_on=True, **look)
+        # As large as fits: a small grid has patches of 37 points, a letter is 0.7 of its font wide.
+        fits = (6 if grid > 12 else 53) / max(len(text), 1)
+        look = {"fontsize": np.clip(fits, 5, 8), "ha": "center", "va": "center", "clip_on": True}
+        outline = [withStroke(linewidth=1.2, foreground="black")]
+        axis.text(x, y, text, color="white", parse_math=False, path_effects=outline, **look)
     _draw_boxes(axis, record)
     return mesh
 
@@ -237,123 +276,158 @@ def _draw_boxes(axis, record: dict, names: bool = False) -> None:
 # ---- The explorer ------------------------------------------------------------------------------
 
 
-def save_explorer(path, run: dict, record: dict, prompt: dict) -> Path:
-    """Write one self-contained HTML page: hover over a patch or a text token for its top-k at the
-    layer of the slider and its top-1 across layers."""
-    figure = make_subplots(
-        1,
-        2,
-        column_widths=[0.6, 0.4],
-        horizontal_spacing=0.12,
-        subplot_titles=["image patches", "text: input token > top-1"],
+def explorer_names(explorers, image: str, names: list[str]) -> list[str]:
+    """The images that get a page: `image` for "chosen", all `names` for "all", `image` and those
+    named for a list. Raises ValueError for anything else and for a name that is not known."""
+    wanted = {"chosen": [image], "all": names}.get(explorers) if is_text(explorers) else explorers
+    require(
+        isinstance(wanted, (list, tuple)) and set(wanted) <= set(names),
+        f'explorers is {explorers!r}: it must be "chosen", "all" or a list of names of images.',
     )
-    inputs = [_as_html(run["tokens"][i]) for i in prompt["token_ids"]]
-    _add_heatmaps(figure, run, record, prompt, inputs)
-    last = len(run["layers"]) - 1
-    figure.data[2 * last].visible = figure.data[2 * last + 1].visible = True
-    title = f"{record['name']}: {prompt['question']}", f"answer: {prompt['answer'][:80]}"
-    figure.update_layout(
-        title="<br>".join(map(html.escape, title)),
-        height=max(720, 20 * len(inputs) + 220),
-        template="plotly_white",
-        sliders=[_layer_slider(run)],
-    )
-    figure.add_layout_image(
-        source=open_crop(record),
-        xref="x",
-        yref="y",
-        x=-0.5,
-        y=-0.5,
-        sizex=run["grid"],
-        sizey=run["grid"],
-        sizing="stretch",
-        layer="below",
-    )
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(autorange="reversed")
-    figure.update_yaxes(visible=False, scaleanchor="x", constrain="domain", row=1, col=1)
-    figure.update_yaxes(tickvals=list(range(len(inputs))), ticktext=inputs, row=1, col=2)
+    return list(dict.fromkeys([image, *wanted]))
+
+
+def save_explorer(path, run: dict, record: dict) -> Path:
+    """Write the explorer of one image with all its prompts: one HTML page that needs no network.
+
+    Probabilities are kept in float16, those of targets and watched words as log2.
+    """
+    value = {
+        **{name: run[name] for name in ("layers", "grid", "image_size", "top_k")},
+        "name": _one_line(record["name"]),
+        "crop": record["crop"],
+        "objects": [
+            {"category": _one_line(item["category"]), "box": item["box"]}
+            for item in record["objects"]
+        ],
+        "words": [
+            {
+                "category": _one_line(word["category"]),
+                **{name: word[name] for name in ("present", "token_ids", "log2_probs")},
+            }
+            for word in record["words"]
+        ],
+        "patches": _explorer_readings(record["patches"]),
+        "prompts": [_explorer_prompt(prompt) for prompt in record["prompts"]],
+        "tokens": _labels_used(run, record),
+    }
+    return _write_page(path, value)
+
+
+def _explorer_prompt(prompt: dict) -> dict:
+    """What the page shows of a prompt."""
+    return {
+        **_question_of(prompt),
+        "n_prompt": prompt["n_prompt"],
+        "token_ids": prompt["token_ids"].tolist(),
+        "answer_ids": prompt["answer_ids"].tolist(),
+        "readings": _explorer_readings(prompt["readings"]),
+        "grey": {
+            "target_log2": _as_log2(prompt["grey"]["target_prob"]),
+            "target_rank": _packed_ids(prompt["grey"]["target_rank"]),
+        },
+    }
+
+
+def _question_of(prompt) -> dict:
+    """Kind, question, its first line, answer, truth and whether the answer is right, of a prompt or
+    a row of `tabulate`."""
+    truth = prompt["truth"]
+    return {
+        "kind": prompt["kind"],
+        "question": _one_line(prompt["question"]),
+        "short": _one_line(prompt["question"].strip().splitlines()[0]),
+        "answer": _one_line(prompt["answer"]),
+        "truth": None if truth is None else _one_line(truth),
+        "right": None if truth is None else lt.is_right(prompt["answer"], truth),
+    }
+
+
+def _explorer_readings(readings: dict) -> dict:
+    return {
+        "top_ids": _packed_ids(readings["top_ids"]),
+        "top_probs": readings["top_probs"].astype(np.float16),
+        "target_log2": _as_log2(readings["target_prob"]),
+        "target_rank": _packed_ids(readings["target_rank"]),
+    }
+
+
+def _packed_ids(ids: np.ndarray) -> np.ndarray:
+    """Token ids or ranks in 16 bits, of a vocabulary beyond that in 32."""
+    return ids.astype(np.promote_types(np.uint16, np.min_scalar_type(int(ids.max()))))
+
+
+def _as_log2(probs: np.ndarray) -> np.ndarray:
+    return np.log2(np.maximum(probs, 2.0**-126)).astype(np.float16)
+
+
+def _labels_used(run: dict, record: dict) -> dict[int, str]:
+    """The labels by token id, of the tokens that occur in the record."""
+    readings = [record["patches"], *(prompt["readings"] for prompt in record["prompts"])]
+    ids = [reading["top_ids"].ravel() for reading in readings]
+    ids += [prompt[name] for prompt in record["prompts"] for name in ("token_ids", "answer_ids")]
+    ids += [word["token_ids"] for word in record["words"]]
+    return {int(i): printable(run["tokens"][i]) for i in np.unique(np.concatenate(ids))}
+
+
+def _one_line(text: str) -> str:
+    """A text with all its characters to be seen, and without line breaks."""
+    return " ".join(map(printable, text.split()))
+
+
+def save_explorer_index(folder, run: dict, records: Iterable[dict], answers: pd.DataFrame) -> Path:
+    """Write `index.html` beside the explorers in `folder`: a card per record with its thumbnail,
+    questions, answers and the layer from which they are readable (`answers` of `tabulate`)."""
+    first = dict(list(lt.first_tokens(answers).groupby("image")))
+    rows = []
+    for record in records:
+        thumbnail = io.BytesIO()
+        open_crop(record).resize((160, 160)).save(thumbnail, "JPEG", quality=80)
+        rows.append(
+            {
+                "name": record["name"],
+                "page": (Path(folder) / f"{record['name']}.html").is_file(),
+                "thumbnail": np.frombuffer(thumbnail.getvalue(), np.uint8),
+                "prompts": [
+                    {
+                        **_question_of(prompt),
+                        "prompt": int(prompt["prompt"]),
+                        "readable_layer": int(prompt["readable_layer"]),
+                        "readable_label": lt.layer_label(run, prompt["readable_layer"]),
+                    }
+                    for _, prompt in first[record["name"]].iterrows()
+                ],
+            }
+        )
+    return _write_page(Path(folder) / "index.html", {"index": rows, "kinds": KINDS})
+
+
+def _write_page(path, value: dict) -> Path:
+    """Fill the template with `value`. Its policy allows the template's script only, by its hash,
+    and no request: even a text that broke out could do nothing."""
+    template = Path(__file__).with_name("lens_explorer.html").read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = template.replace("SCRIPT_HASH", digest).replace("DATA_HERE", _pack(value))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(path, include_plotlyjs=True, full_html=True)
+    path.write_text(page, encoding="utf-8", newline="\n")
     return path
 
 
-def _add_heatmaps(figure, run: dict, record: dict, prompt: dict, inputs: list[str]) -> None:
-    """Two invisible heatmaps per layer: the patches, and the text positions in one column."""
-    grid, patches, text = run["grid"], record["patches"], prompt["readings"]
-    places = [f"patch row {i // grid + 1}, column {i % grid + 1}" for i in range(grid**2)]
-    patch_hover = np.array(_hover_texts(run, patches, places), dtype=object)
-    places = [f"position {pos + 1}, input {name}" for pos, name in enumerate(inputs)]
-    text_hover = _hover_texts(run, text, places)
-    look = {
-        "colorscale": "Viridis",
-        "zmin": 0,
-        "zmax": 1,
-        "hovertemplate": "%{hovertext}<extra></extra>",
-        "visible": False,
-    }
-    for layer in range(len(run["layers"])):
-        over_patches = go.Heatmap(
-            z=patches["top_probs"][layer, :, 0].reshape(grid, grid),
-            hovertext=patch_hover[layer].reshape(grid, grid).tolist(),
-            opacity=0.6,
-            showscale=False,
-            **look,
-        )
-        over_text = go.Heatmap(
-            z=text["top_probs"][layer, :, :1],
-            hovertext=[[hover] for hover in text_hover[layer]],
-            text=[[_as_html(run["tokens"][i])] for i in text["top_ids"][layer, :, 0]],
-            texttemplate="%{text}",
-            colorbar={"title": "probability"},
-            **look,
-        )
-        figure.add_trace(over_patches, 1, 1)
-        figure.add_trace(over_text, 1, 2)
+def _pack(value: dict) -> str:
+    """`value` as base64 of gzip of a line of JSON and the bytes of its arrays, to which the JSON
+    refers by type, first byte and end."""
+    arrays = []
 
+    def refer(array: np.ndarray) -> dict:
+        start = sum(map(len, arrays))
+        arrays.append(array.tobytes())
+        return {"array": [array.dtype.name, start, start + len(arrays[-1])]}
 
-def _layer_slider(run: dict) -> dict:
-    """The slider that shows the two heatmaps of one layer and hides all others."""
-    n_layers = len(run["layers"])
-    steps = [
-        {
-            "label": label,
-            "method": "update",
-            "args": [{"visible": [i // 2 == layer for i in range(2 * n_layers)]}],
-        }
-        for layer, label in enumerate(run["layers"])
-    ]
-    return {"active": n_layers - 1, "currentvalue": {"prefix": "layer "}, "steps": steps}
-
-
-def _as_html(token: str) -> str:
-    return html.escape(printable(token))
-
-
-def _hover_texts(run: dict, readings: dict, places: list[str]) -> list[list[str]]:
-    """What hovering shows, `[layer][pos]`: the place, its top-k at the layer, and its top-1 across
-    layers in short (`▁the emb-4, ▁dog 5-8`)."""
-    across = []
-    for top_ids in readings["top_ids"][:, :, 0].T:
-        spans = []
-        for i, span in itertools.groupby(
-            zip(top_ids, run["layers"], strict=True), lambda top: top[0]
-        ):
-            labels = [label for _, label in span]
-            layers = "-".join(dict.fromkeys([labels[0], labels[-1]]))
-            spans.append(f"{_as_html(run['tokens'][i])} {layers}")
-        across.append("<br>".join(textwrap.wrap(", ".join(spans), 90, break_long_words=False)))
-
-    def hover(layer, pos):
-        top = zip(readings["top_ids"][layer, pos], readings["top_probs"][layer, pos], strict=True)
-        lines = [f"{prob:.3f} {_as_html(run['tokens'][i])}" for i, prob in top]
-        place = f"{places[pos]}, layer {run['layers'][layer]}"
-        return "<br>".join([place, *lines, f"top-1 across layers: {across[pos]}"])
-
-    return [
-        [hover(layer, pos) for pos in range(len(places))] for layer in range(len(run["layers"]))
-    ]
+    text = json.dumps(value, default=refer, allow_nan=False)
+    packed = gzip.compress(b"".join([text.encode(), b"\n", *arrays]), compresslevel=9, mtime=0)
+    return base64.b64encode(packed).decode()
 
 
 # ---- All images --------------------------------------------------------------------------------
@@ -362,49 +436,62 @@ def _hover_texts(run: dict, readings: dict, places: list[str]) -> list[list[str]
 def plot_top_tokens(table: pd.DataFrame, run: dict, title: str):
     """Heatmap tokens x layers of the mean probability, from `top_tokens`."""
     figure, axis = plt.subplots(figsize=(10, 0.2 * len(table) + 1))
-    # Square-root colours: one token often has most of the probability, the others would be dark.
-    look = {"cmap": "viridis", "norm": PowerNorm(0.5, vmin=0)}
-    look["cbar_kws"] = {"label": "mean probability (square-root colours)", "pad": 0.01}
-    sns.heatmap(table[run["layers"]].to_numpy(), ax=axis, **look)
+    # Logarithmic, since one token often has most of the probability; down to a flat distribution's.
+    values, flat = table[run["layers"]].to_numpy(), 1 / len(run["tokens"])
+    look = {"cmap": "viridis", "norm": LogNorm(flat, max(values.max(), 2 * flat), clip=True)}
+    look["cbar_kws"] = {"label": f"mean probability (darkest: {flat:.0e} and less)", "pad": 0.01}
+    sns.heatmap(values, ax=axis, **look)
     labels = [_drawn(token, 16) for token in table["token"]]
     look = {"rotation": 0, "fontsize": 8, "parse_math": False}
     axis.set_yticks(np.arange(len(table)) + 0.5, labels, **look)
-    axis.set_xticks(np.arange(len(run["layers"])) + 0.5, run["layers"], rotation=0)
+    ticks = _layer_ticks(run)
+    axis.set_xticks(ticks + 0.5, [run["layers"][position] for position in ticks], rotation=0)
     axis.set(xlabel="layer", ylabel="token", title=title)
     return figure
 
 
-def _layer_curves(axis, run: dict, curve: pd.DataFrame, by: str, order: list[str]) -> dict:
-    """Draw `layer_curve`, a line per group with its band. Returns the colours by group."""
-    groups = [group for group in order if group in set(curve[by])]
-    colours = dict(zip(groups, sns.color_palette("colorblind"), strict=False))  # it has ten
-    look = {"hue": by, "style": by, "hue_order": groups, "style_order": groups, "palette": colours}
-    sns.lineplot(curve, x="layer", y="mean", markers=True, errorbar=None, ax=axis, **look)
-    for group, rows in curve.dropna(subset="low").groupby(by):
-        band = rows["layer"], rows["low"], rows["high"]
-        axis.fill_between(*band, color=colours[group], alpha=0.2, linewidth=0)
+def _layer_curves(axis, run: dict, curve: pd.DataFrame, by: str, order: list[str]) -> None:
+    """Draw `layer_curve`, a line per group with its band. A group's colour and marker depend on its
+    place in `order` alone."""
+    for group in filter(set(curve[by]).__contains__, order):
+        rows, colour = curve[curve[by] == group], _colour_of(group, order)
+        look = {"color": colour, "marker": MARKERS[order.index(group)], "markersize": 4}
+        axis.plot(rows["layer"], rows["mean"], label=group, linewidth=1.5, **look)
+        if (rows := rows.dropna(subset="low")).size:
+            band = rows["layer"], rows["low"].astype(float), rows["high"].astype(float)
+            axis.fill_between(*band, color=colour, alpha=0.2, linewidth=0)
     _layer_axis(axis, run)
-    return colours
 
 
-def plot_mean_jsd(layers: pd.DataFrame, run: dict, by: str = "segment", bias=None):
-    """Mean JSD per layer, both series, per `segment` or, over the prompts' positions, per `kind`,
-    with 95 % bands; beside it, where `bias_curve` is given as `bias`, the lens's bias."""
+def _colour_of(group: str, order: list[str]):
+    return sns.color_palette("colorblind")[order.index(group)]
+
+
+def _legend_below(figure, axis, columns: int = 6) -> None:
+    """One legend for all panels, where it covers no data."""
+    look = {"loc": "outside lower center", "ncols": columns, "fontsize": 8, "frameon": False}
+    figure.legend(*axis.get_legend_handles_labels(), **look)
+
+
+def plot_mean_series(layers: pd.DataFrame, run: dict, by: str = "segment", bias=None):
+    """Mean of each of SERIES per layer, per `segment` or, over the prompts' positions, per `kind`,
+    with 95 % bands; and, where `bias_curve` is given as `bias`, the lens's bias."""
     order = SEGMENTS if by == "segment" else KINDS
     rows = layers if by == "segment" else layers[layers["segment"] == "prompt"]
-    titles = {"jsd_prev": "JSD to the previous layer", "jsd_final": "JSD to the last layer"}
-    figure, axes = plt.subplots(1, 2 + (bias is not None), figsize=(10, 3.4))
-    for axis, (series, title) in zip(axes, titles.items(), strict=False):
+    shape, height = ((1, len(SERIES)), 3.4) if bias is None else ((2, 2), 6)
+    figure, axes = plt.subplots(*shape, figsize=(10, height))
+    for axis, (series, (title, label)) in zip(axes.flat, SERIES.items(), strict=False):
         _layer_curves(axis, run, lt.layer_curve(rows, series, by), by, order)
-        axis.set(title=title, ylabel=f"mean JSD ({UNIT})", ylim=(0, None))
+        short = title.replace("Jensen-Shannon divergence", "JSD")
+        axis.set(title=short, ylabel=f"mean {label}", ylim=(0, None))
     if bias is not None:
-        curve = bias.rename(columns={"bias": "mean"}).assign(low=np.nan, high=np.nan)
-        _layer_curves(axes[2], run, curve, by, order)
-        axes[2].get_legend().remove()
-        axes[2].set(title="The lens's own bias", ylabel=f"KL to the last layer ({UNIT})")
-        axes[2].set_yscale("symlog", linthresh=1)
-        axes[2].set_yticks([0, 0.5, 1, 2, 5, 10, 20], ["0", "0.5", "1", "2", "5", "10", "20"])
-        axes[2].set_ylim(0, max(1, 1.1 * bias["bias"].max()))
+        axis, curve = axes[1, 1], bias.rename(columns={"bias": "mean"})
+        _layer_curves(axis, run, curve.assign(low=np.nan, high=np.nan), by, order)
+        axis.set(title="The lens's own bias", ylabel=f"KL to the last layer ({UNIT})")
+        axis.set_yscale("symlog", linthresh=1)
+        axis.set_yticks([0, 0.5, 1, 2, 5, 10, 20], ["0", "0.5", "1", "2", "5", "10", "20"])
+        axis.set_ylim(0, max(1, 1.1 * curve["mean"].max()))
+    _legend_below(figure, axes.flat[1])
     return figure
 
 
@@ -412,12 +499,12 @@ def plot_answers(answers: pd.DataFrame, run: dict):
     """Probability and rank of the answer's first word per layer and kind of prompt with 95 % bands;
     dotted, those of the same word with another image instead (a grey one, if there is no other)."""
     curves = lt.answer_curves(answers)
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
     for axis, column in zip(axes, ("probability", "rank"), strict=True):
-        colours = _layer_curves(axis, run, curves[column], "kind", KINDS)
+        _layer_curves(axis, run, curves[column], "kind", KINDS)
         for kind, rows in curves[f"control_{column}"].groupby("kind"):
-            axis.plot(rows["layer"], rows["mean"], ":", color=colours[kind])
-    axes[0].get_legend().remove()  # the other panel's is the same
+            axis.plot(rows["layer"], rows["mean"], ":", color=_colour_of(kind, KINDS))
+    _legend_below(figure, axes[0])
     title = "Probability of the answer (dotted: with another image)"
     axes[0].set(title=title, ylabel="mean probability", ylim=(0, 1.02))
     largest = max(curves[column]["mean"].max() for column in ("rank", "control_rank"))
@@ -440,23 +527,24 @@ def plot_settling(answers: pd.DataFrame, run: dict):
         "drawn_layer": "Drawn from the image (by odds)",
     }
     spread = ("readable_quarter", "readable_three_quarters")
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharex=True, sharey=True)
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
         table = lt.settling_table(answers, column)
-        points = {"jitter": 0.25, "size": 4, "alpha": 0.5, "color": "0.5"}
+        points = {"jitter": 0.2, "size": 4, "alpha": 0.5, "color": "0.5"}
         sns.stripplot(first, x=column, y="kind", order=table.index, ax=axis, **points)
-        rows = np.arange(len(table))
+        rows = np.arange(len(table)) + 0.38  # under the points, which it would hide
         axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
-        axis.plot(table["median"], rows, "D", color=ORANGE, markersize=7, zorder=4)
+        axis.plot(table["median"], rows, "D", color=ORANGE, markersize=6, zorder=4)
         if column == "readable_layer":
             ends = [lt.settling_table(answers, name)["median"] for name in spread]
-            axis.hlines(rows + 0.35, *ends, color=BLUE, linewidth=2, zorder=3)
+            axis.hlines(rows + 0.18, *ends, color=BLUE, linewidth=2, zorder=3)
         _layer_axis(axis, run)
-        if first[column].max() >= never:
-            labels = [label.get_text() for label in axis.get_xticklabels()]
-            axis.set_xticks([*axis.get_xticks(), never], [*labels, lt.layer_label(run, never)])
-            axis.set_xlim(right=never + 0.5)
         axis.set(ylabel="", title=title)
+    if first[list(titles)].max(axis=None) >= never:
+        # In place of the last layer's label, which has no room beside it.
+        labels = [label.get_text() for label in axis.get_xticklabels()[:-1]]
+        axis.set_xticks([*axis.get_xticks()[:-1], never], [*labels, lt.layer_label(run, never)])
+        axis.set_xlim(right=never + 0.5)
     return figure
 
 
@@ -546,10 +634,7 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
     for axis, column in zip(axes, ("auroc", "named"), strict=True):
         _layer_curves(axis, run, curves[column], "size", order)
         axis.set_ylim(0, 1.02)
-    handles, labels = axes[1].get_legend_handles_labels()
-    for axis in axes:
-        axis.get_legend().remove()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    _legend_below(figure, axes[1], columns=4)
     axes[0].axhline(0.5, color=GREY, linewidth=1, linestyle=":")
     axes[0].set(title="P(word) inside against outside its boxes", ylabel="AUROC (0.5 = chance)")
     title = "Patches whose top-1 token is their object's word"
@@ -577,7 +662,8 @@ def _draw_case(axis, results: Results, case, layer: int, name: str) -> None:
     (position,) = lt.layer_positions(run, [layer])
     probs = lt.word_probability(record, case.category)[position]
     objects = [item for item in record["objects"] if item["category"] == case.category]
-    _draw_patches(axis, run, {**record, "objects": objects}, probs / probs.max())
+    norm = LogNorm(probs.max() / 100, probs.max(), clip=True)
+    _draw_patches(axis, run, {**record, "objects": objects}, probs, norm)
     control = f"control {case.auroc_other_image:.2f}"
     if np.isnan(case.auroc_other_image):
         control = "no control"

@@ -87,7 +87,10 @@ IMAGE, PROMPT, ANSWER = range(len(SEGMENTS))
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run does: the parameters of Make_Analyse that reach the model."""
+    """What a run does: the parameters of Make_Analyse that reach the model.
+
+    Raises ValueError, which names the parameter, for one that can't be used.
+    """
 
     model: str  # hub id or folder
     dtype: str = "float16"
@@ -100,6 +103,19 @@ class Settings:
     knockout: bool = True
     knockout_width: float = 9 / 32  # of a window, as a share of the blocks
     deadline: float = float("inf")  # `time.monotonic()` at which no image is begun any more
+
+    def __post_init__(self):
+        for name in ("per_kind", "top_k", "max_new_tokens"):
+            value = getattr(self, name)
+            is_count = type(value) is int and value >= 1
+            require(is_count, f"{name} is {value!r}: it must be a whole number of 1 or more.")
+        require(type(self.seed) is int, f"seed is {self.seed!r}: it must be a whole number.")
+        _check_dtype(self.dtype)
+        if self.device not in (None, "cpu"):
+            n_gpus = len(probe_gpus()["gpus"])
+            there = ["cuda"] * (n_gpus > 0) + [f"cuda:{gpu}" for gpu in range(n_gpus)]
+            sees = f"device is {self.device!r}, and torch sees {n_gpus} GPUs here"
+            require(self.device in there, f"{sees}: set it to one of {['None', 'cpu', *there]}.")
 
 
 # ---- Loading the model -------------------------------------------------------------------------
@@ -161,6 +177,11 @@ def _llava_config(model: str):
     return config
 
 
+def _check_dtype(dtype: str) -> None:
+    known = ", ".join(LAST_LAYER_TOLERANCE)
+    require(dtype in LAST_LAYER_TOLERANCE, f"dtype is {dtype!r}: it must be one of {known}.")
+
+
 def load_llava(model, dtype: str = "float16", device: str | None = None):
     """`(bridge, processor)` of a LLaVA-1.5 given as a hub id or a local folder.
 
@@ -169,10 +190,7 @@ def load_llava(model, dtype: str = "float16", device: str | None = None):
     anything large is downloaded, if it has no room.
     """
     model = str(model)
-    require(
-        dtype in LAST_LAYER_TOLERANCE,
-        f"dtype is {dtype!r}: it must be one of {', '.join(LAST_LAYER_TOLERANCE)}.",
-    )
+    _check_dtype(dtype)
     weights = weight_bytes(_llava_config(model), dtype)
     free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
     if on_kaggle() and not free and not device:
@@ -550,17 +568,11 @@ def read_image_and_prefix(
 
 
 def _check_request(bridge, sequences: list, settings: Settings) -> None:
-    d_vocab, new = bridge.cfg.d_vocab, settings.max_new_tokens
-    require(
-        1 <= settings.top_k <= d_vocab,
-        f"top_k is {settings.top_k}: it must be from 1 to the vocabulary's {d_vocab}.",
-    )
-    require(
-        new >= 1 and sequences,
-        f"max_new_tokens is {new} and there are {len(sequences)} prompts: there must be one at "
-        "least of each.",
-    )
-    longest = max(map(len, sequences)) + new
+    d_vocab = bridge.cfg.d_vocab
+    most = f"top_k is {settings.top_k}: it must be from 1 to the vocabulary's {d_vocab}."
+    require(settings.top_k <= d_vocab, most)
+    require(sequences, "There are no prompts: there must be one at least.")
+    longest = max(map(len, sequences)) + settings.max_new_tokens
     context = bridge.original_model.config.text_config.max_position_embeddings
     require(
         longest <= context,

@@ -1,14 +1,22 @@
-"""Time and memory of reading one image, against a floor and against the plain ways to do it. Run by hand:
+"""Time and memory of reading one image, against a floor and against the plain ways to do it.
 
-    python tests/bench_lens.py [--size small|7b] [--prompts 1 3 5] [--repeats 5] [--words 0] [--ways floor project ...]
+Run by hand:
 
-`small`: 8 layers, d_model 512, a vocabulary of 32,064, 576 image tokens, float32 on the CPU. `7b`: LLaVA-1.5-7B's exact shape with random weights, float16, on a
-GPU capped at a P100's memory. `--words` makes every question so many words longer. Side by side in one run, as medians over repeats with their spread:
+    python tests/bench_lens.py [--size small|7b] [--prompts 1 3 5] [--repeats 5] [--words 0]
+                               [--ways floor project ...]
 
-floor       bare forward passes (prefix once, prompts and answers from the cache) and bare unembedding products at the same shapes
-project     lens_utils.read_image
-plain HF    per prompt `generate`, then one whole pass with output_hidden_states, norm, unembedding, softmax, top-k, JSD for all positions of a layer at once
-plain TL    per prompt the same, with TransformerLens' run_with_cache over everything in place of output_hidden_states
+`small`: 8 layers, d_model 512, a vocabulary of 32,064, 576 image tokens, float32 on the CPU. `7b`:
+LLaVA-1.5-7B's exact shape with random weights, float16, on a GPU capped at a P100's memory.
+`--words` makes every question so many words longer. Side by side in one run, as medians over
+repeats with their spread:
+
+floor       bare forward passes (prefix once, prompts and answers from the cache) and bare
+            unembedding products at the same shapes
+project     lens_model.read_image
+plain HF    per prompt `generate`, then one whole pass with output_hidden_states, norm, unembedding,
+            softmax, top-k, JSD for all positions of a layer at once
+plain TL    per prompt the same, with TransformerLens' run_with_cache over everything in place of
+            output_hidden_states
 """
 
 import argparse
@@ -26,8 +34,10 @@ from PIL import Image
 from transformers import DynamicCache
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "demo")]
-import lens_utils as lu  # noqa: E402
 from tiny_llava import make_llava  # noqa: E402
+
+import lens_data as ld  # noqa: E402
+import lens_model as lm  # noqa: E402
 
 SIZES = {
     "small": dict(
@@ -48,6 +58,7 @@ SIZES = {
     ),
 }
 N_ANSWER, TOP_K, SLICE = 5, 10, 64
+WAYS = ["floor", "project", "plain HF", "plain TL"]
 
 
 def on_gpu() -> bool:
@@ -55,7 +66,8 @@ def on_gpu() -> bool:
 
 
 def floor(bridge, pixel_values, sequences, n_prefix, first):
-    """Forward passes without hooks and one product with the unembedding per layer and position; nothing is kept."""
+    """Forward passes without hooks and one product with the unembedding per layer and position;
+    nothing is kept."""
     model, n_layers = bridge.original_model, bridge.cfg.n_layers
     weight, cache = bridge.W_U.T, DynamicCache()
 
@@ -100,10 +112,10 @@ def plain(bridge, pixel_values, sequences, residuals_of):
         for resid in residuals:
             p = lm_head(norm(resid)).float().softmax(-1)[0]
             p.topk(TOP_K)
-            lu.entropy_bits(p)
-            lu.jsd_bits(p, final)
+            lm.entropy_bits(p)
+            lm.jsd_bits(p, final)
             if previous is not None:
-                lu.jsd_bits(p, previous)
+                lm.jsd_bits(p, previous)
             previous = p
 
 
@@ -126,7 +138,8 @@ def tl_residuals(bridge, pixel_values, ids):
 
 
 class Peak:
-    """Peak memory in MiB above what was in use at the start: allocated on the GPU, resident (sampled) on the CPU."""
+    """Peak memory in MiB above what was in use at the start: allocated on the GPU, resident
+    (sampled) on the CPU."""
 
     def __enter__(self):
         if on_gpu():
@@ -168,14 +181,66 @@ def seconds_of(work) -> float:
 
 
 def make_model(size: str):
-    """A random LLaVA of the size: the exact shape of LLaVA-1.5 (336 pixels, 24 x 24 patches, 32,064 rows) but for depth and width."""
+    """A random LLaVA of the size: the exact shape of LLaVA-1.5 (336 pixels, 24 x 24 patches, 32,064
+    rows) but for depth and width."""
     folder = tempfile.mkdtemp(prefix="bench_lens_")
     torch.set_default_dtype(torch.float16 if size == "7b" else torch.float32)
     torch.manual_seed(0)
-    corpus = [lu.CHAT, lu.object_question(), lu.DESCRIPTION_QUESTION]
-    make_llava(folder, corpus, image_size=336, patch_size=14, vocab_size=32_064, **SIZES[size])
+    corpus = [ld.CHAT, ld.object_question(), ld.DESCRIPTION_QUESTION]
+    vision, text = SIZES[size]["vision"], SIZES[size]["text"] | {"vocab_size": 32_064}
+    make_llava(folder, corpus, image_size=336, patch_size=14, vision=vision, text=text)
     torch.set_default_dtype(torch.float32)
-    return lu.load_llava(folder, "float16" if size == "7b" else "float32")
+    return lm.load_llava(folder, "float16" if size == "7b" else "float32")
+
+
+def ways_to_read(bridge, processor, image, n_prompts: int, n_words: int) -> dict:
+    """The work to measure, by name of the way."""
+    question = ld.object_question()
+    prompts = ld.as_prompts(
+        [f"{question} {number}" + " image" * n_words for number in range(n_prompts)]
+    )
+    settings = lm.Settings("", top_k=TOP_K, max_new_tokens=N_ANSWER)
+    pixel_values, sequences = lm.encode_prompts(
+        processor, image, [prompt["question"] for prompt in prompts]
+    )
+    at_image = (sequences[0] == processor.image_token_id).nonzero()[:, 0]
+    first, n_prefix = int(at_image[0]), int(at_image[-1]) + 1
+    pixel_values = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
+    sequences = [sequence.to(bridge.cfg.device) for sequence in sequences]
+    inputs = bridge, pixel_values, sequences
+    return {
+        "floor": lambda: floor(*inputs, n_prefix, first),
+        "project": lambda: lm.read_image(bridge, processor, image, prompts, settings),
+        "plain HF": lambda: plain(*inputs, lambda ids: hf_residuals(bridge, pixel_values, ids)),
+        "plain TL": lambda: plain(*inputs, lambda ids: tl_residuals(bridge, pixel_values, ids)),
+    }
+
+
+def measure(ways: dict, n_prompts: int, repeats: int) -> None:
+    """Print time and peak memory of each way, and how many times those of the first it takes."""
+    reference = next(iter(ways))
+    mib, held = {}, {}
+    for name, work in ways.items():
+        if on_gpu():
+            torch.cuda.empty_cache()
+        mib[name] = peak_mib(work)
+        held[name] = torch.cuda.max_memory_reserved() / 2**30 if on_gpu() else None
+    # The ways take turns, so that what else the machine does meets them all.
+    times = [{name: seconds_of(work) for name, work in ways.items()} for _ in range(repeats)]
+    print(
+        f"\n{n_prompts} prompts per image{'':6}median s   (min - max)     "
+        f"x {reference} (min - max)   peak MiB above weights"
+    )
+    for name in ways:
+        seconds = [turn[name] for turn in times]
+        ratios = [turn[name] / turn[reference] for turn in times]
+        on_device = f", {held[name]:.2f} GiB of the device held" if on_gpu() else ""
+        print(
+            f"  {name:22}{statistics.median(seconds):8.2f}   "
+            f"({min(seconds):.2f} - {max(seconds):.2f}){statistics.median(ratios):10.2f} "
+            f"({min(ratios):.2f} - {max(ratios):.2f}){mib[name]:12.0f}{on_device}",
+            flush=True,
+        )
 
 
 @torch.inference_mode()
@@ -185,12 +250,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 3, 5])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--words", type=int, default=0)
-    parser.add_argument(
-        "--ways",
-        nargs="+",
-        choices=["floor", "project", "plain HF", "plain TL"],
-        default=["floor", "project", "plain HF", "plain TL"],
-    )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     args = parser.parse_args()
     if on_gpu():
         total = torch.cuda.get_device_properties(0).total_memory
@@ -202,56 +262,12 @@ def main() -> None:
     )
     device = torch.cuda.get_device_name() if on_gpu() else f"CPU, {torch.get_num_threads()} threads"
     print(
-        f"{args.size}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, {bridge.cfg.dtype}, {device}, torch {torch.__version__}"
+        f"{args.size}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, "
+        f"{bridge.cfg.dtype}, {device}, torch {torch.__version__}"
     )
     for n_prompts in args.prompts:
-        prompts = lu.own_prompts(
-            [
-                f"{lu.object_question()} {number}" + " image" * args.words
-                for number in range(n_prompts)
-            ]
-        )
-        pixel_values, sequences = lu.encode(
-            processor, image, [prompt["question"] for prompt in prompts]
-        )
-        at_image = (sequences[0] == processor.image_token_id).nonzero()[:, 0]
-        first, n_prefix = int(at_image[0]), int(at_image[-1]) + 1
-        pixel_values = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
-        sequences = [sequence.to(bridge.cfg.device) for sequence in sequences]
-        ways = {
-            "floor": lambda: floor(bridge, pixel_values, sequences, n_prefix, first),
-            "project": lambda: lu.read_image(
-                bridge, processor, image, prompts, top_k=TOP_K, max_new_tokens=N_ANSWER
-            ),
-            "plain HF": lambda: plain(
-                bridge, pixel_values, sequences, lambda ids: hf_residuals(bridge, pixel_values, ids)
-            ),
-            "plain TL": lambda: plain(
-                bridge, pixel_values, sequences, lambda ids: tl_residuals(bridge, pixel_values, ids)
-            ),
-        }
-        mib, held = {}, {}
-        for name in args.ways:
-            if on_gpu():
-                torch.cuda.empty_cache()
-            mib[name] = peak_mib(ways[name])
-            held[name] = torch.cuda.max_memory_reserved() / 2**30 if on_gpu() else None
-        # The ways take turns, so that what else the machine does meets them all.
-        times = [{name: seconds_of(ways[name]) for name in args.ways} for _ in range(args.repeats)]
-        print(
-            f"\n{n_prompts} prompts per image{'':6}median s   (min - max)     x {args.ways[0]} (min - max)   peak MiB above weights"
-        )
-        for name in args.ways:
-            seconds, ratios = (
-                [turn[name] for turn in times],
-                [turn[name] / turn[args.ways[0]] for turn in times],
-            )
-            on_device = f", {held[name]:.2f} GiB of the device held" if on_gpu() else ""
-            print(
-                f"  {name:22}{statistics.median(seconds):8.2f}   ({min(seconds):.2f} - {max(seconds):.2f}){statistics.median(ratios):10.2f} "
-                f"({min(ratios):.2f} - {max(ratios):.2f}){mib[name]:12.0f}{on_device}",
-                flush=True,
-            )
+        ways = ways_to_read(bridge, processor, image, n_prompts, args.words)
+        measure({name: ways[name] for name in args.ways}, n_prompts, args.repeats)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """Time and memory of Visualise_Analyse on synthetic records of LLaVA-1.5-7B's shape. By hand:
 
     python tests/bench_visualise.py [number of images, default 100] [--size 7b|tiny]
+                                    [--values realistic|random]
 
 `7b`: 33 layers, 576 patches, prompts of the six usual lengths, top-10, a vocabulary of 32,064 with
-Cyrillic, CJK and byte tokens; the numbers are random. `tiny`: 9 layers, 36 patches, a vocabulary of
-512, for thousands of images. Prints the size of a record, the seconds that saving one takes, and
-seconds and peak memory of the executed notebook, which it leaves as a page in the folder that it
-names.
+Cyrillic, CJK and byte tokens. `tiny`: 9 layers, 36 patches, a vocabulary of 512, for thousands of
+images. `realistic` values are made after published readings of LLaVA-1.5-7B
+(JadenFiotto-Kaufman/CVPR2026-HOW): top-1 from 0.005 to 0.6, the same few tokens in most patches of
+the background, an object's word in several spellings; `random` ones hardly compress. Prints the
+size of a record, the seconds that saving one takes, and seconds and peak memory of the executed
+notebook, which it leaves as a page in the folder that it names.
 """
 
 import argparse
+import functools
 import io
 import resource
 import shutil
@@ -20,11 +24,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import sklearn.datasets
+from PIL import Image, ImageOps
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import lens_data as ld  # noqa: E402
+import lens_tables as lt  # noqa: E402
 import lens_utils as lu  # noqa: E402
 
 SIZES = {"7b": (33, 24, 336, 32_064), "tiny": (9, 6, 84, 512)}
@@ -39,10 +45,47 @@ KINDS = [
 ]
 
 
+# Tokens and their probabilities in most patches of the background, and others that came up there.
+REPEATED = {"olas": 0.018, "▁steps": 0.016, "▁dust": 0.012, "steps": 0.008, "atia": 0.008,
+            "sa": 0.0075, "anden": 0.007, "XY": 0.006}  # fmt: skip
+ODD = ["AXI", "cus", "chev", "Ξ", "uela", "▁spole", "Gill", "FIX", "ish", "ael", "eti", "&=\\",
+       "▁totalité", "фев", "▁anchor", "rugu"]  # fmt: skip
+# The spellings of a word, with their shares of its probability.
+SPELLINGS = {
+    "temple": {"▁tem": 0.4, "▁temple": 0.3, "ples": 0.2, "▁Temple": 0.06, "Tem": 0.04},
+    "tree": {"▁tree": 0.5, "▁trees": 0.36, "▁branches": 0.08, "▁Tree": 0.02, "tree": 0.04},
+    "boat": {"▁boat": 0.6, "▁boats": 0.4},
+    "dog": {"▁dog": 0.6, "▁dogs": 0.4},
+    "kite": {"▁kite": 0.7, "▁kites": 0.3},
+    "person": {"▁person": 0.5, "▁people": 0.5},
+}
+# Boxes on the crop of china.jpg as shares of its side.
+BOXES = [("temple", 0, 0.06, 0.62, 0.9), ("tree", 0.5, 0.65, 0.5, 0.35),
+         ("tree", 0, 0.78, 0.45, 0.22), ("boat", 0.74, 0.52, 0.19, 0.05)]  # fmt: skip
+
+
+def use(size: str) -> None:
+    """Set the shape of all that is made here."""
+    global N_LAYERS, GRID, IMAGE_SIZE, D_VOCAB
+    N_LAYERS, GRID, IMAGE_SIZE, D_VOCAB = SIZES[size]
+
+
+@functools.cache
+def known_tokens() -> list[str]:
+    """Labels that stand at the start of the vocabulary, whatever its size."""
+    spellings = [token for word in SPELLINGS.values() for token in word]
+    tokens = ["<unk>", "<s>", "</s>", "dog", *REPEATED, *ODD, *spellings]
+    return list(dict.fromkeys(tokens))
+
+
+def ids_of(tokens) -> list[int]:
+    return [known_tokens().index(token) for token in tokens]
+
+
 def make_tokens(rng) -> list[str]:
     """Labels of Llama-2's kinds: bytes, words with and without a leading space, Cyrillic, CJK."""
     alphabets = ["abcdefghijklmnop", "абвгдежзиклмнопр", "的一是不了人我在有他这中大来上"]
-    tokens = ["<unk>", "<s>", "</s>", "dog", "▁dog"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens = known_tokens() + [f"<0x{byte:02X}>" for byte in range(256)]
     while len(tokens) < D_VOCAB:
         letters = alphabets[rng.choice(3, p=[0.75, 0.2, 0.05])]
         tokens.append(
@@ -81,7 +124,116 @@ def make_readings(rng, n_pos: int) -> dict:
     }
 
 
-def make_record(rng, name: str, jpeg: np.ndarray) -> dict:
+def coverage(category: str) -> np.ndarray:
+    """The share of each patch `[patch]` that the category's boxes in BOXES cover."""
+    covers = [
+        lt.patch_coverage([side * IMAGE_SIZE for side in box], GRID, IMAGE_SIZE)
+        for name, *box in BOXES
+        if name == category
+    ]
+    return np.sum(covers, axis=0).clip(0, 1) if covers else np.zeros(GRID**2)
+
+
+def realistic_words(rng) -> dict[str, np.ndarray]:
+    """P(word) `[layer, patch]` by category: it rises from a third of the layers on, has its peak
+    at three quarters, and is a tenth to a thousandth of that where the object is not."""
+    depth = np.linspace(0, 1, N_LAYERS)[:, None]
+    strength = 0.6 * np.exp(-(((depth - 0.78) / 0.2) ** 2))
+    words = {}
+    for category in SPELLINGS:
+        cover = coverage(category)
+        there = cover * rng.beta(1.2, 3, GRID**2) + 1e-4 * rng.lognormal(0, 1, GRID**2)
+        words[category] = np.maximum(strength * there, 1e-6 * rng.lognormal(size=there.shape))
+    return words
+
+
+def realistic_patches(rng, words: dict[str, np.ndarray]) -> dict:
+    """The readings of the patches, with P(word) `words`."""
+    shape, candidates = (N_LAYERS, GRID**2), []
+
+    def add(token_ids, probs):
+        ids = np.broadcast_to(token_ids, shape)
+        candidates.append((ids, np.broadcast_to(probs, shape) * rng.lognormal(0, 0.1, shape)))
+
+    for k in range(TOP_K):
+        add(rng.integers(300, D_VOCAB, shape), 0.006 * 0.85**k)
+    background = rng.random(GRID**2) < 0.7
+    for token, prob in REPEATED.items():
+        add(ids_of([token])[0], prob * background)
+    # Neighbours share an odd token, which changes every few layers.
+    columns, rows = np.arange(GRID**2) % GRID // 3, np.arange(GRID**2) // GRID // 2
+    odd = (columns * 7 + rows * 5 + np.arange(N_LAYERS)[:, None] // 6 * 3) % len(ODD)
+    add(np.array(ids_of(ODD))[odd], rng.exponential(0.02, GRID**2) * ~background)
+    for category, spellings in SPELLINGS.items():
+        for token, share in spellings.items():
+            add(ids_of([token])[0], share * words[category])
+    ids, probs = (np.stack(part, axis=-1) for part in zip(*candidates, strict=True))
+    order = np.argsort(-probs, axis=-1)
+    ids, probs = (np.take_along_axis(part, order, axis=-1) for part in (ids, probs))
+    target = ids[-1, :, 0]
+    is_target = (ids == target[:, None]) & (probs > 0)
+    rank = np.where(is_target.any(-1), is_target.argmax(-1) + 1, rng.integers(40, D_VOCAB, shape))
+    return {
+        **make_readings(rng, GRID**2),
+        "top_ids": ids[..., :TOP_K].astype(np.uint16),
+        "top_probs": probs[..., :TOP_K].astype(np.float32),
+        "target_prob": np.maximum((probs * is_target).sum(-1), 1e-6).clip(0, 1).astype(np.float32),
+        "target_rank": rank.astype(np.uint16),
+    }
+
+
+def realistic_text(rng, n_pos: int) -> dict:
+    """The readings of a text: flat at first, and from a layer of its own on each position is sure
+    of a token."""
+    readings, depth = make_readings(rng, n_pos), np.arange(N_LAYERS)[:, None] / N_LAYERS
+    sure = 1 / (1 + np.exp(-25 * (depth - rng.uniform(0.4, 0.9, n_pos)))) * rng.beta(2, 1, n_pos)
+    top_probs = 0.004 * 0.8 ** np.arange(TOP_K) * rng.lognormal(0, 0.1, (N_LAYERS, n_pos, 1))
+    top_probs[..., 0] = np.maximum(top_probs[..., 0], sure)
+    is_sure = (sure > 0.004)[..., None]
+    readings["top_ids"] = np.where(is_sure, readings["top_ids"][-1], readings["top_ids"])
+    readings["target_rank"] = np.where(is_sure[..., 0], 1, readings["target_rank"]).astype("u2")
+    readings["top_probs"] = top_probs.astype(np.float32)
+    readings["target_prob"] = np.where(is_sure[..., 0], top_probs[..., 0], 1e-5).astype(np.float32)
+    return readings
+
+
+def make_record(rng, name: str, jpeg: np.ndarray, realistic: bool = False) -> dict:
+    record = random_record(rng, name, jpeg)
+    if not realistic:
+        return record
+    words = realistic_words(rng)
+    there = {category for category, *_ in BOXES}
+    record["objects"] = [
+        {
+            "category": category,
+            "box": [float(side * IMAGE_SIZE) for side in box],
+            "crowd": False,
+            "color": None,
+            "visible": 1.0,
+            "share": float(box[2] * box[3]),
+        }
+        for category, *box in BOXES
+    ]
+    record["words"] = [
+        {
+            "category": category,
+            "present": category in there,
+            "token_ids": sorted(ids_of([token for token, share in tokens.items() if share > 0.25])),
+            "several_tokens": category == "temple",
+            "log2_probs": np.log2(
+                words[category] * sum(share for share in tokens.values() if share > 0.25)
+            ).astype(np.float16),
+        }
+        for category, tokens in SPELLINGS.items()
+    ]
+    record["patches"] = realistic_patches(rng, words)
+    for prompt in record["prompts"]:
+        prompt["readings"] = realistic_text(rng, len(prompt["token_ids"]))
+        prompt["answer_ids"][:] = prompt["readings"]["top_ids"][-1, prompt["n_prompt"] - 1 :, 0]
+    return record
+
+
+def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
     prompts = []
     for kind, truth in KINDS:
         n_prompt, n_answer = (40, 2) if kind != "description" else (12, 20)
@@ -132,6 +284,14 @@ def make_record(rng, name: str, jpeg: np.ndarray) -> dict:
     }
 
 
+def make_crop() -> np.ndarray:
+    """The centre of a photograph that scikit-learn ships, as a JPEG's bytes."""
+    with Image.open(Path(sklearn.datasets.__file__).parent / "images" / "china.jpg") as photograph:
+        crop, jpeg = ImageOps.fit(photograph, (IMAGE_SIZE, IMAGE_SIZE)), io.BytesIO()
+    crop.save(jpeg, "JPEG", quality=90)
+    return np.frombuffer(jpeg.getvalue(), np.uint8)
+
+
 def make_run(rng) -> dict:
     return {
         "format_version": lu.FORMAT_VERSION,
@@ -158,20 +318,19 @@ def make_run(rng) -> dict:
 
 
 def main() -> None:
-    global N_LAYERS, GRID, IMAGE_SIZE, D_VOCAB
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", type=int, nargs="?", default=100)
     parser.add_argument("--size", choices=SIZES, default="7b")
+    parser.add_argument("--values", choices=["realistic", "random"], default="realistic")
     args = parser.parse_args()
-    N_LAYERS, GRID, IMAGE_SIZE, D_VOCAB = SIZES[args.size]
+    use(args.size)
     rng, folder = np.random.default_rng(0), Path(tempfile.mkdtemp(prefix="bench_visualise_"))
-    results, jpeg = lu.Results(folder / "results"), io.BytesIO()
-    Image.effect_noise((IMAGE_SIZE, IMAGE_SIZE), 60).convert("RGB").save(jpeg, "JPEG")
+    results, jpeg = lu.Results(folder / "results"), make_crop()
     results.begin(make_run(rng))
     mean = rng.dirichlet(np.full(D_VOCAB, 0.01), size=(3, N_LAYERS)).astype(np.float32)
     seconds = 0.0
     for number in range(args.images):
-        record = make_record(rng, f"{number:05}.jpg", np.frombuffer(jpeg.getvalue(), np.uint8))
+        record = make_record(rng, f"{number:05}.jpg", jpeg, args.values == "realistic")
         start = time.perf_counter()
         results.add(record, mean)
         seconds += time.perf_counter() - start
@@ -181,7 +340,7 @@ def main() -> None:
         f"{seconds / args.images:.3f} s to save one with the sums",
         flush=True,
     )
-    for path in [*ROOT.glob("lens_*.py"), ROOT / "Visualise_Analyse.ipynb"]:
+    for path in [*ROOT.glob("lens_*"), ROOT / "Visualise_Analyse.ipynb"]:
         shutil.copy(path, folder)
     start = time.perf_counter()
     execute = ["nbconvert", "--execute", "--to", "html", "Visualise_Analyse.ipynb"]

@@ -532,7 +532,7 @@ def test_relation(a, b, relation):
         ([""], "Prompt 0 is empty"),
         (["a", " \n"], "Prompt 1 is empty"),
         (["What is <image>?"], "own <image>"),
-        ("What is it?", "put it into a list"),
+        ("What is it?", "it must be a list of questions"),
         ([{"question": None}], "Prompt 0 is empty"),
         ([None], "Prompt 0 is empty or no text"),
         ([7], "no text"),

@@ -1,111 +1,721 @@
-"""lens_figures: the explorer page in headless Chromium (skipped where there is none; .ci/run
-installs it)."""
+"""lens_figures: the explorer's pages, driven in Chromium (.ci/run installs it).
 
-import html
+The tests that open a page are skipped where Chromium, its driver or selenium is missing.
+"""
+
+import csv
+import io
 import re
 import shutil
-import subprocess
+import time
 
+import bench_visualise as bench
 import numpy as np
 import pytest
+from PIL import Image
 
 import lens_figures as lf
+import lens_tables as lt
 import lens_utils as lu
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-# Moves the slider by the step that the page itself defines, hovers, and leaves what is shown in the
-# document.
-HOVER = """
-<pre id="shown"></pre>
-<script>
-window.addEventListener("load", async () => {
-  const page = document.querySelector(".js-plotly-plot"), shown = document.getElementById("shown");
-  for (const [layer, panel, [row, column]] of %s) {
-    await Plotly.update(page, page.layout.sliders[0].steps[layer].args[0]);
-    Plotly.Fx.hover(page, {xval: column, yval: row}, panel ? "x2y2" : "xy");
-    // plotly draws hover labels with a delay
-    await new Promise(resolve => setTimeout(resolve, 300));
-    shown.textContent += page.querySelector(".hoverlayer").textContent + "\\n";
-  }
-});
-</script></body>"""
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+OPTIONS = [
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--window-size=1400,900",
+]  # fmt: skip
+# Whatever of it ends up as markup, as script or in an address says so.
+PAYLOADS = [
+    "<img src=http://evil.test/x onerror=window.ran=1>",
+    "</script><script>window.ran=1</script>",
+    "\"'><svg onload=window.ran=1>",
+    "javascript:window.ran=1",
+    "</title><b>bold</b>",
+    "=HYPERLINK(0)",
+    "__proto__",
+    "constructor",
+]
 
 
-@pytest.fixture
+def start_browser(downloads):
+    """Chromium under selenium, which saves what it downloads into the folder `downloads`."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no browser: apt-get install chromium chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for option in OPTIONS:
+        options.add_argument(option)
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(executable_path=DRIVER)
+    return webdriver.Chrome(options=options, service=service)
+
+
+class Page:
+    """One page of the explorer in the browser."""
+
+    def __init__(self, browser, downloads):
+        self.browser, self.downloads = browser, downloads
+
+    def open(self, path, state: str = ""):
+        self.browser.get("about:blank")  # else a new state after # would not load the page anew
+        for kind in ("browser", "performance"):
+            self.browser.get_log(kind)
+        self.browser.get(path.as_uri() + state)
+        self.wait("document.documentElement.dataset.ready")
+        return self
+
+    def run(self, script: str, *values):
+        return self.browser.execute_script(script, *values)
+
+    def wait(self, condition: str) -> None:
+        """Until the JavaScript expression is true."""
+        end = time.monotonic() + 20
+        while not self.run(f"return {condition}"):
+            assert time.monotonic() < end, f"never true: {condition}; {self.text('#problem')}"
+            time.sleep(0.05)
+
+    def find(self, selector: str):
+        return self.browser.find_element("css selector", selector)
+
+    def text(self, selector: str) -> str:
+        return self.run("return document.querySelector(arguments[0])?.textContent", selector)
+
+    def texts(self, selector: str) -> list[str]:
+        get = "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)"
+        return self.run(get, selector)
+
+    def mouse(self, canvas, x: float, y: float, click: bool = False) -> None:
+        """Move the mouse to x, y in CSS pixels of the canvas, and click there."""
+        from selenium.webdriver import ActionChains
+
+        self.run("arguments[0].scrollIntoView({block: 'center', inline: 'nearest'})", canvas)
+        width, height = self.run(
+            "const box = arguments[0].getBoundingClientRect(); return [box.width, box.height]",
+            canvas,
+        )
+        chain = ActionChains(self.browser, duration=0)
+        chain.move_to_element_with_offset(canvas, round(x - width / 2), round(y - height / 2))
+        (chain.click() if click else chain).perform()
+
+    def at_patch(self, patch: int, grid: int, click: bool = False) -> None:
+        side = self.run("return document.getElementById('photo').clientWidth") / grid
+        column, row = patch % grid, patch // grid
+        self.mouse(self.find("#photo"), (column + 0.5) * side, (row + 0.5) * side, click)
+
+    def at_text(self, pane: str, pos: int, layer: int, click: bool = False) -> None:
+        """At a cell of the text in `pane`; where it is, the page's own function says."""
+        number = {"#texts": 0, "#second": 1}[pane]
+        x, y = self.run(
+            "const pane = panes[arguments[0]], [x, y] = pane.corner(arguments[1], arguments[2]);"
+            "pane.scroller.scrollLeft = x - 200; return [x, y]",
+            *(number, pos, layer),
+        )
+        self.mouse(self.find(f"{pane} canvas"), x + 20, y + 8, click)
+
+    def key(self, *keys: str) -> None:
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.browser, duration=0).send_keys(*keys).perform()
+
+    def hash(self) -> dict[str, str]:
+        """The state in the address, once it has come to rest."""
+        time.sleep(0.4)
+        address = self.run("return location.hash").removeprefix("#")
+        return dict(part.split("=", 1) for part in address.split("&"))
+
+    def saved(self, button: str, ending: str) -> bytes:
+        """What pressing the button saves."""
+        before = set(self.downloads.glob(f"*{ending}"))
+        self.find(button).click()
+        end = time.monotonic() + 20
+        while not (new := set(self.downloads.glob(f"*{ending}")) - before):
+            assert time.monotonic() < end, "nothing was saved"
+            time.sleep(0.05)
+        time.sleep(0.2)
+        return new.pop().read_bytes()
+
+    def numbers(self) -> list[dict[str, str]]:
+        text = self.saved("#save-numbers", ".csv").decode("utf-8-sig")
+        return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    downloads = tmp_path_factory.mktemp("downloads")
+    browser = start_browser(downloads)
+    yield Page(browser, downloads)
+    browser.quit()
+
+
+@pytest.fixture(scope="module")
 def sample(results):
+    """Run and record with two watched words and boxes, and tokens that differ by case and space."""
     results = lu.Results(results)
-    record = results.record()
-    return results.run, record, record["prompts"][0]
-
-
-def in_chromium(page, tmp_path) -> str:
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--virtual-time-budget=20000",
-        "--dump-dom",
-        page.as_uri(),
+    run, record = dict(results.run), results.record("china.jpg")
+    run["tokens"] = list(run["tokens"])
+    top = np.unique(record["patches"]["top_ids"][:, :, 0])
+    for i, label in zip(top[:3].tolist(), ("▁zebra", "zebra", "▁Zebra"), strict=True):
+        run["tokens"][i] = label
+    rng, shape = np.random.default_rng(0), record["patches"]["entropy"].shape
+    record["objects"] = [
+        {"category": "temple", "box": [3.5, 7.0, 30.0, 28.0]},
+        {"category": "outside", "box": [0.0, 0.0, 0.0, 0.0]},
     ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_hovering_shows_the_tokens_that_the_results_hold(sample, tmp_path):
-    run, record, prompt = sample
-    page = lf.save_explorer(tmp_path / "explorer.html", run, record, prompt)
-    last_row = len(prompt["token_ids"]) - 1
-    places = [(5, 0, [1, 2]), (2, 0, [3, 0]), (3, 1, [4, 0]), (0, 1, [last_row, 0])]
-    head, tail = page.read_text(encoding="utf-8").rsplit("</body>", 1)
-    page.write_text(head + HOVER % [list(place) for place in places] + tail, encoding="utf-8")
-    shown = re.search(r'<pre id="shown">(.*?)</pre>', in_chromium(page, tmp_path), re.S)
-    texts = html.unescape(shown.group(1)).strip().split("\n")
-    for (layer, panel, (row, column)), hovered in zip(places, texts, strict=True):
-        readings, at = record["patches"], row * run["grid"] + column
-        name = f"patch row {row + 1}, column {column + 1}"
-        if panel:
-            readings, at, name = prompt["readings"], row, f"position {row + 1}, input"
-        assert name in hovered and f"layer {run['layers'][layer]}" in hovered
-        top = zip(readings["top_ids"][layer, at], readings["top_probs"][layer, at], strict=True)
-        for i, prob in top:
-            assert f"{prob:.3f} {lu.printable(run['tokens'][i])}" in hovered
-
-
-def test_the_page_needs_no_network(sample, tmp_path):
-    page = lf.save_explorer(tmp_path / "deep" / "explorer.html", *sample)
-    text = page.read_text(encoding="utf-8")
-    assert not re.search(r'<(script|link|img)[^>]+(src|href)="http', text)
-
-
-def test_a_token_cannot_break_the_page(sample, tmp_path):
-    run, record, prompt = sample
-    token = "</script><script>document.title='broken'</script>"
-    run = {**run, "tokens": [token] * len(run["tokens"])}
-    record = {**record, "name": "<b>a</b>.jpg"}
-    page = lf.save_explorer(tmp_path / "explorer.html", run, record, prompt)
-    text = page.read_text(encoding="utf-8")
-    assert "</script><script>document" not in text
-    assert "&lt;b&gt;a" in text.replace("\\u0026", "&")
-
-
-def test_the_top_1_across_layers():
-    run = {"tokens": ["a", "b<"], "layers": ["emb", "1", "2", "3"]}
-    top_ids = np.array([[0, 1], [0, 1], [1, 1], [0, 1]])[:, :, None]  # [layer, pos, k]
-    readings = {"top_ids": top_ids, "top_probs": np.full(top_ids.shape, 0.5)}
-    hovers = lf._hover_texts(run, readings, ["here", "there"])
-    shown = [
-        ["a emb-1, b&lt; 2, a 3", "b&lt; emb-3"],
-        ["here, layer 2<br>0.500 b&lt;", "there, layer 2<br>0.500 b&lt;"],
+    record["words"] = [
+        {
+            "category": category,
+            "present": present,
+            "token_ids": [int(top[number]), number],
+            "log2_probs": (-20 * rng.random(shape)).astype(np.float16),
+        }
+        for number, (category, present) in enumerate({"temple": True, "dog": False}.items(), 3)
     ]
-    for texts in hovers:
-        assert [text.split("top-1 across layers: ")[1] for text in texts] == shown[0]
-    assert [text.split("<br>top-1")[0] for text in hovers[2]] == shown[1]
+    return run, record
+
+
+@pytest.fixture(scope="module")
+def saved(sample, tmp_path_factory):
+    run, record = sample
+    return lf.save_explorer(tmp_path_factory.mktemp("explorer") / "china.jpg.html", run, record)
+
+
+def shown_top(page, selector: str) -> dict[str, float]:
+    """The tokens of a card with their probabilities; without the sums of spellings."""
+    rows = page.run(
+        "return [...document.querySelectorAll(arguments[0] + ' li')].map((row) =>"
+        "[row.querySelector('.label').textContent, row.lastChild.textContent])",
+        selector,
+    )
+    return {
+        label: 0.0 if prob == "<1e-7" else float(prob)
+        for label, prob in rows
+        if not label.endswith(" spellings")
+    }
+
+
+def assert_top(shown: dict[str, float], run, readings, layer: int, pos: int) -> None:
+    ids, probs = readings["top_ids"][layer, pos], readings["top_probs"][layer, pos]
+    expected = {lu.printable(run["tokens"][i]): float(p) for i, p in zip(ids, probs, strict=True)}
+    assert shown.keys() == expected.keys()
+    for label, prob in expected.items():
+        # Two digits of a number of float16; below 0.001 one.
+        assert shown[label] == pytest.approx(prob, rel=0.06 if prob >= 0.001 else 0.4, abs=1e-7)
+
+
+def test_hovering_shows_the_tokens_that_the_results_hold(page, sample, saved):
+    run, record = sample
+    page.open(saved)
+    for layer, patch in ((5, 6), (2, 12), (0, 15)):
+        page.run("update({layer: arguments[0]})", layer)
+        page.at_patch(patch, run["grid"])
+        row, column = divmod(patch, run["grid"])
+        assert page.text("#preview h3") == f"Patch row {row + 1}, column {column + 1}"
+        assert_top(shown_top(page, "#preview"), run, record["patches"], layer, patch)
+    page.run("update({layer: 1})")  # what is hovered over stays
+    assert_top(shown_top(page, "#preview"), run, record["patches"], 1, 15)
+    prompt = record["prompts"][0]
+    for layer, pos in ((3, 4), (0, len(prompt["token_ids"]) - 1)):
+        page.at_text("#texts", pos, layer)
+        label = lu.printable(run["tokens"][prompt["token_ids"][pos]])
+        assert f"position {pos + 1}" in page.text("#preview h3")
+        assert page.text("#preview h3").endswith(f": {label}")
+        assert_top(shown_top(page, "#preview"), run, prompt["readings"], layer, pos)
+
+
+def test_a_click_pins_and_another_unpins_and_the_address_holds_it(page, sample, saved):
+    run, record = sample
+    page.open(saved)
+    page.at_patch(6, run["grid"], click=True)
+    page.at_text("#texts", 3, 2, click=True)
+    page.at_patch(9, run["grid"], click=True)
+    assert page.hash()["pins"] == "p6,t0.3,p9" and page.hash()["layer"] == "2"
+    assert len(page.texts("#pins .card")) == 3
+    page.open(saved, page.run("return location.hash"))
+    assert len(page.texts("#pins .card")) == 3 and page.text("#layer-shown") == "Layer 2 of 5"
+    for card, (readings, pos) in enumerate(
+        [(record["patches"], 6), (record["prompts"][0]["readings"], 3), (record["patches"], 9)], 1
+    ):
+        assert_top(shown_top(page, f"#pins .card:nth-child({card})"), run, readings, 2, pos)
+    page.at_patch(6, run["grid"], click=True)
+    page.find("#pins .card:nth-child(2) button").click()
+    assert page.hash()["pins"] == "t0.3"
+
+
+CHART = """
+const svg = document.querySelector(arguments[0] + " svg");
+const number = (element, name) => Number(element.getAttribute(name));
+const ticks = [...svg.querySelectorAll("text")].map((text) => [
+  text.textContent, text.getAttribute("text-anchor"), number(text, "x"), number(text, "y"),
+]);
+const groups = [...svg.querySelectorAll("g")].map((group) => [
+  group.querySelector("title").textContent,
+  group.querySelector("path").getAttribute("d"),
+  [...group.querySelectorAll("circle")].map((dot) => `${number(dot, "cx")} ${number(dot, "cy")}`),
+]);
+return [ticks, groups];
+"""
+
+
+def curve_of(page, card: str, name: str, n_layers: int) -> list[float | None]:
+    """The values of a chart's line, read off its picture against the ticks of its axes."""
+    ticks, groups = page.run(CHART, card)
+    across = {label: x for label, anchor, x, _ in ticks if anchor == "middle"}
+    up = {label: y - 3.5 for label, anchor, _, y in ticks if anchor == "end"}
+    path, dots = next((path, dots) for title, path, dots in groups if title == name)
+    points = re.findall(r"([\d.]+) ([\d.]+)", " ".join([path, *dots]))
+    left, right, one, tenth = across["emb"], across[str(n_layers - 1)], up["1"], up["0.1"]
+    values = [None] * n_layers
+    for x, y in points:
+        layer = round((float(x) - left) / (right - left) * (n_layers - 1))
+        values[layer] = 10 ** ((one - float(y)) / (tenth - one))
+    return values
+
+
+def assert_curve(shown: list[float | None], expected: list[float | None]) -> None:
+    for value, there in zip(shown, expected, strict=True):
+        assert (value is None) == (there is None)
+        if there is not None:
+            assert value == pytest.approx(max(there, 1e-4), rel=0.05)
+
+
+def kept(readings, layer: int, pos: int, ids: list[int]) -> float | None:
+    """The sum of what the top-k kept of the tokens `ids`, None for nothing."""
+    found = np.isin(readings["top_ids"][layer, pos], ids)
+    return float(readings["top_probs"][layer, pos][found].sum()) if found.any() else None
+
+
+def test_the_chart_of_a_cell_has_every_token_that_was_top_1(page, sample, saved):
+    """The last layer's top-1 exactly at all layers; the others with gaps where they were not
+    kept."""
+    run, record = sample
+    readings, n_layers = record["patches"], len(run["layers"])
+    page.open(saved, "#pins=p7")
+    ids = set(readings["top_ids"][:, 7, 0].tolist())
+    titles = page.texts("#pins svg g title")
+    assert sorted(titles) == sorted(lu.printable(run["tokens"][i]) for i in ids)
+    target = readings["top_ids"][-1, 7, 0]
+    for i in ids:
+        shown = curve_of(page, "#pins", lu.printable(run["tokens"][i]), n_layers)
+        if i == target:
+            expected = readings["target_prob"][:, 7].tolist()
+        else:
+            expected = [kept(readings, layer, 7, [i]) for layer in range(n_layers)]
+        assert_curve(shown, expected)
+    page.find("#rank").click()
+    assert "10" in page.texts("#pins svg text") and page.hash()["rank"] == "1"
+
+
+def test_the_layer_follows_mouse_and_arrow_keys(page, saved):
+    from selenium.webdriver.common.keys import Keys
+
+    page.open(saved)
+    assert page.text("#layer-shown") == "Layer 5 of 5"
+    slider = page.find("#layer")
+    page.mouse(slider, 4, 8, click=True)
+    assert page.text("#layer-shown") == "Layer emb of 5"
+    page.key(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)  # the slider has the focus
+    assert page.text("#layer-shown") == "Layer 2 of 5"
+    page.run("document.activeElement.blur()")
+    page.key(Keys.ARROW_RIGHT)
+    assert page.text("#layer-shown") == "Layer 3 of 5"
+    page.at_patch(0, 4, click=True)
+    page.key(Keys.ARROW_LEFT)  # also after a click on a patch
+    assert page.text("#layer-shown") == "Layer 2 of 5" and page.hash()["layer"] == "2"
+    page.run("window.scrollTo(0, 1e6)")
+    top, bottom = page.run(
+        "const b = arguments[0].getBoundingClientRect(); return [b.top, b.bottom]", slider
+    )
+    assert 0 <= top < bottom <= 900  # always in view
+
+
+def test_a_patch_can_be_pinned_with_the_keyboard(page, sample, saved):
+    from selenium.webdriver.common.keys import Keys
+
+    run, record = sample
+    page.open(saved)
+    page.find("#save-numbers").send_keys("")
+    for _ in range(6):
+        page.key(Keys.TAB)
+        if page.run("return document.activeElement.id") == "photo":
+            break
+    assert page.run("return document.activeElement.id") == "photo"
+    page.key(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ENTER)
+    assert page.hash()["pins"] == "p5" and page.text("#layer-shown") == "Layer 5 of 5"
+    assert_top(shown_top(page, "#preview"), run, record["patches"], 5, 5)
+
+
+def search(page, query: str, choice: int = 1) -> list[str]:
+    """Search and take one of what is found; returns all of that."""
+    page.find("#search").clear()
+    page.find("#search").send_keys(query)
+    found = page.texts("#found button")
+    page.find(f"#found li:nth-child({choice}) button").click()
+    return found
+
+
+def word_rows(page) -> list[str]:
+    return [row["probability"] for row in page.numbers() if row["shown"] == "word"]
+
+
+def test_a_watched_word_is_exact_at_every_patch(page, sample, saved):
+    run, record = sample
+    page.open(saved, "#layer=3&least=-6")
+    assert search(page, "temp")[0] == "templeexact"
+    word = record["words"][0]
+    assert page.hash()["word"] == ".".join(map(str, word["token_ids"]))
+    expected = 2.0 ** word["log2_probs"][3].astype(float)
+    np.testing.assert_allclose([float(value) for value in word_rows(page)], expected, rtol=1e-6)
+    largest = 2.0 ** word["log2_probs"].astype(float).max(axis=1)
+    curve = curve_of(page, "#word-chart", "largest of all patches", len(run["layers"]))
+    assert_curve(curve, largest.tolist())
+
+
+def test_another_word_says_where_it_was_not_kept(page, sample, saved):
+    """Spellings together or one by one, by token id; what the top-k lacks is not drawn as 0."""
+    run, record = sample
+    page.open(saved, "#layer=4&least=-6")
+    found = search(page, "zebra")
+    assert sorted(found[1:]) == sorted(
+        f"{token}id {i}" for i, token in enumerate(run["tokens"]) if "ebra" in token
+    )
+    ids = [i for i, token in enumerate(run["tokens"]) if "ebra" in token]
+    assert found[0] == "zebra3 spellings" and len(ids) == 3
+    one = next(text for text in found if text.startswith("▁zebra"))  # without Zebra and zebra
+    for wanted in (ids, [int(one.split("id ")[1])]):
+        if wanted != ids:
+            search(page, "zebra", 1 + found.index(one))
+        assert page.hash()["word"] == ".".join(map(str, wanted))
+        for pos, shown in enumerate(word_rows(page)):
+            if wanted == [record["patches"]["top_ids"][-1, pos, 0]]:
+                expected = float(record["patches"]["target_prob"][4, pos])
+            else:
+                expected = kept(record["patches"], 4, pos, wanted)
+            assert (shown == "not kept") == (expected is None)
+            if expected is not None:
+                assert float(shown) == pytest.approx(expected, rel=0.02)
+    assert "not 0" in page.text("#word-shown")
+
+
+def test_the_second_pane_shows_another_prompt_or_the_grey_image(page, sample, saved):
+    run, record = sample
+    page.open(saved)
+    page.find("#pane option[value='2']").click()
+    prompt, pos = record["prompts"][2], 5
+    page.at_text("#second", pos, 1)
+    assert page.text("#preview h3").startswith(f"Prompt 2, position {pos + 1}")
+    assert_top(shown_top(page, "#preview"), run, prompt["readings"], 1, pos)
+    assert page.hash()["pane"] == "2"
+    page.find("#pane option[value='grey']").click()
+    prompt, n_layers = record["prompts"][0], len(run["layers"])
+    own = prompt["readings"]["target_prob"][:, prompt["n_prompt"] - 1]
+    assert_curve(curve_of(page, "#second", "with the image", n_layers), own.tolist())
+    grey = prompt["grey"]["target_prob"].tolist()
+    assert_curve(curve_of(page, "#second", "with a plain grey image", n_layers), grey)
+
+
+PIXEL = """
+const photo = document.getElementById("photo");
+const [x, y] = [...arguments].map((share) => Math.floor(share * photo.width));
+return [...photo.getContext("2d").getImageData(x, y, 1, 1).data].slice(0, 3);
+"""
+
+
+def pixel(page, x: float, y: float) -> np.ndarray:
+    """The colour in the photograph at x, y from 0 to 1."""
+    return np.array(page.run(PIXEL, x, y))
+
+
+def test_colour_stands_only_where_there_is_probability(page, sample, saved):
+    """On a grey photograph, so that every colour is the scale's; boxes can be switched off."""
+    run, record = sample
+    page.open(saved, "#layer=3&least=-6&boxes=0&fade=0")
+    search(page, "temple")
+    probs, grid = 2.0 ** record["words"][0]["log2_probs"][3].astype(float), run["grid"]
+    least = np.sort(probs)[len(probs) // 2]
+    page.run("update({least: arguments[0]})", float(np.log10(least)))
+    for patch, prob in enumerate(probs):
+        row, column = divmod(patch, grid)
+        red, _, blue = pixel(page, (column + 0.06) / grid, (row + 0.06) / grid).astype(int)
+        assert (red - blue > 3) == (prob > 1.05 * least) or 0.95 < prob / least < 1.3
+    x, y = (3.5 + 30) / run["image_size"], 0.3  # on the box's right side
+    before = pixel(page, x, y)
+    page.find("#boxes").click()
+    after = pixel(page, x, y)
+    assert (before != after).any() and after[2] > after[0] + 60  # blue
+
+
+def test_words_that_are_everywhere_are_pale(page, sample, tmp_path):
+    """Among the top-k of at least half of all patches, and nowhere more than twice as probable as
+    the median."""
+    run, record = sample
+    readings = {name: values.copy() for name, values in record["patches"].items()}
+    ids, probs, layer = readings["top_ids"], readings["top_probs"], 5
+    junk, thing, rare = np.setdiff1d(np.arange(300, len(run["tokens"])), ids[layer])[:3].tolist()
+    tokens = list(run["tokens"])
+    tokens[junk], tokens[thing], tokens[rare] = "olas", "▁tree", "dust"
+    ids[layer, :9, 0], probs[layer, :9, 0] = junk, np.linspace(0.018, 0.03, 9)
+    ids[layer, :8, 1], probs[layer, :8, 1] = thing, 0.001  # half of the 16 patches, and one ...
+    ids[layer, 10, 0], probs[layer, 10, 0] = thing, 0.3  # ... where it is 300 times the median
+    ids[layer, 11:, 0], probs[layer, 11:, 0] = rare, 0.02
+    page.open(lf.save_explorer(
+        tmp_path / "page.html", {**run, "tokens": tokens}, {**record, "patches": readings}
+    ))  # fmt: skip
+    assert page.texts("#common .everywhere span:first-child") == ["olas"]
+    words = page.texts("#common button span:first-child")
+    assert words[:2] == ["olas", "dust"] and "tree" in words
+
+
+def test_picture_and_numbers_are_saved(page, sample, saved):
+    run, record = sample
+    page.open(saved, "#layer=2&pins=p3,t1.2&pane=1")
+    picture = Image.open(io.BytesIO(page.saved("#save-picture", ".png")))
+    photo = page.run("return document.getElementById('photo').width")
+    colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
+    assert picture.height > photo and len(colours) > 1000
+    rows = page.numbers()
+    patches, pinned = record["patches"], {"": (record["patches"], 3), "1": (None, 2)}
+    pinned["1"] = (record["prompts"][1]["readings"], 2)
+    tops = [row for row in rows if row["shown"] == "patch"]
+    assert [int(row["token_id"]) for row in tops] == patches["top_ids"][2, :, 0].tolist()
+    pins = [row for row in rows if row["shown"] == "pin"]
+    assert len(pins) == 2 * len(run["layers"]) * run["top_k"]
+    for row in pins:
+        readings, pos = pinned[row["prompt"]]
+        layer, k = run["layers"].index(row["layer"]), int(row["rank"]) - 1
+        assert int(row["token_id"]) == readings["top_ids"][layer, pos, k]
+        prob = readings["top_probs"][layer, pos, k]
+        assert float(row["probability"]) == pytest.approx(prob, rel=1e-3, abs=1e-7)
+    texts = {row["prompt"] for row in rows if row["shown"] == "text"}
+    assert texts == {"0", "1"}
+
+
+WRONG_STATES = [
+    "#layer=99&prompt=-1&pins=p999,t9.1,x,t0.1e9&word=1.5.x&pane=77",
+    "#layer=<b>&least=0&word=__proto__&pins=%",
+    "#&&==",
+]
+
+
+@pytest.mark.parametrize("state", WRONG_STATES)
+def test_a_wrong_address_is_put_right(page, saved, state):
+    page.open(saved, state)
+    page.run("update({})")
+    assert page.hash() == {"layer": "5", "prompt": "0", "least": "-2"}
+
+
+def hostile(sample) -> tuple[dict, dict]:
+    """Run and record in which every text is a payload."""
+    run, record = sample
+    tokens = [
+        PAYLOADS[i % len(PAYLOADS)] + str(i // len(PAYLOADS)) for i in range(len(run["tokens"]))
+    ]
+    texts = {"question": PAYLOADS[1], "answer": PAYLOADS[0], "truth": PAYLOADS[2]}
+    prompts = [{**prompt, **texts} for prompt in record["prompts"]]
+    objects = [{**item, "category": PAYLOADS[0]} for item in record["objects"]]
+    words = [{**word, "category": PAYLOADS[2]} for word in record["words"]]
+    parts = {"prompts": prompts, "objects": objects, "words": words}
+    return {**run, "tokens": tokens}, {**record, **parts, "name": f"{PAYLOADS[3]}#?%22<b>.jpg"}
+
+
+def assert_harmless(page) -> None:
+    """Nothing ran and nothing was asked for, or could be."""
+    assert page.run("return window.ran") is None
+    assert (
+        page.run("return document.querySelectorAll('b b, svg[onload], img[onerror]').length") == 0
+    )
+    assert page.run("return document.scripts.length") == 2
+    log = [entry["message"] for entry in page.browser.get_log("performance")]
+    asked = {
+        url
+        for message in log
+        if "Network.requestWillBeSent" in message
+        for url in re.findall(r'"url":"([a-z]+:[^"]*)"', message)
+    }
+    assert asked and all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked
+    assert page.browser.get_log("browser") == []  # no error, and nothing for the policy to refuse
+    page.run(
+        "const script = document.createElement('script'); script.textContent = 'window.ran = 1';"
+        "document.body.append(script); document.body.insertAdjacentHTML('beforeend',"
+        "'<img src=x onerror=window.ran=1>');"
+    )
+    refused = page.browser.execute_async_script(
+        "const done = arguments[0]; fetch('https://evil.test').then(() => done(0), () => done(1))"
+    )
+    assert refused == 1 and page.run("return window.ran") is None
+
+
+def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path):
+    run, record = hostile(sample)
+    path = lf.save_explorer(tmp_path / "page.html", run, record)
+    page.open(path, "#layer=3&pins=p1,t0.2&pane=1")
+    page.find("#search").send_keys("svg")
+    assert any(text.startswith(PAYLOADS[2]) for text in page.texts("#found button"))
+    page.find("#found button").click()
+    page.at_patch(2, run["grid"])
+    page.at_text("#texts", 1, 2)
+    assert page.text("#name") == record["name"] and PAYLOADS[1] in page.text("#texts h2")
+    assert page.text("#texts b") == PAYLOADS[0]
+    assert any(row["token"].startswith("'=") for row in page.numbers())
+    assert not any(row["token"].startswith("=") for row in page.numbers())
+    assert_harmless(page)
+
+
+def test_only_the_labels_that_occur_are_in_the_page(sample):
+    run, record = sample
+    labels = lf._labels_used(run, record)
+    assert 0 < len(labels) < len(run["tokens"])
+    assert set(np.unique(record["patches"]["top_ids"])) <= labels.keys()
+
+
+# ------------------------------------------------------------------------------------------------
+# The index
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def index(results, tmp_path_factory):
+    """An index in which one image has a page; its answers with their rights and layers."""
+    results, folder = lu.Results(results), tmp_path_factory.mktemp("index")
+    answers = lt.tabulate(results.records(), results.run)["answers"]
+    records = list(results.records())
+    records[0]["prompts"][1]["truth"] = records[0]["prompts"][1]["answer"]
+    answers.loc[(answers["image"] == records[0]["name"]) & (answers["prompt"] == 1), "truth"] = (
+        records[0]["prompts"][1]["answer"]
+    )
+    lf.save_explorer(folder / f"{records[0]['name']}.html", results.run, records[0])
+    return lf.save_explorer_index(folder, results.run, records, answers), records, answers
+
+
+def test_the_index_filters_and_sorts(page, index):
+    path, records, answers = index
+    page.open(path)
+    names = [record["name"] for record in records]
+    assert page.texts("#cards h2") == names
+    assert page.run("return [...document.images].every((image) => image.naturalWidth > 0)")
+    page.find("#kind option[value='object']").click()
+    assert len(page.texts("#cards li")) == len(names)
+    page.find("#answers option[value='wrong']").click()
+    assert page.texts("#cards h2") == names[1:]
+    assert all("✗ wrong, truth: temple" in text for text in page.texts("#cards li"))
+    page.find("#answers option[value='right']").click()
+    assert page.texts("#cards h2") == names[:1] and "✓ right" in page.text("#cards li")
+    page.find("#answers option[value='']").click()
+    page.find("#sort option[value='late']").click()
+    first = lt.first_tokens(answers).query("kind == 'object'").set_index("image")
+    layers = [first["readable_layer"][name] for name in page.texts("#cards h2")]
+    assert layers == sorted(layers, reverse=True)
+
+
+def test_a_click_in_the_index_opens_the_page(page, index):
+    path, records, _ = index
+    page.open(path)
+    assert page.text("#cards article:nth-child(2) p").startswith("No page was made")
+    page.find("#cards li:nth-child(3) a").click()
+    page.wait("document.documentElement.dataset.ready && !document.getElementById('bar').hidden")
+    assert page.text("#name") == records[0]["name"] and page.hash()["prompt"] == "2"
+    page.find("#bar a").click()
+    page.wait("document.querySelector('#cards article')")
+    page.find("#cards img").click()
+    page.wait("!document.getElementById('bar').hidden")
+
+
+def test_hostile_texts_in_the_index(page, sample, tmp_path):
+    run, record = hostile(sample)
+    record["prompts"] = record["prompts"][:1]
+    lf.save_explorer(tmp_path / f"{record['name']}.html", run, record)
+    answers = lt.tabulate([record], run)["answers"]
+    page.open(lf.save_explorer_index(tmp_path, run, [record], answers))
+    assert PAYLOADS[1] in page.text("#cards li") and PAYLOADS[0] in page.text("#cards li")
+    assert page.text("#cards h2") == record["name"]
+    page.find("#cards h2 a").click()
+    page.wait("!document.getElementById('bar').hidden")
+    page.browser.back()
+    page.wait("document.querySelector('#cards article')")
+    assert_harmless(page)
+
+
+def test_which_images_get_a_page():
+    names = ["a", "b", "c"]
+    assert lf.explorer_names("chosen", "b", names) == ["b"]
+    assert lf.explorer_names("all", "b", names) == ["b", "a", "c"]
+    assert lf.explorer_names(["c", "b"], "b", names) == ["b", "c"]
+    for wrong in ("some", ["d"], None, 3):
+        with pytest.raises(ValueError, match='"chosen", "all" or a list'):
+            lf.explorer_names(wrong, "b", names)
+
+
+# ------------------------------------------------------------------------------------------------
+# At LLaVA-1.5-7B's size
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """The page of an image of LLaVA-1.5-7B's shape with six prompts of random numbers."""
+    bench.use("7b")
+    rng = np.random.default_rng(0)
+    run, record = bench.make_run(rng), bench.make_record(rng, "large.jpg", bench.make_crop())
+    return lf.save_explorer(tmp_path_factory.mktemp("large") / "large.jpg.html", run, record)
+
+
+def test_a_large_image_has_at_most_3_mb(large):
+    assert 1e6 < large.stat().st_size < 3e6
+
+
+def test_a_text_stays_scrolled_where_it_was(page, large):
+    page.open(large, "#pane=1")
+    scrollers = "[...document.querySelectorAll('.scroller')]"
+    answer = page.run(f"return {scrollers}.map((one) => one.scrollLeft)")
+    assert min(answer) > 0  # the answer is in view at first
+    page.run(f"{scrollers}.forEach((one) => (one.scrollLeft = 77)); update({{layer: 3}})")
+    assert page.run(f"return {scrollers}.map((one) => one.scrollLeft)") == [77, 77]
+
+
+# Milliseconds until the frame is painted, per layer of the slider and per patch hovered over.
+TIMES = """
+const done = arguments[0], slider = document.getElementById("layer");
+const canvas = document.getElementById("photo"), box = canvas.getBoundingClientRect();
+const painted = () => new Promise((then) => requestAnimationFrame(() => setTimeout(then)));
+async function times(n, act) {
+  const all = [];
+  for (let i = 0; i < n; i++) {
+    await painted();
+    const start = performance.now();
+    act(i);
+    await painted();
+    all.push(performance.now() - start);
+  }
+  return all;
+}
+const step = (layer) => {
+  slider.value = layer;
+  slider.dispatchEvent(new Event("input"));
+};
+const hover = (i) => {
+  const place = { clientX: box.left + 10 + 14 * i, clientY: box.top + 200 + 3 * i, bubbles: true };
+  canvas.dispatchEvent(new MouseEvent("mousemove", place));
+};
+(async () => done([await times(33, step), await times(33, hover)]))();
+"""
+
+
+def test_a_large_page_is_fast(page, large):
+    """With four pins, a word and a second pane. To see the times:
+    `python -m pytest tests/test_explorer.py -k fast -s`.
+
+    The budget is a second to open, 50 ms for a layer and for a hover. The best of several is
+    taken, so that other work on the machine does not count.
+    """
+    state, opened, ready = "#pins=p100,p300,t0.39,p5&pane=1&word=300", [], "dataset.ready"
+    for _ in range(3):
+        page.open(large, state)
+        opened.append(int(page.run(f"return document.documentElement.{ready}")))
+    layers, hovers = page.browser.execute_async_script(TIMES)
+    print(f"\n{large.stat().st_size / 1e6:.2f} MB; ms to open {opened}")
+    for name, times in (("layer", layers), ("hover", hovers)):
+        print(f"ms per {name}: least {min(times):.0f}, median {np.median(times):.0f}, "
+              f"most {max(times):.0f}")  # fmt: skip
+    assert min(opened) < 1000 and min(layers) < 50 and min(hovers) < 50

@@ -67,11 +67,11 @@ def test_figures_draw_every_token_without_warnings(results, run, tables):
         mean = np.linspace(1, 0, len(tokens))[None].repeat(len(run["layers"]), 0)
         for figure in (
             lf.plot_top1(run, prompt),
-            lf.plot_jsd(run, prompt, "jsd_prev"),
-            lf.plot_jsd(run, prompt, "jsd_final"),
+            lf.plot_series(run, prompt, "jsd_prev"),
+            lf.plot_series(run, prompt, "jsd_final"),
             lf.plot_top_tokens(lt.top_tokens(mean, run), run, "title"),
-            lf.plot_mean_jsd(tables["layers"], run),
-            lf.plot_mean_jsd(tables["layers"], run, by="kind"),
+            lf.plot_mean_series(tables["layers"], run),
+            lf.plot_mean_series(tables["layers"], run, by="kind"),
             lf.plot_answers(tables["answers"], run),
             lf.plot_settling(tables["answers"], run),
             lf.plot_patches(run, record, [0, 3, 5]),

@@ -378,7 +378,9 @@ def test_categories_by_hand(demo_grounding, demo_tables):
 def test_the_figures_are_those_of_the_tables(demo, demo_tables, demo_grounding):
     figure = lf.plot_grounding(demo_grounding, demo_tables["layers"], demo.run)
     labels = [label.get_text() for label in figure.legends[0].get_texts()]
-    assert labels == ["all sizes", "medium", "large", lt.ABSENT_WORDS, lt.OTHER_BOXES, lt.NO_WORD]
+    groups = ["all sizes", "medium", "large", lt.ABSENT_WORDS, lt.OTHER_BOXES]
+    assert labels == [*groups, "all patches: no word at all"]
+    assert [line.get_label() for line in figure.axes[0].lines[:-1]] == groups
     plt.close(figure)
     best = int(lt.per_image(demo_grounding, "auroc").mean().idxmax())
     at_best = demo_grounding[demo_grounding["layer"] == best]["auroc"]

@@ -243,7 +243,7 @@ def kaggle_folders(request, tmp_path, photographs, monkeypatch):
 
     # This machine's torch has no GPU; Kaggle's has.
     probe = {"lens_kaggle.py": f"\n\nprobe_gpus = lambda: {T4_X2!r}\n"}
-    for module in ROOT.glob("lens_*.py"):
+    for module in ROOT.glob("lens_*"):
         copy(module, helper, probe.get(module.name, ""))
     for name in ("Make_Analyse.ipynb", "Visualise_Analyse.ipynb"):
         copy(ROOT / name, tmp_path)

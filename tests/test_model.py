@@ -310,9 +310,12 @@ def test_top_k_out_of_range(llava, image, top_k):
         read_image(llava, image, PROMPTS[:1], top_k=top_k)
 
 
-@pytest.mark.parametrize("prompts, max_new_tokens", [([], 5), (PROMPTS[:1], 0)])
-def test_nothing_to_ask_or_to_answer(llava, image, prompts, max_new_tokens):
-    with pytest.raises(ValueError, match="one at least of each"):
+@pytest.mark.parametrize(
+    "prompts, max_new_tokens, message",
+    [([], 5, "There are no prompts"), (PROMPTS[:1], 0, "max_new_tokens is 0: it must be")],
+)
+def test_nothing_to_ask_or_to_answer(llava, image, prompts, max_new_tokens, message):
+    with pytest.raises(ValueError, match=message):
         read_image(llava, image, prompts, max_new_tokens=max_new_tokens)
 
 
@@ -335,6 +338,18 @@ def test_what_is_no_llava_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="'llama' model"):
         lm.load_llava(tmp_path)
+
+
+def test_a_cache_that_stays_empty_is_an_error(llava, image, monkeypatch):
+    """As with transformers 5.24 and TransformerLens 4.3: no prompt would see the image."""
+
+    class Empty(lm.DynamicCache):
+        def update(self, keys, values, *args, **kwargs):
+            return keys, values
+
+    monkeypatch.setattr(lm, "DynamicCache", Empty)
+    with pytest.raises(RuntimeError, match="holds 0 of .* positions: transformers .* don't fit"):
+        read_image(llava, image, PROMPTS[:1])
 
 
 def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image, monkeypatch):

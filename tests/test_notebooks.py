@@ -36,8 +36,8 @@ def execute(path, folder, **parameters):
 
 @pytest.fixture
 def tmp_path(tmp_path):
-    """A folder with lens_*.py in it, as the notebooks need them beside them."""
-    for module in ROOT.glob("lens_*.py"):
+    """A folder with lens_* in it, as the notebooks need them beside them."""
+    for module in ROOT.glob("lens_*"):
         shutil.copy(module, tmp_path)
     return tmp_path
 
@@ -79,8 +79,9 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
     assert "3 images with 10 prompts" in text
     saved = {path.name for path in (tmp_path / "results/figures").iterdir()}
     of_image = {"china.jpg_4_top1.png", "china.jpg_patches.png", "china.jpg_words.png"}
-    assert of_image | {"settling.png", "mean_jsd.png"} <= saved
-    assert (tmp_path / "results/explorer/china.jpg_4.html").exists()
+    assert of_image | {"settling.png", "mean_series.png"} <= saved
+    assert (tmp_path / "results/explorer/china.jpg.html").exists()
+    assert (tmp_path / "results/explorer/index.html").exists()
     summary = pd.read_csv(tmp_path / "results/summary.csv")
     prompts = [prompt for record in records.values() for prompt in record["prompts"]]
     assert len(summary) == 6 * sum(len(prompt["answer_ids"]) for prompt in prompts)
@@ -104,9 +105,15 @@ def test_own_prompts(tmp_path, llava_folder, photographs):
 @pytest.mark.parametrize(
     "parameters, message",
     [
-        ({"images": "nowhere"}, "No folder 'nowhere'"),
+        ({"images": "nowhere"}, "'nowhere' is no folder"),
+        ({"images": "images/china.jpg"}, "is a file, not a folder"),
         ({"prompts": [" "]}, "Prompt 0 is empty"),
-        ({"top_k": 0}, "top_k, max_new_tokens"),
+        ({"prompts": None}, "prompts is None: it must be a list"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": "5"}, "top_k is '5': it must be a whole number"),
+        ({"dtype": "fp16"}, "dtype is 'fp16': it must be one of float32"),
+        ({"device": "cuda"}, "device is 'cuda', and torch sees 0 GPUs"),
+        ({"limit": 0}, "limit is 0"),
         ({"model": "images"}, "'images' is neither"),
         ({"model": "images/none"}, "'images' has no 'none' in it"),
     ],

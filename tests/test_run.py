@@ -10,15 +10,18 @@ import time
 import numpy as np
 import pytest
 import torch
-
-import lens_utils as lu
 from accelerate import notebook_launcher
+
+import lens_data as ld
+import lens_model as lm
+import lens_utils as lu
 
 N_IMAGES = 2
 
 
 def assert_close(a, b, where=""):
-    """Equal but for the last bits of products of matrices, which depend on where in memory they lie."""
+    """Equal but for the last bits of products of matrices, which depend on where in memory they
+    lie."""
     assert type(a) is type(b), where
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where
@@ -26,7 +29,7 @@ def assert_close(a, b, where=""):
             assert_close(a[key], b[key], f"{where} {key}")
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b), where
-        for at, (one, other) in enumerate(zip(a, b)):
+        for at, (one, other) in enumerate(zip(a, b, strict=True)):
             assert_close(one, other, f"{where} {at}")
     elif isinstance(a, np.ndarray):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4, err_msg=where)
@@ -35,12 +38,12 @@ def assert_close(a, b, where=""):
 
 
 def assert_same_results(results, others):
-    run, other = lu.load_run(results), lu.load_run(others)
-    assert_close(run, other)
-    assert lu.images_read(results, run) == lu.images_read(others, other)
-    for record, its in zip(lu.load_records(results, run), lu.load_records(others, other)):
+    results, others = lu.Results(results), lu.Results(others)
+    assert_close(results.run, others.run)
+    assert results.names == others.names
+    for record, its in zip(results.records(), others.records(), strict=True):
         assert_close(record, its, record["name"])
-    assert_close(lu.load_mean_probability(results, run), lu.load_mean_probability(others, other))
+    assert_close(results.mean_probability(), others.mean_probability())
 
 
 def free_port() -> str:
@@ -52,43 +55,28 @@ def free_port() -> str:
 
 @pytest.fixture(scope="module")
 def attempt(llava_folder, photographs, tmp_path_factory):
-    """A function that runs a whole run in a forked process, after `first` there, and kills it after `seconds`; returns the exit status (-9: killed)
-    and the error."""
-    image_paths, (annotations, categories, _) = (
-        dict(list(lu.find_images(photographs).items())[:N_IMAGES]),
-        lu.read_annotations(photographs),
-    )
+    """A function that runs a whole run in a forked process, after `first` there, and kills it after
+    `seconds`; returns the exit status (-9: killed) and the error."""
+    image_paths = dict(list(ld.find_images(photographs).items())[:N_IMAGES])
+    annotations, categories, _ = ld.read_annotations(photographs)
+    settings = lm.Settings(str(llava_folder), "float32", "cpu", max_new_tokens=4)
     error_file = tmp_path_factory.mktemp("attempt") / "error.txt"
 
     def attempt(results, first=lambda: None, seconds=None, processes=1, left_only=True):
         error_file.write_text("")
         child = os.fork()
-        os.setpgid(
-            child, 0
-        )  # by both of them, whoever comes first; so that the processes that it launches die with it
+        # By both of them, whoever comes first; so that the processes that it launches die with it.
+        os.setpgid(child, 0)
         if child == 0:
             try:
                 torch.set_num_threads(1)  # a pool of threads does not survive a fork
                 os.environ["ACCELERATE_USE_CPU"] = "1"
                 first()
-                lu.take_over(results)
-                left = lu.images_left(results, image_paths) if left_only else image_paths
-                arguments = (
-                    left,
-                    annotations,
-                    categories,
-                    results,
-                    llava_folder,
-                    "float32",
-                    "cpu",
-                    (),
-                    1,
-                    0,
-                    10,
-                    4,
-                )
+                lu.Results(results).continue_from()
+                left = lu.Results(results).left(image_paths) if left_only else image_paths
+                arguments = left, annotations, categories, results, settings
                 notebook_launcher(
-                    lu.read_images, arguments, num_processes=processes, use_port=free_port()
+                    lm.read_images, arguments, num_processes=processes, use_port=free_port()
                 )
                 os._exit(0)
             except BaseException as error:
@@ -116,16 +104,15 @@ def unbroken(tmp_path_factory, attempt):
 
 def test_two_processes_share_the_images_and_change_nothing(tmp_path, attempt, unbroken):
     assert attempt(tmp_path / "two", processes=2) == (0, "")
-    run = lu.load_run(tmp_path / "two")
-    parts = lu.load_parts(tmp_path / "two", run)
-    assert [len(part["images"]) for part in parts] == [1, 1] and sorted(
-        parts[0]["images"] + parts[1]["images"]
-    ) == lu.images_read(unbroken, run)
+    parts = lu.Results(tmp_path / "two").parts
+    assert [len(part["images"]) for part in parts.values()] == [1, 1]
+    assert sorted(parts[0]["images"] + parts[1]["images"]) == lu.Results(unbroken).names
     assert_same_results(tmp_path / "two", unbroken)
 
 
 def test_the_same_list_again_reads_nothing_twice(tmp_path, attempt, unbroken):
-    """As when a notebook's cell is run again: with the list of before, and then by another number of processes."""
+    """As when a notebook's cell is run again: with the list of before, and then by another number
+    of processes."""
     assert attempt(tmp_path / "results", left_only=False) == (0, "")
     assert attempt(tmp_path / "results", left_only=False, processes=2) == (0, "")
     assert_same_results(tmp_path / "results", unbroken)
@@ -138,15 +125,14 @@ def test_fewer_images_than_processes(tmp_path, attempt, unbroken):
 
 def uncounted(results):
     """Records that do not count yet, and so are read again."""
-    run = lu.load_run(results) if (results / "run.pkl").exists() else None
-    return {path.name.removesuffix(".pkl") for path in results.glob("images/*.pkl")} - set(
-        lu.images_read(results, run) if run else []
-    )
+    saved = {path.name.removesuffix(".pkl") for path in results.glob("images/*.pkl")}
+    return saved - set(lu.Results(results).names if (results / "run.pkl").exists() else [])
 
 
 def die_at(step: int):
-    """Make this process kill itself at its `step`-th step of saving: whenever a file is to be written, to be renamed or has been renamed."""
-    steps, (dump, fsync, replace) = iter(range(step + 1)), (lu.pickle.dumps, os.fsync, os.replace)
+    """Make this process kill itself at its `step`-th step of saving: whenever a file is to be
+    written, to be renamed or has been renamed."""
+    steps, (save, fsync, replace) = iter(range(step + 1)), (lu.save, os.fsync, os.replace)
 
     def dying(function, after=False):
         def die_or_do(*arguments, **named):
@@ -157,14 +143,21 @@ def die_at(step: int):
 
         return die_or_do
 
-    lu.pickle.dumps, os.fsync, os.replace = dying(dump), dying(fsync), dying(replace, after=True)
+    lu.save, os.fsync, os.replace = dying(save), dying(fsync), dying(replace, after=True)
 
 
 def test_killed_at_every_step_of_saving_and_at_random_moments(tmp_path, attempt, unbroken):
-    """Each run is killed and started again until it ends: with the results of the unbroken one, having read at most one image twice per kill."""
-    start = time.time()
-    assert attempt(tmp_path / "whole") == (0, "")
-    seconds, rng, kills = time.time() - start, random.Random(0), 0
+    """Each run is killed and started again until it ends: with the results of the unbroken one,
+    having read at most one image twice per kill."""
+
+    def seconds_of_whole(number):
+        start = time.time()
+        assert attempt(tmp_path / f"whole{number}") == (0, "")
+        return time.time() - start
+
+    # The least, so that other work on the machine does not make the kills come too late.
+    seconds = min(map(seconds_of_whole, range(4)))
+    rng, kills = random.Random(0), 0
     n_steps = 3 * (1 + 2 * N_IMAGES)  # run.pkl, then record and part of each image
     by_folder = [[dict(first=lambda step=step: die_at(step))] for step in range(n_steps)]
     by_folder += [[dict(seconds=rng.uniform(0, 0.8) * seconds) for _ in range(3)] for _ in range(3)]
