@@ -376,8 +376,9 @@ def save(path, value, check: Callable | None = None, compresslevel: int = 1) -> 
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:  # never through a link
             file.write(gzip.compress(data, compresslevel, mtime=0))
             file.flush()
             os.fsync(file.fileno())
@@ -440,13 +441,20 @@ class Results:
         require(len(found) == 1, f"{several}{', '.join(map(str, found))}.")
         return cls(found[0])
 
+    def _inner(self, name: str) -> Path:
+        """The folder `name` within. Raises ValueError for a link, which would lead out of here."""
+        path = self.folder / name
+        require(not path.is_symlink(), f"{str(path)!r} is a link, which results never hold.")
+        return path
+
     def record_path(self, name: str) -> Path:
-        """Where the record of the image `name` is."""
-        return self.folder / "images" / f"{name}.pkl"
+        """Where the record of the image `name` is. Raises ValueError if that is through a link."""
+        return self._inner("images") / f"{name}.pkl"
 
     def part_path(self, process: int) -> Path:
-        """Where the process of that number keeps what it has read (PART)."""
-        return self.folder / "parts" / f"{process}.pkl"
+        """Where the process of that number keeps what it has read (PART). Raises ValueError if
+        that is through a link."""
+        return self._inner("parts") / f"{process}.pkl"
 
     @property
     def started(self) -> bool:
@@ -463,7 +471,7 @@ class Results:
         """The parts by process. Raises ValueError if one is damaged, or counts in an image that
         another one counts in too or whose record is gone."""
         parts, counted = {}, set()
-        for path in sorted((self.folder / "parts").glob("*.pkl")):
+        for path in sorted(self._inner("parts").glob("*.pkl")):
             part = load(path, partial(check_part, run=self.run))
             for name in part["images"]:
                 record, again = self.record_path(name), "and its images are read again."
@@ -531,7 +539,7 @@ class Results:
         Raises ValueError as `refuse_another` does.
         """
         self.refuse_another(run)
-        if not any((self.folder / "parts").glob("*.pkl")):
+        if not any(self._inner("parts").glob("*.pkl")):
             save(self.folder / "run.pkl", run, check_run)
         self.__dict__.pop("run", None)
         self.__dict__.pop("parts", None)
@@ -543,7 +551,7 @@ class Results:
     def refuse_another(self, run: dict) -> None:
         """Raise ValueError if the folder holds results of another run than `run`: they must not
         be mixed. It names the setting that differs."""
-        if not any(self.folder.glob("images/*.pkl")) and not any(self.folder.glob("parts/*.pkl")):
+        if not any(any(self._inner(name).glob("*.pkl")) for name in ("images", "parts")):
             return
         remedy = "choose another folder, or delete what is in this one."
         half = "records but no run.pkl, perhaps half of a copy: set go_on_from as before"
@@ -586,8 +594,8 @@ class Results:
 
         Raises FileNotFoundError or ValueError if `earlier` holds no run or a damaged one.
         """
-        for pattern in ("run.pkl.*.tmp", "images/*.pkl.*.tmp", "parts/*.pkl.*.tmp"):
-            for temporary in self.folder.glob(pattern):
+        for folder in (self.folder, self._inner("images"), self._inner("parts")):
+            for temporary in folder.glob("*.pkl.*.tmp"):
                 temporary.unlink()
         if earlier and self.started:
             here = f"{str(self.folder)!r} holds a run already and goes on from that"

@@ -1,13 +1,27 @@
 """What strangers and accidents bring: code among results, links, other images under the same names,
 two runs in one folder. A test per point of an audit; each failed before its point was mended."""
 
+import html
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
+from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import nbformat
 import pytest
 from conftest import ROOT
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+from test_hostile import make_results
+
+import lens_tables as lt
+import lens_utils as lu
 
 # ---- Code from a stranger's data set ------------------------------------------------------------
 
@@ -73,3 +87,236 @@ def test_no_code_or_several_stop_the_notebook(attached, tmp_path, notebook):
     shutil.rmtree(other)
     said, _ = import_utils(notebook, tmp_path)
     assert said.count("beside") == 1 and f"lens_*.py from {tmp_path}" in said
+
+
+# ---- Texts of a stranger in pages ---------------------------------------------------------------
+
+MARK = "document.documentElement.id='marked'"
+PAYLOADS = [
+    "<script>MARK</script>",
+    "<img src=x onerror=MARK>",
+    "<svg onload=MARK>",
+    "<img src=http://HOST/image.png>",
+    "![x](http://HOST/image.md)",
+    "[x](javascript:MARK)",
+    "[x](http://HOST/link)",
+    "<http://HOST/auto>",
+    "http://HOST/bare",
+    "www.HOST",
+    "someone@HOST",
+    "</code><script>MARK</script>",
+    "</script><script>MARK</script>",
+    "</style></title></textarea></pre><script>MARK</script>",
+    "--><script>MARK</script><!--",
+    "]]><script>MARK</script>",
+    '" autofocus onfocus=MARK x="',
+    "' onmouseover='MARK' x='",
+    "` <script>MARK</script> `",
+    "```\n<script>MARK</script>\n```",
+    "| a | <script>MARK</script> |",
+    "- <script>MARK</script>",
+    "    <script>MARK</script>",
+    "# <script>MARK</script>",
+    "$$\\href{javascript:MARK}{x}$$",
+    "\\(\\unicode{x}\\) $x$",
+    "{{MARK}} {% raw %} ${MARK}",
+    "&lt;script&gt;MARK&lt;/script&gt;",
+    "&#60;script&#62;MARK&#60;/script&#62;",
+    "\\u003cscript\\u003eMARK\\u003c/script\\u003e",
+    "%3Cscript%3EMARK%3C/script%3E",
+    "<iframe srcdoc='<script>parent.MARK</script>'></iframe>",
+    "<iframe src=http://HOST/frame></iframe>",
+    "<object data=http://HOST/object></object>",
+    "<embed src=http://HOST/embed>",
+    "<link rel=stylesheet href=http://HOST/style>",
+    "<style>@import 'http://HOST/import';</style>",
+    "<div style='background:url(http://HOST/url)'>x</div>",
+    "<meta http-equiv=refresh content='1;url=http://HOST/meta'>",
+    "<base href=http://HOST/base>",
+    "<a href=javascript:MARK>x</a>",
+    "<form action=http://HOST/form><input autofocus onfocus=MARK></form>",
+    "<details open ontoggle=MARK>x</details>",
+    "<video><source onerror=MARK></video>",
+    "[ref]: http://HOST/ref\n\n[ref]",
+    "<script src=//HOST/script.js></script>",
+    "\x1b]8;;http://HOST/\x07x\x1b]8;;\x07 \x1b[31m<script>MARK</script>",
+    "\u2028<script>MARK</script>\u202e",
+]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def host():
+    """`(address, requests)` of a server on this machine that keeps the paths it is asked for."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802 (its name)
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_POST = do_OPTIONS = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_address[1]}", asked
+    server.shutdown()
+
+
+def hostile_results(folder, payloads):
+    """Results with payloads in every text of run, records and parts and in the names of files."""
+    run, record, part = make_results()
+    texts = ["\n".join(payloads[at:] + payloads[:at]) for at in range(len(payloads))]
+    singles = ("model", "revision", "dtype", "chat")
+    run |= {name: texts[at % len(texts)] for at, name in enumerate(singles)}
+    run["packages"] = run["questions"] = {text: text for text in texts[:3]}
+    run["tokens"] = [payload[: lu.MOST_LABEL] for payload in (payloads * 20)[: len(run["tokens"])]]
+    asked = {"kind": "own", "question": texts[0], "truth": texts[1], "categories": [texts[-1]]}
+    run["own_prompts"] = [asked]
+    lu.save(folder / "run.pkl", run, lu.check_run)
+    part["images"] = []
+    for at, text in enumerate(texts):
+        name = f"{at:02}" + re.sub(r"[/\\]", "|", payloads[at])
+        part["images"].append(name)
+        color = {"category": text, "color": text}
+        prompts = [
+            {**record["prompts"][0], "kind": kind, "question": text, "truth": text, "answer": other}
+            | {"categories": [text]}
+            for kind in ("presence", "colour")
+            for other in (text + "!",)
+        ]
+        shown = {"objects": [{**record["objects"][0], **color}], "prompts": prompts}
+        shown["words"] = [
+            {**record["words"][0], "category": text},
+            {**record["words"][0], "category": texts[at - 1], "present": False},
+        ]
+        saved = {**record, "name": name, **shown}
+        check = partial(lu.check_record, run=run, name=name)
+        lu.save(folder / "images" / f"{name}.pkl", saved, check)
+    n = len(texts)
+    part |= {"skipped": dict(zip(texts, texts, strict=True)), "sums": part["sums"] * n}
+    lu.save(folder / "parts/0.pkl", part | {"n_images": part["n_images"] * n})
+    return folder
+
+
+def executed_page(folder, page, **parameters):
+    """Run the second notebook in `folder` and save it as `page`."""
+    notebook = nbformat.read(ROOT / "Visualise_Analyse.ipynb", as_version=4)
+    cells = notebook.cells
+    at = next(n for n, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
+    lines = [f"{name} = {value!r}" for name, value in parameters.items()]
+    cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(lines)))
+    for module in MODULES:
+        shutil.copy(ROOT / module, folder)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    page.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
+    return page
+
+
+class Links(HTMLParser):
+    """Collects what a page refers to and where it could run something."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [(tag, name, value or "") for name, value in attributes]
+
+
+def nothing_of(page, tmp_path, address) -> None:
+    """Open a page in Chromium and assert that nothing of a payload is there but as text."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000"]
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=180)
+    links = Links()
+    links.feed(done.stdout)
+    assert len(links.found) > 20, done.stderr  # it was opened
+    assert ("html", "id", "marked") not in links.found
+    for tag, name, value in links.found:
+        if name in ("href", "src", "srcset", "action", "data", "srcdoc", "content", "style"):
+            assert address not in value and "javascript:" not in value, (tag, name, value)
+        assert not (name.startswith("on") and "marked" in value), (tag, name, value)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; .ci/run installs it")
+def test_no_text_of_a_stranger_is_anything_but_text(tmp_path, host):
+    """In the second notebook's page and in all pages that it writes."""
+    address, asked = host
+    payloads = [text.replace("MARK", MARK).replace("HOST", address) for text in PAYLOADS]
+    page = tmp_path / "control.html"
+    page.write_text("<p>x</p>" * 30 + payloads[1] + payloads[3])
+    with pytest.raises(AssertionError):  # what is looked for can be found
+        nothing_of(page, tmp_path, address)
+    assert asked == ["/image.png"]
+    asked.clear()
+    hostile_results(tmp_path / "results", payloads)
+    nothing_of(executed_page(tmp_path, tmp_path / "page.html"), tmp_path, address)
+    written = [path for path in tmp_path.glob("re*/**/*.html") if path.is_file()]
+    assert written
+    for page in written:
+        nothing_of(page, tmp_path, address)
+    assert not asked
+
+
+def test_as_code_leaves_no_sign_of_a_markup():
+    said = lt.as_code("_a_ *b* [c](d) <e> $f$ `g` www.h.org i@j.k")
+    assert re.sub(r"&#\d+;|</?code>", "", said) == re.sub(
+        r"[^\w ]|_", "", html.unescape(said)[6:-7]
+    )
+    assert not re.search(r"_|\.|@", said)
+
+
+# ---- Links and the folder for what is written ---------------------------------------------------
+
+
+def changed_files(folder, before):
+    """The files that are there now and were not, or not with this content."""
+    now = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path for path, content in now.items() if before.get(path) != content}, now
+
+
+def test_nothing_is_written_to_results_nor_through_their_links(tmp_path):
+    """Links where the notebook once wrote, in results of a stranger's."""
+    results, victim = hostile_results(tmp_path / "results", ["a", "b"]), tmp_path / "victim"
+    (victim / "folder").mkdir(parents=True)
+    (victim / "file").write_text("precious")
+    (results / "summary.csv").symlink_to(victim / "file")
+    for name in ("figures", "explorer", "report"):
+        (results / name).symlink_to(victim / "folder")
+    _, before = changed_files(tmp_path, {})
+    page = executed_page(tmp_path, tmp_path / "page.html", report="my/report")
+    written, _ = changed_files(tmp_path, before)
+    written -= {page, *tmp_path.glob("lens_*.py"), *tmp_path.glob("__pycache__/*")}
+    assert {path.parts[len(tmp_path.parts)] for path in written} == {"my"}
+    assert (victim / "file").read_text() == "precious" and not [*(victim / "folder").iterdir()]
+    assert (tmp_path / "my/report/summary.csv").exists()
+    assert len([*(tmp_path / "my/report/figures").glob("*.png")]) == 15
+
+
+@pytest.mark.parametrize("linked", ["run.pkl", "parts", "images", "parts/0.pkl", "images/00a.pkl"])
+def test_links_in_results_are_refused_when_read(tmp_path, linked):
+    results = lu.Results(hostile_results(tmp_path / "results", ["a", "b"]))
+    (tmp_path / "linked").symlink_to(results.folder)  # to the whole folder a user may link
+    assert len(list(lu.Results.find(tmp_path / "linked").records())) == 2
+    (results.folder / linked).rename(tmp_path / "elsewhere")
+    (results.folder / linked).symlink_to(tmp_path / "elsewhere")
+    for call in (
+        lambda: list(lu.Results(results.folder).records()),
+        lambda: lu.Results(tmp_path / "new").continue_from(results.folder),
+    ):
+        with pytest.raises(ValueError, match="is a link"):
+            call()
+
+
+def test_what_is_saved_does_not_go_through_a_link(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    for name in ("a.pkl", f"a.pkl.{os.getpid()}.tmp"):
+        (tmp_path / name).symlink_to(tmp_path / "victim")
+    lu.save(tmp_path / "a.pkl", {"a": 1})
+    assert (tmp_path / "victim").read_text() == "precious" and lu.load(tmp_path / "a.pkl")
