@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lens_kaggle import data_sets
-from lens_utils import KINDS, is_text, require
+from lens_utils import KINDS, check_file, is_text, require
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
@@ -37,6 +37,7 @@ __all__ = [
 # Pillow is told these because it also knows formats that start programs.
 IMAGE_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+MOST_IMAGE_BYTES, MOST_JSON_BYTES = 2**29, 2**30  # COCO's largest annotations have 0.45 GB
 MOST_NAME_BYTES = 200  # of a name: file systems allow 255, and a record adds a suffix
 
 
@@ -119,6 +120,7 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
     objects, categories, problems, digests = {}, set(), [], set()
     for path in paths:
         try:
+            check_file(path, MOST_JSON_BYTES)
             content = path.read_bytes()
             digest = hashlib.sha256(content).digest()
             if digest in digests:  # a copy of a file
@@ -239,6 +241,7 @@ def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
     as long as wide, or has another shape than `size`.
     """
     try:
+        check_file(path, MOST_IMAGE_BYTES)
         with Image.open(path, formats=IMAGE_FORMATS) as stored:
             stored.load()
             image = ImageOps.exif_transpose(stored)

@@ -12,6 +12,7 @@ import os
 import pickle
 import pickletools
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,8 +24,8 @@ from PIL import Image
 __all__ = [
     "FORMAT_VERSION", "SEGMENTS", "KINDS", "UNIT", "DEMO_NOTE",
     "ASKED", "RUN", "READINGS", "RECORD", "OBJECT", "WORD", "PROMPT", "CONTROL", "PART",
-    "require", "is_text", "check_run", "check_record", "check_part", "save", "load", "Results",
-    "open_crop", "printable",
+    "require", "is_text", "check_run", "check_record", "check_part", "check_file", "save", "load",
+    "Results", "open_crop", "printable",
 ]  # fmt: skip
 
 # ---- The format of the results -----------------------------------------------------------------
@@ -266,8 +267,10 @@ def _check_crop(jpeg: np.ndarray, image_size: int) -> None:
     require(jpeg.nbytes <= 2**22 and jpeg.dtype == np.uint8, "crop is too large or no bytes")
     with Image.open(io.BytesIO(jpeg.tobytes()), formats=["JPEG"]) as crop:
         is_plain = crop.size == (image_size, image_size) and crop.mode == "RGB"
-        # A progressive JPEG of a few bytes can take hours.
-        is_plain = is_plain and "progressive" not in crop.info
+        # A small JPEG with scans upon scans, or a progressive one, can take hours. The two bytes
+        # begin a scan wherever a decoder could find one, and are nowhere else in what is saved.
+        one_scan = jpeg.tobytes().count(b"\xff\xda") == 1
+        is_plain = is_plain and one_scan and "progressive" not in crop.info
         require(is_plain, f"crop is no plain image in RGB of {image_size} x {image_size}")
         crop.load()
 
@@ -347,6 +350,14 @@ def _read_only(data: bytes) -> None:
     require(not uncalled, "it has a function")
 
 
+def check_file(path, most_bytes: int, follow_links: bool = True) -> None:
+    """Raise ValueError unless `path` is a plain file of at most `most_bytes`, before it is opened:
+    to open a pipe would wait for ever. Raises OSError if there is none."""
+    about = os.stat(path, follow_symlinks=follow_links)
+    require(stat.S_ISREG(about.st_mode), "it is a link or no file")
+    require(about.st_size <= most_bytes, f"it has more than {most_bytes >> 20} MiB")
+
+
 def _from_bytes(data: bytes, check: Callable | None):
     require(len(data) <= MOST_BYTES, f"it has more than {MOST_BYTES >> 20} MiB")
     _read_only(data)
@@ -394,11 +405,13 @@ def load(path, check: Callable | None = None):
     plain results, or `check` of it raises; FileNotFoundError if there is none.
     """
     try:
-        about = os.lstat(path)
-        require(stat.S_ISREG(about.st_mode), "it is a link or no file")
-        require(about.st_size <= MOST_BYTES, f"it has more than {MOST_BYTES >> 20} MiB")
-        with gzip.open(path) as file:
-            return _from_bytes(file.read(MOST_BYTES + 1), check)
+        check_file(path, MOST_BYTES, follow_links=False)
+        # Not gzip.open, which reads a header's texts byte by byte, and any number of members.
+        inflater = zlib.decompressobj(wbits=31)
+        data = inflater.decompress(Path(path).read_bytes(), MOST_BYTES + 1)
+        whole = inflater.eof and not inflater.unused_data
+        require(whole or len(data) > MOST_BYTES, "it is cut off, or goes on after its end")
+        return _from_bytes(data, check)
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything

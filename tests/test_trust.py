@@ -1,25 +1,32 @@
 """What strangers and accidents bring: code among results, links, other images under the same names,
 two runs in one folder. A test per point of an audit; each failed before its point was mended."""
 
+import gzip
 import html
+import io
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import nbformat
+import numpy as np
 import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
-from test_hostile import make_results
+from PIL import Image
+from test_hostile import Within, make_results
 
+import lens_data as ld
 import lens_tables as lt
 import lens_utils as lu
 
@@ -320,3 +327,82 @@ def test_what_is_saved_does_not_go_through_a_link(tmp_path):
         (tmp_path / name).symlink_to(tmp_path / "victim")
     lu.save(tmp_path / "a.pkl", {"a": 1})
     assert (tmp_path / "victim").read_text() == "precious" and lu.load(tmp_path / "a.pkl")
+
+
+# ---- Sizes and kinds of files -------------------------------------------------------------------
+
+
+def crop_record(jpeg: bytes):
+    run, record, _ = make_results()
+    return {**record, "crop": np.frombuffer(jpeg, np.uint8)}, run
+
+
+def scans(times: int) -> bytes:
+    """A sequential grey JPEG in RGB, 8 x 8, whose first component comes in so many scans, the two
+    others in one each."""
+    jpeg = io.BytesIO()
+    Image.new("RGB", (8, 8), "grey").save(jpeg, "JPEG", subsampling=0)
+    before = jpeg.getvalue().split(b"\xff\xda")[0]
+    # No change of the mean, then the end of the block, in the codes of the standard's tables.
+    first, *others = (
+        b"\xff\xda\x00\x08\x01" + bytes([component, table, 0, 63, 0, code])
+        for component, table, code in ((1, 0x00, 0x2B), (2, 0x11, 0x0F), (3, 0x11, 0x0F))
+    )
+    return before + first * times + b"".join(others) + b"\xff\xd9"
+
+
+def test_a_crop_has_one_scan(tmp_path):
+    """A record of 8 kB with hundreds of thousands of them hangs."""
+    run = make_results()[0]
+    for times in (1, 2, 300_000):
+        many = crop_record(scans(times))[0]
+        with Within(), pytest.raises(ValueError, match="no plain image"):
+            lu.check_record(many, run, "a.jpg")
+    with Image.open(io.BytesIO(scans(1))) as image:
+        image.load()  # it is a JPEG
+        assert image.getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x1f\x8b\x08\x08" + bytes(6) + b"x" * 60_000_000,  # the name of a file, without an end
+        gzip.compress(b"") * 3_000_000,
+        gzip.compress(pickle.dumps(1)) + bytes(10_000_000),
+        gzip.compress(pickle.dumps(1)) + gzip.compress(b"")[:3] + b"\x08" + b"x" * 60_000_000,
+        gzip.compress(bytes(2**28)),
+        gzip.compress(pickle.dumps([1] * 9))[:-9],
+        gzip.compress(pickle.dumps(1))[:-8] + bytes(8),
+    ],
+    ids=["name", "members", "zeros", "second name", "bomb", "cut", "checksum"],
+)
+def test_a_gzip_is_one_plain_member(tmp_path, content):
+    (tmp_path / "a.pkl").write_bytes(content)
+    start = time.monotonic()
+    with Within(), pytest.raises(ValueError, match="a.pkl"):
+        lu.load(tmp_path / "a.pkl")
+    assert time.monotonic() - start < 3
+
+
+def test_a_pipe_and_a_file_of_gigabytes_are_refused_unread(tmp_path):
+    """As results, as an image and as annotations; a link to an image is one."""
+    for name in ("a.pkl", "a.png", "a.json"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(3 * 2**30)  # takes no room
+        for _ in range(2):
+            with Within():
+                if name == "a.pkl":
+                    with pytest.raises(ValueError, match="a.pkl"):
+                        lu.load(tmp_path / name)
+                elif name == "a.png":
+                    with pytest.raises(OSError, match="a.png.*(MiB|no file)"):
+                        ld.open_image(tmp_path / name)
+                else:
+                    objects, _, problems = ld.read_annotations(tmp_path)
+                    assert not objects and "a.json" in problems[0]
+            (tmp_path / name).unlink()
+            os.mkfifo(tmp_path / name)
+        (tmp_path / name).unlink()
+    Image.new("RGB", (9, 9)).save(tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to("b.png")
+    assert ld.open_image(tmp_path / "c.png").size == (9, 9)
