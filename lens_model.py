@@ -659,12 +659,13 @@ def describe_run(bridge, processor, settings: Settings, last_layer_jsd: float) -
 
 
 def _fingerprint(model) -> str:
-    """A digest of the shape and 64 values of each weight: a folder has no revision, and two models
-    may share a name."""
+    """A digest of the shape and up to 1,024 values of each weight, evenly spaced: a folder has no
+    revision, and two models may share a name. A change of a weight in fewer places can be missed.
+    """
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
         values = weight.flatten()
-        values = values[:: max(1, len(values) // 64)][:64].float().cpu().numpy()
+        values = values[:: max(1, -(-len(values) // 1024))].float().cpu().numpy()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + values.tobytes())
     return f"weights {digest.hexdigest()[:16]}"
 

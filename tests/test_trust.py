@@ -27,6 +27,7 @@ from PIL import Image
 from test_hostile import Within, make_results
 
 import lens_data as ld
+import lens_model as lm
 import lens_tables as lt
 import lens_utils as lu
 
@@ -406,3 +407,24 @@ def test_a_pipe_and_a_file_of_gigabytes_are_refused_unread(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "b.png")
     (tmp_path / "c.png").symlink_to("b.png")
     assert ld.open_image(tmp_path / "c.png").size == (9, 9)
+
+
+# ---- Another model, other images, another run ---------------------------------------------------
+
+
+def test_a_weight_anywhere_makes_another_fingerprint(llava):
+    """A hundredth of any tensor, wherever it lies; nothing else does."""
+    model = llava[0].original_model
+    fingerprint = lm._fingerprint(model)
+    assert fingerprint == lm._fingerprint(model)
+    for at, (name, weight) in enumerate(model.state_dict().items()):
+        values = weight.flatten() if weight.is_contiguous() else None
+        assert values is None or values.data_ptr() == weight.data_ptr(), name
+        size = -(-len(values) // 100)
+        start = (at * 7919) % (len(values) - size + 1)
+        changed = values[start : start + size]
+        before = changed.clone()
+        changed += 1
+        assert lm._fingerprint(model) != fingerprint, name
+        changed.copy_(before)
+    assert lm._fingerprint(model) == fingerprint
