@@ -24,7 +24,7 @@ from lens_utils import KINDS, check_file, is_text, require
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
-    "read_annotations", "unique_by_id",
+    "read_annotations", "unique_by_id", "digests_of",
     "open_image", "box_in_crop", "objects_in_crop",
     "CHAT", "SHORT_ANSWER", "QUESTIONS", "DESCRIPTION_QUESTION",
     "object_question", "presence_question", "colour_question", "relation_question", "relation_of",
@@ -226,6 +226,15 @@ def _read_object(annotation: dict, images: dict, categories: dict) -> tuple[str,
         "color": color if is_text(color) else None,
         "image_size": image_size,
     }
+
+
+def digests_of(path, objects: list[dict]) -> dict[str, str]:
+    """Digests (SHA-256) of an image's file and of its `objects` (`read_annotations`), as RECORD's
+    `image_digest` and `annotations_digest`. Raises OSError if the file can't be read."""
+    with open(path, "rb") as file:
+        image = hashlib.file_digest(file, "sha256").hexdigest()
+    annotations = hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()
+    return {"image_digest": image, "annotations_digest": annotations}
 
 
 # ---- Images, and the crop that the model sees --------------------------------------------------

@@ -44,6 +44,7 @@ from lens_data import (  # noqa: E402
     CHAT,
     DESCRIPTION_QUESTION,
     QUESTIONS,
+    digests_of,
     make_prompts,
     objects_in_crop,
     open_image,
@@ -721,7 +722,8 @@ def read_images(
         controls = read_control(bridge, grey, record["prompts"])
         for prompt, control in zip(record["prompts"], controls, strict=True):
             prompt["grey"] = control
-        return {"name": name, "objects": objects, **record}, mean
+        digests = digests_of(path, found)
+        return {"name": name, **digests, "objects": objects, **record}, mean
 
     _read_share(share, check_lens, read_one, Results(folder), settings.deadline)
     state.destroy_process_group()

@@ -134,6 +134,8 @@ PROMPT = {
 }
 RECORD = {  # images/<name>.pkl: one image with its prompts
     "name": Field(str, "the image's, and the file's"),
+    "image_digest": Field(str, "of the image's file (`lens_data.digests_of`)"),
+    "annotations_digest": Field(str, "of the image's annotations, before the crop"),
     "objects": Field([OBJECT], "annotated objects"),
     "words": Field([WORD], "categories watched in the patches"),
     "prompts": Field([PROMPT], "one or more"),
@@ -541,9 +543,34 @@ class Results:
             where = f"No {what} in {str(self.folder)!r}"
             raise FileNotFoundError(f"{where}: run Make_Analyse.ipynb to its end.")
 
-    def left(self, image_paths: dict[str, Path]) -> dict[str, Path]:
-        """Those of `image_paths` (by name) that were not read yet."""
+    def left(
+        self, image_paths: dict[str, Path], digests: dict[str, dict] = (), read_again: bool = False
+    ) -> dict[str, Path]:
+        """Those of `image_paths` (by name) that were not read yet.
+
+        `digests` (`lens_data.digests_of`) by name tell whether images and annotations are still
+        those that were read. Raises ValueError, which names those that differ; with `read_again`
+        these are forgotten, and with them all that the same process read, since nothing can be
+        taken out of its sums.
+        """
         done = set(self.names) if self.started else set()
+        differ = {}
+        for name in sorted(done.intersection(digests)):
+            record = self.record(name)
+            what = [key for key, digest in digests[name].items() if record[key] != digest]
+            if what:
+                differ[name] = f"{name} ({', '.join(key.split('_')[0] for key in what)})"
+        some = ", ".join([*differ.values()][:5])
+        require(
+            read_again or not differ,
+            f"{len(differ)} images differ from those that were read into {str(self.folder)!r}: "
+            f"{some}. Choose another folder, or set read_again: these are then read again, with "
+            "all that the same process read.",
+        )
+        for process, part in list(self.parts.items()) if differ else ():
+            if differ.keys() & set(part["images"]):
+                self.part_path(process).unlink()
+                done -= set(self.parts.pop(process)["images"])
         return {name: path for name, path in image_paths.items() if name not in done}
 
     def begin(self, run: dict, process: int = 0) -> None:

@@ -129,7 +129,8 @@ def read(llava, photographs, settings):
         controls = lm.read_control(llava[0], grey, record["prompts"])
         for prompt, control in zip(record["prompts"], controls, strict=True):
             prompt["grey"] = control
-        read.append(({"name": name, "objects": [], **record}, mean))
+        digests = ld.digests_of(path, [])
+        read.append(({"name": name, **digests, "objects": [], **record}, mean))
     return read
 
 

@@ -428,3 +428,49 @@ def test_a_weight_anywhere_makes_another_fingerprint(llava):
         assert lm._fingerprint(model) != fingerprint, name
         changed.copy_(before)
     assert lm._fingerprint(model) == fingerprint
+
+
+@pytest.fixture
+def read_ones(tmp_path, read, results, photographs):
+    """`(results, image_paths, digests)` of the three photographs, read by two processes."""
+    copy, run = lu.Results(tmp_path / "results"), lu.Results(results).run
+    for process, images in ((0, read[:2]), (1, read[2:])):
+        part = lu.Results(copy.folder)
+        part.begin(run, process)
+        for record, mean in images:
+            part.add(record, mean)
+    shutil.copytree(photographs, tmp_path / "images")
+    image_paths = ld.find_images(tmp_path / "images")
+    digests = {name: ld.digests_of(path, []) for name, path in image_paths.items()}
+    assert len(image_paths) == 3 and lu.Results(copy.folder).left(image_paths, digests) == {}
+    return copy.folder, image_paths, digests
+
+
+def test_other_images_and_annotations_under_the_same_names_are_refused(read_ones):
+    """One replaced by another, one annotated anew; those of them that are wanted are read again."""
+    folder, image_paths, digests = read_ones
+    names = list(image_paths)
+    shutil.copy(image_paths[names[1]], image_paths[names[0]])
+    dog = {"category": "dog", "box": [1.0, 2.0, 3.0, 4.0], "crowd": False, "color": None}
+    for name, objects in ((names[0], []), (names[1], [{**dog, "image_size": None}])):
+        digests[name] = ld.digests_of(image_paths[name], objects)
+    with pytest.raises(ValueError) as error:
+        lu.Results(folder).left(image_paths, digests)
+    said = str(error.value)
+    assert f"{names[0]} (image), {names[1]} (annotations)" in said and names[2] not in said
+    assert "read_again" in said and lu.Results(folder).names == names
+    left = lu.Results(folder).left(image_paths, digests, read_again=True)
+    # With all of the same process: nothing can be taken out of the sums.
+    assert list(left) == names[:2] and lu.Results(folder).names == names[2:]
+    del digests[names[0]], digests[names[1]]
+    assert list(lu.Results(folder).left(image_paths, digests)) == names[:2]
+
+
+def test_digests_are_of_content(tmp_path, photographs):
+    dog = {"category": "dog", "box": [1.0, 2.0, 3.0, 4.0], "image_size": (5, 6)}
+    shutil.copy(photographs / "china.jpg", tmp_path / "other.png")
+    one = ld.digests_of(photographs / "china.jpg", [dog])
+    assert one == ld.digests_of(tmp_path / "other.png", [dict(reversed(dog.items()))])
+    other = ld.digests_of(photographs / "flower.jpg", [{**dog, "box": [1.0, 2.0, 3.0, 5.0]}])
+    assert one.keys() == other.keys() == {"image_digest", "annotations_digest"}
+    assert not {*one.values()} & {*other.values()}
