@@ -11,9 +11,11 @@ import io
 import os
 import pickle
 import pickletools
+import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -628,25 +630,64 @@ class Results:
         save(self.part_path(self.process), self.part, check, compresslevel=0)
         self.parts[self.process] = self.part
 
+    @contextmanager
+    def locked(self):
+        """Hold the folder for one run, all of whose processes are launched within.
+
+        The file `lock` has the number of the process that holds it; the lock of one that is gone is
+        taken over. Raises ValueError if another run holds it.
+        """
+        lock, mine = self.folder / "lock", str(os.getpid())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(lock):
+            holder = _holder_of(lock)
+            message = f"Another run (process {holder}) is writing to {str(self.folder)!r}"
+            remedy = f"wait for its end, or choose another folder (or delete {str(lock)!r} if"
+            require(not holder, f"{message}: {remedy} there is no such run).")
+            lock.unlink()
+        with open(lock, "x") as file:  # fails if another run has just made it
+            file.write(mine)
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):  # the folder was deleted meanwhile
+                if lock.read_text() == mine:
+                    lock.unlink()
+
     def continue_from(self, earlier=None) -> None:
         """Clear what a killed run left half-written; where no run was started here, copy the one
         in or under the folder `earlier`.
 
-        Raises FileNotFoundError or ValueError if `earlier` holds no run or a damaged one.
+        Raises FileNotFoundError or ValueError if `earlier` holds no run or a damaged one, or if
+        another run is writing here.
         """
-        for folder in (self.folder, self._inner("images"), self._inner("parts")):
-            for temporary in folder.glob("*.pkl.*.tmp"):
-                temporary.unlink()
-        if earlier and self.started:
-            here = f"{str(self.folder)!r} holds a run already and goes on from that"
-            print(f"{here}, not from {str(earlier)!r}.")
-        elif earlier:
-            source = Results.find(earlier)
-            for name in source.names:
-                save(self.record_path(name), source.record(name))
-            for process, part in source.parts.items():
-                save(self.part_path(process), part)
-            save(self.folder / "run.pkl", source.run)  # last: until then the copy is not whole
+        with self.locked():
+            for folder in (self.folder, self._inner("images"), self._inner("parts")):
+                for temporary in folder.glob("*.pkl.*.tmp"):
+                    temporary.unlink()
+            if earlier and self.started:
+                here = f"{str(self.folder)!r} holds a run already and goes on from that"
+                print(f"{here}, not from {str(earlier)!r}.")
+            elif earlier:
+                source = Results.find(earlier)
+                for name in source.names:
+                    save(self.record_path(name), source.record(name))
+                for process, part in source.parts.items():
+                    save(self.part_path(process), part)
+                save(self.folder / "run.pkl", source.run)  # last: until then the copy is not whole
+
+
+def _holder_of(lock: Path) -> int | None:
+    """The process that holds a lock; None for one that is gone, this one, or what is no number."""
+    try:
+        check_file(lock, 20, follow_links=False)
+        number = int(re.fullmatch(rb"[1-9]\d{0,8}", lock.read_bytes())[0])
+        os.kill(number, 0)  # only asks whether it is there
+    except PermissionError:  # it is, and another user's
+        return number
+    except (ValueError, TypeError, ProcessLookupError):
+        return None
+    return None if number == os.getpid() else number
 
 
 # ---- What people see ---------------------------------------------------------------------------

@@ -22,9 +22,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from PIL import Image
 from test_hostile import Within, make_results
+from test_notebooks import execute
 
 import lens_data as ld
 import lens_model as lm
@@ -474,3 +476,87 @@ def test_digests_are_of_content(tmp_path, photographs):
     other = ld.digests_of(photographs / "flower.jpg", [{**dog, "box": [1.0, 2.0, 3.0, 5.0]}])
     assert one.keys() == other.keys() == {"image_digest", "annotations_digest"}
     assert not {*one.values()} & {*other.values()}
+
+
+HOLDS = """
+import sys, time
+sys.path.insert(0, {root!r})
+import lens_utils as lu
+with lu.Results({folder!r}).locked():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """Starts another process that holds the lock of a folder."""
+    started = []
+
+    def start(folder):
+        code = HOLDS.format(root=str(ROOT), folder=str(folder))
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_run_in_one_folder_says_so_and_stops(tmp_path, results, other_run):
+    folder = shutil.copytree(results, tmp_path / "results")
+    half = folder / "images/x.pkl.7.tmp"
+    other = other_run(folder)
+    half.write_bytes(b"of the other run")
+    message = f"Another run \\(process {other.pid}\\) is writing to .*{folder.name}"
+    with pytest.raises(ValueError, match=message), lu.Results(folder).locked():
+        pytest.fail("two runs hold it")
+    with pytest.raises(ValueError, match=message):
+        lu.Results(folder).continue_from()
+    assert half.exists() and len(lu.Results(folder).names) == 3  # to read it is no matter
+    other.kill()
+    other.wait()
+    lu.Results(folder).continue_from()
+    assert not half.exists() and not (folder / "lock").exists()
+
+
+@pytest.mark.parametrize("content", ["", "x", "0", "-1", "9" * 30, "{pid}", "1\n2", "\u0661"])
+def test_a_lock_that_no_living_process_holds_is_taken_over(tmp_path, content):
+    """Also one of this process, as after a restart that gives the same numbers again."""
+    (tmp_path / "lock").write_text(content.format(pid=os.getpid()))
+    with lu.Results(tmp_path).locked():
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
+        # Processes that it has launched share it.
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if (tmp_path / "lock").read_text() == str(os.getppid()) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "elsewhere").write_text("1")
+    (tmp_path / "lock").symlink_to("elsewhere")
+    with lu.Results(tmp_path).locked():
+        pass
+    assert (tmp_path / "elsewhere").read_text() == "1"
+
+
+def test_a_lock_is_given_back_after_an_error_and_a_foreign_one_is_left(tmp_path):
+    with pytest.raises(KeyboardInterrupt), lu.Results(tmp_path / "new").locked():
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path / "new") == []
+    with lu.Results(tmp_path).locked():
+        (tmp_path / "lock").write_text("1")
+    assert (tmp_path / "lock").read_text() == "1"
+
+
+def test_the_first_notebook_reads_under_the_lock(tmp_path, other_run, photographs):
+    other = other_run(tmp_path / "results")
+    for module in MODULES:
+        shutil.copy(ROOT / module, tmp_path)
+    with pytest.raises(CellExecutionError, match=f"process {other.pid}"):
+        execute("Make_Analyse.ipynb", tmp_path, images=str(photographs), model="demo/model")
+    cells = json.loads((ROOT / "Make_Analyse.ipynb").read_text())["cells"]
+    (reads,) = ["".join(cell["source"]) for cell in cells if "notebook_launcher(" in str(cell)]
+    assert reads.index(".locked()") < reads.index("notebook_launcher(")
