@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lens_kaggle import data_sets
-from lens_utils import KINDS, check_file, is_text, require
+from lens_utils import KINDS, LEAST_SIDE, check_file, is_text, require
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
@@ -159,7 +159,7 @@ def _read_file(name: str, content: bytes) -> tuple[dict[str, list[dict] | None],
     annotations = list(data["annotations"])
     problems = [f"{name}: {problem}" for problem in twice + images_twice]
     for category_id, category in list(categories.items()):
-        if not is_text(category) or "<image>" in category:
+        if not is_text(category) or any(token in category for token in SPECIAL_TOKENS):
             problems.append(
                 f"{name}, category {category_id}: {category!r:.50} can't be asked about"
             )
@@ -294,7 +294,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list[float], float]:
     """A box `[x, y, width, height]` of the image in pixels of the model's crop, clipped to the
-    crop, and the share (0 ... 1) of the box that the crop holds.
+    crop, and the share (0 ... 1) of the box that the crop holds (0 for a box that is no larger than
+    rounding).
 
     CLIP's processor resizes the shortest edge and crops the centre: the model never saw what lies
     outside the crop.
@@ -313,7 +314,8 @@ def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list
     y, h = y * new_height / height - top, h * new_height / height
     x0, x1 = np.clip([x, x + w], 0, crop["width"])
     y0, y1 = np.clip([y, y + h], 0, crop["height"])
-    visible = min(1.0, (x1 - x0) * (y1 - y0) / (w * h)) if w > 0 and h > 0 else 0.0
+    is_seen = min(x1 - x0, y1 - y0) >= LEAST_SIDE
+    visible = min(1.0, (x1 - x0) * (y1 - y0) / (w * h)) if is_seen else 0.0
     return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)], float(visible)
 
 
@@ -340,6 +342,7 @@ def objects_in_crop(
 
 # LLaVA-1.5's conversation format (the image stands before the question), and the line that it was
 # trained to answer in a word.
+SPECIAL_TOKENS = ["<image>", "<s>", "</s>", "<unk>", "<pad>"]  # not text to LLaVA-1.5
 CHAT = "USER: <image>\n{question} ASSISTANT:"
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 QUESTIONS = {  # template by kind of prompt
@@ -466,6 +469,8 @@ def as_prompts(prompts: list) -> list[dict]:
 def _as_prompt(prompt, where: str) -> dict:
     """One prompt of `as_prompts`, called `where` in error messages."""
     given = prompt if isinstance(prompt, dict) else {"question": prompt}
+    # A text of numpy's is one too, but could not be saved.
+    given = {str(k): str(v) if isinstance(v, str) else v for k, v in given.items()}
     question, kind, truth = given.get("question"), given.get("kind", "own"), given.get("truth")
     require(
         is_text(question),
@@ -482,10 +487,11 @@ def _as_prompt(prompt, where: str) -> dict:
         kind in KINDS,
         f"{where} is of the kind {kind!r}: it must be one of {', '.join(KINDS)}.",
     )
+    own = ", ".join(token for token in SPECIAL_TOKENS if token in question)
     require(
-        "<image>" not in question,
-        f"{where} ({question!r}) has its own <image>: leave it out, the image is put before the "
-        f"question ({CHAT!r}).",
+        not own,
+        f"{where} ({question!r:.200}) has its own {own}: leave it out, the image is put before the "
+        f"question, and nothing but the model ends it ({CHAT!r}).",
     )
     return {"kind": kind, "question": question, "truth": truth, "categories": []}
 

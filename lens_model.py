@@ -651,10 +651,10 @@ def describe_run(bridge, processor, settings: Settings, last_layer_jsd: float) -
         "chat": CHAT,
         "questions": QUESTIONS,
         "own_prompts": settings.prompts,
-        "per_kind": settings.per_kind,
-        "seed": settings.seed,
-        "top_k": settings.top_k,
-        "max_new_tokens": settings.max_new_tokens,
+        "per_kind": int(settings.per_kind),
+        "seed": int(settings.seed),
+        "top_k": int(settings.top_k),
+        "max_new_tokens": int(settings.max_new_tokens),
         "last_layer_jsd": last_layer_jsd,
     }
 

@@ -717,7 +717,7 @@ def _where(run: dict, layers: pd.DataFrame, grounded: pd.DataFrame) -> list[str]
     best, most = mean["auroc"].idxmax(), mean["named"].idxmax()
     patches = layers[(layers["segment"] == "image") & (layers["layer"] == most)]
     cases = grounded.drop_duplicates(["image", "category"])
-    several = cases.drop_duplicates("category")["several_tokens"]
+    several = cases.drop_duplicates("category")["several_tokens"].astype(int)
     tokens = f"All {len(several)} category words are single tokens."
     if several.any():
         tokens = (

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 __all__ = [
-    "FORMAT_VERSION", "SEGMENTS", "KINDS", "UNIT", "DEMO_NOTE",
+    "FORMAT_VERSION", "SEGMENTS", "KINDS", "UNIT", "DEMO_NOTE", "LEAST_SIDE",
     "ASKED", "RUN", "READINGS", "RECORD", "OBJECT", "WORD", "PROMPT", "CONTROL", "PART",
     "require", "is_text", "check_run", "check_record", "check_part", "check_file", "save", "load",
     "Results", "open_crop", "printable",
@@ -46,6 +46,7 @@ OTHER_RELEASE = (
     "the release that made these results"
 )
 ROUNDING = 1e-4  # of sums in float32
+LEAST_SIDE = 0.01  # pixels of a box: below it is rounding
 
 
 class Field(NamedTuple):
@@ -108,7 +109,7 @@ READINGS = {  # at each layer and position; a reading is about the token that fo
 }
 OBJECT = {
     "category": Field(str, "its name"),
-    "box": Field(float, "x, y, width, height in pixels of the crop, clipped", ("xywh",), 0, 1e5),
+    "box": Field(float, "x, y, width, height in pixels of the crop, clipped", ("xywh",), 0, "side"),
     "crowd": Field(bool, "COCO's iscrowd"),
     "color": Field((str, type(None)), "where the annotation has one"),
     "visible": Field(float, "share of the object within the crop", (), 0, 1.001),
@@ -160,9 +161,9 @@ def require(holds, what: str) -> None:
 
 
 def is_text(value) -> bool:
-    """Whether `value` is a text that is not blank and can be written to any file."""
+    """Whether `value` is a plain text that is not blank and can be written to any file."""
     try:
-        return isinstance(value, str) and value.strip() != "" and value.encode("utf-8") is not None
+        return type(value) is str and value.strip() != "" and value.encode("utf-8") is not None
     except UnicodeEncodeError:  # half a character, from a file name that is not UTF-8 for instance
         return False
 
@@ -246,6 +247,7 @@ def _sizes_of(run: dict) -> dict[str, float]:
         "last_id": d_vocab - 1,
         "most_bits": np.log2(d_vocab) + ROUNDING,
         "xywh": 4,
+        "side": run["image_size"] + ROUNDING,
     }
 
 
@@ -260,7 +262,11 @@ def check_record(record, run: dict, name: str) -> None:
         agree = len(prompt["token_ids"]) == n_prompt + n_answer - 1
         lengths = n_prompt >= 1 and n_answer >= 1 and agree
         require(lengths, f"the lengths of prompt {number} don't agree")
-    seen = {item["category"] for item in record["objects"] if min(item["box"][2:]) > 0}
+    seen = {item["category"] for item in record["objects"] if min(item["box"][2:]) >= LEAST_SIDE}
+    for number, item in enumerate(record["objects"]):
+        x, y, width, height = item["box"]
+        in_crop = max(x + width, y + height) <= run["image_size"] + ROUNDING
+        require(in_crop, f"the box of object {number} leaves the crop")
     for number, word in enumerate(record["words"]):
         require(word["token_ids"], f"word {number} has no tokens")
         require(not word["present"] or word["category"] in seen, f"word {number} is no object's")
@@ -289,6 +295,9 @@ def check_part(part, run: dict) -> None:
         is_file_name = name == Path(name).name not in ("", "..") and not set("\\\0") & {*name}
         require(is_file_name, "an image's name is no name of a file")
     require(len(set(names)) == len(names), "an image is counted twice")
+    # Each image adds, per segment with positions and layer, a distribution, whose sum is 1.
+    near = np.isclose(part["sums"].sum(axis=-1), part["n_images"][:, None], 1e-3, 1e-6)
+    require(near.all(), "sums are not those of n_images distributions")
 
 
 # ---- Files -------------------------------------------------------------------------------------
@@ -592,7 +601,8 @@ class Results:
 
     def refuse_another(self, run: dict) -> None:
         """Raise ValueError if the folder holds results of another run than `run`: they must not
-        be mixed. It names the setting that differs."""
+        be mixed. It names the setting that differs, or one of `run` that could not be saved."""
+        check_run(run)
         if not any(any(self._inner(name).glob("*.pkl")) for name in ("images", "parts")):
             return
         remedy = "choose another folder, or delete what is in this one."

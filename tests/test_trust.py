@@ -560,3 +560,108 @@ def test_the_first_notebook_reads_under_the_lock(tmp_path, other_run, photograph
     cells = json.loads((ROOT / "Make_Analyse.ipynb").read_text())["cells"]
     (reads,) = ["".join(cell["source"]) for cell in cells if "notebook_launcher(" in str(cell)]
     assert reads.index(".locked()") < reads.index("notebook_launcher(")
+
+
+# ---- What is given is plain, or refused before anything is read ---------------------------------
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        list(np.array(["What is it?", "Where?"])),
+        np.array(["What is it?", "Where?"]),
+        [{"question": np.str_("What is it?"), "kind": np.str_("object"), "truth": np.str_("a")}],
+        [{np.str_("question"): "What is it?"}],
+    ],
+)
+def test_texts_of_numpy_are_made_plain(tmp_path, prompts):
+    asked = ld.as_prompts(prompts)
+    for prompt in asked:
+        assert {type(value) for value in prompt.values()} <= {str, type(None), list}
+        assert {type(key) for key in prompt} == {str}
+    run = make_results()[0] | {"own_prompts": asked}
+    lu.save(tmp_path / "run.pkl", run, lu.check_run)
+
+
+def test_a_run_that_could_not_be_saved_is_refused_before_it_begins(tmp_path, llava):
+    """With the check that loading makes."""
+    settings = lm.Settings("m", top_k=np.int64(3), seed=np.int32(1), per_kind=np.int8(2))
+    run = lm.describe_run(*llava, settings, 0.0)
+    lu.Results(tmp_path).refuse_another(run)  # numbers are made plain
+    for change in ({"model": np.str_("m")}, {"top_k": 0}, {"seed": "0"}, {"last_layer_jsd": 2.0}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            lu.Results(tmp_path).refuse_another({**run, **change})
+    prompt = {**ld.as_prompts(["?"])[0], "question": np.str_("?")}
+    with pytest.raises(ValueError, match="own_prompts 0, question"):
+        lu.Results(tmp_path).refuse_another({**run, "own_prompts": [prompt]})
+
+
+@pytest.mark.parametrize("token", ["</s>", "<s>", "<unk>", "<pad>", "<image>"])
+def test_special_tokens_in_a_question_or_category_are_refused(token, photographs, tmp_path):
+    with pytest.raises(ValueError, match="Prompt 0 .*has its own"):
+        ld.as_prompts([f"What is {token}?"])
+    data = json.loads((photographs / "instances_test.json").read_text())
+    data["categories"][2]["name"] = f"a {token}"
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    _, categories, problems = ld.read_annotations(tmp_path)
+    assert categories == ["temple", "tree"] and "can't be asked about" in problems[0]
+
+
+# ---- What is accepted can be shown --------------------------------------------------------------
+
+
+def with_box(box):
+    run, record, _ = make_results()
+    record["objects"][0]["box"] = box
+    return run, record
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [9.0, 9.0, 2.0, 2.0],
+        [8.0, 1.0, 2.0, 2.0],
+        [7.0, 7.0, 2.0, 0.5],
+        [1.0, 1.0, 1e-9, 4.0],
+        [1.0, 1.0, 4.0, 1e-3],
+        [0.0, 0.0, 1e4, 1e4],
+    ],
+)
+def test_the_box_of_a_present_word_is_in_the_crop(box):
+    run, record = with_box(box)
+    with pytest.raises(ValueError, match="box|no object's"):
+        lu.check_record(record, run, "a.jpg")
+
+
+def test_what_is_watched_can_be_saved(llava):
+    """A box that is no larger than rounding makes no present word."""
+    tiny = {"category": "dog", "color": None, "crowd": False, "image_size": (56, 56)}
+    boxes = [[1.0, 1.0, 1e-9, 5.0], [-4.0, 1.0, 4.005, 1.0], [-4.0, -3.0, 2.0, 1.0]]
+    objects = [{**tiny, "box": box} for box in boxes]
+    objects = ld.objects_in_crop(objects, (56, 56), llava[1].image_processor)
+    words = ld.words_to_watch(llava[1].tokenizer, objects, ["dog", "cat"])
+    assert not [word for word in words if word["present"]]
+    run, record = with_box([7.0, 7.0, 1.0, 0.5])
+    lu.check_record(record, run, "a.jpg")
+    assert lt.patches_of(record, run, "dog").tolist() == [False, False, False, True]
+
+
+def test_each_mean_distribution_sums_to_one():
+    run, _, part = make_results()
+    lu.check_part(part, run)
+    for wrong in (part["sums"] * 0.5, part["sums"] * 1.01, np.zeros_like(part["sums"])):
+        with pytest.raises(ValueError, match="sums"):
+            lu.check_part({**part, "sums": wrong}, run)
+    none = {"n_images": np.array([1, 1, 0]), "sums": part["sums"] * [[[1]], [[1]], [[0]]]}
+    lu.check_part({**part, **none}, run)  # no answer has positions
+
+
+@pytest.mark.parametrize("several, said", [(False, "All 1 category"), (True, "1 of 1 category")])
+def test_one_category_is_counted_as_a_number(several, said):
+    run, record, _ = make_results()
+    record["words"][0]["several_tokens"] = several
+    record["words"][0]["log2_probs"] = np.full((3, 4), -3, np.float16)
+    tables = lt.tabulate([record], run)
+    confident = lt.category_confidence([record])
+    text = lt.report_grounding(run, tables["layers"], lt.grounding([record], run), confident)
+    assert said in text and "True" not in text and "False" not in text
