@@ -23,8 +23,10 @@ from lens_kaggle import data_sets
 from lens_utils import (
     COLOURS,
     KINDS,
+    LEAST_SIDE,
     WAYS,
     WORDS,
+    check_file,
     is_text,
     names_of,
     patch_coverage,
@@ -33,7 +35,7 @@ from lens_utils import (
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
-    "read_annotations", "unique_by_id",
+    "read_annotations", "unique_by_id", "digests_of",
     "open_image", "box_in_crop", "objects_in_crop",
     "colour_terms", "pixels_within", "colour_of", "colour_cast", "with_colours",
     "CHAT", "SHORT_ANSWER", "QUESTIONS", "DESCRIPTION_QUESTION",
@@ -47,6 +49,7 @@ __all__ = [
 # Pillow is told these because it also knows formats that start programs.
 IMAGE_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+MOST_IMAGE_BYTES, MOST_JSON_BYTES = 2**29, 2**30  # COCO's largest annotations have 0.45 GB
 MOST_NAME_BYTES = 200  # of a name: file systems allow 255, and a record adds a suffix
 
 
@@ -143,6 +146,7 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
     objects, categories, problems, digests, unknown = {}, set(), [], set(), []
     for path in paths:
         try:
+            check_file(path, MOST_JSON_BYTES)
             content = path.read_bytes()
             digest = hashlib.sha256(content).digest()
             if digest in digests:  # a copy of a file
@@ -244,7 +248,7 @@ def _read_file(name: str, data: dict) -> tuple[dict[str, list[dict] | None], set
     annotations = list(data["annotations"])
     problems = [f"{name}: {problem}" for problem in twice + images_twice]
     for category_id, category in list(categories.items()):
-        if not is_text(category) or "<image>" in category:
+        if not is_text(category) or any(token in category for token in SPECIAL_TOKENS):
             problems.append(
                 f"{name}, category {category_id}: {category!r:.50} can't be asked about"
             )
@@ -327,6 +331,15 @@ def _polygons(segmentation) -> list[list[float]]:
     return polygons if whole else []
 
 
+def digests_of(path, objects: list[dict]) -> dict[str, str]:
+    """Digests (SHA-256) of an image's file and of its `objects` (`read_annotations`), as RECORD's
+    `image_digest` and `annotations_digest`. Raises OSError if the file can't be read."""
+    with open(path, "rb") as file:
+        image = hashlib.file_digest(file, "sha256").hexdigest()
+    annotations = hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()
+    return {"image_digest": image, "annotations_digest": annotations}
+
+
 # ---- Images, and the crop that the model sees --------------------------------------------------
 
 
@@ -340,6 +353,7 @@ def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
     as long as wide, or has another shape than `size`.
     """
     try:
+        check_file(path, MOST_IMAGE_BYTES)
         with Image.open(path, formats=IMAGE_FORMATS) as stored:
             stored.load()
             image = ImageOps.exif_transpose(stored)
@@ -383,7 +397,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list[float], float]:
     """A box `[x, y, width, height]` of the image in pixels of the model's crop, clipped to the
-    crop, and the share (0 ... 1) of the box that the crop holds.
+    crop, and the share (0 ... 1) of the box that the crop holds (0 for a box that is no larger than
+    rounding).
 
     CLIP's processor resizes the shortest edge and crops the centre: the model never saw what lies
     outside the crop.
@@ -402,7 +417,8 @@ def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list
     y, h = y * new_height / height - top, h * new_height / height
     x0, x1 = np.clip([x, x + w], 0, crop["width"])
     y0, y1 = np.clip([y, y + h], 0, crop["height"])
-    visible = min(1.0, (x1 - x0) * (y1 - y0) / (w * h)) if w > 0 and h > 0 else 0.0
+    is_seen = min(x1 - x0, y1 - y0) >= LEAST_SIDE
+    visible = min(1.0, (x1 - x0) * (y1 - y0) / (w * h)) if is_seen else 0.0
     return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)], float(visible)
 
 
@@ -541,6 +557,7 @@ def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
 
 # LLaVA-1.5's conversation format (the image stands before the question), and the line that it was
 # trained to answer in a word.
+SPECIAL_TOKENS = ["<image>", "<s>", "</s>", "<unk>", "<pad>"]  # not text to LLaVA-1.5
 CHAT = "USER: <image>\n{question} ASSISTANT:"
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 QUESTIONS = {  # template by kind of prompt
@@ -728,6 +745,8 @@ def as_prompts(prompts: list) -> list[dict]:
 def _as_prompt(prompt, where: str) -> dict:
     """One prompt of `as_prompts`, called `where` in error messages."""
     given = prompt if isinstance(prompt, dict) else {"question": prompt}
+    # A text of numpy's is one too, but could not be saved.
+    given = {str(k): str(v) if isinstance(v, str) else v for k, v in given.items()}
     question, kind, truth = given.get("question"), given.get("kind", "own"), given.get("truth")
     require(
         is_text(question),
@@ -744,10 +763,11 @@ def _as_prompt(prompt, where: str) -> dict:
         kind in KINDS,
         f"{where} is of the kind {kind!r}: it must be one of {', '.join(KINDS)}.",
     )
+    own = ", ".join(token for token in SPECIAL_TOKENS if token in question)
     require(
-        "<image>" not in question,
-        f"{where} ({question!r}) has its own <image>: leave it out, the image is put before the "
-        f"question ({CHAT!r}).",
+        not own,
+        f"{where} ({question!r:.200}) has its own {own}: leave it out, the image is put before the "
+        f"question, and nothing but the model ends it ({CHAT!r}).",
     )
     about = {"truth_from": "user" if truth else "", "categories": [], "way": ""}
     return {"kind": kind, "question": question, "truth": truth, **about}

@@ -47,6 +47,7 @@ from lens_data import (  # noqa: E402
     DESCRIPTION_QUESTION,
     QUESTIONS,
     count_together,
+    digests_of,
     make_prompts,
     objects_in_crop,
     open_image,
@@ -883,10 +884,10 @@ def describe_run(
         "questions": QUESTIONS,
         "own_prompts": settings.prompts,
         "categories": list(categories),
-        "per_kind": settings.per_kind,
-        "seed": settings.seed,
-        "top_k": settings.top_k,
-        "max_new_tokens": settings.max_new_tokens,
+        "per_kind": int(settings.per_kind),
+        "seed": int(settings.seed),
+        "top_k": int(settings.top_k),
+        "max_new_tokens": int(settings.max_new_tokens),
         "knockout_windows": knockout_windows(bridge.cfg.n_layers, settings.knockout_width)
         if settings.knockout
         else [],
@@ -895,12 +896,13 @@ def describe_run(
 
 
 def _fingerprint(model) -> str:
-    """A digest of the shape and 64 values of each weight: a folder has no revision, and two models
-    may share a name."""
+    """A digest of the shape and up to 1,024 values of each weight, evenly spaced: a folder has no
+    revision, and two models may share a name. A change of a weight in fewer places can be missed.
+    """
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
         values = weight.flatten()
-        values = values[:: max(1, len(values) // 64)][:64].float().cpu().numpy()
+        values = values[:: max(1, -(-len(values) // 1024))].float().cpu().numpy()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + values.tobytes())
     return f"weights {digest.hexdigest()[:16]}"
 
@@ -966,8 +968,8 @@ def read_images(
 
     def read_one(name, path) -> tuple[dict, np.ndarray]:
         """The whole record of one image, and its mean probability."""
-        image, found = open_annotated(path), annotations.get(path.name, [])
-        found = with_colours(found, image) if found else []
+        image, annotated = open_annotated(path), annotations.get(path.name, [])
+        found = with_colours(annotated, image) if annotated else []
         objects = objects_in_crop(found, image.size, processor.image_processor)
         seed = f"{settings.seed} {name}"
         drawn = make_prompts(objects, categories, seed, settings.per_kind, together)
@@ -986,7 +988,7 @@ def read_images(
             prompt.update({control: read[number] for control, read in controls.items()})
         last_prefix.clear()
         last_prefix[name] = prefix
-        return {"name": name, "objects": objects, **record}, mean
+        return {"name": name, **digests_of(path, annotated), "objects": objects, **record}, mean
 
     _read_share(share, check_lens, read_one, Results(folder), settings.deadline)
     state.destroy_process_group()

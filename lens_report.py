@@ -43,7 +43,7 @@ ABOUT = {
 def as_code(text: str) -> str:
     """Any text as code in Markdown: every special character is an entity, so that none is mark-up,
     mathematics or a tag."""
-    return "<code>" + re.sub(r"[^\w ]", lambda match: f"&#{ord(match[0])};", text) + "</code>"
+    return "<code>" + re.sub(r"[^\w ]|_", lambda match: f"&#{ord(match[0])};", text) + "</code>"
 
 
 def _number(value: float) -> str:

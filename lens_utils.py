@@ -14,7 +14,9 @@ import pickle
 import pickletools
 import re
 import stat
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +25,10 @@ import numpy as np
 from PIL import Image
 
 __all__ = [
-    "FORMAT_VERSION", "SEGMENTS", "KINDS", "WAYS", "COLOURS", "UNIT", "DEMO_NOTE",
+    "FORMAT_VERSION", "SEGMENTS", "KINDS", "WAYS", "COLOURS", "UNIT", "DEMO_NOTE", "LEAST_SIDE",
     "ASKED", "RUN", "READINGS", "RECORD", "OBJECT", "WORD", "PROMPT", "CONTROL", "KNOCKOUT",
-    "OF_OBJECTS", "PART", "require", "is_text", "check_run", "check_record", "check_part", "save",
-    "load", "Results",
+    "OF_OBJECTS", "PART", "require", "is_text", "check_run", "check_record", "check_part",
+    "check_file", "save", "load", "Results",
     "WORDS", "plural_of", "names_of",
     "patch_coverage", "open_crop", "printable",
 ]  # fmt: skip
@@ -53,6 +55,7 @@ OTHER_RELEASE = (
     "the release that made these results"
 )
 ROUNDING = 1e-4  # of sums in float32
+LEAST_SIDE = 0.01  # pixels of a box: below it is rounding
 
 
 class Field(NamedTuple):
@@ -119,7 +122,7 @@ READINGS = {  # at each layer and position; a reading is about the token that fo
 }
 OBJECT = {
     "category": Field(str, "its name"),
-    "box": Field(float, "x, y, width, height in pixels of the crop, clipped", ("xywh",), 0, 1e5),
+    "box": Field(float, "x, y, width, height in pixels of the crop, clipped", ("xywh",), 0, "side"),
     "crowd": Field(bool, "COCO's iscrowd"),
     "color": Field((str, type(None)), "where it is known"),
     "color_from": Field(str, "annotation, pixels (of its polygon), or empty"),
@@ -167,6 +170,8 @@ PROMPT = {
 }
 RECORD = {  # images/<name>.pkl: one image with its prompts
     "name": Field(str, "the image's, and the file's"),
+    "image_digest": Field(str, "of the image's file (`lens_data.digests_of`)"),
+    "annotations_digest": Field(str, "of the image's annotations, before the crop"),
     "objects": Field([OBJECT], "annotated objects"),
     "words": Field([WORD], "categories watched in the patches"),
     "prompts": Field([PROMPT], "one or more"),
@@ -189,9 +194,9 @@ def require(holds, what: str) -> None:
 
 
 def is_text(value) -> bool:
-    """Whether `value` is a text that is not blank and can be written to any file."""
+    """Whether `value` is a plain text that is not blank and can be written to any file."""
     try:
-        return isinstance(value, str) and value.strip() != "" and value.encode("utf-8") is not None
+        return type(value) is str and value.strip() != "" and value.encode("utf-8") is not None
     except UnicodeEncodeError:  # half a character, from a file name that is not UTF-8 for instance
         return False
 
@@ -283,6 +288,7 @@ def _sizes_of(run: dict) -> dict[str, float]:
         "last_id": d_vocab - 1,
         "most_bits": np.log2(d_vocab) + ROUNDING,
         "xywh": 4,
+        "side": run["image_size"] + ROUNDING,
     }
 
 
@@ -304,7 +310,11 @@ def check_record(record, run: dict, name: str) -> None:
         require(known, f"knockout of prompt {number} has other ways than {', '.join(KNOCKOUT)}")
         spells = not prompt["word_ids"] or int(prompt["answer_ids"][0]) in prompt["word_ids"]
         require(spells, f"word_ids of prompt {number} don't have the answer's first token")
-    seen = {item["category"] for item in record["objects"] if min(item["box"][2:]) > 0}
+    seen = {item["category"] for item in record["objects"] if min(item["box"][2:]) >= LEAST_SIDE}
+    for number, item in enumerate(record["objects"]):
+        x, y, width, height = item["box"]
+        in_crop = max(x + width, y + height) <= run["image_size"] + ROUNDING
+        require(in_crop, f"the box of object {number} leaves the crop")
     for number, word in enumerate(record["words"]):
         require(word["token_ids"], f"word {number} has no tokens")
         require(not word["present"] or word["category"] in seen, f"word {number} is no object's")
@@ -317,8 +327,10 @@ def _check_crop(jpeg: np.ndarray, image_size: int) -> None:
     require(jpeg.nbytes <= 2**22 and jpeg.dtype == np.uint8, "crop is too large or no bytes")
     with Image.open(io.BytesIO(jpeg.tobytes()), formats=["JPEG"]) as crop:
         is_plain = crop.size == (image_size, image_size) and crop.mode == "RGB"
-        # A progressive JPEG of a few bytes can take hours.
-        is_plain = is_plain and "progressive" not in crop.info
+        # A small JPEG with scans upon scans, or a progressive one, can take hours. The two bytes
+        # begin a scan wherever a decoder could find one, and are nowhere else in what is saved.
+        one_scan = jpeg.tobytes().count(b"\xff\xda") == 1
+        is_plain = is_plain and one_scan and "progressive" not in crop.info
         require(is_plain, f"crop is no plain image in RGB of {image_size} x {image_size}")
         crop.load()
 
@@ -333,6 +345,9 @@ def check_part(part, run: dict) -> None:
         is_file_name = name == Path(name).name not in ("", "..") and not set("\\\0") & {*name}
         require(is_file_name, "an image's name is no name of a file")
     require(len(set(names)) == len(names), "an image is counted twice")
+    # Each image adds, per segment with positions and layer, a distribution, whose sum is 1.
+    near = np.isclose(part["sums"].sum(axis=-1), part["n_images"][:, None], 1e-3, 1e-6)
+    require(near.all(), "sums are not those of n_images distributions")
 
 
 # ---- Files -------------------------------------------------------------------------------------
@@ -398,6 +413,14 @@ def _read_only(data: bytes) -> None:
     require(not uncalled, "it has a function")
 
 
+def check_file(path, most_bytes: int, follow_links: bool = True) -> None:
+    """Raise ValueError unless `path` is a plain file of at most `most_bytes`, before it is opened:
+    to open a pipe would wait for ever. Raises OSError if there is none."""
+    about = os.stat(path, follow_symlinks=follow_links)
+    require(stat.S_ISREG(about.st_mode), "it is a link or no file")
+    require(about.st_size <= most_bytes, f"it has more than {most_bytes >> 20} MiB")
+
+
 def _from_bytes(data: bytes, check: Callable | None):
     require(len(data) <= MOST_BYTES, f"it has more than {MOST_BYTES >> 20} MiB")
     _read_only(data)
@@ -427,8 +450,9 @@ def save(path, value, check: Callable | None = None, compresslevel: int = 1) -> 
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:  # never through a link
             file.write(gzip.compress(data, compresslevel, mtime=0))
             file.flush()
             os.fsync(file.fileno())
@@ -444,11 +468,13 @@ def load(path, check: Callable | None = None):
     plain results, or `check` of it raises; FileNotFoundError if there is none.
     """
     try:
-        about = os.lstat(path)
-        require(stat.S_ISREG(about.st_mode), "it is a link or no file")
-        require(about.st_size <= MOST_BYTES, f"it has more than {MOST_BYTES >> 20} MiB")
-        with gzip.open(path) as file:
-            return _from_bytes(file.read(MOST_BYTES + 1), check)
+        check_file(path, MOST_BYTES, follow_links=False)
+        # Not gzip.open, which reads a header's texts byte by byte, and any number of members.
+        inflater = zlib.decompressobj(wbits=31)
+        data = inflater.decompress(Path(path).read_bytes(), MOST_BYTES + 1)
+        whole = inflater.eof and not inflater.unused_data
+        require(whole or len(data) > MOST_BYTES, "it is cut off, or goes on after its end")
+        return _from_bytes(data, check)
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -491,13 +517,20 @@ class Results:
         require(len(found) == 1, f"{several}{', '.join(map(str, found))}.")
         return cls(found[0])
 
+    def _inner(self, name: str) -> Path:
+        """The folder `name` within. Raises ValueError for a link, which would lead out of here."""
+        path = self.folder / name
+        require(not path.is_symlink(), f"{str(path)!r} is a link, which results never hold.")
+        return path
+
     def record_path(self, name: str) -> Path:
-        """Where the record of the image `name` is."""
-        return self.folder / "images" / f"{name}.pkl"
+        """Where the record of the image `name` is. Raises ValueError if that is through a link."""
+        return self._inner("images") / f"{name}.pkl"
 
     def part_path(self, process: int) -> Path:
-        """Where the process of that number keeps what it has read (PART)."""
-        return self.folder / "parts" / f"{process}.pkl"
+        """Where the process of that number keeps what it has read (PART). Raises ValueError if
+        that is through a link."""
+        return self._inner("parts") / f"{process}.pkl"
 
     @property
     def started(self) -> bool:
@@ -514,7 +547,7 @@ class Results:
         """The parts by process. Raises ValueError if one is damaged, or counts in an image that
         another one counts in too or whose record is gone."""
         parts, counted = {}, set()
-        for path in sorted((self.folder / "parts").glob("*.pkl")):
+        for path in sorted(self._inner("parts").glob("*.pkl")):
             part = load(path, partial(check_part, run=self.run))
             for name in part["images"]:
                 record, again = self.record_path(name), "and its images are read again."
@@ -571,9 +604,34 @@ class Results:
             where = f"No {what} in {str(self.folder)!r}"
             raise FileNotFoundError(f"{where}: run Make_Analyse.ipynb to its end.")
 
-    def left(self, image_paths: dict[str, Path]) -> dict[str, Path]:
-        """Those of `image_paths` (by name) that were not read yet."""
+    def left(
+        self, image_paths: dict[str, Path], digests: dict[str, dict] = (), read_again: bool = False
+    ) -> dict[str, Path]:
+        """Those of `image_paths` (by name) that were not read yet.
+
+        `digests` (`lens_data.digests_of`) by name tell whether images and annotations are still
+        those that were read. Raises ValueError, which names those that differ; with `read_again`
+        these are forgotten, and with them all that the same process read, since nothing can be
+        taken out of its sums.
+        """
         done = set(self.names) if self.started else set()
+        differ = {}
+        for name in sorted(done.intersection(digests)):
+            record = self.record(name)
+            what = [key for key, digest in digests[name].items() if record[key] != digest]
+            if what:
+                differ[name] = f"{name} ({', '.join(key.split('_')[0] for key in what)})"
+        some = ", ".join([*differ.values()][:5])
+        require(
+            read_again or not differ,
+            f"{len(differ)} images differ from those that were read into {str(self.folder)!r}: "
+            f"{some}. Choose another folder, or set read_again: these are then read again, with "
+            "all that the same process read.",
+        )
+        for process, part in list(self.parts.items()) if differ else ():
+            if differ.keys() & set(part["images"]):
+                self.part_path(process).unlink()
+                done -= set(self.parts.pop(process)["images"])
         return {name: path for name, path in image_paths.items() if name not in done}
 
     def begin(self, run: dict, process: int = 0) -> None:
@@ -582,7 +640,7 @@ class Results:
         Raises ValueError as `refuse_another` does.
         """
         self.refuse_another(run)
-        if not any((self.folder / "parts").glob("*.pkl")):
+        if not any(self._inner("parts").glob("*.pkl")):
             save(self.folder / "run.pkl", run, check_run)
         self.__dict__.pop("run", None)
         self.__dict__.pop("parts", None)
@@ -593,8 +651,9 @@ class Results:
 
     def refuse_another(self, run: dict) -> None:
         """Raise ValueError if the folder holds results of another run than `run`: they must not
-        be mixed. It names the setting that differs."""
-        if not any(self.folder.glob("images/*.pkl")) and not any(self.folder.glob("parts/*.pkl")):
+        be mixed. It names the setting that differs, or one of `run` that could not be saved."""
+        check_run(run)
+        if not any(any(self._inner(name).glob("*.pkl")) for name in ("images", "parts")):
             return
         remedy = "choose another folder, or delete what is in this one."
         half = "records but no run.pkl, perhaps half of a copy: set go_on_from as before"
@@ -631,25 +690,64 @@ class Results:
         save(self.part_path(self.process), self.part, check, compresslevel=0)
         self.parts[self.process] = self.part
 
+    @contextmanager
+    def locked(self):
+        """Hold the folder for one run, all of whose processes are launched within.
+
+        The file `lock` has the number of the process that holds it; the lock of one that is gone is
+        taken over. Raises ValueError if another run holds it.
+        """
+        lock, mine = self.folder / "lock", str(os.getpid())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(lock):
+            holder = _holder_of(lock)
+            message = f"Another run (process {holder}) is writing to {str(self.folder)!r}"
+            remedy = f"wait for its end, or choose another folder (or delete {str(lock)!r} if"
+            require(not holder, f"{message}: {remedy} there is no such run).")
+            lock.unlink()
+        with open(lock, "x") as file:  # fails if another run has just made it
+            file.write(mine)
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):  # the folder was deleted meanwhile
+                if lock.read_text() == mine:
+                    lock.unlink()
+
     def continue_from(self, earlier=None) -> None:
         """Clear what a killed run left half-written; where no run was started here, copy the one
         in or under the folder `earlier`.
 
-        Raises FileNotFoundError or ValueError if `earlier` holds no run or a damaged one.
+        Raises FileNotFoundError or ValueError if `earlier` holds no run or a damaged one, or if
+        another run is writing here.
         """
-        for pattern in ("run.pkl.*.tmp", "images/*.pkl.*.tmp", "parts/*.pkl.*.tmp"):
-            for temporary in self.folder.glob(pattern):
-                temporary.unlink()
-        if earlier and self.started:
-            here = f"{str(self.folder)!r} holds a run already and goes on from that"
-            print(f"{here}, not from {str(earlier)!r}.")
-        elif earlier:
-            source = Results.find(earlier)
-            for name in source.names:
-                save(self.record_path(name), source.record(name))
-            for process, part in source.parts.items():
-                save(self.part_path(process), part)
-            save(self.folder / "run.pkl", source.run)  # last: until then the copy is not whole
+        with self.locked():
+            for folder in (self.folder, self._inner("images"), self._inner("parts")):
+                for temporary in folder.glob("*.pkl.*.tmp"):
+                    temporary.unlink()
+            if earlier and self.started:
+                here = f"{str(self.folder)!r} holds a run already and goes on from that"
+                print(f"{here}, not from {str(earlier)!r}.")
+            elif earlier:
+                source = Results.find(earlier)
+                for name in source.names:
+                    save(self.record_path(name), source.record(name))
+                for process, part in source.parts.items():
+                    save(self.part_path(process), part)
+                save(self.folder / "run.pkl", source.run)  # last: until then the copy is not whole
+
+
+def _holder_of(lock: Path) -> int | None:
+    """The process that holds a lock; None for one that is gone, this one, or what is no number."""
+    try:
+        check_file(lock, 20, follow_links=False)
+        number = int(re.fullmatch(rb"[1-9]\d{0,8}", lock.read_bytes())[0])
+        os.kill(number, 0)  # only asks whether it is there
+    except PermissionError:  # it is, and another user's
+        return number
+    except (ValueError, TypeError, ProcessLookupError):
+        return None
+    return None if number == os.getpid() else number
 
 
 # ---- What categories are called ----------------------------------------------------------------

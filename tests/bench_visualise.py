@@ -257,6 +257,8 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
         )
     return {
         "name": name,
+        "image_digest": "0",
+        "annotations_digest": "0",
         "objects": [
             {
                 "category": f"dog{at}" if at else "dog",

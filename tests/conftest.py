@@ -125,7 +125,8 @@ def read(llava, photographs, settings):
     """A record per photograph, as Make_Analyse saves them, with its mean probabilities."""
     read, grey = [], lm.keep_prefix(*llava, lm.grey_image(llava[1]))
     run = lm.describe_run(*llava, settings, last_layer_jsd=0.0)
-    images = {name: ld.open_image(path) for name, path in ld.find_images(photographs).items()}
+    paths = ld.find_images(photographs)
+    images = {name: ld.open_image(path) for name, path in paths.items()}
     before = lm.keep_prefix(*llava, list(images.values())[-1])
     for name, image in images.items():
         record, mean, prefix = lm.read_image_and_prefix(*llava, image, PROMPTS, settings)
@@ -134,7 +135,8 @@ def read(llava, photographs, settings):
         knockouts = lm.read_knockout(llava[0], prefix, prompts, nowhere, run)
         for prompt, grey_read, other, cut in zip(prompts, greys, others, knockouts, strict=True):
             prompt.update(grey=grey_read, other=other, knockout=cut)
-        read.append(({"name": name, "objects": [], **record}, mean))
+        digests = ld.digests_of(paths[name], [])
+        read.append(({"name": name, **digests, "objects": [], **record}, mean))
         before = prefix
     return read
 

@@ -54,6 +54,8 @@ def make_record(name, boxes, log2_probs, top_ids=None, absent=(), asked=()):
     top_ids = np.zeros((len(LAYERS), GRID**2, 1), np.uint8) if top_ids is None else top_ids
     return {
         "name": name,
+        "image_digest": "0",
+        "annotations_digest": "0",
         "objects": [make_object(category, box) for category, box in boxes],
         "words": words,
         "prompts": prompts,

@@ -71,6 +71,8 @@ def make_results():
     }
     record = {
         "name": "a.jpg",
+        "image_digest": "0",
+        "annotations_digest": "0",
         "objects": [
             {
                 "category": "dog",
