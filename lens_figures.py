@@ -308,16 +308,16 @@ def save_explorer(path, run: dict, record: dict) -> Path:
             for word in record["words"]
         ],
         "patches": _explorer_readings(record["patches"]),
-        "prompts": [_explorer_prompt(prompt) for prompt in record["prompts"]],
+        "prompts": [_explorer_prompt(prompt, run) for prompt in record["prompts"]],
         "tokens": _labels_used(run, record),
     }
     return _write_page(path, value)
 
 
-def _explorer_prompt(prompt: dict) -> dict:
+def _explorer_prompt(prompt: dict, run: dict) -> dict:
     """What the page shows of a prompt."""
     return {
-        **_question_of(prompt),
+        **_question_of(prompt, run),
         "n_prompt": prompt["n_prompt"],
         "token_ids": prompt["token_ids"].tolist(),
         "answer_ids": prompt["answer_ids"].tolist(),
@@ -329,17 +329,17 @@ def _explorer_prompt(prompt: dict) -> dict:
     }
 
 
-def _question_of(prompt) -> dict:
-    """Kind, question, its first line, answer, truth and whether the answer is right, of a prompt or
-    a row of `tabulate`."""
-    truth = prompt["truth"]
+def _question_of(prompt, run: dict) -> dict:
+    """Kind, question, its first line, answer, truth and whether the answer is right (None: not
+    known, or not gradable), of a prompt or a row of `tabulate`."""
+    truth, given = prompt["truth"], (prompt["kind"], prompt["answer"], prompt["truth"])
     return {
         "kind": prompt["kind"],
         "question": _one_line(prompt["question"]),
         "short": _one_line(prompt["question"].strip().splitlines()[0]),
         "answer": _one_line(prompt["answer"]),
         "truth": None if truth is None else _one_line(truth),
-        "right": None if truth is None else lt.is_right(prompt["answer"], truth),
+        "right": None if truth is None else lt.is_right(*given, run["categories"]),
     }
 
 
@@ -390,7 +390,7 @@ def save_explorer_index(folder, run: dict, records: Iterable[dict], answers: pd.
                 "thumbnail": np.frombuffer(thumbnail.getvalue(), np.uint8),
                 "prompts": [
                     {
-                        **_question_of(prompt),
+                        **_question_of(prompt, run),
                         "prompt": int(prompt["prompt"]),
                         "readable_layer": int(prompt["readable_layer"]),
                         "readable_label": lt.layer_label(run, prompt["readable_layer"]),

@@ -216,14 +216,16 @@ def _order_of_two(by_odds: pd.DataFrame, by_probability: pd.DataFrame) -> str:
         if claimed
         else f"No order is shown between answers about {a} and about {b}"
     )
-    low, middle, high = np.percentile(later[0], [25, 50, 75])
-    both = " and ".join(f"{each:.2g} {name}" for each, name in zip(p, SCALES.values(), strict=True))
+    by_scale = []
+    for each, p_of_scale, scale in zip(later, p, SCALES.values(), strict=True):
+        low, middle, high = np.percentile(each, [25, 50, 75])
+        quartiles = f"quartiles {_number(low)} and {_number(high)}"
+        by_scale.append(f"{_layers(middle)} {scale} ({quartiles}, p = {p_of_scale:.2g})")
     could = max(smallest_difference(each, LEVEL) for each in later)
     return (
         f"{claim}: of {n} images, {a} earlier on {(later[0] > 0).sum()} and later on "
-        f"{(later[0] < 0).sum()}, by {_layers(middle)} in the median (quartiles {_number(low)} and "
-        f"{_number(high)}; p = {both}). A difference of {_layers(could)} would be found in four of "
-        "five such samples."
+        f"{(later[0] < 0).sum()} by odds; in the median by {' and '.join(by_scale)}. A difference "
+        f"of {_layers(could)} on both scales would be found in four of five such samples."
     )
 
 

@@ -504,9 +504,10 @@ def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
     - `size` (SIZES) of its largest object
     - `auroc`: of P(word) in its patches against P(word) in the others
     - `named`: the share of its patches whose top-1 token is its word
-    - `auroc_absent`, `named_absent`: the main control, the mean over words of categories that the
-      image does not have, in the same patches; NaN where none is watched. What it has above 0.5 any
-      word would have on any object
+    - `auroc_absent`, `named_absent`: the main control, the word of a category that the image does
+      not have, in the same patches; NaN where none is watched. What it has above 0.5 any word would
+      have on any object. (One for each, in turn, not their mean, so that where the two are alike
+      their difference is symmetric, as tests of it suppose.)
     - `auroc_other_image`, `named_other_image`: the control of places, the own word against the
       boxes of the same category in the image before that has it, for the first in the last one;
       NaN where no other image has it. What it has above 0.5 comes from usual places
@@ -517,27 +518,24 @@ def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
     names = [f"{name}{control}" for control in ("", "_absent", "_other_image") for name in READ]
     rows, masks, firsts = [], {}, {}
     for record in records:
-        for word in filter(lambda word: word["present"], record["words"]):
+        absent = [word for word in record["words"] if not word["present"]]
+        present = [word for word in record["words"] if word["present"]]
+        for number, word in enumerate(present):
             category, inside = word["category"], patches_of(record, run, word["category"])
             if inside.all():
                 continue
             share = max(o["share"] for o in record["objects"] if o["category"] == category)
             size = SIZES[int(share >= 0.01) + int(share >= 0.1)]
             about = {"image": record["name"], "category": category, "size": size}
-            top1, unknown = (
-                record["patches"]["top_ids"][:, :, 0],
-                np.full(len(run["layers"]), np.nan),
-            )
-            absent = [
-                _against(each, top1, inside) for each in record["words"] if not each["present"]
-            ]
-            absent = np.mean(absent, axis=0) if absent else [unknown] * 2
-            other = [unknown] * 2
+            top1 = record["patches"]["top_ids"][:, :, 0]
+            control = other = [np.full(len(run["layers"]), np.nan)] * 2
+            if absent:
+                control = _against(absent[number % len(absent)], top1, inside)
             if category in masks:
                 other = _against(word, top1, masks[category])
             else:
                 firsts[category] = len(rows), word, top1
-            values = [*_against(word, top1, inside), *absent, *other]
+            values = [*_against(word, top1, inside), *control, *other]
             rows.append((about, dict(zip(names, values, strict=True))))
             masks[category] = inside
     for category, (row, word, top1) in firsts.items():

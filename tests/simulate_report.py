@@ -129,11 +129,16 @@ def answers_of(rng, n: int, plan: dict, image_effect: float = 2.0, n_prompts: in
     return records
 
 
-def planted(rng, layer, later=0.0, height=0.9, sd=0.4, scale="odds", control=None):
-    """A curve and its control's, which ends at a height of its own (`control`, else a low one)."""
-    at = layer + (later(rng) if callable(later) else later)
-    low = rng.uniform(0.02, 0.2) if control is None else control
-    return curve(rng, at, height, sd, scale), curve(rng, at, low, sd, scale)
+PLAIN = {"later": 0.0, "height": 0.9, "sd": 0.4, "scale": "odds", "control": None}
+
+
+def planted(rng, layer, **how):
+    """A curve and its control's, `how` as PLAIN: `later` by so many layers, up to a `height`, with
+    noise `sd`, straight in `scale`; the control's ends at `control`, None: somewhere low."""
+    how = PLAIN | how
+    at = layer + (how["later"](rng) if callable(how["later"]) else how["later"])
+    low = rng.uniform(0.02, 0.2) if how["control"] is None else how["control"]
+    return tuple(curve(rng, at, end, how["sd"], how["scale"]) for end in (how["height"], low))
 
 
 def half_and_half(rng) -> float:
@@ -141,12 +146,12 @@ def half_and_half(rng) -> float:
     return rng.choice([-6.0, 6.0])
 
 
-def claims_an_order(rng, n, later=0.0, n_prompts=1, image_effect=2.0, colour=(), other=()) -> bool:
-    """Whether the report claims any order of colours and the two other kinds, which come `later`;
-    `colour` and `other` are further arguments of `planted`."""
+def claims_an_order(rng, n, colour=(), others=(), **images) -> bool:
+    """Whether the report claims any order of colours and the two other kinds, which are `planted`
+    as `colour` and `others` say; `images` is for `answers_of`."""
     plan = {"colour": partial(planted, **dict(colour))}
-    plan |= dict.fromkeys(("object", "relation"), partial(planted, later=later, **dict(other)))
-    table = lt.tabulate(answers_of(rng, n, plan, image_effect, n_prompts), RUN)["answers"]
+    plan |= dict.fromkeys(("object", "relation"), partial(planted, **dict(others)))
+    table = lt.tabulate(answers_of(rng, n, plan, **images), RUN)["answers"]
     sentences = lr.order_of_kinds(lt.whole_words(lt.first_tokens(table)))
     return any("are drawn from the image before" in sentence for sentence in sentences)
 
@@ -154,11 +159,16 @@ def claims_an_order(rng, n, later=0.0, n_prompts=1, image_effect=2.0, colour=(),
 # ---- Patches -----------------------------------------------------------------------------------
 
 
-def patches_of(rng, n: int, own=0.0, any_word=0.0, place=0.0, category=0.0, there=0.0) -> list:
+NOTHING = {"own": 0.0, "any_word": 0.0, "place": 0.0, "category": 0.0, "there": 0.0}
+
+
+def patches_of(rng, n: int, **added) -> list:
     """Records of `n` images with two objects and two absent words each. Added to the normal noise
-    of log2 P(word), which the words of an image share in part: `own` in the word's own boxes,
-    `any_word` in the boxes of all, `place` where most boxes of its category are, `category` times a
-    constant of the category, `there` everywhere if the image has the category."""
+    of log2 P(word), which the words of an image share in part (see NOTHING): `own` in the word's
+    own boxes, `any_word` in the boxes of all, `place` where most boxes of its category are,
+    `category` times a constant of the category, `there` everywhere if the image has the category.
+    """
+    added = NOTHING | added
     usual = rng.integers(0, 4, (len(CATEGORIES), 2)) * 10.0
     constant = rng.normal(0, 1, len(CATEGORIES))
     chance = np.arange(1, len(CATEGORIES) + 1) / sum(range(1, len(CATEGORIES) + 1))
@@ -174,12 +184,12 @@ def patches_of(rng, n: int, own=0.0, any_word=0.0, place=0.0, category=0.0, ther
         words = []
         for position, at in enumerate(chosen):
             present = position < 2
-            logs = -12 + 0.5 * shared + rng.normal(0, 1, shape) + category * constant[at]
-            logs[:, np.any(list(inside.values()), axis=0)] += any_word
-            logs[:, st_mask([*usual[at], 20.0, 20.0])] += place
+            logs = -12 + 0.5 * shared + rng.normal(0, 1, shape) + added["category"] * constant[at]
+            logs[:, np.any(list(inside.values()), axis=0)] += added["any_word"]
+            logs[:, st_mask([*usual[at], 20.0, 20.0])] += added["place"]
             if present:
-                logs[:, inside[at]] += own
-                logs += there
+                logs[:, inside[at]] += added["own"]
+                logs += added["there"]
             words.append({
                 "category": CATEGORIES[at],
                 "present": present,
@@ -277,21 +287,23 @@ def holds(rng, n, kind: str, truth: float = 0.5) -> bool | None:
 # ---- The table ---------------------------------------------------------------------------------
 
 ORDER = "an order of kinds"
-EQUAL = {"colour": {"height": 0.98}, "other": {"height": 0.6}}
+EQUAL = {"colour": {"height": 0.98}, "others": {"height": 0.6}}
+IN_PROBABILITY = {kind: how | {"scale": "probability"} for kind, how in EQUAL.items()}
+NOISY = {kind: how | {"sd": 0.8} for kind, how in EQUAL.items()}
 SAID_ANYWAY = {"height": 0.9, "control": 0.9}
+SAID_ANYWAY = {"colour": SAID_ANYWAY, "others": SAID_ANYWAY | {"later": 6.0}}
+LATER = {"others": {"later": 4.0}}
 FALSE = [  # claim, what is planted, how it is counted
-    (ORDER, "equal timing", partial(claims_an_order)),
+    (ORDER, "equal timing", claims_an_order),
     (ORDER, "equal timing, several prompts of a kind", partial(claims_an_order, n_prompts=3)),
     (ORDER, "equal timing, large image effect", partial(claims_an_order, image_effect=6.0)),
     (ORDER, "equal timing in odds, heights 0.98 and 0.6", partial(claims_an_order, **EQUAL)),
-    (ORDER, "equal timing in probability, heights 0.98 and 0.6", partial(
-        claims_an_order, colour={"height": 0.98, "scale": "probability"},
-        other={"height": 0.6, "scale": "probability"})),
-    (ORDER, "the same with more noise", partial(
-        claims_an_order, colour={"height": 0.98, "sd": 0.8}, other={"height": 0.6, "sd": 0.8})),
-    (ORDER, "six layers later, but said anyway", partial(
-        claims_an_order, later=6.0, colour=SAID_ANYWAY, other=SAID_ANYWAY)),
-    (ORDER, "half six layers earlier, half later", partial(claims_an_order, later=half_and_half)),
+    (ORDER, "equal timing in probability, heights 0.98 and 0.6",
+     partial(claims_an_order, **IN_PROBABILITY)),
+    (ORDER, "equal timing in odds, more noise", partial(claims_an_order, **NOISY)),
+    (ORDER, "six layers later, but said anyway", partial(claims_an_order, **SAID_ANYWAY)),
+    (ORDER, "half six layers earlier, half later",
+     partial(claims_an_order, others={"later": half_and_half})),
     (OWN, "nothing", partial(claims_where, claim=OWN)),
     (OWN, "any word likelier on any object", partial(claims_where, claim=OWN, any_word=3.0)),
     (PLACE, "nothing", partial(claims_where, claim=PLACE)),
@@ -306,9 +318,9 @@ FALSE = [  # claim, what is planted, how it is counted
     ("a window of blocks", "no window", names_a_window),
 ]  # fmt: skip
 TRUE = [
-    (ORDER, "four layers later", partial(claims_an_order, later=4.0)),
-    (ORDER, "four layers later, heights 0.98 and 0.6", partial(
-        claims_an_order, later=4.0, **EQUAL)),
+    (ORDER, "four layers later", partial(claims_an_order, **LATER)),
+    (ORDER, "four layers later, heights 0.98 and 0.6",
+     partial(claims_an_order, colour=EQUAL["colour"], others=EQUAL["others"] | LATER["others"])),
     (OWN, "own word likelier by two doublings", partial(claims_where, claim=OWN, own=2.0)),
     (PLACE, "own word likelier by two doublings", partial(claims_where, claim=PLACE, own=2.0)),
     (THERE, "by two doublings", partial(claims_where, claim=THERE, there=2.0)),

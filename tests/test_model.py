@@ -514,3 +514,44 @@ def test_as_many_copies_as_have_room(llava_folder, monkeypatch, free, copies):
     gpus = [{"free": one} for one in free]
     monkeypatch.setattr(lm, "probe_gpus", lambda: {"gpus": gpus})
     assert lm.copies_that_fit(str(llava_folder), "float32") == copies
+
+
+def test_the_other_image_is_the_one_before_and_an_unreadable_one_is_passed_over():
+    run = []
+
+    def prefix_of(name):
+        run.append(name)
+        if name in ("broken", "overflows"):
+            raise OSError if name == "broken" else FloatingPointError
+        return [name]
+
+    def before(names, name, **at_hand):
+        run.clear()
+        return lm._prefix_before(names.split(), name, at_hand, prefix_of), list(run)
+
+    assert before("a b c", "b") == (["a"], ["a"])
+    assert before("a b c", "a") == (["c"], ["c"])  # the last one
+    assert before("a b c", "c", b=["at hand"]) == (["at hand"], [])
+    assert before("a broken c", "c") == (["a"], ["broken", "a"])
+    assert before("a overflows broken", "a") == (None, ["broken", "overflows"])
+    assert before("a", "a") == (None, [])
+
+
+def test_the_control_other_is_what_the_model_says_after_the_image_before(
+    llava_folder, llava, photographs, tmp_path
+):
+    """By itself for the second image; the first one's is the last image, however images are shared
+    and whatever was read before."""
+    paths, settings = ld.find_images(photographs), lm.Settings(str(llava_folder), "float32", "cpu")
+    lm.read_images(paths, {}, [], tmp_path / "all", settings)
+    records = list(lu.Results(tmp_path / "all").records())
+    for number, record in enumerate(records):
+        prefix = lm.keep_prefix(*llava, ld.open_image(paths[records[number - 1]["name"]]))
+        expected = lm.read_control(llava[0], prefix, record["prompts"])
+        for prompt, control in zip(record["prompts"], expected, strict=True):
+            for name, values in control.items():
+                np.testing.assert_allclose(prompt["other"][name], values, rtol=1e-4)
+    (first, *_) = paths
+    alone = tmp_path / "alone"
+    lm.read_images({first: paths[first]}, {}, [], alone, settings)
+    assert all("other" not in prompt for prompt in lu.Results(alone).record(first)["prompts"])

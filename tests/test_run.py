@@ -62,7 +62,7 @@ def attempt(llava_folder, photographs, tmp_path_factory):
     settings = lm.Settings(str(llava_folder), "float32", "cpu", max_new_tokens=4)
     error_file = tmp_path_factory.mktemp("attempt") / "error.txt"
 
-    def attempt(results, first=lambda: None, seconds=None, processes=1, left_only=True):
+    def attempt(results, first=lambda: None, seconds=None, processes=1):
         error_file.write_text("")
         child = os.fork()
         # By both of them, whoever comes first; so that the processes that it launches die with it.
@@ -73,8 +73,7 @@ def attempt(llava_folder, photographs, tmp_path_factory):
                 os.environ["ACCELERATE_USE_CPU"] = "1"
                 first()
                 lu.Results(results).continue_from()
-                left = lu.Results(results).left(image_paths) if left_only else image_paths
-                arguments = left, annotations, categories, results, settings
+                arguments = image_paths, annotations, categories, results, settings
                 notebook_launcher(
                     lm.read_images, arguments, num_processes=processes, use_port=free_port()
                 )
@@ -113,8 +112,8 @@ def test_two_processes_share_the_images_and_change_nothing(tmp_path, attempt, un
 def test_the_same_list_again_reads_nothing_twice(tmp_path, attempt, unbroken):
     """As when a notebook's cell is run again: with the list of before, and then by another number
     of processes."""
-    assert attempt(tmp_path / "results", left_only=False) == (0, "")
-    assert attempt(tmp_path / "results", left_only=False, processes=2) == (0, "")
+    assert attempt(tmp_path / "results") == (0, "")
+    assert attempt(tmp_path / "results", processes=2) == (0, "")
     assert_same_results(tmp_path / "results", unbroken)
 
 

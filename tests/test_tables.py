@@ -194,7 +194,7 @@ def test_an_order_is_claimed_only_where_a_paired_test_allows_it():
     assert colours_objects.startswith("No order is shown between")
     assert (
         "colours are drawn from the image before answers about the arrangement of objects: of 20 "
-        "images, colours earlier on 20 and later on 0, by 3 layers in the median"
+        "images, colours earlier on 20 and later on 0 by odds; in the median by 3 layers by odds ("
         in colours_relations
     )
     assert "objects are drawn from the image before answers about the arr" in objects_relations
@@ -224,7 +224,9 @@ def test_an_order_is_found_in_either_direction_and_not_from_few_images():
     few = "11 images draw both from the image, too few"
     assert few in sentence(colour=[3] * 11, object=[6] * 11)
     assert "1 image draws both" in sentence(colour=[3], object=[6])
-    assert "p = 1 by odds" in sentence(colour=[3] * 12, object=[3] * 12)
+    assert "0 layers by odds (quartiles 0 and 0, p = 1)" in sentence(
+        colour=[3] * 12, object=[3] * 12
+    )
 
 
 def test_the_order_is_that_of_the_test_not_of_the_mean():
