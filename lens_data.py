@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lens_kaggle import data_sets
-from lens_utils import KINDS, LEAST_SIDE, check_file, is_text, require
+from lens_utils import KINDS, LEAST_SIDE, MOST_LABEL, check_file, is_text, require
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
@@ -159,7 +159,8 @@ def _read_file(name: str, content: bytes) -> tuple[dict[str, list[dict] | None],
     annotations = list(data["annotations"])
     problems = [f"{name}: {problem}" for problem in twice + images_twice]
     for category_id, category in list(categories.items()):
-        if not is_text(category) or any(token in category for token in SPECIAL_TOKENS):
+        short = is_text(category) and len(category) <= MOST_LABEL
+        if not short or any(token in category for token in SPECIAL_TOKENS):
             problems.append(
                 f"{name}, category {category_id}: {category!r:.50} can't be asked about"
             )

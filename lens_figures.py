@@ -37,6 +37,7 @@ __all__ = [
 # Fonts that can draw what matplotlib's own DejaVu Sans cannot; taken where the machine has them.
 WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei"]
 WIDE_FONTS += ["Arial Unicode MS", "Microsoft YaHei"]
+MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
 PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.6"  # of the colour-blind palette
 
@@ -96,25 +97,47 @@ def _layer_axis(axis, run: dict) -> None:
 
 def _question_and_answer(prompt: dict) -> str:
     """The first line of the question and the start of the answer, for titles."""
-    text = f"{prompt['question'].strip().splitlines()[0]} \u2192 {prompt['answer'][:40]}"
-    return " ".join(map(_drawn, text.split()))
+    question = prompt["question"].strip().splitlines()[0]
+    return f"{_title_of(question, 70)} \u2192 {_title_of(prompt['answer'], 30)}"
+
+
+def _title_of(text: str, length: int) -> str:
+    """`text` as figures show it, with its spaces, cut to `length`: a long title makes a figure
+    wide."""
+    shown = " ".join(_drawn(word) for word in text[:1000].split())
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
+
+
+def _last_positions(prompt: dict) -> tuple[dict, str]:
+    """A prompt with no more than its last MOST_POSITIONS, and a note of that for the title; of many
+    layers with fewer, so that a figure takes seconds."""
+    n_pos, n_layers = len(prompt["token_ids"]), len(prompt["readings"]["top_ids"])
+    dropped = n_pos - min(MOST_POSITIONS, 4000 // n_layers)
+    if dropped <= 0:
+        return prompt, " "
+    readings = {name: values[:, dropped:] for name, values in prompt["readings"].items()}
+    shown = {"token_ids": prompt["token_ids"][dropped:], "n_prompt": prompt["n_prompt"] - dropped}
+    note = f" last {n_pos - dropped} of {n_pos:,} positions\n"
+    return {**prompt, **shown, "readings": readings}, note
 
 
 def plot_top1(run: dict, prompt: dict):
     """Heatmap layers x text positions: the lens's top-1 token in each cell, its probability as
     colour."""
+    prompt, note = _last_positions(prompt)
     top_ids = prompt["readings"]["top_ids"][:, :, 0]
     cells = np.vectorize(lambda i: _drawn(run["tokens"][i], 9), otypes=[object])(top_ids)
     probs = prompt["readings"]["top_probs"][:, :, 0]
-    title = f"Top-1 token per layer and position: {_question_and_answer(prompt)}"
+    title = f"Top-1 token per layer and position:{note}{_question_and_answer(prompt)}"
     return _text_heatmap(run, prompt, probs, title, "probability", cells)
 
 
 def plot_jsd(run: dict, prompt: dict, series: str):
     """Heatmap layers x text positions of `series`: `jsd_prev` (to the previous layer) or
     `jsd_final` (to the last), in bits."""
+    prompt, note = _last_positions(prompt)
     other = {"jsd_prev": "the previous layer", "jsd_final": "the last layer"}[series]
-    title = f"Jensen-Shannon divergence to {other}: {_question_and_answer(prompt)}"
+    title = f"Jensen-Shannon divergence to {other}:{note}{_question_and_answer(prompt)}"
     return _text_heatmap(run, prompt, prompt["readings"][series], title, f"JSD ({UNIT})")
 
 
@@ -191,7 +214,7 @@ def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]
     present = {word["category"] for word in record["words"] if word["present"]}
     for row, category in zip(axes, categories, strict=True):
         probs = lt.word_probability(record, category)
-        label = _drawn(category) + ("" if category in present else "\n(not annotated)")
+        label = _title_of(category, 30) + ("" if category in present else "\n(not annotated)")
         row[0].set_ylabel(label, parse_math=False)
         for axis, layer in zip(row, layers, strict=True):
             mesh = _draw_patches(axis, run, record, probs[layer])
@@ -209,7 +232,7 @@ def _draw_patches(axis, run: dict, record: dict, values: np.ndarray, cells: list
     squares = np.reshape(values, (grid, grid))
     mesh = axis.imshow(squares, cmap="viridis", vmin=0, vmax=1, alpha=0.75, **look)
     axis.set(xticks=[], yticks=[])
-    for patch, text in enumerate(cells):
+    for patch, text in enumerate(cells if grid <= 32 else ()):  # in finer ones none is legible
         row, column = divmod(patch, grid)
         x, y = (column + 0.5) * size / grid, (row + 0.5) * size / grid
         look = {"fontsize": 5.5 if grid > 12 else 7, "ha": "center", "va": "center"}
@@ -220,8 +243,10 @@ def _draw_patches(axis, run: dict, record: dict, values: np.ndarray, cells: list
 
 
 def _draw_boxes(axis, record: dict, names: bool = False) -> None:
-    """The annotated boxes that lie in the crop, with the names of their categories."""
-    for item in record["objects"]:
+    """The annotated boxes that lie in the crop, of many the largest, with the names of their
+    categories."""
+    largest = sorted(record["objects"], key=lambda item: -item["share"])[:MOST_BOXES]
+    for item in largest:
         x, y, width, height = item["box"]
         if not (width and height):  # outside the crop
             continue
@@ -230,7 +255,7 @@ def _draw_boxes(axis, record: dict, names: bool = False) -> None:
         if names:
             look = {"color": ORANGE, "fontsize": 8, "va": "bottom", "clip_on": True}
             look["bbox"] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-            axis.text(x, y, _drawn(item["category"]), parse_math=False, **look)
+            axis.text(x, y, _title_of(item["category"], 30), parse_math=False, **look)
 
 
 # ---- The explorer ------------------------------------------------------------------------------
@@ -488,7 +513,7 @@ def _draw_case(axis, results: Results, case, layer: int, name: str) -> None:
     if np.isnan(case.auroc_other_image):
         control = "no control"
     title = (
-        f"{name}: {_drawn(case.category)}, AUROC {case.auroc:.2f} ({control})\n"
+        f"{name}: {_title_of(case.category, 30)}, AUROC {case.auroc:.2f} ({control})\n"
         f"P at most {probs.max():.2g}, {_drawn(case.image, 24)}"
     )
     axis.set_title(title, fontsize=9, parse_math=False)
