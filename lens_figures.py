@@ -245,7 +245,9 @@ def _draw_patches(axis, run: dict, record: dict, values: np.ndarray, cells: list
 def _draw_boxes(axis, record: dict, names: bool = False) -> None:
     """The annotated boxes that lie in the crop, of many the largest, with the names of their
     categories."""
-    largest = sorted(record["objects"], key=lambda item: -item["share"])[:MOST_BOXES]
+    largest = sorted(record["objects"], key=lambda item: -item["box"][2] * item["box"][3])[
+        :MOST_BOXES
+    ]
     for item in largest:
         x, y, width, height = item["box"]
         if not (width and height):  # outside the crop
