@@ -24,6 +24,7 @@ from lens_utils import (
     COLOURS,
     KINDS,
     LEAST_SIDE,
+    MOST_LABEL,
     WAYS,
     WORDS,
     check_file,
@@ -248,7 +249,8 @@ def _read_file(name: str, data: dict) -> tuple[dict[str, list[dict] | None], set
     annotations = list(data["annotations"])
     problems = [f"{name}: {problem}" for problem in twice + images_twice]
     for category_id, category in list(categories.items()):
-        if not is_text(category) or any(token in category for token in SPECIAL_TOKENS):
+        short = is_text(category) and len(category) <= MOST_LABEL
+        if not short or any(token in category for token in SPECIAL_TOKENS):
             problems.append(
                 f"{name}, category {category_id}: {category!r:.50} can't be asked about"
             )

@@ -43,6 +43,7 @@ __all__ = [
 # Fonts that can draw what matplotlib's own DejaVu Sans cannot; taken where the machine has them.
 WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei"]
 WIDE_FONTS += ["Arial Unicode MS", "Microsoft YaHei"]
+MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
 PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.6"  # of the colour-blind palette
 MARKERS = "osD^vPX*<>"  # by group, as the palette's ten colours
@@ -113,26 +114,47 @@ def _layer_axis(axis, run: dict) -> None:
 
 def _question_and_answer(prompt: dict) -> str:
     """The first line of the question and the start of the answer, for titles."""
-    text = f"{prompt['question'].strip().splitlines()[0]} \u2192 {prompt['answer'][:40]}"
-    return " ".join(map(_drawn, text.split()))
+    question = prompt["question"].strip().splitlines()[0]
+    return f"{_title_of(question, 70)} \u2192 {_title_of(prompt['answer'], 30)}"
+
+
+def _title_of(text: str, length: int) -> str:
+    """`text` as figures show it, with its spaces, cut to `length`: a long title makes a figure
+    wide."""
+    shown = " ".join(_drawn(word) for word in text[:1000].split())
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
+
+
+def _last_positions(prompt: dict) -> tuple[dict, str]:
+    """A prompt with no more than its last MOST_POSITIONS, and a note of that for the title; of many
+    layers with fewer, so that a figure takes seconds."""
+    n_pos, n_layers = len(prompt["token_ids"]), len(prompt["readings"]["top_ids"])
+    dropped = n_pos - min(MOST_POSITIONS, 4000 // n_layers)
+    if dropped <= 0:
+        return prompt, " "
+    readings = {name: values[:, dropped:] for name, values in prompt["readings"].items()}
+    shown = {"token_ids": prompt["token_ids"][dropped:], "n_prompt": prompt["n_prompt"] - dropped}
+    note = f" last {n_pos - dropped} of {n_pos:,} positions\n"
+    return {**prompt, **shown, "readings": readings}, note
 
 
 def plot_top1(run: dict, prompt: dict):
     """Heatmap layers x text positions: the lens's top-1 token in each cell, its probability as
     colour."""
+    prompt, note = _last_positions(prompt)
     top_ids = prompt["readings"]["top_ids"][:, :, 0]
     cells = np.vectorize(lambda i: _drawn(run["tokens"][i], 9), otypes=[object])(top_ids)
     probs = prompt["readings"]["top_probs"][:, :, 0]
-    title = f"Top-1 token per layer and position: {_question_and_answer(prompt)}"
+    title = f"Top-1 token per layer and position:{note}{_question_and_answer(prompt)}"
     return _text_heatmap(run, prompt, probs, title, "probability", cells)
 
 
 def plot_series(run: dict, prompt: dict, series: str):
     """Heatmap layers x text positions of one of SERIES, in bits; the most that JSD can be is 1, and
     entropy log2 of the vocabulary's size."""
-    title, label = SERIES[series]
+    (title, label), (prompt, note) = SERIES[series], _last_positions(prompt)
     most = np.log2(len(run["tokens"])) if series == "entropy" else 1
-    title = f"{title}: {_question_and_answer(prompt)}"
+    title = f"{title}:{note}{_question_and_answer(prompt)}"
     return _text_heatmap(run, prompt, prompt["readings"][series], title, label, most=most)
 
 
@@ -218,7 +240,7 @@ def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]
     for row, category in zip(axes, categories, strict=True):
         probs = lt.word_probability(record, category)
         objects = [item for item in record["objects"] if item["category"] == category]
-        label = _drawn(category) + ("" if category in present else "\n(not annotated)")
+        label = _title_of(category, 30) + ("" if category in present else "\n(not annotated)")
         row[0].set_ylabel(label, parse_math=False)
         most = probs[layers].max()
         norm = LogNorm(most / 1000, most, clip=True)
@@ -247,7 +269,7 @@ def _draw_patches(  # noqa: PLR0913 (what is drawn, on what, in which colours)
     mesh = axis.imshow(squares, cmap=OVERLAY, norm=norm, **look)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    for patch, text in enumerate(cells):
+    for patch, text in enumerate(cells if grid <= 32 else ()):  # in finer ones none is legible
         row, column = divmod(patch, grid)
         x, y = (column + 0.5) * size / grid, (row + 0.5) * size / grid
         # As large as fits: a small grid has patches of 37 points, a letter is 0.7 of its font wide.
@@ -260,8 +282,12 @@ def _draw_patches(  # noqa: PLR0913 (what is drawn, on what, in which colours)
 
 
 def _draw_boxes(axis, record: dict, names: bool = False) -> None:
-    """The annotated boxes that lie in the crop, with the names of their categories."""
-    for item in record["objects"]:
+    """The annotated boxes that lie in the crop, of many the largest, with the names of their
+    categories."""
+    largest = sorted(record["objects"], key=lambda item: -item["box"][2] * item["box"][3])[
+        :MOST_BOXES
+    ]
+    for item in largest:
         x, y, width, height = item["box"]
         if not (width and height):  # outside the crop
             continue
@@ -270,7 +296,7 @@ def _draw_boxes(axis, record: dict, names: bool = False) -> None:
         if names:
             look = {"color": ORANGE, "fontsize": 8, "va": "bottom", "clip_on": True}
             look["bbox"] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-            axis.text(x, y, _drawn(item["category"]), parse_math=False, **look)
+            axis.text(x, y, _title_of(item["category"], 30), parse_math=False, **look)
 
 
 # ---- The explorer ------------------------------------------------------------------------------
@@ -668,7 +694,7 @@ def _draw_case(axis, results: Results, case, layer: int, name: str) -> None:
     if np.isnan(case.auroc_other_image):
         control = "no control"
     title = (
-        f"{name}: {_drawn(case.category)}, AUROC {case.auroc:.2f} ({control})\n"
+        f"{name}: {_title_of(case.category, 30)}, AUROC {case.auroc:.2f} ({control})\n"
         f"P at most {probs.max():.2g}, {_drawn(case.image, 24)}"
     )
     axis.set_title(title, fontsize=9, parse_math=False)

@@ -41,8 +41,9 @@ ABOUT = {
 
 
 def as_code(text: str) -> str:
-    """Any text as code in Markdown: every special character is an entity, so that none is mark-up,
-    mathematics or a tag."""
+    """The start of any text as code in Markdown and HTML: every special character is an entity, so
+    that none is mark-up, mathematics or a tag."""
+    text = text if len(text) <= 200 else text[:199] + "…"
     return "<code>" + re.sub(r"[^\w ]|_", lambda match: f"&#{ord(match[0])};", text) + "</code>"
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 __all__ = [
     "FORMAT_VERSION", "SEGMENTS", "KINDS", "WAYS", "COLOURS", "UNIT", "DEMO_NOTE", "LEAST_SIDE",
-    "ASKED", "RUN", "READINGS", "RECORD", "OBJECT", "WORD", "PROMPT", "CONTROL", "KNOCKOUT",
+    "MOST_LABEL", "ASKED", "RUN", "READINGS", "RECORD", "OBJECT", "WORD", "PROMPT", "CONTROL", "KNOCKOUT",
     "OF_OBJECTS", "PART", "require", "is_text", "check_run", "check_record", "check_part",
     "check_file", "save", "load", "Results",
     "WORDS", "plural_of", "names_of",
@@ -35,7 +35,7 @@ __all__ = [
 
 # ---- The format of the results -----------------------------------------------------------------
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 3
 SEGMENTS = ["image", "prompt", "answer"]
 KINDS = ["object", "presence", "colour", "relation", "description", "own"]
 # Of absent categories: POPE's three (Li et al., arXiv 2305.10355).
@@ -76,7 +76,8 @@ class Field(NamedTuple):
     optional: bool = False
 
 
-MOST_LAYERS, MOST_GRID, MOST_PIXELS, MOST_LABEL = 200, 64, 2048, 100
+MOST_LAYERS, MOST_GRID, MOST_PIXELS, MOST_LABEL, MOST_TEXT = 200, 64, 2048, 100, 2**16
+MOST_CELLS = 2**20  # layers x text positions of a record; of LLaVA-1.5-7B a prompt has some 3,000
 ASKED = {  # a prompt before it is read
     "kind": Field(str, "one of KINDS"),
     "question": Field("text", "as asked, without the template around it"),
@@ -201,6 +202,11 @@ def is_text(value) -> bool:
         return False
 
 
+def _is_storable(value) -> bool:
+    """Whether `value` is a text, perhaps blank, of a length to be shown, that can be written."""
+    return is_text(f"x{value}") and type(value) is str and len(value) <= MOST_TEXT
+
+
 def _check(value, field: Field, sizes: dict[str, float], where: str) -> None:
     """Raise ValueError unless `value` is what `field` says.
 
@@ -222,7 +228,7 @@ def _check(value, field: Field, sizes: dict[str, float], where: str) -> None:
     elif field.kind is dict:
         require(type(value) is dict, f"{where} is no dict")
         texts = [text for item in value.items() for text in item]
-        require(all(type(text) is str for text in texts), f"{where} is not texts by text")
+        require(all(map(_is_storable, texts)), f"{where} is not texts by text")
     elif field.kind in ("f", "i", "u"):
         _check_array(value, field, sizes, where)
     else:
@@ -238,6 +244,7 @@ def _check(value, field: Field, sizes: dict[str, float], where: str) -> None:
         for one in values:
             size = len(one) if type(one) is str else one
             fits = is_text(one) if field.kind == "text" else type(one) in kinds
+            fits = fits and (type(one) is not str or _is_storable(one))
             fits = fits and (least is None or least <= size <= most)
             require(fits, f"{where} is no {names}{bounds}")
 
@@ -297,6 +304,8 @@ def check_record(record, run: dict, name: str) -> None:
     _check(record, Field(RECORD, ""), _sizes_of(run), "record")
     require(record["name"] == name, "name is not that of the file")
     require(record["prompts"], "there are no prompts")
+    n_pos = sum(len(prompt["token_ids"]) for prompt in record["prompts"])
+    require(n_pos * len(run["layers"]) <= MOST_CELLS, "prompts have too many positions to be shown")
     for number, prompt in enumerate(record["prompts"]):
         require(prompt["kind"] in KINDS, f"prompt {number} has no known kind")
         n_prompt, n_answer = prompt["n_prompt"], len(prompt["answer_ids"])

@@ -17,6 +17,7 @@ from functools import partial
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
@@ -25,10 +26,11 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from PIL import Image
-from test_hostile import Within, make_results
+from test_hostile import Within, make_readings, make_results
 from test_notebooks import execute
 
 import lens_data as ld
+import lens_figures as lf
 import lens_model as lm
 import lens_tables as lt
 import lens_utils as lu
@@ -665,3 +667,115 @@ def test_one_category_is_counted_as_a_number(several, said):
     confident = lt.category_confidence([record])
     text = lt.report_grounding(run, tables["layers"], lt.grounding([record], run), confident)
     assert said in text and "True" not in text and "False" not in text
+
+
+# ---- Sizes that can be shown --------------------------------------------------------------------
+
+
+def a_large_prompt(n_pos, n_layers=201, question="Why? " * 300):
+    rng, run = np.random.default_rng(0), make_results()[0]
+    run |= {"n_layers": n_layers - 1, "layers": ["emb", *map(str, range(1, n_layers))]}
+    shape = (n_layers, n_pos)
+    readings = {
+        "top_ids": rng.integers(20, size=(*shape, 1)).astype(np.uint8),
+        "top_probs": rng.random((*shape, 1), np.float32),
+        **{name: rng.random(shape, np.float32) for name in ("jsd_prev", "jsd_final", "entropy")},
+    }
+    prompt = make_results()[1]["prompts"][0]
+    token_ids = np.arange(n_pos) % 20
+    prompt |= {"question": question, "answer": "\u0600" * 5000, "token_ids": token_ids}
+    return run, prompt | {"n_prompt": n_pos - 3, "readings": readings}
+
+
+@pytest.mark.parametrize("n_layers, n_pos", [(33, 4000), (201, 4000), (3, 65), (3, 64)])
+def test_of_a_long_prompt_the_last_positions_are_drawn(n_layers, n_pos):
+    run, prompt = a_large_prompt(n_pos, n_layers)
+    n_shown = min(64, 4000 // n_layers)
+    lf.use_style()
+    for plot in (lf.plot_top1, partial(lf.plot_jsd, series="jsd_final")):
+        start = time.monotonic()
+        figure = plot(run, prompt)
+        figure.canvas.draw()
+        assert time.monotonic() - start < 20
+        panels = [axis for axis in figure.axes if axis.get_xlabel() or axis.get_ylabel() == "layer"]
+        ticks = [tick for axis in panels for tick in axis.get_xticklabels() if tick.get_text()]
+        assert len(ticks) == n_shown
+        assert [tick.get_text() for tick in ticks][-1] == f"▁{(n_pos - 1) % 20}"
+        assert [tick.get_fontweight() for tick in ticks].count("bold") == 3
+        title = panels[0].get_title(loc="left")
+        assert (f"last {n_shown} of {n_pos:,} positions" in title) == (n_pos > 64)
+        # As it is shown: with all that belongs to the figure around it.
+        width = figure.get_tightbbox().width
+        assert width < 13 and figure.get_size_inches()[1] * 150 < 2**15
+        plt.close(figure)
+
+
+def test_of_a_fine_grid_the_colours_are_drawn_and_of_many_boxes_the_largest(monkeypatch):
+    run, record, _ = make_results()
+    rng, jpeg = np.random.default_rng(0), io.BytesIO()
+    Image.new("RGB", (640, 640)).save(jpeg, "JPEG")
+    run |= {"grid": 64, "image_size": 640}
+    record["crop"] = np.frombuffer(jpeg.getvalue(), np.uint8)
+    record["patches"] = {
+        "top_ids": rng.integers(20, size=(3, 4096, 1)).astype(np.uint8),
+        "top_probs": rng.random((3, 4096, 1), np.float32),
+    }
+    boxes = [[at / 100, 1.0, 100.0, 1 + at / 10] for at in range(5000)]
+    category = "a long name " * 500
+    record["objects"] = [
+        {**record["objects"][0], "category": category, "box": box, "share": box[3]} for box in boxes
+    ]
+    start = time.monotonic()
+    figure = lf.plot_patches(run, record, [0, 1, 2, 0, 1])
+    figure.canvas.draw()
+    assert time.monotonic() - start < 20
+    drawn = [patch.get_height() for patch in figure.axes[0].patches]
+    assert len(drawn) == 100 and max(drawn) == 1 + 499.9
+    assert max(len(text.get_text()) for text in figure.axes[0].texts) <= 30
+    assert figure.get_tightbbox().width < 13
+    plt.close(figure)
+
+
+def test_the_report_cuts_long_texts():
+    run, record, _ = make_results()
+    for prompt in record["prompts"]:
+        prompt |= {"kind": "presence", "question": "a" * 5000, "truth": "b" * 5000}
+    run["model"] = "c" * 5000
+    tables = lt.tabulate([record] * 5, run)
+    text = lt.report(run, tables, np.full((3, 3, 20), 1 / 20))
+    assert len(text) < 10_000 and "a" * 150 in text and "…" in html.unescape(text)
+
+
+@pytest.mark.parametrize(
+    "what, where, new",
+    [
+        ("run", "chat", "a" * 100_000),
+        ("run", "packages", {"a": "b" * 100_000}),
+        ("run", "model", "half \ud800"),
+        ("part", "skipped", {"a": "half \ud800"}),
+        ("record", "image_digest", "a" * 100_000),
+        ("record", "prompts", None),
+    ],
+)
+def test_texts_and_numbers_of_readings_are_bounded(what, where, new):
+    run, record, part = make_results()
+    value = {"run": run, "record": record, "part": part}[what]
+    if new is None:  # more positions than figures can show
+        ids, long = np.full(400_000, 1), record["prompts"][0]
+        long = long | {"token_ids": ids, "readings": make_readings(400_000)}
+        new = [long | {"n_prompt": 399_999}]
+    checks = {
+        "run": lu.check_run,
+        "record": partial(lu.check_record, run=run, name="a.jpg"),
+        "part": partial(lu.check_part, run=run),
+    }
+    checks[what](value)
+    with Within(), pytest.raises(ValueError, match=where):
+        checks[what]({**value, where: new})
+
+
+def test_a_category_with_a_long_name_cannot_be_asked_about(photographs, tmp_path):
+    data = json.loads((photographs / "instances_test.json").read_text())
+    data["categories"][2]["name"] = "a" * 101
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    assert ld.read_annotations(tmp_path)[1] == ["temple", "tree"]
