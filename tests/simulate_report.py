@@ -8,6 +8,7 @@ them, with curves of P(word) whose timing, height and noise are chosen, and go t
 and `lens_report` as the notebook's do. `tests/test_simulation.py` runs a short form.
 """
 
+import itertools
 import re
 import sys
 from functools import partial
@@ -146,14 +147,26 @@ def half_and_half(rng) -> float:
     return rng.choice([-6.0, 6.0])
 
 
-def claims_an_order(rng, n, colour=(), others=(), **images) -> bool:
-    """Whether the report claims any order of colours and the two other kinds, which are `planted`
-    as `colour` and `others` say; `images` is for `answers_of`."""
+def first_answers(rng, n, colour=(), others=(), **images) -> pd.DataFrame:
+    """A row per answer about colours and about the two other kinds, which are `planted` as `colour`
+    and `others` say; `images` is for `answers_of`."""
     plan = {"colour": partial(planted, **dict(colour))}
     plan |= dict.fromkeys(("object", "relation"), partial(planted, **dict(others)))
-    table = lt.tabulate(answers_of(rng, n, plan, **images), RUN)["answers"]
-    sentences = lr.order_of_kinds(lt.whole_words(lt.first_tokens(table)))
+    return lt.first_tokens(lt.tabulate(answers_of(rng, n, plan, **images), RUN)["answers"])
+
+
+def claims_an_order(rng, n, **plan) -> bool:
+    """Whether the report claims any order of `first_answers`."""
+    sentences = lr.order_of_kinds(first_answers(rng, n, **plan))
     return any("are drawn from the image before" in sentence for sentence in sentences)
+
+
+def orders_by(rng, n, column: str, **plan) -> bool:
+    """Whether any order of `first_answers` would be claimed by one column alone."""
+    layers = first_answers(rng, n, **plan).pivot(index="image", columns="kind", values=column)
+    pairs = [layers[[a, b]].dropna().astype(float) for a, b in itertools.combinations(layers, 2)]
+    p = [st.signed_rank(pair.iloc[:, 0] - pair.iloc[:, 1]) for pair in pairs if len(pair) >= 12]
+    return min(p, default=1) < lr.LEVEL
 
 
 # ---- Patches -----------------------------------------------------------------------------------
@@ -327,6 +340,12 @@ TRUE = [
     ("a peak of change", "one layer", lambda rng, n: claims_a_peak(rng, n, 0.2) == "right"),
     ("a window of blocks", "one that takes a fifth", partial(names_a_window, effect=0.2)),
 ]  # fmt: skip
+REJECTED = [  # what the order would be with one column of `tabulate` alone, none of it true
+    (f"order by {column} alone", plant, partial(orders_by, column=column, **plan))
+    for column in ("readable_layer", *lr.SCALES)
+    for plant, plan in (("equal timing in odds, heights 0.98 and 0.6", EQUAL),
+                        ("equal timing in probability, heights 0.98 and 0.6", IN_PROBABILITY))
+]  # fmt: skip
 HELD = [("mean", 0.1), ("median", 16)]
 HELD += [
     (kind, truth)
@@ -362,6 +381,7 @@ if __name__ == "__main__":
     for title, table in (
         ("made where it is false", count(FALSE, [8, 24, 100], n_sets)),
         ("made where it is true", count(TRUE, [8, 24, 100], n_sets)),
+        ("not taken: made where it is false", count(REJECTED, [8, 24, 100], n_sets)),
         ("holds the true value", cover([8, 24, 100], 5 * n_sets)),
     ):
         print(f"\n{title}\n")
