@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from lens_kaggle import data_sets
-from lens_utils import KINDS, LEAST_SIDE, MOST_LABEL, check_file, is_text, require
+from lens_kaggle import check_file, data_sets, files_under
+from lens_utils import KINDS, LEAST_SIDE, MOST_LABEL, MOST_NAME_BYTES, is_text, require
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
@@ -38,15 +38,15 @@ __all__ = [
 IMAGE_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MOST_IMAGE_BYTES, MOST_JSON_BYTES = 2**29, 2**30  # COCO's largest annotations have 0.45 GB
-MOST_NAME_BYTES = 200  # of a name: file systems allow 255, and a record adds a suffix
 
 
 def find_images(folder) -> dict[str, Path]:
     """The paths of all images under `folder`, by name.
 
     A name is the relative path with `/` as `__`; if it is too long, not UTF-8 or taken, it is
-    shortened and given a digest. So every name can be the name of a file. Raises FileNotFoundError
-    if the folder is missing or holds no image.
+    shortened and given a digest. So every name can be the name of a file. What lies in hidden
+    folders, results and reports is no image. Raises FileNotFoundError if the folder is missing or
+    holds no image, ValueError as `files_under`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -55,7 +55,7 @@ def find_images(folder) -> dict[str, Path]:
         )
     paths = sorted(
         path
-        for path in folder.rglob("*")
+        for path in files_under(folder, _is_output)
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     )
     if not paths:
@@ -75,6 +75,12 @@ def find_images(folder) -> dict[str, Path]:
     return by_name
 
 
+def _is_output(folder: Path) -> bool:
+    """Whether a folder is one of results or of a report, or hidden (checkpoints, for instance)."""
+    is_report = (folder / "explorer").is_dir() and (folder / "figures").is_dir()
+    return folder.name.startswith(".") or (folder / "run.pkl").exists() or is_report
+
+
 def find_data_set() -> Path:
     """The first attached Kaggle data set that holds images with COCO annotations, else the first
     that holds images.
@@ -84,7 +90,7 @@ def find_data_set() -> Path:
     with_images = [
         folder
         for folder in data_sets()
-        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
+        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in files_under(folder, _is_output))
     ]
     if not with_images:
         raise FileNotFoundError(
@@ -113,7 +119,7 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
 
     The first two are empty where there are no annotations.
     """
-    paths = sorted(Path(folder).rglob("*.json"))
+    paths = sorted(path for path in files_under(folder) if path.suffix == ".json")
     # COCO ships keypoints and captions beside the instances; they name the same objects again, or
     # none.
     paths = [path for path in paths if path.name.startswith("instances")] or paths
@@ -281,10 +287,16 @@ def _check_shape(image_size: tuple[int, int], size: tuple[int, int] | None) -> N
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB, on white where it is transparent. Raises ValueError for float pixels."""
+    """The image in RGB, on white where it is transparent. Raises ValueError for pixels of an
+    unknown range."""
     require(image.mode != "F", "its pixels are floating-point numbers of an unknown range")
-    if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip, not scale
-        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):  # whole numbers, which convert() would clip, not scale
+        pixels = np.asarray(image)
+        known = pixels.min() >= 0 and pixels.max() < 2**16
+        require(known, "its pixels are whole numbers of an unknown range")
+        # A camera's 12 bits come in 16.
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if pixels.max() < 2**bits)
+        image = Image.fromarray(np.rint(pixels * (255 / (2**bits - 1))).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBa"):
         image = image.convert("RGBA")
     if image.mode == "RGBA":

@@ -8,6 +8,7 @@ Rows of heatmaps are positions on the layer axis, the x axis of curves has layer
 labelled by `run["layers"]`. In figures a token is drawn in characters that the fonts here have.
 """
 
+import csv
 import html
 import itertools
 import textwrap
@@ -28,7 +29,7 @@ import lens_tables as lt
 from lens_utils import KINDS, SEGMENTS, UNIT, Results, open_crop, printable
 
 __all__ = [
-    "use_style", "save_figure",
+    "use_style", "save_figure", "save_summary", "load_summary",
     "plot_top1", "plot_jsd", "plot_patches", "plot_words", "save_explorer",
     "plot_top_tokens", "plot_mean_jsd", "plot_answers", "plot_settling",
     "plot_grounding", "plot_gallery", "plot_presence",
@@ -38,6 +39,7 @@ __all__ = [
 WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei"]
 WIDE_FONTS += ["Arial Unicode MS", "Microsoft YaHei"]
 MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
+TEXT_COLUMNS = ["image", "kind", "question", "truth", "answer", "token_label", "top1"]
 PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.6"  # of the colour-blind palette
 
@@ -76,6 +78,26 @@ def save_figure(figure, output, name: str) -> None:
     path = Path(output) / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def save_summary(path, answers: pd.DataFrame) -> None:
+    """Write `answers` of `tabulate` as CSV, to be read by `load_summary`. A text that is empty, or
+    that a spreadsheet would take for a formula, gets a leading `'`."""
+
+    def as_cell(text):
+        return f"'{text}" if text is not None and text[:1] in ("", *"=+-@'\t\r") else text
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    table = answers.assign(**{name: answers[name].map(as_cell) for name in TEXT_COLUMNS})
+    table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+
+def load_summary(path) -> pd.DataFrame:
+    """What `save_summary` wrote."""
+    texts = dict.fromkeys(TEXT_COLUMNS, str)
+    table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+    plain = {name: table[name].str.removeprefix("'") for name in TEXT_COLUMNS}
+    return table.assign(**plain)
 
 
 def _layer_ticks(run: dict) -> np.ndarray:
