@@ -12,7 +12,7 @@ import json
 import os
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from lens_utils import KINDS, LEAST_SIDE, MOST_LABEL, MOST_NAME_BYTES, is_text, 
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
-    "read_annotations", "unique_by_id", "digests_of",
+    "read_annotations", "match_annotations", "unique_by_id", "digests_of",
     "open_image", "box_in_crop", "objects_in_crop",
     "CHAT", "SHORT_ANSWER", "QUESTIONS", "DESCRIPTION_QUESTION",
     "object_question", "presence_question", "colour_question", "relation_question", "relation_of",
@@ -111,7 +111,8 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
 
     Returns `(objects, categories, problems)`:
 
-    - `objects`: by file name of an image a list of dicts with `category`, `box` `[x, y, width,
+    - `objects`: by path of an image (as annotated, below that of the file that tells of it), to be
+      given to `match_annotations`, a list of dicts with `category`, `box` `[x, y, width,
       height]` in pixels, `crowd`, `color` (None unless the annotation carries that extra
       attribute) and `image_size` `(width, height)`, None where it is not given
     - `categories`: the sorted names of all categories
@@ -119,31 +120,36 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
 
     The first two are empty where there are no annotations.
     """
-    paths = sorted(path for path in files_under(folder) if path.suffix == ".json")
+    paths = sorted(path for path in files_under(folder) if path.suffix.lower() == ".json")
+    objects, categories, problems, digests = {}, set(), _other_kinds(folder), set()
     # COCO ships keypoints and captions beside the instances; they name the same objects again, or
     # none.
-    paths = [path for path in paths if path.name.startswith("instances")] or paths
-    objects, categories, problems, digests = {}, set(), [], set()
-    for path in paths:
-        try:
-            check_file(path, MOST_JSON_BYTES)
-            content = path.read_bytes()
-            digest = hashlib.sha256(content).digest()
-            if digest in digests:  # a copy of a file
+    is_first = [path.name.lower().startswith("instances") for path in paths]
+    for group in (is_first, [not first for first in is_first]):
+        for path in itertools.compress(paths, [] if objects else group):
+            try:
+                check_file(path, MOST_JSON_BYTES)
+                content = path.read_bytes()
+                digest = hashlib.sha256(content).digest()
+                if digest in digests:  # a copy of a file
+                    continue
+                objects_of_file, categories_of_file, problems_of_file = _read_file(
+                    path.name, content
+                )
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+                # Another kind of file, JSON lines for instance.
+                problems.append(
+                    f"{path.name} has no annotations in COCO's instances format "
+                    f"({type(e).__name__}: {str(e)[:80]})"
+                )
                 continue
-            objects_of_file, categories_of_file, problems_of_file = _read_file(path.name, content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            # Another kind of file, JSON lines for instance.
-            problems.append(
-                f"{path.name} has no annotations in COCO's instances format "
-                f"({type(error).__name__}: {str(error)[:80]})"
-            )
-            continue
-        digests.add(digest)
-        for file, items in objects_of_file.items():
-            objects[file] = None if file in objects else items
-        categories |= categories_of_file
-        problems += problems_of_file
+            digests.add(digest)
+            below = path.relative_to(folder).parent.parts
+            for file, items in objects_of_file.items():
+                file = "/".join([*below, file])
+                objects[file] = None if file in objects else items
+            categories |= categories_of_file
+            problems += problems_of_file
     problems += [
         f"{file}: several annotated images have this name, so its objects are left out"
         for file in sorted(objects)
@@ -151,6 +157,64 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
     ]
     known = {file: items for file, items in objects.items() if items is not None}
     return known, sorted(categories), problems
+
+
+OTHER_KINDS = {  # by suffix, how a file with annotations begins: YOLO, VOC, tables
+    ".txt": r"\d+( [\d.]+){4,}\s",
+    ".xml": r"[^\0]*<annotation",
+    ".csv": r"[^\n]*(bbox|x_?min|x1)",
+}
+
+
+def _other_kinds(folder) -> list[str]:
+    """A sentence that names the files under `folder` that look like annotations of another kind."""
+    names = []
+    for path in sorted(files_under(folder)):
+        packed = re.search(
+            r"(annot|instance|label|bbox|json).*\.(gz|zip|bz2|xz|tar)$", path.name, re.I
+        )
+        begins = OTHER_KINDS.get(path.suffix.lower())
+        if begins and path.is_file():
+            with open(path, encoding="utf-8", errors="replace") as file:
+                packed = re.match(begins, file.read(500), re.I)
+        names += [path.name] * bool(packed)
+    some = f"{len(names)} files ({', '.join(names[:3])}) look like annotations and are not read"
+    return [f"{some}: unpack or convert them to COCO's instances format"] if names else []
+
+
+def match_annotations(
+    objects: dict[str, list[dict]], image_paths: dict[str, Path]
+) -> tuple[dict[str, list[dict]], list[str]]:
+    """`objects` of `read_annotations` by the names of `find_images`, and a sentence for each image
+    that is left out because it could be several.
+
+    An annotated path belongs to the image with which it shares the longest end, a whole path
+    before all. An image without a usable object has none.
+    """
+    on_disk, claims, matched, problems = defaultdict(list), defaultdict(dict), {}, []
+    for name, path in image_paths.items():
+        on_disk[path.name].append(name)
+
+    def best(scores: dict) -> list[str]:
+        return [key for key, score in scores.items() if score == max(scores.values())]
+
+    for file in objects:
+        ends = file.split("/")[::-1]
+        shared = {}
+        for name in on_disk.get(ends[0], ()):
+            pairs = zip(ends, image_paths[name].parts[::-1], strict=False)
+            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+            shared[name] = (same, file.replace("/", "__") == name)
+        if len(best(shared)) == 1:
+            claims[best(shared)[0]][file] = max(shared.values())
+        elif shared:
+            problems.append(f"{file}: could be any of {', '.join(best(shared)[:3])}, left out")
+    for name, files in claims.items():
+        if len(best(files)) > 1:
+            problems.append(f"{name}: could be any of {', '.join(best(files)[:3])}, left out")
+        elif objects[best(files)[0]]:
+            matched[name] = objects[best(files)[0]]
+    return matched, problems
 
 
 def _read_file(name: str, content: bytes) -> tuple[dict[str, list[dict] | None], set, list[str]]:
@@ -163,6 +227,7 @@ def _read_file(name: str, content: bytes) -> tuple[dict[str, list[dict] | None],
     categories, twice = unique_by_id(data["categories"], lambda category: category["name"])
     images, images_twice = unique_by_id(data["images"], _file_and_size)
     annotations = list(data["annotations"])
+    require(categories and images, "no image or no category of it can be used")
     problems = [f"{name}: {problem}" for problem in twice + images_twice]
     for category_id, category in list(categories.items()):
         short = is_text(category) and len(category) <= MOST_LABEL
@@ -194,21 +259,30 @@ def unique_by_id(entries, value_of: Callable) -> tuple[dict, list[str]]:
 
     None of those entries is used: what refers to the id could mean any of them.
     """
-    times = Counter(entry["id"] for entry in entries)
-    problems = [
-        f"{count} entries have the id {entry_id!r:.20}, none is used"
-        for entry_id, count in times.items()
-        if count > 1
+    values, times, problems = {}, Counter(), []
+    for number, entry in enumerate(entries):
+        try:
+            values[entry["id"]] = value_of(entry)
+            times[entry["id"]] += 1
+        except (ValueError, KeyError, TypeError, AttributeError):
+            problems.append(f"entry {number} ({entry!r:.60}) has no id or no name, it is not used")
+    several = [entry_id for entry_id, count in times.items() if count > 1]
+    problems += [
+        f"{times[entry_id]} entries have the id {entry_id!r:.20}, none is used"
+        for entry_id in several
     ]
-    values = {entry["id"]: value_of(entry) for entry in entries if times[entry["id"]] == 1}
-    return values, problems
+    return {key: value for key, value in values.items() if key not in several}, problems
 
 
 def _file_and_size(image: dict) -> tuple[str, tuple[int, int] | None]:
-    """The file name of an annotated image and its `(width, height)`, None where not given."""
-    size = image.get("width"), image.get("height")
-    is_size = all(isinstance(side, int) for side in size) and min(size) > 0
-    return Path(image["file_name"]).name, size if is_size else None
+    """The path of an annotated image and its `(width, height)`, None where not given."""
+    parts = [part for part in re.split(r"[/\\]", image["file_name"]) if part not in ("", ".", "..")]
+    try:  # also as text or with decimals
+        size = tuple(int(float(image[side])) for side in ("width", "height"))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        size = 0, 0
+    require(parts, "it has no file name")
+    return "/".join(parts), size if min(size) > 0 else None
 
 
 def _read_object(annotation: dict, images: dict, categories: dict) -> tuple[str, dict]:
@@ -225,14 +299,30 @@ def _read_object(annotation: dict, images: dict, categories: dict) -> tuple[str,
         and min(box[2:]) > 0,
         f"the box {box!r:.60} is not x, y and a width and height above 0",
     )
+    _check_in_image(box, image_size)
+    crowd = str(annotation.get("iscrowd", 0)).lower()
+    require(crowd in ("0", "1", "false", "true"), f"iscrowd is {crowd!r:.20}")
     color = annotation.get("color")
     return file, {
         "category": category,
         "box": [float(side) for side in box],
-        "crowd": bool(annotation.get("iscrowd", 0)),
+        "crowd": crowd in ("1", "true"),
         "color": color if is_text(color) else None,
         "image_size": image_size,
     }
+
+
+def _check_in_image(box: list, image_size: tuple[int, int] | None) -> None:
+    """Raise ValueError for a box that is in fractions of the image, or not in it."""
+    fractions = max(box) <= 1 and any(side != int(side) for side in box)
+    require(not fractions, f"the box {box!r:.60} seems to be in fractions of the image")
+    for start, length, side in zip(box[:2], box[2:], image_size or (), strict=False):
+        end = start + length
+        require(start < side and end > 0, f"the box {box!r:.60} is outside the image")
+        # By a tenth it may be of an object that is cut off.
+        within = -0.1 * side <= start and end <= 1.1 * side
+        corners = "it should be x, y, width and height, not two corners"
+        require(within, f"the box {box!r:.60} leaves the image: {corners}")
 
 
 def digests_of(path, objects: list[dict]) -> dict[str, str]:

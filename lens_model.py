@@ -676,10 +676,10 @@ def read_images(
 ) -> None:
     """Load the model and read every image that has no record yet into the results in `folder`.
 
-    `annotations` and `categories` are those of `lens_data.read_annotations`, `settings` are
-    Settings. The lens is checked on the first image. Where accelerate has launched several
-    processes, each loads its own copy of the model and takes its share of the images, and none
-    waits for another. An image that can't be read is skipped by name. Raises ValueError if no image
+    `annotations` are those of `lens_data.match_annotations`, `categories` of `read_annotations`,
+    `settings` are Settings. The lens is checked on the first image. Where accelerate has launched
+    several processes, each loads its own copy of the model and takes its share of the images, and
+    none waits for another. An image that can't be read is skipped by name. Raises ValueError if no image
     can be opened, and what `load_llava`, `check_last_layer` and `Results.begin` raise.
     """
     # The state would else be that of a run before, in this process or in the one that launched it.
@@ -712,7 +712,7 @@ def read_images(
 
     def read_one(name, path) -> tuple[dict, np.ndarray]:
         """The whole record of one image, and its mean probability."""
-        found = annotations.get(path.name, [])
+        found = annotations.get(name, [])
         image = open_image(path, found[0]["image_size"] if found else None)
         objects = objects_in_crop(found, image.size, processor.image_processor)
         seed = f"{settings.seed} {name}"
