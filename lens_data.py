@@ -224,10 +224,12 @@ def _read_file(name: str, content: bytes) -> tuple[dict[str, list[dict] | None],
     TypeError, AttributeError or RecursionError if `content` is not in COCO's instances format.
     """
     data = json.loads(content)
+    for key in ("images", "categories"):
+        has_ids = any("id" in entry for entry in data[key] if isinstance(entry, dict))
+        require(has_ids, f"it has no {key}")
     categories, twice = unique_by_id(data["categories"], lambda category: category["name"])
     images, images_twice = unique_by_id(data["images"], _file_and_size)
     annotations = list(data["annotations"])
-    require(categories and images, "no image or no category of it can be used")
     problems = [f"{name}: {problem}" for problem in twice + images_twice]
     for category_id, category in list(categories.items()):
         short = is_text(category) and len(category) <= MOST_LABEL

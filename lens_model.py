@@ -679,8 +679,8 @@ def read_images(
     `annotations` are those of `lens_data.match_annotations`, `categories` of `read_annotations`,
     `settings` are Settings. The lens is checked on the first image. Where accelerate has launched
     several processes, each loads its own copy of the model and takes its share of the images, and
-    none waits for another. An image that can't be read is skipped by name. Raises ValueError if no image
-    can be opened, and what `load_llava`, `check_last_layer` and `Results.begin` raise.
+    none waits for another. An image that can't be read is skipped by name. Raises ValueError if no
+    image can be opened, and what `load_llava`, `check_last_layer` and `Results.begin` raise.
     """
     # The state would else be that of a run before, in this process or in the one that launched it.
     PartialState._reset_state()
