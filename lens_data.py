@@ -12,22 +12,22 @@ import json
 import os
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from lens_kaggle import data_sets
+from lens_kaggle import check_file, data_sets, files_under
 from lens_utils import (
     COLOURS,
     KINDS,
     LEAST_SIDE,
     MOST_LABEL,
+    MOST_NAME_BYTES,
     WAYS,
     WORDS,
-    check_file,
     is_text,
     names_of,
     patch_coverage,
@@ -36,7 +36,7 @@ from lens_utils import (
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
-    "read_annotations", "unique_by_id", "digests_of",
+    "read_annotations", "match_annotations", "unique_by_id", "digests_of",
     "open_image", "box_in_crop", "objects_in_crop",
     "colour_terms", "pixels_within", "colour_of", "colour_cast", "with_colours",
     "CHAT", "SHORT_ANSWER", "QUESTIONS", "DESCRIPTION_QUESTION",
@@ -51,15 +51,15 @@ __all__ = [
 IMAGE_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MOST_IMAGE_BYTES, MOST_JSON_BYTES = 2**29, 2**30  # COCO's largest annotations have 0.45 GB
-MOST_NAME_BYTES = 200  # of a name: file systems allow 255, and a record adds a suffix
 
 
 def find_images(folder) -> dict[str, Path]:
     """The paths of all images under `folder`, by name.
 
     A name is the relative path with `/` as `__`; if it is too long, not UTF-8 or taken, it is
-    shortened and given a digest. So every name can be the name of a file. Raises FileNotFoundError
-    if the folder is missing or holds no image.
+    shortened and given a digest. So every name can be the name of a file. What lies in hidden
+    folders, results and reports is no image. Raises FileNotFoundError if the folder is missing or
+    holds no image, ValueError as `files_under`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -67,7 +67,7 @@ def find_images(folder) -> dict[str, Path]:
         raise FileNotFoundError(f"{str(folder)!r} {what}: set `images` to the images' folder.")
     paths = sorted(
         path
-        for path in folder.rglob("*")
+        for path in files_under(folder, _is_output)
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     )
     if not paths:
@@ -87,6 +87,12 @@ def find_images(folder) -> dict[str, Path]:
     return by_name
 
 
+def _is_output(folder: Path) -> bool:
+    """Whether a folder is one of results or of a report, or hidden (checkpoints, for instance)."""
+    is_report = (folder / "explorer").is_dir() and (folder / "figures").is_dir()
+    return folder.name.startswith(".") or (folder / "run.pkl").exists() or is_report
+
+
 def find_data_set() -> Path:
     """The first attached Kaggle data set that holds images with COCO annotations, else the first
     that holds images.
@@ -96,7 +102,7 @@ def find_data_set() -> Path:
     with_images = [
         folder
         for folder in data_sets()
-        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
+        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in files_under(folder, _is_output))
     ]
     if not with_images:
         raise FileNotFoundError(
@@ -128,7 +134,8 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
 
     Returns `(objects, categories, problems)`:
 
-    - `objects`: by file name of an image a list of dicts with `category`, `box` `[x, y, width,
+    - `objects`: by path of an image (as annotated, below that of the file that tells of it), to be
+      given to `match_annotations`, a list of dicts with `category`, `box` `[x, y, width,
       height]` in pixels, `crowd`, `color` (None unless the annotation carries that extra
       attribute), `polygons` (`[x, y, x, y, ...]` each) and `image_size` `(width, height)`, None
       where it is not given
@@ -137,33 +144,34 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
 
     The first two are empty where there are no annotations.
     """
-    suffixes = (".json", ".jsonl", ".ndjson")
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    paths = [path for path in files if path.suffix.lower() in suffixes]
-    # COCO ships keypoints and captions beside the instances; they name the same objects again, or
-    # none.
-    paths = [path for path in paths if path.name.startswith("instances")] or paths
+    files = sorted(files_under(folder))
+    paths = [path for path in files if path.suffix.lower() in (".json", ".jsonl", ".ndjson")]
     images = {path.stem: path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
     objects, categories, problems, digests, unknown = {}, set(), [], set(), []
-    for path in paths:
-        try:
-            check_file(path, MOST_JSON_BYTES)
-            content = path.read_bytes()
-            digest = hashlib.sha256(content).digest()
-            if digest in digests:  # a copy of a file
+    # COCO ships keypoints and captions beside the instances; they name the same objects again, or
+    # none.
+    is_first = [path.name.lower().startswith("instances") for path in paths]
+    for group in (is_first, [not first for first in is_first]):
+        for path in itertools.compress(paths, [] if objects else group):
+            try:
+                check_file(path, MOST_JSON_BYTES)
+                content = path.read_bytes()
+                digest = hashlib.sha256(content).digest()
+                if digest in digests:  # a copy of a file
+                    continue
+                data = _parse(content, images.get(path.stem))
+                objects_of_file, categories_of_file, problems_of_file = _read_file(path.name, data)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+                unknown.append(f"{path.name} ({type(e).__name__}: {str(e)[:80]})")
                 continue
-            data = _parse(content, images.get(path.stem))
-            objects_of_file, categories_of_file, problems_of_file = _read_file(path.name, data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            unknown.append(f"{path.name} ({type(error).__name__}: {str(error)[:80]})")
-            continue
-        digests.add(digest)
-        for file, items in objects_of_file.items():
-            objects[file] = None if file in objects else items
-        categories |= categories_of_file
-        problems += problems_of_file
-    if not objects:
-        unknown += [path.name for path in files if _looks_annotated(path, images)]
+            digests.add(digest)
+            below = path.relative_to(folder).parent.parts
+            for file, items in objects_of_file.items():
+                file = "/".join([*below, file])
+                objects[file] = None if file in objects else items
+            categories |= categories_of_file
+            problems += problems_of_file
+    unknown += _other_kinds(files)
     if unknown:
         more = f" and {len(unknown) - 1} more files" * (len(unknown) > 1)
         problems.append(f"{unknown[0]}{more}: not understood as annotations; {EXPECTED}")
@@ -176,10 +184,26 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
     return known, sorted(categories), problems
 
 
-def _looks_annotated(path: Path, images: dict[str, str]) -> bool:
-    """Whether a file may hold annotations in another format: VOC, YOLO or a table."""
-    named = path.stem in images or re.search("annot|label", path.name.lower())
-    return bool(named) and path.suffix.lower() in (".xml", ".txt", ".csv", ".tsv", ".parquet")
+OTHER_KINDS = {  # by suffix, how a file with annotations begins: YOLO, VOC, tables
+    ".txt": r"\d+( [\d.]+){4,}\s",
+    ".xml": r"[^\0]*<annotation",
+    ".csv": r"[^\n]*(bbox|x_?min|x1)",
+}
+
+
+def _other_kinds(files: list[Path]) -> list[str]:
+    """The names of those of `files` that look like annotations of another kind."""
+    names = []
+    for path in files:
+        found = re.search(
+            r"(annot|instance|label|bbox|json).*\.(gz|zip|bz2|xz|tar)$", path.name, re.I
+        )
+        begins = OTHER_KINDS.get(path.suffix.lower())
+        if begins and path.is_file():
+            with open(path, encoding="utf-8", errors="replace") as file:
+                found = re.match(begins, file.read(500), re.I)
+        names += [path.name] * bool(found)
+    return names
 
 
 def _parse(content: bytes, image: str | None) -> dict:
@@ -238,12 +262,50 @@ def _check_boxes(boxes: list) -> None:
     require(len(known) < 5 or not corners, "boxes seem to be two corners")
 
 
+def match_annotations(
+    objects: dict[str, list[dict]], image_paths: dict[str, Path]
+) -> tuple[dict[str, list[dict]], list[str]]:
+    """`objects` of `read_annotations` by the names of `find_images`, and a sentence for each image
+    that is left out because it could be several.
+
+    An annotated path belongs to the image with which it shares the longest end, a whole path
+    before all. An image without a usable object has none.
+    """
+    on_disk, claims, matched, problems = defaultdict(list), defaultdict(dict), {}, []
+    for name, path in image_paths.items():
+        on_disk[path.name].append(name)
+
+    def best(scores: dict) -> list[str]:
+        return [key for key, score in scores.items() if score == max(scores.values())]
+
+    for file in objects:
+        ends = file.split("/")[::-1]
+        shared = {}
+        for name in on_disk.get(ends[0], ()):
+            pairs = zip(ends, image_paths[name].parts[::-1], strict=False)
+            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+            shared[name] = (same, file.replace("/", "__") == name)
+        if len(best(shared)) == 1:
+            claims[best(shared)[0]][file] = max(shared.values())
+        elif shared:
+            problems.append(f"{file}: could be any of {', '.join(best(shared)[:3])}, left out")
+    for name, files in claims.items():
+        if len(best(files)) > 1:
+            problems.append(f"{name}: could be any of {', '.join(best(files)[:3])}, left out")
+        elif objects[best(files)[0]]:
+            matched[name] = objects[best(files)[0]]
+    return matched, problems
+
+
 def _read_file(name: str, data: dict) -> tuple[dict[str, list[dict] | None], set, list[str]]:
     """`(objects, categories, problems)` as of `read_annotations` in `data`, from the file `name`.
 
     The objects of a file name that several images have are None. Raises ValueError, KeyError,
     TypeError, AttributeError or RecursionError if `data` is not in COCO's instances format.
     """
+    for key in ("images", "categories"):
+        has_ids = any("id" in entry for entry in data[key] if isinstance(entry, dict))
+        require(has_ids, f"it has no {key}")
     categories, twice = unique_by_id(data["categories"], lambda category: category["name"])
     images, images_twice = unique_by_id(data["images"], _file_and_size)
     annotations = list(data["annotations"])
@@ -278,21 +340,30 @@ def unique_by_id(entries, value_of: Callable) -> tuple[dict, list[str]]:
 
     None of those entries is used: what refers to the id could mean any of them.
     """
-    times = Counter(entry["id"] for entry in entries)
-    problems = [
-        f"{count} entries have the id {entry_id!r:.20}, none is used"
-        for entry_id, count in times.items()
-        if count > 1
+    values, times, problems = {}, Counter(), []
+    for number, entry in enumerate(entries):
+        try:
+            values[entry["id"]] = value_of(entry)
+            times[entry["id"]] += 1
+        except (ValueError, KeyError, TypeError, AttributeError):
+            problems.append(f"entry {number} ({entry!r:.60}) has no id or no name, it is not used")
+    several = [entry_id for entry_id, count in times.items() if count > 1]
+    problems += [
+        f"{times[entry_id]} entries have the id {entry_id!r:.20}, none is used"
+        for entry_id in several
     ]
-    values = {entry["id"]: value_of(entry) for entry in entries if times[entry["id"]] == 1}
-    return values, problems
+    return {key: value for key, value in values.items() if key not in several}, problems
 
 
 def _file_and_size(image: dict) -> tuple[str, tuple[int, int] | None]:
-    """The file name of an annotated image and its `(width, height)`, None where not given."""
-    size = image.get("width"), image.get("height")
-    is_size = all(isinstance(side, int) for side in size) and min(size) > 0
-    return Path(image["file_name"]).name, size if is_size else None
+    """The path of an annotated image and its `(width, height)`, None where not given."""
+    parts = [part for part in re.split(r"[/\\]", image["file_name"]) if part not in ("", ".", "..")]
+    try:  # also as text or with decimals
+        size = tuple(int(float(image[side])) for side in ("width", "height"))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        size = 0, 0
+    require(parts, "it has no file name")
+    return "/".join(parts), size if min(size) > 0 else None
 
 
 def _read_object(annotation: dict, images: dict, categories: dict) -> tuple[str, dict]:
@@ -309,11 +380,14 @@ def _read_object(annotation: dict, images: dict, categories: dict) -> tuple[str,
         and min(box[2:]) > 0,
         f"the box {box!r:.60} is not x, y and a width and height above 0",
     )
+    _check_in_image(box, image_size)
+    crowd = str(annotation.get("iscrowd", 0)).lower()
+    require(crowd in ("0", "1", "false", "true"), f"iscrowd is {crowd!r:.20}")
     color = annotation.get("color")
     return file, {
         "category": category,
         "box": [float(side) for side in box],
-        "crowd": bool(annotation.get("iscrowd", 0)),
+        "crowd": crowd in ("1", "true"),
         "color": color if is_text(color) else None,
         "polygons": _polygons(annotation.get("segmentation")),
         "image_size": image_size,
@@ -331,6 +405,19 @@ def _polygons(segmentation) -> list[list[float]]:
         for polygon in polygons
     )
     return polygons if whole else []
+
+
+def _check_in_image(box: list, image_size: tuple[int, int] | None) -> None:
+    """Raise ValueError for a box that is in fractions of the image, or not in it."""
+    fractions = max(box) <= 1 and any(side != int(side) for side in box)
+    require(not fractions, f"the box {box!r:.60} seems to be in fractions of the image")
+    for start, length, side in zip(box[:2], box[2:], image_size or (), strict=False):
+        end = start + length
+        require(start < side and end > 0, f"the box {box!r:.60} is outside the image")
+        # By a tenth it may be of an object that is cut off.
+        within = -0.1 * side <= start and end <= 1.1 * side
+        corners = "it should be x, y, width and height, not two corners"
+        require(within, f"the box {box!r:.60} leaves the image: {corners}")
 
 
 def digests_of(path, objects: list[dict]) -> dict[str, str]:
@@ -385,10 +472,16 @@ def _check_shape(image_size: tuple[int, int], size: tuple[int, int] | None) -> N
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB, on white where it is transparent. Raises ValueError for float pixels."""
+    """The image in RGB, on white where it is transparent. Raises ValueError for pixels of an
+    unknown range."""
     require(image.mode != "F", "its pixels are floating-point numbers of an unknown range")
-    if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip, not scale
-        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):  # whole numbers, which convert() would clip, not scale
+        pixels = np.asarray(image)
+        known = pixels.min() >= 0 and pixels.max() < 2**16
+        require(known, "its pixels are whole numbers of an unknown range")
+        # A camera's 12 bits come in 16.
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if pixels.max() < 2**bits)
+        image = Image.fromarray(np.rint(pixels * (255 / (2**bits - 1))).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBa"):
         image = image.convert("RGBA")
     if image.mode == "RGBA":

@@ -9,6 +9,7 @@ labelled by `run["layers"]`. In figures a token is drawn in characters that the 
 """
 
 import base64
+import csv
 import gzip
 import hashlib
 import io
@@ -33,7 +34,7 @@ from lens_stats import with_interval
 from lens_utils import KINDS, SEGMENTS, UNIT, Results, is_text, open_crop, printable, require
 
 __all__ = [
-    "use_style", "save_figure",
+    "use_style", "save_figure", "save_summary", "load_summary",
     "plot_top1", "plot_series", "plot_patches", "plot_words",
     "explorer_names", "save_explorer", "save_explorer_index",
     "plot_top_tokens", "plot_mean_series", "plot_answers", "plot_settling",
@@ -44,6 +45,7 @@ __all__ = [
 WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei"]
 WIDE_FONTS += ["Arial Unicode MS", "Microsoft YaHei"]
 MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
+TEXT_COLUMNS = ["image", "kind", "question", "truth", "answer", "token_label", "top1"]
 PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.6"  # of the colour-blind palette
 MARKERS = "osD^vPX*<>"  # by group, as the palette's ten colours
@@ -93,6 +95,26 @@ def save_figure(figure, output, name: str) -> None:
     path = Path(output) / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def save_summary(path, answers: pd.DataFrame) -> None:
+    """Write `answers` of `tabulate` as CSV, to be read by `load_summary`. A text that is empty, or
+    that a spreadsheet would take for a formula, gets a leading `'`."""
+
+    def as_cell(text):
+        return f"'{text}" if text is not None and text[:1] in ("", *"=+-@'\t\r") else text
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    table = answers.assign(**{name: answers[name].map(as_cell) for name in TEXT_COLUMNS})
+    table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+
+def load_summary(path) -> pd.DataFrame:
+    """What `save_summary` wrote."""
+    texts = dict.fromkeys(TEXT_COLUMNS, str)
+    table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+    plain = {name: table[name].str.removeprefix("'") for name in TEXT_COLUMNS}
+    return table.assign(**plain)
 
 
 def _layer_ticks(run: dict) -> np.ndarray:

@@ -912,12 +912,12 @@ def read_images(
 ) -> None:
     """Load the model and read every image that has no record yet into the results in `folder`.
 
-    `annotations` and `categories` are those of `lens_data.read_annotations`, `settings` are
-    Settings. The lens is checked on the first image. Where accelerate has launched several
-    processes, each loads its own copy of the model and takes its share of the images, and none
-    waits for another. An image that can't be read is skipped by name. `image_paths` has all images,
-    read or not: the control `other` of each is the image before. Raises ValueError if no image
-    can be opened, and what `load_llava`, `check_last_layer` and `Results.begin` raise.
+    `annotations` are those of `lens_data.match_annotations`, `categories` of `read_annotations`,
+    `settings` are Settings. The lens is checked on the first image. Where accelerate has launched
+    several processes, each loads its own copy of the model and takes its share of the images, and
+    none waits for another. An image that can't be read is skipped by name. `image_paths` has all
+    images, read or not: the control `other` of each is the image before. Raises ValueError if no
+    image can be opened, and what `load_llava`, `check_last_layer` and `Results.begin` raise.
     """
     # The state would else be that of a run before, in this process or in the one that launched it.
     PartialState._reset_state()
@@ -957,18 +957,18 @@ def read_images(
         )
         return {**run, "last_layer_jsd": largest}
 
-    def open_annotated(path) -> Image.Image:
-        found = annotations.get(path.name, [])
-        return open_image(path, found[0]["image_size"] if found else None)
+    def open_annotated(name) -> Image.Image:
+        found = annotations.get(name, [])
+        return open_image(image_paths[name], found[0]["image_size"] if found else None)
 
     def prefix_of(name) -> list[tuple]:
-        return keep_prefix(bridge, processor, open_annotated(image_paths[name]))
+        return keep_prefix(bridge, processor, open_annotated(name))
 
     last_prefix = {}  # of the image that was read last, by name
 
     def read_one(name, path) -> tuple[dict, np.ndarray]:
         """The whole record of one image, and its mean probability."""
-        image, annotated = open_annotated(path), annotations.get(path.name, [])
+        image, annotated = open_annotated(name), annotations.get(name, [])
         found = with_colours(annotated, image) if annotated else []
         objects = objects_in_crop(found, image.size, processor.image_processor)
         seed = f"{settings.seed} {name}"

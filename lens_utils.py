@@ -13,10 +13,8 @@ import os
 import pickle
 import pickletools
 import re
-import stat
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +22,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from lens_kaggle import check_file, files_under, locked
+
 __all__ = [
     "FORMAT_VERSION", "SEGMENTS", "KINDS", "WAYS", "COLOURS", "UNIT", "DEMO_NOTE", "LEAST_SIDE",
-    "MOST_LABEL", "ASKED", "RUN", "READINGS", "RECORD", "OBJECT", "WORD", "PROMPT", "CONTROL", "KNOCKOUT",
-    "OF_OBJECTS", "PART", "require", "is_text", "check_run", "check_record", "check_part",
-    "check_file", "save", "load", "Results",
-    "WORDS", "plural_of", "names_of",
+    "MOST_LABEL", "MOST_NAME_BYTES", "ASKED", "RUN", "READINGS", "RECORD", "OBJECT", "WORD",
+    "PROMPT", "CONTROL", "KNOCKOUT", "OF_OBJECTS", "PART", "require", "is_text", "check_run",
+    "check_record", "check_part", "save", "load", "Results", "WORDS", "plural_of", "names_of",
     "patch_coverage", "open_crop", "printable",
 ]  # fmt: skip
 
@@ -77,6 +76,7 @@ class Field(NamedTuple):
 
 
 MOST_LAYERS, MOST_GRID, MOST_PIXELS, MOST_LABEL, MOST_TEXT = 200, 64, 2048, 100, 2**16
+MOST_NAME_BYTES = 200  # file systems allow names of 255, a record adds a suffix
 MOST_CELLS = 2**20  # layers x text positions of a record; of LLaVA-1.5-7B a prompt has some 3,000
 ASKED = {  # a prompt before it is read
     "kind": Field(str, "one of KINDS"),
@@ -352,6 +352,7 @@ def check_part(part, run: dict) -> None:
     _check(part, Field(PART, ""), _sizes_of(run) | {"most_sum": most_sum}, "part")
     for name in names:
         is_file_name = name == Path(name).name not in ("", "..") and not set("\\\0") & {*name}
+        is_file_name = is_file_name and len(name.encode()) <= MOST_NAME_BYTES
         require(is_file_name, "an image's name is no name of a file")
     require(len(set(names)) == len(names), "an image is counted twice")
     # Each image adds, per segment with positions and layer, a distribution, whose sum is 1.
@@ -420,14 +421,6 @@ def _read_only(data: bytes) -> None:
         uncalled += (name == "STACK_GLOBAL") - (name == "REDUCE")
         before = name
     require(not uncalled, "it has a function")
-
-
-def check_file(path, most_bytes: int, follow_links: bool = True) -> None:
-    """Raise ValueError unless `path` is a plain file of at most `most_bytes`, before it is opened:
-    to open a pipe would wait for ever. Raises OSError if there is none."""
-    about = os.stat(path, follow_symlinks=follow_links)
-    require(stat.S_ISREG(about.st_mode), "it is a link or no file")
-    require(about.st_size <= most_bytes, f"it has more than {most_bytes >> 20} MiB")
 
 
 def _from_bytes(data: bytes, check: Callable | None):
@@ -516,7 +509,7 @@ class Results:
 
         Raises FileNotFoundError for none, ValueError for several.
         """
-        found = sorted(path.parent for path in Path(folder).rglob("run.pkl"))
+        found = sorted(path.parent for path in files_under(folder) if path.name == "run.pkl")
         if not found:
             raise FileNotFoundError(
                 f"No results (run.pkl) under {str(folder)!r}: run Make_Analyse.ipynb first, or "
@@ -677,9 +670,12 @@ class Results:
         """Save the record of an image and count it in, with its mean probability
         `[segment, layer, d_vocab]` (NaN for a segment without positions).
 
-        Raises ValueError if it is counted already.
+        Raises ValueError if it is counted already, FileNotFoundError if the results are gone.
         """
         name, part = record["name"], self.part
+        if not self.started:
+            gone = f"{str(self.folder)!r} was deleted while images were read into it"
+            raise FileNotFoundError(f"{gone}: run this again to begin anew.")
         require(name not in part["images"], f"{name!r} is counted already.")
         save(self.record_path(name), record, partial(check_record, run=self.run, name=name))
         part["images"].append(name)
@@ -699,30 +695,6 @@ class Results:
         save(self.part_path(self.process), self.part, check, compresslevel=0)
         self.parts[self.process] = self.part
 
-    @contextmanager
-    def locked(self):
-        """Hold the folder for one run, all of whose processes are launched within.
-
-        The file `lock` has the number of the process that holds it; the lock of one that is gone is
-        taken over. Raises ValueError if another run holds it.
-        """
-        lock, mine = self.folder / "lock", str(os.getpid())
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(lock):
-            holder = _holder_of(lock)
-            message = f"Another run (process {holder}) is writing to {str(self.folder)!r}"
-            remedy = f"wait for its end, or choose another folder (or delete {str(lock)!r} if"
-            require(not holder, f"{message}: {remedy} there is no such run).")
-            lock.unlink()
-        with open(lock, "x") as file:  # fails if another run has just made it
-            file.write(mine)
-        try:
-            yield
-        finally:
-            with suppress(FileNotFoundError):  # the folder was deleted meanwhile
-                if lock.read_text() == mine:
-                    lock.unlink()
-
     def continue_from(self, earlier=None) -> None:
         """Clear what a killed run left half-written; where no run was started here, copy the one
         in or under the folder `earlier`.
@@ -730,7 +702,7 @@ class Results:
         Raises FileNotFoundError or ValueError if `earlier` holds no run or a damaged one, or if
         another run is writing here.
         """
-        with self.locked():
+        with locked(self.folder):
             for folder in (self.folder, self._inner("images"), self._inner("parts")):
                 for temporary in folder.glob("*.pkl.*.tmp"):
                     temporary.unlink()
@@ -744,19 +716,6 @@ class Results:
                 for process, part in source.parts.items():
                     save(self.part_path(process), part)
                 save(self.folder / "run.pkl", source.run)  # last: until then the copy is not whole
-
-
-def _holder_of(lock: Path) -> int | None:
-    """The process that holds a lock; None for one that is gone, this one, or what is no number."""
-    try:
-        check_file(lock, 20, follow_links=False)
-        number = int(re.fullmatch(rb"[1-9]\d{0,8}", lock.read_bytes())[0])
-        os.kill(number, 0)  # only asks whether it is there
-    except PermissionError:  # it is, and another user's
-        return number
-    except (ValueError, TypeError, ProcessLookupError):
-        return None
-    return None if number == os.getpid() else number
 
 
 # ---- What categories are called ----------------------------------------------------------------

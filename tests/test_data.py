@@ -264,13 +264,13 @@ def test_what_is_named_twice_is_left_out_and_said(photographs, tmp_path):
     other = {**data, "images": [{**data["images"][0], "file_name": "other.jpg"}]}
     (tmp_path / "instances_other.json").write_text(json.dumps(other))
     objects, categories, problems = ld.read_annotations(tmp_path)
-    assert [len(objects[name]) for name in ("china.jpg", "other.jpg")] == [2, 2] and not problems
-    (tmp_path / "instances_third.json").write_text(
-        json.dumps({**data, "images": [{**data["images"][0], "file_name": "sub/china.jpg"}]})
-    )
+    assert [len(objects[name]) for name in ("copy/china.jpg", "other.jpg")] == [2, 2]
+    assert not problems
+    third = {**data, "images": [{**data["images"][0], "file_name": "copy/china.jpg"}]}
+    (tmp_path / "instances_third.json").write_text(json.dumps(third))
     objects, _, problems = ld.read_annotations(tmp_path)
-    assert "china.jpg" not in objects and problems == [
-        "china.jpg: several annotated images have this name, so its objects are left out"
+    assert "copy/china.jpg" not in objects and problems == [
+        "copy/china.jpg: several annotated images have this name, so its objects are left out"
     ]
 
     odd = tmp_path / "odd"
@@ -350,7 +350,7 @@ def test_files_that_annotations_name_need_not_be_there_and_crowds_are_kept(tmp_p
     assert (
         objects
         == {
-            "missing.jpg": [
+            "gone/missing.jpg": [
                 {
                     "category": "dog",
                     "box": [0, 0, 5, 5],

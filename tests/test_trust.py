@@ -16,10 +16,12 @@ import time
 from functools import partial
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
@@ -31,6 +33,7 @@ from test_notebooks import execute
 
 import lens_data as ld
 import lens_figures as lf
+import lens_kaggle as lk
 import lens_model as lm
 import lens_tables as lt
 import lens_utils as lu
@@ -483,8 +486,8 @@ def test_digests_are_of_content(tmp_path, photographs):
 HOLDS = """
 import sys, time
 sys.path.insert(0, {root!r})
-import lens_utils as lu
-with lu.Results({folder!r}).locked():
+import lens_kaggle as lk
+with lk.locked({folder!r}):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -514,7 +517,7 @@ def test_a_second_run_in_one_folder_says_so_and_stops(tmp_path, results, other_r
     other = other_run(folder)
     half.write_bytes(b"of the other run")
     message = f"Another run \\(process {other.pid}\\) is writing to .*{folder.name}"
-    with pytest.raises(ValueError, match=message), lu.Results(folder).locked():
+    with pytest.raises(ValueError, match=message), lk.locked(folder):
         pytest.fail("two runs hold it")
     with pytest.raises(ValueError, match=message):
         lu.Results(folder).continue_from()
@@ -529,7 +532,7 @@ def test_a_second_run_in_one_folder_says_so_and_stops(tmp_path, results, other_r
 def test_a_lock_that_no_living_process_holds_is_taken_over(tmp_path, content):
     """Also one of this process, as after a restart that gives the same numbers again."""
     (tmp_path / "lock").write_text(content.format(pid=os.getpid()))
-    with lu.Results(tmp_path).locked():
+    with lk.locked(tmp_path):
         assert (tmp_path / "lock").read_text() == str(os.getpid())
         # Processes that it has launched share it.
         child = os.fork()
@@ -539,16 +542,16 @@ def test_a_lock_that_no_living_process_holds_is_taken_over(tmp_path, content):
     assert os.listdir(tmp_path) == []
     (tmp_path / "elsewhere").write_text("1")
     (tmp_path / "lock").symlink_to("elsewhere")
-    with lu.Results(tmp_path).locked():
+    with lk.locked(tmp_path):
         pass
     assert (tmp_path / "elsewhere").read_text() == "1"
 
 
 def test_a_lock_is_given_back_after_an_error_and_a_foreign_one_is_left(tmp_path):
-    with pytest.raises(KeyboardInterrupt), lu.Results(tmp_path / "new").locked():
+    with pytest.raises(KeyboardInterrupt), lk.locked(tmp_path / "new"):
         raise KeyboardInterrupt
     assert os.listdir(tmp_path / "new") == []
-    with lu.Results(tmp_path).locked():
+    with lk.locked(tmp_path):
         (tmp_path / "lock").write_text("1")
     assert (tmp_path / "lock").read_text() == "1"
 
@@ -561,7 +564,7 @@ def test_the_first_notebook_reads_under_the_lock(tmp_path, other_run, photograph
         execute("Make_Analyse.ipynb", tmp_path, images=str(photographs), model="demo/model")
     cells = json.loads((ROOT / "Make_Analyse.ipynb").read_text())["cells"]
     (reads,) = ["".join(cell["source"]) for cell in cells if "notebook_launcher(" in str(cell)]
-    assert reads.index(".locked()") < reads.index("notebook_launcher(")
+    assert reads.index("lk.locked(") < reads.index("notebook_launcher(")
 
 
 # ---- What is given is plain, or refused before anything is read ---------------------------------
@@ -779,3 +782,230 @@ def test_a_category_with_a_long_name_cannot_be_asked_about(photographs, tmp_path
     data["categories"][2]["name"] = "a" * 101
     (tmp_path / "instances.json").write_text(json.dumps(data))
     assert ld.read_annotations(tmp_path)[1] == ["temple", "tree"]
+
+
+# ---- Images -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_images_of_fewer_bits_than_their_file_has_are_not_dark(tmp_path, bits):
+    ramp = np.linspace(0, 2**bits - 1, 256).round().reshape(16, 16)
+    for name, kind in (("deep.png", np.uint16), ("deep.tif", np.int32)):
+        Image.fromarray(ramp.astype(kind)).save(tmp_path / name)
+        pixels = np.asarray(ld.open_image(tmp_path / name))[..., 0].ravel().astype(int)
+        assert np.abs(pixels - np.arange(256)).max() <= 1, name
+
+
+@pytest.mark.parametrize("value", [-1, 2**16, 2**31 - 1])
+def test_whole_numbers_of_an_unknown_range_are_refused(tmp_path, value):
+    Image.fromarray(np.full((9, 9), value, np.int32)).save(tmp_path / "deep.tif")
+    with pytest.raises(OSError, match="deep.tif.* of an unknown range"):
+        ld.open_image(tmp_path / "deep.tif")
+
+
+def test_results_reports_and_checkpoints_among_images_are_not_images(tmp_path):
+    for name in (
+        "a.png",
+        "sub/figures/b.png",
+        "run/results/figures/c.png",
+        "report/figures/d.png",
+        ".ipynb_checkpoints/e-checkpoint.png",
+        "sub/.hidden/f.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "run/results/run.pkl").touch()
+    (tmp_path / "report/explorer").mkdir()
+    assert list(ld.find_images(tmp_path)) == ["a.png", "sub__figures__b.png"]
+
+
+# ---- Names and folders at the limits, kills and deletions ---------------------------------------
+
+
+def test_folders_without_end_are_refused(tmp_path):
+    make = "for _ in range(3000): os.mkdir('d'); os.chdir('d')"
+    try:
+        subprocess.run([sys.executable, "-c", f"import os\n{make}"], cwd=tmp_path, check=True)
+        for call in (ld.find_images, ld.read_annotations, lu.Results.find):
+            with pytest.raises(ValueError, match="folders .* deep"):
+                call(tmp_path)
+    finally:  # pytest can't remove them
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+
+
+def test_names_of_255_bytes_are_refused_in_results_and_shortened_among_images(tmp_path):
+    run, _, part = make_results()
+    name = "a" * 251 + ".jpg"
+    with pytest.raises(ValueError, match="name of a file"):
+        lu.check_part({**part, "images": [name]}, run)
+    (tmp_path / name).touch()
+    (short,) = ld.find_images(tmp_path)
+    lu.check_part({**part, "images": [short]}, run)
+
+
+def test_what_is_skipped_survives_a_kill_and_deleted_results_are_noticed(tmp_path, read, results):
+    run, out = lu.Results(results).run, lu.Results(tmp_path / "results")
+    out.begin(run)
+    out.skip("b.jpg", "it is damaged")
+    assert lu.Results(out.folder).skipped == {"b.jpg": "it is damaged"}
+    out.add(*read[0])
+    shutil.rmtree(out.folder)
+    with pytest.raises(FileNotFoundError, match="was deleted .*run this again"):
+        out.add(*read[1])
+    assert not out.folder.exists()
+    again = lu.Results(out.folder)
+    again.begin(run)
+    again.add(*read[1])
+    assert lu.Results(out.folder).names == [read[1][0]["name"]]
+
+
+TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "'=x", "'", "", "None", "NA", "nan", "1", 'a,"b"\n']
+
+
+def test_texts_in_the_summary_are_no_formulas_and_come_back(tmp_path):
+    run, record, _ = make_results()
+    prompts = [record["prompts"][0] | {"answer": text, "question": text or "?"} for text in TEXTS]
+    answers = lt.tabulate([record | {"prompts": prompts}], run)["answers"]
+    lf.save_summary(tmp_path / "deep/summary.csv", answers)
+    cells = pd.read_csv(tmp_path / "deep/summary.csv", dtype=str, keep_default_na=False)
+    assert (
+        not cells[["answer", "question", "token_label"]]
+        .map(lambda t: t[:1] in "=+-@\t")
+        .any()
+        .any()
+    )
+    back = lf.load_summary(tmp_path / "deep/summary.csv")
+    answers = answers.astype(object).where(answers.notna(), np.nan)
+    back = back.astype(object).where(back.notna(), np.nan)
+    pd.testing.assert_frame_equal(back, answers)
+    assert back["answer"].unique().tolist() == TEXTS
+
+
+def test_the_clock_of_the_wall_does_not_end_a_run():
+    for module in MODULES:
+        assert not re.search(r"time\.time\(|datetime", (ROOT / module).read_text()), module
+
+
+# ---- Annotations --------------------------------------------------------------------------------
+
+
+def annotated(folder, file_names, at="instances.json", more=()):
+    """A COCO file in `folder` with an object, in a category of its own number, per file name."""
+    boxes = [*enumerate(file_names)]
+    data = {
+        "images": [{"id": n, "file_name": name, "width": 90, "height": 60} for n, name in boxes],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": n, "bbox": [1, 2, 30, 40]} for n, _ in boxes
+        ],
+        "categories": [{"id": n, "name": f"object {n}"} for n, _ in boxes],
+    }
+    for key, entries in dict(more).items():
+        data[key] += entries
+    (folder / at).parent.mkdir(parents=True, exist_ok=True)
+    (folder / at).write_text(json.dumps(data))
+    return data
+
+
+def found_for(folder, images):
+    """Categories by image, and the sentences, of images in `folder` made empty."""
+    for name in images:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    objects, _, problems = ld.read_annotations(folder)
+    by_image, ambiguous = ld.match_annotations(objects, ld.find_images(folder))
+    categories = {name: [item["category"] for item in found] for name, found in by_image.items()}
+    return categories, problems + ambiguous
+
+
+@pytest.mark.parametrize(
+    "images, file_names, at, expected",
+    [
+        # One of two is annotated: by a path, or in a way that could mean either.
+        (["train/0.png", "val/0.png"], ["train/0.png"], "a.json", {"train__0.png": 0}),
+        (["train/0.png", "val/0.png"], ["0.png"], "a.json", {}),
+        (["train/0.png", "val/0.png"], ["0.png"], "train/a.json", {"train__0.png": 0}),
+        (
+            ["train/0.png", "val/0.png"],
+            ["val/0.png", "train/0.png"],
+            "a.json",
+            {"train__0.png": 1, "val__0.png": 0},
+        ),
+        (["0.png"], ["train/0.png", "val/0.png"], "a.json", {}),
+        (["val/0.png"], ["train/0.png", "val/0.png"], "a.json", {"val__0.png": 1}),
+        # As COCO's folders are, as an archive of another machine's was, and as links are.
+        (["val2017/0.png"], ["0.png"], "annotations/a.json", {"val2017__0.png": 0}),
+        (["val/0.png"], ["C:\\data\\val\\0.png"], "a.json", {"val__0.png": 0}),
+        (["val/0.png"], ["../data/./val/0.png"], "a.json", {"val__0.png": 0}),
+        (["a/b/0.png", "b/0.png", "0.png"], ["b/0.png"], "x.json", {"b__0.png": 0}),
+    ],
+)
+def test_annotations_belong_to_the_longest_path_that_is_unambiguous(
+    tmp_path, images, file_names, at, expected
+):
+    annotated(tmp_path, file_names, at)
+    categories, problems = found_for(tmp_path, images)
+    assert categories == {name: [f"object {n}"] for name, n in expected.items()}
+    assert bool(problems) == (not expected) and all("0.png" in said for said in problems)
+
+
+def test_a_broken_file_hides_no_good_one_and_a_bad_entry_no_file(tmp_path):
+    bad = {
+        "images": [{"id": 7}, 5, {"file_name": "x.png"}, {"id": [1], "file_name": "y.png"}],
+        "categories": [{"id": 8}, None, {"name": "x"}, {"id": {}, "name": "y"}],
+        "annotations": [None, 3, {"id": [2]}],
+    }
+    annotated(tmp_path, ["0.png"], "boxes.json", more=bad)
+    (tmp_path / "instances_val.json").write_text("{")
+    categories, problems = found_for(tmp_path, ["0.png"])
+    assert categories == {"0.png": ["object 0"]} and len(problems) == 1 + 4 + 4 + 3
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("labels/0.txt", "0 0.5 0.5 0.2 0.2\n"),
+        ("0.xml", "<annotation><object></object></annotation>"),
+        ("boxes.csv", "image,xmin,ymin,xmax,ymax\n0.png,1,2,3,4\n"),
+        ("instances.JSON.gz", "x"),
+        ("annotations.zip", "x"),
+    ],
+)
+def test_annotations_of_other_kinds_are_named(tmp_path, name, content):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    for other, text in {"README.txt": "Pictures.", "a.csv": "a,b\n", "b.xml": "<x/>"}.items():
+        (tmp_path / other).write_text(text)
+    objects, _, (said,) = ld.read_annotations(tmp_path)
+    assert not objects and Path(name).name in said and "COCO" in said and "README" not in said
+
+
+def test_a_suffix_in_capitals_is_a_suffix(tmp_path):
+    annotated(tmp_path, ["0.png"], "INSTANCES.JSON")
+    assert found_for(tmp_path, ["0.png"]) == ({"0.png": ["object 0"]}, [])
+
+
+@pytest.mark.parametrize(
+    "change, size, problem",
+    [
+        ({"bbox": [0.1, 0.1, 0.5, 0.5]}, (90, 60), "fractions"),
+        ({"bbox": [100, 10, 20, 20]}, (90, 60), "outside"),
+        ({"bbox": [10, 70, 20, 20]}, (90, 60), "outside"),
+        ({"bbox": [40, 30, 80, 55]}, (90, 60), "leaves the image"),
+        ({"bbox": [80, 50, 12, 11]}, (90, 60), None),  # by a little
+        ({}, ("90", "60"), None),
+        ({}, (90.0, 60.0), None),
+        ({"iscrowd": "0"}, (90, 60), None),
+        ({"iscrowd": "yes"}, (90, 60), "iscrowd"),
+    ],
+)
+def test_odd_boxes_and_sizes_are_read_right_or_named(tmp_path, change, size, problem):
+    data = annotated(tmp_path, ["0.png"])
+    data["annotations"][0] |= change
+    data["images"][0] |= dict(zip(("width", "height"), size, strict=True))
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    categories, problems = found_for(tmp_path, ["0.png"])
+    assert categories == ({} if problem else {"0.png": ["object 0"]})
+    assert len(problems) == bool(problem) and (problem or "") in "".join(problems)
+    if not problem:
+        (found,) = ld.read_annotations(tmp_path)[0].values()
+        assert found[0]["image_size"] == (90, 60) and found[0]["crowd"] is False
