@@ -9,7 +9,6 @@ labelled by `run["layers"]`. In figures a token is drawn in characters that the 
 """
 
 import base64
-import csv
 import gzip
 import hashlib
 import io
@@ -29,12 +28,20 @@ from matplotlib import font_manager
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.patheffects import withStroke
 
+import lens_grounding as lg
 import lens_tables as lt
+from lens_format import (
+    KINDS,
+    SEGMENTS,
+    UNIT,
+    is_text,
+    require,
+)
 from lens_stats import with_interval
-from lens_utils import KINDS, SEGMENTS, UNIT, Results, is_text, open_crop, printable, require
+from lens_utils import Results, open_crop, printable
 
 __all__ = [
-    "use_style", "save_figure", "save_summary", "load_summary",
+    "use_style", "save_figure",
     "plot_top1", "plot_series", "plot_patches", "plot_words",
     "explorer_names", "save_explorer", "save_explorer_index",
     "plot_top_tokens", "plot_mean_series", "plot_answers", "plot_settling",
@@ -45,7 +52,6 @@ __all__ = [
 WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei"]
 WIDE_FONTS += ["Arial Unicode MS", "Microsoft YaHei"]
 MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
-TEXT_COLUMNS = ["image", "kind", "question", "truth", "answer", "token_label", "top1"]
 PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.6"  # of the colour-blind palette
 MARKERS = "osD^vPX*<>"  # by group, as the palette's ten colours
@@ -95,26 +101,6 @@ def save_figure(figure, output, name: str) -> None:
     path = Path(output) / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-
-
-def save_summary(path, answers: pd.DataFrame) -> None:
-    """Write `answers` of `tabulate` as CSV, to be read by `load_summary`. A text that is empty, or
-    that a spreadsheet would take for a formula, gets a leading `'`."""
-
-    def as_cell(text):
-        return f"'{text}" if text is not None and text[:1] in ("", *"=+-@'\t\r") else text
-
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    table = answers.assign(**{name: answers[name].map(as_cell) for name in TEXT_COLUMNS})
-    table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
-
-
-def load_summary(path) -> pd.DataFrame:
-    """What `save_summary` wrote."""
-    texts = dict.fromkeys(TEXT_COLUMNS, str)
-    table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
-    plain = {name: table[name].str.removeprefix("'") for name in TEXT_COLUMNS}
-    return table.assign(**plain)
 
 
 def _layer_ticks(run: dict) -> np.ndarray:
@@ -260,7 +246,7 @@ def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]
     figure, axes = plt.subplots(len(categories), len(layers), squeeze=False, figsize=size)
     present = {word["category"] for word in record["words"] if word["present"]}
     for row, category in zip(axes, categories, strict=True):
-        probs = lt.word_probability(record, category)
+        probs = lg.word_probability(record, category)
         objects = [item for item in record["objects"] if item["category"] == category]
         label = _title_of(category, 30) + ("" if category in present else "\n(not annotated)")
         row[0].set_ylabel(label, parse_math=False)
@@ -324,13 +310,13 @@ def _draw_boxes(axis, record: dict, names: bool = False) -> None:
 # ---- The explorer ------------------------------------------------------------------------------
 
 
-def explorer_names(explorers, image: str, names: list[str]) -> list[str]:
-    """The images that get a page: `image` for "chosen", all `names` for "all", `image` and those
+def explorer_names(explorers, image: str, cases: list[str], names: list[str]) -> list[str]:
+    """The images that get a page, `image` first: `cases` for "cases", all `names` for "all", those
     named for a list. Raises ValueError for anything else and for a name that is not known."""
-    wanted = {"chosen": [image], "all": names}.get(explorers) if is_text(explorers) else explorers
+    wanted = {"cases": cases, "all": names}.get(explorers) if is_text(explorers) else explorers
     require(
         isinstance(wanted, (list, tuple)) and set(wanted) <= set(names),
-        f'explorers is {explorers!r}: it must be "chosen", "all" or a list of names of images.',
+        f'explorers is {explorers!r}: it must be "cases", "all" or a list of names of images.',
     )
     return list(dict.fromkeys([image, *wanted]))
 
@@ -676,8 +662,8 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
     """From `grounding` and `layers` of `tabulate`, per layer with 95 % bands: AUROC of P(word)
     inside against outside the boxes, and the share of an object's patches whose top-1 token is its
     word, each by size of the object and for the controls."""
-    curves = lt.grounding_curves(table, layers)
-    order = [lt.ALL_SIZES, *lt.SIZES, lt.ABSENT_WORDS, lt.OTHER_BOXES, lt.NO_WORD]
+    curves = lg.grounding_curves(table, layers)
+    order = [lg.ALL_SIZES, *lg.SIZES, lg.ABSENT_WORDS, lg.OTHER_BOXES, lg.NO_WORD]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     for axis, column in zip(axes, ("auroc", "named"), strict=True):
         _layer_curves(axis, run, curves[column], "size", order)
@@ -693,7 +679,7 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
 def plot_gallery(results: Results, table: pd.DataFrame, layer: int, n: int = 3):
     """P(word) at a layer number over the crop, with the category's boxes, for the `n` best and the
     `n` worst cases of `grounding` at that layer, each of another image."""
-    best, worst = lt.best_and_worst(table, layer, n)
+    best, worst = lg.best_and_worst(table, layer, n)
     size = (10, 22.0 / max(3, len(best)))
     figure, axes = plt.subplots(2, len(best), squeeze=False, figsize=size)
     for row, cases, name in zip(axes, (best, worst), ("best", "worst"), strict=True):
@@ -708,7 +694,7 @@ def _draw_case(axis, results: Results, case, layer: int, name: str) -> None:
     """One picture of the gallery; `case` is a row of `grounding`."""
     run, record = results.run, results.record(case.image)
     (position,) = lt.layer_positions(run, [layer])
-    probs = lt.word_probability(record, case.category)[position]
+    probs = lg.word_probability(record, case.category)[position]
     objects = [item for item in record["objects"] if item["category"] == case.category]
     norm = LogNorm(probs.max() / 100, probs.max(), clip=True)
     _draw_patches(axis, run, {**record, "objects": objects}, probs, norm)
@@ -728,20 +714,20 @@ def plot_presence(table: pd.DataFrame):
     point with 95 % intervals."""
 
     def label(text, rows, column="confidence"):
-        return f"{text}: AUROC {with_interval(*lt.presence_areas(rows)[column], '{:.2f}'.format)}"
+        return f"{text}: AUROC {with_interval(*lg.presence_areas(rows)[column], '{:.2f}'.format)}"
 
     figure, axis = plt.subplots(figsize=(5.6, 5.2))
     whole = label("largest P(word) in the patches", table)
-    axis.plot(*lt.roc_curve(table, "confidence"), color=BLUE, label=whole)
-    asked = lt.presence_answers(table)
+    axis.plot(*lg.roc_curve(table, "confidence"), color=BLUE, label=whole)
+    asked = lg.presence_answers(table)
     if asked["present"].nunique() == 2:
-        curve, text = lt.roc_curve(asked, "confidence"), "the same, only those asked about"
+        curve, text = lg.roc_curve(asked, "confidence"), "the same, only those asked about"
         axis.plot(*curve, "--", color=BLUE, label=label(text, asked))
     blind = label("a constant per category", table, "frequency")
-    axis.plot(*lt.roc_curve(table, "frequency"), color="0.35", linewidth=1, label=blind)
+    axis.plot(*lg.roc_curve(table, "frequency"), color="0.35", linewidth=1, label=blind)
     axis.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="chance")
     if asked["present"].nunique() == 2:
-        row = lt.presence_table(table).loc["all"]
+        row = lg.presence_table(table).loc["all"]
         x, y = 1 - row["specificity"], row["sensitivity"]
         bars = {
             "xerr": [[x - (1 - row["specificity_high"])], [1 - row["specificity_low"] - x]],

@@ -33,8 +33,12 @@ from test_notebooks import execute
 
 import lens_data as ld
 import lens_figures as lf
+import lens_format as fo
+import lens_grounding as lg
 import lens_kaggle as lk
 import lens_model as lm
+import lens_prompts as lp
+import lens_read as le
 import lens_tables as lt
 import lens_utils as lu
 
@@ -188,10 +192,10 @@ def hostile_results(folder, payloads):
     singles = ("model", "revision", "dtype", "chat")
     run |= {name: texts[at % len(texts)] for at, name in enumerate(singles)}
     run["packages"] = run["questions"] = {text: text for text in texts[:3]}
-    run["tokens"] = [payload[: lu.MOST_LABEL] for payload in (payloads * 20)[: len(run["tokens"])]]
+    run["tokens"] = [payload[: fo.MOST_LABEL] for payload in (payloads * 20)[: len(run["tokens"])]]
     asked = {"kind": "own", "question": texts[0], "truth": texts[1], "categories": [texts[-1]]}
     run["own_prompts"] = [asked]
-    lu.save(folder / "run.pkl", run, lu.check_run)
+    lu.save(folder / "run.pkl", run, fo.check_run)
     part["images"] = []
     for at, text in enumerate(texts):
         name = f"{at:02}" + re.sub(r"[/\\]", "|", payloads[at])
@@ -209,7 +213,7 @@ def hostile_results(folder, payloads):
             {**record["words"][0], "category": texts[at - 1], "present": False},
         ]
         saved = {**record, "name": name, **shown}
-        check = partial(lu.check_record, run=run, name=name)
+        check = partial(fo.check_record, run=run, name=name)
         lu.save(folder / "images" / f"{name}.pkl", saved, check)
     n = len(texts)
     part |= {"skipped": dict(zip(texts, texts, strict=True)), "sums": part["sums"] * n}
@@ -365,7 +369,7 @@ def test_a_crop_has_one_scan(tmp_path):
     for times in (1, 2, 300_000):
         many = crop_record(scans(times))[0]
         with Within(), pytest.raises(ValueError, match="no plain image"):
-            lu.check_record(many, run, "a.jpg")
+            fo.check_record(many, run, "a.jpg")
     with Image.open(io.BytesIO(scans(1))) as image:
         image.load()  # it is a JPEG
         assert image.getpixel((0, 0)) == (128, 128, 128)
@@ -422,8 +426,8 @@ def test_a_pipe_and_a_file_of_gigabytes_are_refused_unread(tmp_path):
 def test_a_weight_anywhere_makes_another_fingerprint(llava):
     """A hundredth of any tensor, wherever it lies; nothing else does."""
     model = llava[0].original_model
-    fingerprint = lm._fingerprint(model)
-    assert fingerprint == lm._fingerprint(model)
+    fingerprint = le._fingerprint(model)
+    assert fingerprint == le._fingerprint(model)
     for at, (name, weight) in enumerate(model.state_dict().items()):
         values = weight.flatten() if weight.is_contiguous() else None
         assert values is None or values.data_ptr() == weight.data_ptr(), name
@@ -432,9 +436,9 @@ def test_a_weight_anywhere_makes_another_fingerprint(llava):
         changed = values[start : start + size]
         before = changed.clone()
         changed += 1
-        assert lm._fingerprint(model) != fingerprint, name
+        assert le._fingerprint(model) != fingerprint, name
         changed.copy_(before)
-    assert lm._fingerprint(model) == fingerprint
+    assert le._fingerprint(model) == fingerprint
 
 
 @pytest.fixture
@@ -580,23 +584,23 @@ def test_the_first_notebook_reads_under_the_lock(tmp_path, other_run, photograph
     ],
 )
 def test_texts_of_numpy_are_made_plain(tmp_path, prompts):
-    asked = ld.as_prompts(prompts)
+    asked = lp.as_prompts(prompts)
     for prompt in asked:
         assert {type(value) for value in prompt.values()} <= {str, type(None), list}
         assert {type(key) for key in prompt} == {str}
     run = make_results()[0] | {"own_prompts": asked}
-    lu.save(tmp_path / "run.pkl", run, lu.check_run)
+    lu.save(tmp_path / "run.pkl", run, fo.check_run)
 
 
 def test_a_run_that_could_not_be_saved_is_refused_before_it_begins(tmp_path, llava):
     """With the check that loading makes."""
     settings = lm.Settings("m", top_k=np.int64(3), seed=np.int32(1), per_kind=np.int8(2))
-    run = lm.describe_run(*llava, settings, 0.0)
+    run = le.describe_run(*llava, settings, 0.0)
     lu.Results(tmp_path).refuse_another(run)  # numbers are made plain
     for change in ({"model": np.str_("m")}, {"top_k": 0}, {"seed": "0"}, {"last_layer_jsd": 2.0}):
         with pytest.raises(ValueError, match=next(iter(change))):
             lu.Results(tmp_path).refuse_another({**run, **change})
-    prompt = {**ld.as_prompts(["?"])[0], "question": np.str_("?")}
+    prompt = {**lp.as_prompts(["?"])[0], "question": np.str_("?")}
     with pytest.raises(ValueError, match="own_prompts 0, question"):
         lu.Results(tmp_path).refuse_another({**run, "own_prompts": [prompt]})
 
@@ -604,7 +608,7 @@ def test_a_run_that_could_not_be_saved_is_refused_before_it_begins(tmp_path, lla
 @pytest.mark.parametrize("token", ["</s>", "<s>", "<unk>", "<pad>", "<image>"])
 def test_special_tokens_in_a_question_or_category_are_refused(token, photographs, tmp_path):
     with pytest.raises(ValueError, match="Prompt 0 .*has its own"):
-        ld.as_prompts([f"What is {token}?"])
+        lp.as_prompts([f"What is {token}?"])
     data = json.loads((photographs / "instances_test.json").read_text())
     data["categories"][2]["name"] = f"a {token}"
     (tmp_path / "instances.json").write_text(json.dumps(data))
@@ -635,7 +639,7 @@ def with_box(box):
 def test_the_box_of_a_present_word_is_in_the_crop(box):
     run, record = with_box(box)
     with pytest.raises(ValueError, match="box|no object's"):
-        lu.check_record(record, run, "a.jpg")
+        fo.check_record(record, run, "a.jpg")
 
 
 def test_what_is_watched_can_be_saved(llava):
@@ -644,21 +648,21 @@ def test_what_is_watched_can_be_saved(llava):
     boxes = [[1.0, 1.0, 1e-9, 5.0], [-4.0, 1.0, 4.005, 1.0], [-4.0, -3.0, 2.0, 1.0]]
     objects = [{**tiny, "box": box} for box in boxes]
     objects = ld.objects_in_crop(objects, (56, 56), llava[1].image_processor)
-    words = ld.words_to_watch(llava[1].tokenizer, objects, ["dog", "cat"])
+    words = lp.words_to_watch(llava[1].tokenizer, objects, ["dog", "cat"])
     assert not [word for word in words if word["present"]]
     run, record = with_box([7.0, 7.0, 1.0, 0.5])
-    lu.check_record(record, run, "a.jpg")
-    assert lt.patches_of(record, run, "dog").tolist() == [False, False, False, True]
+    fo.check_record(record, run, "a.jpg")
+    assert lg.patches_of(record, run, "dog").tolist() == [False, False, False, True]
 
 
 def test_each_mean_distribution_sums_to_one():
     run, _, part = make_results()
-    lu.check_part(part, run)
+    fo.check_part(part, run)
     for wrong in (part["sums"] * 0.5, part["sums"] * 1.01, np.zeros_like(part["sums"])):
         with pytest.raises(ValueError, match="sums"):
-            lu.check_part({**part, "sums": wrong}, run)
+            fo.check_part({**part, "sums": wrong}, run)
     none = {"n_images": np.array([1, 1, 0]), "sums": part["sums"] * [[[1]], [[1]], [[0]]]}
-    lu.check_part({**part, **none}, run)  # no answer has positions
+    fo.check_part({**part, **none}, run)  # no answer has positions
 
 
 @pytest.mark.parametrize("several, said", [(False, "All 1 category"), (True, "1 of 1 category")])
@@ -667,8 +671,8 @@ def test_one_category_is_counted_as_a_number(several, said):
     record["words"][0]["several_tokens"] = several
     record["words"][0]["log2_probs"] = np.full((3, 4), -3, np.float16)
     tables = lt.tabulate([record], run)
-    confident = lt.category_confidence([record])
-    text = lt.report_grounding(run, tables["layers"], lt.grounding([record], run), confident)
+    confident = lg.category_confidence([record])
+    text = lt.report_grounding(run, tables["layers"], lg.grounding([record], run), confident)
     assert said in text and "True" not in text and "False" not in text
 
 
@@ -768,9 +772,9 @@ def test_texts_and_numbers_of_readings_are_bounded(what, where, new):
         long = long | {"token_ids": ids, "readings": make_readings(400_000)}
         new = [long | {"n_prompt": 399_999}]
     checks = {
-        "run": lu.check_run,
-        "record": partial(lu.check_record, run=run, name="a.jpg"),
-        "part": partial(lu.check_part, run=run),
+        "run": fo.check_run,
+        "record": partial(fo.check_record, run=run, name="a.jpg"),
+        "part": partial(fo.check_part, run=run),
     }
     checks[what](value)
     with Within(), pytest.raises(ValueError, match=where):
@@ -837,10 +841,10 @@ def test_names_of_255_bytes_are_refused_in_results_and_shortened_among_images(tm
     run, _, part = make_results()
     name = "a" * 251 + ".jpg"
     with pytest.raises(ValueError, match="name of a file"):
-        lu.check_part({**part, "images": [name]}, run)
+        fo.check_part({**part, "images": [name]}, run)
     (tmp_path / name).touch()
     (short,) = ld.find_images(tmp_path)
-    lu.check_part({**part, "images": [short]}, run)
+    fo.check_part({**part, "images": [short]}, run)
 
 
 def test_what_is_skipped_survives_a_kill_and_deleted_results_are_noticed(tmp_path, read, results):
@@ -866,7 +870,7 @@ def test_texts_in_the_summary_are_no_formulas_and_come_back(tmp_path):
     run, record, _ = make_results()
     prompts = [record["prompts"][0] | {"answer": text, "question": text or "?"} for text in TEXTS]
     answers = lt.tabulate([record | {"prompts": prompts}], run)["answers"]
-    lf.save_summary(tmp_path / "deep/summary.csv", answers)
+    lt.save_summary(tmp_path / "deep/summary.csv", answers)
     cells = pd.read_csv(tmp_path / "deep/summary.csv", dtype=str, keep_default_na=False)
     assert (
         not cells[["answer", "question", "token_label"]]
@@ -874,7 +878,7 @@ def test_texts_in_the_summary_are_no_formulas_and_come_back(tmp_path):
         .any()
         .any()
     )
-    back = lf.load_summary(tmp_path / "deep/summary.csv")
+    back = lt.load_summary(tmp_path / "deep/summary.csv")
     answers = answers.astype(object).where(answers.notna(), np.nan)
     back = back.astype(object).where(back.notna(), np.nan)
     pd.testing.assert_frame_equal(back, answers)
