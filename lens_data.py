@@ -526,7 +526,8 @@ def objects_in_crop(
     for item in objects:
         size = item.get("image_size") or image_size
         box, visible = box_in_crop(item["box"], size, image_processor)
-        kept = {name: item[name] for name in item.keys() - {"image_size", "polygons"}}
+        left_out = ("image_size", "polygons")
+        kept = {name: value for name, value in item.items() if name not in left_out}
         seen.append({**kept, "box": box, "visible": visible, "share": box[2] * box[3] / crop_area})
     return seen
 

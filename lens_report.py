@@ -415,7 +415,9 @@ def _where_taken(run: dict, kind: str, table: pd.DataFrame, answers: pd.DataFram
     elif peak[0] != peak[1]:
         where += f" (some window from block {windows[peak[0]][0]} to {windows[peak[1]][1]})"
     losses = (-changes[:, best] for changes in (own, control))
-    by, by_control = (with_interval(loss.mean(), interval(loss), _two) for loss in losses)
+    by, by_control = (
+        with_interval(loss.mean(), interval(loss).clip(-1, 1), _two) for loss in losses
+    )
     return (
         f"{on}: without the object's patches P(answer) falls most in blocks {where}, by {by}, and "
         f"without as many other patches by {by_control} (p = {p:.2g})."

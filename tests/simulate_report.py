@@ -194,13 +194,13 @@ def patches_of(rng, n: int, **added) -> list:
             corner = usual[at] if rng.random() < 0.5 else rng.integers(0, 4, 2) * 10.0
             boxes[at] = [*corner, 20.0, 20.0]
             objects.append({"category": CATEGORIES[at], "box": boxes[at], "share": 1 / 9})
-        inside = {at: st_mask(box) for at, box in boxes.items()}
+        inside = {at: patches_in(box) for at, box in boxes.items()}
         words = []
         for position, at in enumerate(chosen):
             present = position < 2
             logs = -12 + 0.5 * shared + rng.normal(0, 1, shape) + added["category"] * constant[at]
             logs[:, np.any(list(inside.values()), axis=0)] += added["any_word"]
-            logs[:, st_mask([*usual[at], 20.0, 20.0])] += added["place"]
+            logs[:, patches_in([*usual[at], 20.0, 20.0])] += added["place"]
             if present:
                 logs[:, inside[at]] += added["own"]
                 logs += added["there"]
@@ -218,7 +218,7 @@ def patches_of(rng, n: int, **added) -> list:
     return records
 
 
-def st_mask(box) -> np.ndarray:
+def patches_in(box) -> np.ndarray:
     """The patches `[patch]` in a box that ends at their edges."""
     return lt.patch_coverage(box, GRID, 60) > 0.5
 
