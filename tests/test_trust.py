@@ -390,10 +390,10 @@ def test_a_crop_has_one_scan(tmp_path):
 )
 def test_a_gzip_is_one_plain_member(tmp_path, content):
     (tmp_path / "a.pkl").write_bytes(content)
-    start = time.monotonic()
+    start = time.process_time()
     with Within(), pytest.raises(ValueError, match="a.pkl"):
         lu.load(tmp_path / "a.pkl")
-    assert time.monotonic() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_a_pipe_and_a_file_of_gigabytes_are_refused_unread(tmp_path):
@@ -700,10 +700,10 @@ def test_of_a_long_prompt_the_last_positions_are_drawn(n_layers, n_pos):
     n_shown = min(64, 4000 // n_layers)
     lf.use_style()
     for plot in (lf.plot_top1, partial(lf.plot_jsd, series="jsd_final")):
-        start = time.monotonic()
+        start = time.process_time()
         figure = plot(run, prompt)
         figure.canvas.draw()
-        assert time.monotonic() - start < 20
+        assert time.process_time() - start < 20
         panels = [axis for axis in figure.axes if axis.get_xlabel() or axis.get_ylabel() == "layer"]
         ticks = [tick for axis in panels for tick in axis.get_xticklabels() if tick.get_text()]
         assert len(ticks) == n_shown
@@ -732,10 +732,10 @@ def test_of_a_fine_grid_the_colours_are_drawn_and_of_many_boxes_the_largest(monk
     record["objects"] = [
         {**record["objects"][0], "category": category, "box": box, "share": box[3]} for box in boxes
     ]
-    start = time.monotonic()
+    start = time.process_time()
     figure = lf.plot_patches(run, record, [0, 1, 2, 0, 1])
     figure.canvas.draw()
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     drawn = [patch.get_height() for patch in figure.axes[0].patches]
     assert len(drawn) == 100 and max(drawn) == 1 + 499.9
     assert max(len(text.get_text()) for text in figure.axes[0].texts) <= 30
