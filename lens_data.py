@@ -17,18 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from lens_format import (
-    COLOURS,
-    LEAST_SIDE,
-    MOST_LABEL,
-    MOST_NAME_BYTES,
-    is_text,
-    require,
-)
+from lens_format import COLOURS, LEAST_SIDE, MOST_LABEL, MOST_NAME_BYTES, is_text, require
 from lens_kaggle import check_file, data_sets, files_under
-from lens_utils import (
-    WORDS,
-)
+from lens_utils import WORDS
 
 __all__ = [
     "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set", "read_annotations",

@@ -30,13 +30,7 @@ from matplotlib.patheffects import withStroke
 
 import lens_grounding as lg
 import lens_tables as lt
-from lens_format import (
-    KINDS,
-    SEGMENTS,
-    UNIT,
-    is_text,
-    require,
-)
+from lens_format import KINDS, SEGMENTS, UNIT, is_text, require
 from lens_stats import with_interval
 from lens_utils import Results, open_crop, printable
 

@@ -11,25 +11,10 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from lens_format import (
-    WAYS,
-)
-from lens_stats import (
-    auroc,
-    auroc_by_image,
-    interval,
-)
-from lens_tables import (
-    first_tokens,
-    is_right,
-    layer_curve,
-    layer_numbers,
-    per_image,
-    per_layer,
-)
-from lens_utils import (
-    patch_coverage,
-)
+from lens_format import WAYS
+from lens_stats import auroc, auroc_by_image, interval
+from lens_tables import first_tokens, is_right, layer_curve, layer_numbers, per_image, per_layer
+from lens_utils import patch_coverage
 
 __all__ = [
     "SIZES", "ALL_SIZES", "OTHER_BOXES", "ABSENT_WORDS", "NO_WORD", "word_probability",

@@ -28,20 +28,11 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformer_lens.model_bridge import TransformerBridge  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoConfig,
-    AutoProcessor,
-    DynamicCache,
-    LlavaForConditionalGeneration,
-)
+from transformers import AutoConfig, AutoProcessor, DynamicCache, LlavaForConditionalGeneration  # noqa: E402
 
-from lens_format import (  # noqa: E402
-    require,
-)
+from lens_format import require  # noqa: E402
 from lens_kaggle import on_kaggle, probe_gpus  # noqa: E402
-from lens_prompts import (  # noqa: E402
-    CHAT,
-)
+from lens_prompts import CHAT  # noqa: E402
 
 __all__ = [
     "Settings", "placement", "copies_that_fit", "weight_bytes", "load_llava", "token_labels",

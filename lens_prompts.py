@@ -12,18 +12,8 @@ from collections import Counter
 import numpy as np
 
 from lens_data import SPECIAL_TOKENS, may_have_colour
-from lens_format import (
-    COLOURS,
-    KINDS,
-    WAYS,
-    is_text,
-    require,
-)
-from lens_utils import (
-    WORDS,
-    names_of,
-    patch_coverage,
-)
+from lens_format import COLOURS, KINDS, WAYS, is_text, require
+from lens_utils import WORDS, names_of, patch_coverage
 
 __all__ = [
     "CHAT", "SHORT_ANSWER", "QUESTIONS", "DESCRIPTION_QUESTION", "object_question",
@@ -136,16 +126,14 @@ def make_prompts(
     per_kind: int = 1,
     together: dict[str, Counter] | None = None,
 ) -> list[dict]:
-    """Prompts about one image, from its objects (`objects_in_crop`) and all that the data set knows
-    (`categories`).
+    """Prompts about one image, from its `objects` (`objects_in_crop`) and all known `categories`.
 
     Asked about are objects of which at least half is in the crop and which fill at least 1 % of
     it. Among the candidates of a kind `per_kind` are drawn with `seed` (presence: `per_kind`
     present and `per_kind` absent categories, these by `draw_absent` with the counts `together`).
     Where `objects` is empty there are two prompts, object and description. Each prompt is a dict:
 
-    - `kind`: object, presence, colour, relation or description
-    - `question`: a text
+    - `kind`: object, presence, colour, relation or description; `question`: a text
     - `truth`: the right answer, None where it is not known
     - `truth_from`: how it came about, `annotation`, `pixels` (`with_colours`) or empty
     - `categories`: the names of the categories that the question is about
@@ -237,8 +225,7 @@ def _as_prompt(prompt, where: str) -> dict:
         f"{where} has the truth {truth!r}: it must be a text or None.",
     )
     require(
-        kind in KINDS,
-        f"{where} is of the kind {kind!r}: it must be one of {', '.join(KINDS)}.",
+        kind in KINDS, f"{where} is of the kind {kind!r}: it must be one of {', '.join(KINDS)}."
     )
     own = ", ".join(token for token in SPECIAL_TOKENS if token in question)
     require(

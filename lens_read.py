@@ -11,12 +11,12 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-# Let idle torch threads sleep: with one of two cores busy, spinning made reading an image 50 times
-# slower. Torch reads this when it is imported.
+# As in lens_model, for whoever imports this one first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np  # noqa: E402
@@ -24,22 +24,10 @@ import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
 from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
-from transformers import (  # noqa: E402
-    DynamicCache,
-)
+from transformers import DynamicCache  # noqa: E402
 
-from lens_data import (  # noqa: E402
-    digests_of,
-    objects_in_crop,
-    open_image,
-    with_colours,
-)
-from lens_format import (  # noqa: E402
-    FORMAT_VERSION,
-    SEGMENTS,
-    UNIT,
-    require,
-)
+from lens_data import digests_of, objects_in_crop, open_image, with_colours  # noqa: E402
+from lens_format import FORMAT_VERSION, SEGMENTS, UNIT, require  # noqa: E402
 from lens_model import (  # noqa: E402
     LAST_LAYER_TOLERANCE,
     PIECE,
@@ -69,9 +57,7 @@ from lens_prompts import (  # noqa: E402
     word_ids,
     words_to_watch,
 )
-from lens_utils import (  # noqa: E402
-    Results,
-)
+from lens_utils import Results  # noqa: E402
 
 __all__ = [
     "read_positions", "read_answer", "read_image", "read_image_and_prefix", "keep_prefix",
@@ -618,15 +604,8 @@ def read_images(
     )
     run = describe_run(bridge, processor, settings, 0.0, categories)  # JSD: not known yet
     Results(folder).refuse_another(run)
-    vocabulary = processor.tokenizer.get_vocab()
-    wordless = [name for name in categories if not word_ids(vocabulary, name)]
-    if wordless:
-        state.print(
-            f"{len(wordless)} of {len(categories)} categories have no word that is one token, so "
-            f"they are not watched in the patches: {', '.join(wordless)}"
-        )
-    grey = keep_prefix(bridge, processor, grey_image(processor)) if share else None
-    together = count_together(annotations)
+    _name_wordless(state, processor.tokenizer.get_vocab(), categories)
+    read_one = _reader((bridge, processor), image_paths, annotations, run, settings)
 
     def check_lens(path) -> dict:
         """`run` with the result of the check on this image."""
@@ -637,6 +616,27 @@ def read_images(
         )
         return {**run, "last_layer_jsd": largest}
 
+    _read_share(share, check_lens, read_one, Results(folder), settings.deadline)
+    state.destroy_process_group()
+
+
+def _name_wordless(state, vocabulary: dict[str, int], categories: list[str]) -> None:
+    wordless = [name for name in categories if not word_ids(vocabulary, name)]
+    if wordless:
+        state.print(
+            f"{len(wordless)} of {len(categories)} categories have no word that is one token, so "
+            f"they are not watched in the patches: {', '.join(wordless)}"
+        )
+
+
+def _reader(model: tuple, image_paths: dict, annotations: dict, run: dict, settings) -> Callable:
+    """A function that reads one image whole, by name; `model` is `(bridge, processor)`.
+
+    It keeps the prefix of the image that was read last: the next one's control.
+    """
+    bridge, processor = model
+    together, last_prefix, plain = count_together(annotations), {}, {}
+
     def open_annotated(name) -> Image.Image:
         found = annotations.get(name, [])
         return open_image(image_paths[name], found[0]["image_size"] if found else None)
@@ -644,21 +644,23 @@ def read_images(
     def prefix_of(name) -> list[tuple]:
         return keep_prefix(bridge, processor, open_annotated(name))
 
-    last_prefix = {}  # of the image that was read last, by name
-
     def read_one(name, path) -> tuple[dict, np.ndarray]:
         """The whole record of one image, and its mean probability."""
         image, annotated = open_annotated(name), annotations.get(name, [])
         found = with_colours(annotated, image) if annotated else []
         objects = objects_in_crop(found, image.size, processor.image_processor)
-        seed = f"{settings.seed} {name}"
-        drawn = make_prompts(objects, categories, seed, settings.per_kind, together)
-        words = settings.prompts or drawn, seed, together
-        words = words_to_watch(processor.tokenizer, objects, categories, *words)
-        asked = image, settings.prompts or drawn, settings, words
-        record, mean, prefix = read_image_and_prefix(bridge, processor, *asked)
+        seed, categories = f"{settings.seed} {name}", run["categories"]
+        asked = settings.prompts or make_prompts(
+            objects, categories, seed, settings.per_kind, together
+        )
+        words = words_to_watch(processor.tokenizer, objects, categories, asked, seed, together)
+        record, mean, prefix = read_image_and_prefix(
+            bridge, processor, image, asked, settings, words
+        )
         prompts = record["prompts"]
-        controls = {"grey": read_control(bridge, grey, prompts)}
+        if not plain:
+            plain["grey"] = keep_prefix(bridge, processor, grey_image(processor))
+        controls = {"grey": read_control(bridge, plain["grey"], prompts)}
         if before := _prefix_before(list(image_paths), name, last_prefix, prefix_of):
             controls["other"] = read_control(bridge, before, prompts)
         where = objects, run["grid"], run["image_size"], seed
@@ -670,8 +672,7 @@ def read_images(
         last_prefix[name] = prefix
         return {"name": name, **digests_of(path, annotated), "objects": objects, **record}, mean
 
-    _read_share(share, check_lens, read_one, Results(folder), settings.deadline)
-    state.destroy_process_group()
+    return read_one
 
 
 def _prefix_before(names: list[str], name: str, at_hand: dict, prefix_of) -> list[tuple] | None:

@@ -15,13 +15,7 @@ import pandas as pd
 
 import lens_grounding as lg
 import lens_tables as lt
-from lens_format import (
-    DEMO_NOTE,
-    KINDS,
-    OF_OBJECTS,
-    SEGMENTS,
-    UNIT,
-)
+from lens_format import DEMO_NOTE, KINDS, OF_OBJECTS, SEGMENTS, UNIT
 from lens_stats import (
     MIN_IMAGES,
     interval,

@@ -17,13 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lens_format import (
-    COLOURS,
-    KINDS,
-    OF_OBJECTS,
-    SEGMENTS,
-    require,
-)
+from lens_format import COLOURS, KINDS, OF_OBJECTS, SEGMENTS, require
 from lens_stats import (
     best_rival,
     drawn_layers,
@@ -33,11 +27,7 @@ from lens_stats import (
     settling_layer,
     signed_rank,
 )
-from lens_utils import (
-    WORDS,
-    names_of,
-    plural_of,
-)
+from lens_utils import WORDS, names_of, plural_of
 
 __all__ = [
     "layer_numbers", "layer_label", "layer_positions", "choose_prompt", "choose_words",

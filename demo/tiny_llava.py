@@ -48,12 +48,7 @@ def make_tokenizer(corpus: list[str]) -> LlamaTokenizer:
 
 
 def make_llava(
-    folder,
-    corpus: list[str],
-    image_size: int,
-    patch_size: int,
-    vision: dict,
-    text: dict,
+    folder, corpus: list[str], image_size: int, patch_size: int, vision: dict, text: dict
 ) -> LlavaForConditionalGeneration:
     """Save a LLaVA with random weights (torch's current seed) and its processor under `folder`, as
     the hub holds LLaVA-1.5.
@@ -64,8 +59,7 @@ def make_llava(
     """
     tokenizer = make_tokenizer(corpus)
     image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": image_size},
-        crop_size={"height": image_size, "width": image_size},
+        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
     processor = LlavaProcessor(
         image_processor,

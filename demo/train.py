@@ -42,11 +42,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from tiny_llava import make_llava  # noqa: E402
 
-from lens_data import (  # noqa: E402
-    objects_in_crop,
-    open_image,
-    read_annotations,
-)
+from lens_data import objects_in_crop, open_image, read_annotations  # noqa: E402
 from lens_prompts import (  # noqa: E402
     CHAT,
     DESCRIPTION_QUESTION,

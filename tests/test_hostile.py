@@ -901,10 +901,7 @@ def test_fuzz_the_pickle_within(tmp_path_factory, what, edits):
 @fuzz(2500)
 @given(
     what=st.sampled_from(list(CHECKS)),
-    body=st.lists(
-        opcodes | st.binary(max_size=4) | parts_of_arrays,
-        max_size=30,
-    ),
+    body=st.lists(opcodes | st.binary(max_size=4) | parts_of_arrays, max_size=30),
 )
 def test_fuzz_the_opcodes(tmp_path_factory, what, body):
     loads_or_is_refused(
