@@ -78,7 +78,7 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
     assert figures == 15
     assert "3 images with 10 prompts" in text
     saved = {path.name for path in (tmp_path / "results/figures").iterdir()}
-    of_image = {"china.jpg_4_top1.png", "china.jpg_patches.png", "china.jpg_words.png"}
+    of_image = {"china.jpg_4_top1.png", "china.jpg_patches.png"}
     assert of_image | {"settling.png", "mean_series.png"} <= saved
     assert (tmp_path / "results/explorer/china.jpg.html").exists()
     assert (tmp_path / "results/explorer/index.html").exists()
