@@ -1,61 +1,59 @@
-"""What the model is shown and asked: images, annotations, the crop, prompts and words to watch.
+"""What the model is shown: images, annotations, the crop, and the colours of objects.
 
-Holds the way from a folder of images, with or without COCO annotations, to the prompts of one image
-and the category words whose probability is read in its patches. It knows of the model only its
-processor: how it resizes and crops an image, and how it splits a text into tokens. It knows nothing
-of weights, of the lens, of results, tables or figures.
+Holds the way from a folder of images, with or without annotations, to the objects in the crop that
+the model sees. It knows of the model only its image processor: how it resizes and crops. It knows
+nothing of prompts, of weights, of the lens, of results, tables or figures.
 """
 
 import hashlib
 import itertools
 import json
 import os
-import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from lens_kaggle import data_sets
-from lens_utils import (
+from lens_format import (
     COLOURS,
-    KINDS,
-    WAYS,
-    WORDS,
+    LEAST_SIDE,
+    MOST_LABEL,
+    MOST_NAME_BYTES,
     is_text,
-    names_of,
-    patch_coverage,
     require,
+)
+from lens_kaggle import check_file, data_sets, files_under
+from lens_utils import (
+    WORDS,
 )
 
 __all__ = [
-    "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set",
-    "read_annotations", "unique_by_id",
-    "open_image", "box_in_crop", "objects_in_crop",
-    "colour_terms", "pixels_within", "colour_of", "colour_cast", "with_colours",
-    "CHAT", "SHORT_ANSWER", "QUESTIONS", "DESCRIPTION_QUESTION",
-    "object_question", "presence_question", "colour_question", "relation_question", "relation_of",
-    "count_together", "draw_absent", "make_prompts", "as_prompts", "patches_to_cut",
-    "words_to_watch", "word_ids",
+    "IMAGE_FORMATS", "IMAGE_SUFFIXES", "find_images", "find_data_set", "read_annotations",
+    "match_annotations", "unique_by_id", "digests_of", "open_image", "box_in_crop",
+    "objects_in_crop", "colour_terms", "pixels_within", "colour_of", "colour_cast",
+    "with_colours",
 ]  # fmt: skip
+
+SPECIAL_TOKENS = ["<image>", "<s>", "</s>", "<unk>", "<pad>"]  # not text to LLaVA-1.5
 
 # ---- Finding images ----------------------------------------------------------------------------
 
 # Pillow is told these because it also knows formats that start programs.
 IMAGE_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-MOST_NAME_BYTES = 200  # of a name: file systems allow 255, and a record adds a suffix
+MOST_IMAGE_BYTES, MOST_JSON_BYTES = 2**29, 2**30  # COCO's largest annotations have 0.45 GB
 
 
 def find_images(folder) -> dict[str, Path]:
     """The paths of all images under `folder`, by name.
 
     A name is the relative path with `/` as `__`; if it is too long, not UTF-8 or taken, it is
-    shortened and given a digest. So every name can be the name of a file. Raises FileNotFoundError
-    if the folder is missing or holds no image.
+    shortened and given a digest. So every name can be the name of a file. What lies in hidden
+    folders, results and reports is no image. Raises FileNotFoundError if the folder is missing or
+    holds no image, ValueError as `files_under`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -63,7 +61,7 @@ def find_images(folder) -> dict[str, Path]:
         raise FileNotFoundError(f"{str(folder)!r} {what}: set `images` to the images' folder.")
     paths = sorted(
         path
-        for path in folder.rglob("*")
+        for path in files_under(folder, _is_output)
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     )
     if not paths:
@@ -83,6 +81,12 @@ def find_images(folder) -> dict[str, Path]:
     return by_name
 
 
+def _is_output(folder: Path) -> bool:
+    """Whether a folder is one of results or of a report, or hidden (checkpoints, for instance)."""
+    is_report = (folder / "explorer").is_dir() and (folder / "figures").is_dir()
+    return folder.name.startswith(".") or (folder / "run.pkl").exists() or is_report
+
+
 def find_data_set() -> Path:
     """The first attached Kaggle data set that holds images with COCO annotations, else the first
     that holds images.
@@ -92,7 +96,7 @@ def find_data_set() -> Path:
     with_images = [
         folder
         for folder in data_sets()
-        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
+        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in files_under(folder, _is_output))
     ]
     if not with_images:
         raise FileNotFoundError(
@@ -124,7 +128,8 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
 
     Returns `(objects, categories, problems)`:
 
-    - `objects`: by file name of an image a list of dicts with `category`, `box` `[x, y, width,
+    - `objects`: by path of an image (as annotated, below that of the file that tells of it), to be
+      given to `match_annotations`, a list of dicts with `category`, `box` `[x, y, width,
       height]` in pixels, `crowd`, `color` (None unless the annotation carries that extra
       attribute), `polygons` (`[x, y, x, y, ...]` each) and `image_size` `(width, height)`, None
       where it is not given
@@ -133,32 +138,34 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
 
     The first two are empty where there are no annotations.
     """
-    suffixes = (".json", ".jsonl", ".ndjson")
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    paths = [path for path in files if path.suffix.lower() in suffixes]
-    # COCO ships keypoints and captions beside the instances; they name the same objects again, or
-    # none.
-    paths = [path for path in paths if path.name.startswith("instances")] or paths
+    files = sorted(files_under(folder))
+    paths = [path for path in files if path.suffix.lower() in (".json", ".jsonl", ".ndjson")]
     images = {path.stem: path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
     objects, categories, problems, digests, unknown = {}, set(), [], set(), []
-    for path in paths:
-        try:
-            content = path.read_bytes()
-            digest = hashlib.sha256(content).digest()
-            if digest in digests:  # a copy of a file
+    # COCO ships keypoints and captions beside the instances; they name the same objects again, or
+    # none.
+    is_first = [path.name.lower().startswith("instances") for path in paths]
+    for group in (is_first, [not first for first in is_first]):
+        for path in itertools.compress(paths, [] if objects else group):
+            try:
+                check_file(path, MOST_JSON_BYTES)
+                content = path.read_bytes()
+                digest = hashlib.sha256(content).digest()
+                if digest in digests:  # a copy of a file
+                    continue
+                data = _parse(content, images.get(path.stem))
+                objects_of_file, categories_of_file, problems_of_file = _read_file(path.name, data)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+                unknown.append(f"{path.name} ({type(e).__name__}: {str(e)[:80]})")
                 continue
-            data = _parse(content, images.get(path.stem))
-            objects_of_file, categories_of_file, problems_of_file = _read_file(path.name, data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            unknown.append(f"{path.name} ({type(error).__name__}: {str(error)[:80]})")
-            continue
-        digests.add(digest)
-        for file, items in objects_of_file.items():
-            objects[file] = None if file in objects else items
-        categories |= categories_of_file
-        problems += problems_of_file
-    if not objects:
-        unknown += [path.name for path in files if _looks_annotated(path, images)]
+            digests.add(digest)
+            below = path.relative_to(folder).parent.parts
+            for file, items in objects_of_file.items():
+                file = "/".join([*below, file])
+                objects[file] = None if file in objects else items
+            categories |= categories_of_file
+            problems += problems_of_file
+    unknown += _other_kinds(files)
     if unknown:
         more = f" and {len(unknown) - 1} more files" * (len(unknown) > 1)
         problems.append(f"{unknown[0]}{more}: not understood as annotations; {EXPECTED}")
@@ -171,10 +178,26 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
     return known, sorted(categories), problems
 
 
-def _looks_annotated(path: Path, images: dict[str, str]) -> bool:
-    """Whether a file may hold annotations in another format: VOC, YOLO or a table."""
-    named = path.stem in images or re.search("annot|label", path.name.lower())
-    return bool(named) and path.suffix.lower() in (".xml", ".txt", ".csv", ".tsv", ".parquet")
+OTHER_KINDS = {  # by suffix, how a file with annotations begins: YOLO, VOC, tables
+    ".txt": r"\d+( [\d.]+){4,}\s",
+    ".xml": r"[^\0]*<annotation",
+    ".csv": r"[^\n]*(bbox|x_?min|x1)",
+}
+
+
+def _other_kinds(files: list[Path]) -> list[str]:
+    """The names of those of `files` that look like annotations of another kind."""
+    names = []
+    for path in files:
+        found = re.search(
+            r"(annot|instance|label|bbox|json).*\.(gz|zip|bz2|xz|tar)$", path.name, re.I
+        )
+        begins = OTHER_KINDS.get(path.suffix.lower())
+        if begins and path.is_file():
+            with open(path, encoding="utf-8", errors="replace") as file:
+                found = re.match(begins, file.read(500), re.I)
+        names += [path.name] * bool(found)
+    return names
 
 
 def _parse(content: bytes, image: str | None) -> dict:
@@ -233,18 +256,57 @@ def _check_boxes(boxes: list) -> None:
     require(len(known) < 5 or not corners, "boxes seem to be two corners")
 
 
+def match_annotations(
+    objects: dict[str, list[dict]], image_paths: dict[str, Path]
+) -> tuple[dict[str, list[dict]], list[str]]:
+    """`objects` of `read_annotations` by the names of `find_images`, and a sentence for each image
+    that is left out because it could be several.
+
+    An annotated path belongs to the image with which it shares the longest end, a whole path
+    before all. An image without a usable object has none.
+    """
+    on_disk, claims, matched, problems = defaultdict(list), defaultdict(dict), {}, []
+    for name, path in image_paths.items():
+        on_disk[path.name].append(name)
+
+    def best(scores: dict) -> list[str]:
+        return [key for key, score in scores.items() if score == max(scores.values())]
+
+    for file in objects:
+        ends = file.split("/")[::-1]
+        shared = {}
+        for name in on_disk.get(ends[0], ()):
+            pairs = zip(ends, image_paths[name].parts[::-1], strict=False)
+            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+            shared[name] = (same, file.replace("/", "__") == name)
+        if len(best(shared)) == 1:
+            claims[best(shared)[0]][file] = max(shared.values())
+        elif shared:
+            problems.append(f"{file}: could be any of {', '.join(best(shared)[:3])}, left out")
+    for name, files in claims.items():
+        if len(best(files)) > 1:
+            problems.append(f"{name}: could be any of {', '.join(best(files)[:3])}, left out")
+        elif objects[best(files)[0]]:
+            matched[name] = objects[best(files)[0]]
+    return matched, problems
+
+
 def _read_file(name: str, data: dict) -> tuple[dict[str, list[dict] | None], set, list[str]]:
     """`(objects, categories, problems)` as of `read_annotations` in `data`, from the file `name`.
 
     The objects of a file name that several images have are None. Raises ValueError, KeyError,
     TypeError, AttributeError or RecursionError if `data` is not in COCO's instances format.
     """
+    for key in ("images", "categories"):
+        has_ids = any("id" in entry for entry in data[key] if isinstance(entry, dict))
+        require(has_ids, f"it has no {key}")
     categories, twice = unique_by_id(data["categories"], lambda category: category["name"])
     images, images_twice = unique_by_id(data["images"], _file_and_size)
     annotations = list(data["annotations"])
     problems = [f"{name}: {problem}" for problem in twice + images_twice]
     for category_id, category in list(categories.items()):
-        if not is_text(category) or "<image>" in category:
+        short = is_text(category) and len(category) <= MOST_LABEL
+        if not short or any(token in category for token in SPECIAL_TOKENS):
             problems.append(
                 f"{name}, category {category_id}: {category!r:.50} can't be asked about"
             )
@@ -272,21 +334,30 @@ def unique_by_id(entries, value_of: Callable) -> tuple[dict, list[str]]:
 
     None of those entries is used: what refers to the id could mean any of them.
     """
-    times = Counter(entry["id"] for entry in entries)
-    problems = [
-        f"{count} entries have the id {entry_id!r:.20}, none is used"
-        for entry_id, count in times.items()
-        if count > 1
+    values, times, problems = {}, Counter(), []
+    for number, entry in enumerate(entries):
+        try:
+            values[entry["id"]] = value_of(entry)
+            times[entry["id"]] += 1
+        except (ValueError, KeyError, TypeError, AttributeError):
+            problems.append(f"entry {number} ({entry!r:.60}) has no id or no name, it is not used")
+    several = [entry_id for entry_id, count in times.items() if count > 1]
+    problems += [
+        f"{times[entry_id]} entries have the id {entry_id!r:.20}, none is used"
+        for entry_id in several
     ]
-    values = {entry["id"]: value_of(entry) for entry in entries if times[entry["id"]] == 1}
-    return values, problems
+    return {key: value for key, value in values.items() if key not in several}, problems
 
 
 def _file_and_size(image: dict) -> tuple[str, tuple[int, int] | None]:
-    """The file name of an annotated image and its `(width, height)`, None where not given."""
-    size = image.get("width"), image.get("height")
-    is_size = all(isinstance(side, int) for side in size) and min(size) > 0
-    return Path(image["file_name"]).name, size if is_size else None
+    """The path of an annotated image and its `(width, height)`, None where not given."""
+    parts = [part for part in re.split(r"[/\\]", image["file_name"]) if part not in ("", ".", "..")]
+    try:  # also as text or with decimals
+        size = tuple(int(float(image[side])) for side in ("width", "height"))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        size = 0, 0
+    require(parts, "it has no file name")
+    return "/".join(parts), size if min(size) > 0 else None
 
 
 def _read_object(annotation: dict, images: dict, categories: dict) -> tuple[str, dict]:
@@ -303,11 +374,14 @@ def _read_object(annotation: dict, images: dict, categories: dict) -> tuple[str,
         and min(box[2:]) > 0,
         f"the box {box!r:.60} is not x, y and a width and height above 0",
     )
+    _check_in_image(box, image_size)
+    crowd = str(annotation.get("iscrowd", 0)).lower()
+    require(crowd in ("0", "1", "false", "true"), f"iscrowd is {crowd!r:.20}")
     color = annotation.get("color")
     return file, {
         "category": category,
         "box": [float(side) for side in box],
-        "crowd": bool(annotation.get("iscrowd", 0)),
+        "crowd": crowd in ("1", "true"),
         "color": color if is_text(color) else None,
         "polygons": _polygons(annotation.get("segmentation")),
         "image_size": image_size,
@@ -327,6 +401,28 @@ def _polygons(segmentation) -> list[list[float]]:
     return polygons if whole else []
 
 
+def _check_in_image(box: list, image_size: tuple[int, int] | None) -> None:
+    """Raise ValueError for a box that is in fractions of the image, or not in it."""
+    fractions = max(box) <= 1 and any(side != int(side) for side in box)
+    require(not fractions, f"the box {box!r:.60} seems to be in fractions of the image")
+    for start, length, side in zip(box[:2], box[2:], image_size or (), strict=False):
+        end = start + length
+        require(start < side and end > 0, f"the box {box!r:.60} is outside the image")
+        # By a tenth it may be of an object that is cut off.
+        within = -0.1 * side <= start and end <= 1.1 * side
+        corners = "it should be x, y, width and height, not two corners"
+        require(within, f"the box {box!r:.60} leaves the image: {corners}")
+
+
+def digests_of(path, objects: list[dict]) -> dict[str, str]:
+    """Digests (SHA-256) of an image's file and of its `objects` (`read_annotations`), as RECORD's
+    `image_digest` and `annotations_digest`. Raises OSError if the file can't be read."""
+    with open(path, "rb") as file:
+        image = hashlib.file_digest(file, "sha256").hexdigest()
+    annotations = hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()
+    return {"image_digest": image, "annotations_digest": annotations}
+
+
 # ---- Images, and the crop that the model sees --------------------------------------------------
 
 
@@ -340,6 +436,7 @@ def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
     as long as wide, or has another shape than `size`.
     """
     try:
+        check_file(path, MOST_IMAGE_BYTES)
         with Image.open(path, formats=IMAGE_FORMATS) as stored:
             stored.load()
             image = ImageOps.exif_transpose(stored)
@@ -369,10 +466,16 @@ def _check_shape(image_size: tuple[int, int], size: tuple[int, int] | None) -> N
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB, on white where it is transparent. Raises ValueError for float pixels."""
+    """The image in RGB, on white where it is transparent. Raises ValueError for pixels of an
+    unknown range."""
     require(image.mode != "F", "its pixels are floating-point numbers of an unknown range")
-    if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip, not scale
-        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):  # whole numbers, which convert() would clip, not scale
+        pixels = np.asarray(image)
+        known = pixels.min() >= 0 and pixels.max() < 2**16
+        require(known, "its pixels are whole numbers of an unknown range")
+        # A camera's 12 bits come in 16.
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if pixels.max() < 2**bits)
+        image = Image.fromarray(np.rint(pixels * (255 / (2**bits - 1))).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBa"):
         image = image.convert("RGBA")
     if image.mode == "RGBA":
@@ -383,7 +486,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list[float], float]:
     """A box `[x, y, width, height]` of the image in pixels of the model's crop, clipped to the
-    crop, and the share (0 ... 1) of the box that the crop holds.
+    crop, and the share (0 ... 1) of the box that the crop holds (0 for a box that is no larger than
+    rounding).
 
     CLIP's processor resizes the shortest edge and crops the centre: the model never saw what lies
     outside the crop.
@@ -402,7 +506,8 @@ def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list
     y, h = y * new_height / height - top, h * new_height / height
     x0, x1 = np.clip([x, x + w], 0, crop["width"])
     y0, y1 = np.clip([y, y + h], 0, crop["height"])
-    visible = min(1.0, (x1 - x0) * (y1 - y0) / (w * h)) if w > 0 and h > 0 else 0.0
+    is_seen = min(x1 - x0, y1 - y0) >= LEAST_SIDE
+    visible = min(1.0, (x1 - x0) * (y1 - y0) / (w * h)) if is_seen else 0.0
     return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)], float(visible)
 
 
@@ -509,7 +614,7 @@ def colour_cast(image: Image.Image) -> float:
     return float(np.hypot(*_lab(np.asarray(image)[::4, ::4]).mean(axis=(0, 1))[1:]))
 
 
-def _may_have_colour(item: dict) -> bool:
+def may_have_colour(item: dict) -> bool:
     """Whether objects of its category often have one colour of their own."""
     return not item["crowd"] and item["category"].lower() not in WORDS["no_colour"]
 
@@ -525,7 +630,7 @@ def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
     coloured, cast = [], colour_cast(image)
     for item in objects:
         color, color_from = item["color"], "annotation" if item["color"] else ""
-        if not color and item["polygons"] and _may_have_colour(item) and cast <= MOST_CAST:
+        if not color and item["polygons"] and may_have_colour(item) and cast <= MOST_CAST:
             width, height = item["image_size"] or image.size
             scale = [image.width / width, image.height / height]
             polygons = [
@@ -536,306 +641,3 @@ def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
             color_from = "pixels" if color else ""
         coloured.append({**item, "color": color, "color_from": color_from})
     return coloured
-
-
-# ---- Prompts -----------------------------------------------------------------------------------
-
-# LLaVA-1.5's conversation format (the image stands before the question), and the line that it was
-# trained to answer in a word.
-CHAT = "USER: <image>\n{question} ASSISTANT:"
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-QUESTIONS = {  # template by kind of prompt
-    "object": "What is the main object in the image?\n" + SHORT_ANSWER,
-    "presence": "Is there {article} {category} in the image?\n" + SHORT_ANSWER,
-    "colour": "What color is the {category}?\n" + SHORT_ANSWER,
-    "relation": "Where is the {a} relative to the {b}: left, right, above or below?\n"
-    + SHORT_ANSWER,
-    "description": "Describe the image.",
-}
-DESCRIPTION_QUESTION = QUESTIONS["description"]
-
-
-def object_question() -> str:
-    """Asks for the main object."""
-    return QUESTIONS["object"]
-
-
-def presence_question(category: str) -> str:
-    """Asks whether the image has a category."""
-    article = "an" if category[0] in "aeiou" else "a"
-    return QUESTIONS["presence"].format(article=article, category=category)
-
-
-def colour_question(category: str) -> str:
-    """Asks for the colour of a category's one object."""
-    return QUESTIONS["colour"].format(category=category)
-
-
-def relation_question(a: str, b: str) -> str:
-    """Asks where `a` is, as seen from `b`."""
-    return QUESTIONS["relation"].format(a=a, b=b)
-
-
-def relation_of(box_a, box_b) -> str | None:
-    """Where `a` is relative to `b` (`left`, `right`, `above`, `below`), or None unless the boxes
-    are clearly apart.
-
-    Clearly: they do not overlap along the main direction, and their centres are 1.5 times as far
-    apart along it as along the other.
-    """
-    (ax, ay, aw, ah), (bx, by, bw, bh) = box_a, box_b
-    dx, dy = (ax + aw / 2) - (bx + bw / 2), (ay + ah / 2) - (by + bh / 2)
-    if abs(dx) >= 1.5 * abs(dy) and abs(dx) >= (aw + bw) / 2:
-        return "left" if dx < 0 else "right"
-    if abs(dy) >= 1.5 * abs(dx) and abs(dy) >= (ah + bh) / 2:
-        return "above" if dy < 0 else "below"
-    return None
-
-
-def count_together(annotations: dict[str, list[dict]]) -> dict[str, Counter]:
-    """For each category, in how many images each other one is beside it, and under its own name in
-    how many it is itself; from the objects of `read_annotations`."""
-    together = {}
-    for objects in annotations.values():
-        names = {item["category"] for item in objects}
-        for name in names:
-            together.setdefault(name, Counter()).update(names)
-    return together
-
-
-def draw_absent(  # noqa: PLR0913 (all that POPE's ways depend on)
-    absent: list[str],
-    present: set[str],
-    together: dict[str, Counter],
-    n: int,
-    rng: random.Random,
-    after: str = "",
-) -> list[tuple[str, str]]:
-    """Up to `n` of the `absent` categories, each with the way it was drawn, one of WAYS in turn,
-    beginning with the one that follows `after`, else with any.
-
-    Popular is one of the three most frequent, adversarial one of the three that are most often
-    beside the `present` ones (`count_together`), then the most frequent. Without such counts all
-    are random. Source: POPE (Li et al., arXiv 2305.10355), which takes the three.
-    """
-    turn = WAYS.index(after) + 1 if after else rng.randrange(len(WAYS))
-    left, drawn = sorted(absent), []
-    frequent = {name: together.get(name, {}).get(name, 0) for name in left}
-    beside = {name: sum(together.get(name, {}).get(p, 0) for p in present) for name in left}
-    ranks = {
-        "random": lambda name: 0,
-        "popular": lambda name: -frequent[name],
-        "adversarial": lambda name: (-beside[name], -frequent[name]),
-    }
-    while left and len(drawn) < n:
-        way = WAYS[(turn + len(drawn)) % len(WAYS)] if together else "random"
-        ranked = sorted(left, key=ranks[way])
-        name = rng.choice(ranked if way == "random" else ranked[:3])
-        left.remove(name)
-        drawn.append((name, way))
-    return drawn
-
-
-def make_prompts(
-    objects: list[dict],
-    categories: list[str],
-    seed: int | str = 0,
-    per_kind: int = 1,
-    together: dict[str, Counter] | None = None,
-) -> list[dict]:
-    """Prompts about one image, from its objects (`objects_in_crop`) and all that the data set knows
-    (`categories`).
-
-    Asked about are objects of which at least half is in the crop and which fill at least 1 % of
-    it. Among the candidates of a kind `per_kind` are drawn with `seed` (presence: `per_kind`
-    present and `per_kind` absent categories, these by `draw_absent` with the counts `together`).
-    Where `objects` is empty there are two prompts, object and description. Each prompt is a dict:
-
-    - `kind`: object, presence, colour, relation or description
-    - `question`: a text
-    - `truth`: the right answer, None where it is not known
-    - `truth_from`: how it came about, `annotation`, `pixels` (`with_colours`) or empty
-    - `categories`: the names of the categories that the question is about
-    - `way`: how an absent category was drawn, one of WAYS; empty elsewhere
-    """
-    rng, prompts = random.Random(seed), []
-
-    def add(kind, question, truth, about, way="", truth_from="annotation"):
-        about = {"truth_from": truth_from if truth else "", "categories": about, "way": way}
-        prompts.append({"kind": kind, "question": question, "truth": truth, **about})
-
-    def draw(kind, candidates):
-        for candidate in rng.sample(candidates, min(per_kind, len(candidates))):
-            add(kind, *candidate)
-
-    clear = [
-        item
-        for item in objects
-        if not item["crowd"] and item["visible"] >= 0.5 and item["share"] >= 0.01
-    ]
-    # A second dog makes "the dog" ambiguous even where it is small, cut off or part of a crowd.
-    count = Counter(item["category"] for item in objects)
-    single = [item for item in clear if count[item["category"]] == 1]
-    main = _main_category(clear, objects)
-    if main or not objects:
-        draw("object", [(object_question(), main, [main] if main else [])])
-    if objects:
-        present = sorted({item["category"] for item in clear})
-        absent = [name for name in categories if name not in count]
-        draw("presence", [(presence_question(name), "yes", [name]) for name in present])
-        for name, way in draw_absent(absent, {*count}, together or {}, per_kind, rng):
-            add("presence", presence_question(name), "no", [name], way)
-    # First those whose colour is known; of the others only what may have one.
-    colours = [item for item in single if item["color"] or _may_have_colour(item)]
-    colours = sorted(rng.sample(colours, len(colours)), key=lambda item: item["color"] is None)
-    for item in colours[:per_kind]:
-        about = colour_question(item["category"]), item["color"], [item["category"]]
-        add("colour", *about, truth_from=item.get("color_from", "annotation"))
-    relations = [
-        (a["category"], b["category"], relation_of(a["box"], b["box"]))
-        for a, b in itertools.permutations(single, 2)
-    ]
-    draw("relation", [(relation_question(a, b), r, [a, b]) for a, b, r in relations if r])
-    draw("description", [(DESCRIPTION_QUESTION, None, [])])
-    return prompts
-
-
-def _main_category(clear: list[dict], objects: list[dict]) -> str | None:
-    """The category of the largest of the `clear` objects, or None unless that takes 1.5 times as
-    much of the crop as any object of another category."""
-    if not clear:
-        return None
-    largest = max(clear, key=lambda item: item["share"])
-    rest = [item["share"] for item in objects if item["category"] != largest["category"]]
-    return largest["category"] if largest["share"] >= 1.5 * max(rest, default=0) else None
-
-
-def as_prompts(prompts: list) -> list[dict]:
-    """The user's own prompts in the form of `make_prompts`, with empty `categories` and `way`; a
-    truth is from the `user`.
-
-    Each is a question, or a dict with `question` and optionally `kind` (else `own`) and `truth`.
-    Raises ValueError for an empty question, one that brings its own `<image>`, an unknown kind, a
-    truth that is no text and any other key.
-    """
-    require(
-        isinstance(prompts, (list, tuple)),
-        f"prompts is {prompts!r}: it must be a list of questions, [] for those made from "
-        "annotations.",
-    )
-    return [_as_prompt(prompt, f"Prompt {number}") for number, prompt in enumerate(prompts)]
-
-
-def _as_prompt(prompt, where: str) -> dict:
-    """One prompt of `as_prompts`, called `where` in error messages."""
-    given = prompt if isinstance(prompt, dict) else {"question": prompt}
-    question, kind, truth = given.get("question"), given.get("kind", "own"), given.get("truth")
-    require(
-        is_text(question),
-        f"{where} is empty or no text: give a question, or an empty list for the prompts made from "
-        "annotations.",
-    )
-    unknown = ", ".join(map(repr, given.keys() - {"kind", "question", "truth"}))
-    require(not unknown, f"{where} has {unknown}: only question, kind and truth have a meaning.")
-    require(
-        truth is None or is_text(truth),
-        f"{where} has the truth {truth!r}: it must be a text or None.",
-    )
-    require(
-        kind in KINDS,
-        f"{where} is of the kind {kind!r}: it must be one of {', '.join(KINDS)}.",
-    )
-    require(
-        "<image>" not in question,
-        f"{where} ({question!r}) has its own <image>: leave it out, the image is put before the "
-        f"question ({CHAT!r}).",
-    )
-    about = {"truth_from": "user" if truth else "", "categories": [], "way": ""}
-    return {"kind": kind, "question": question, "truth": truth, **about}
-
-
-# ---- Patches to cut attention to ---------------------------------------------------------------
-
-
-def patches_to_cut(
-    prompt: dict, objects: list[dict], grid: int, image_size: int, seed: int | str = 0
-) -> dict[str, list[int]]:
-    """The numbers of the patches, row by row, that hold the objects that a prompt is about.
-
-    - `object`: the patches that a box of one of the prompt's categories covers by a tenth or more;
-      for a box too small for that the one it overlaps most
-    - `background`: as many that lie outside all these boxes, drawn with `seed`: the control
-
-    Empty where a category has no box in the crop, or too few patches lie outside.
-    `objects` are those of `objects_in_crop`.
-    """
-    about = set(prompt["categories"])
-    boxes = [
-        (item["category"], patch_coverage(item["box"], grid, image_size))
-        for item in objects
-        if item["category"] in about and min(item["box"][2:]) > 0
-    ]
-    if not about or {category for category, _ in boxes} != about:
-        return {}
-    # The small number is for rounding: an exact tenth counts.
-    inside = np.any([cover >= min(0.1, cover.max()) - 1e-9 for _, cover in boxes], axis=0)
-    outside = np.flatnonzero(np.sum([cover for _, cover in boxes], axis=0) == 0).tolist()
-    if len(outside) < inside.sum():
-        return {}
-    background = random.Random(f"{seed} {prompt['question']}").sample(outside, int(inside.sum()))
-    return {"object": np.flatnonzero(inside).tolist(), "background": sorted(background)}
-
-
-# ---- Words to watch ----------------------------------------------------------------------------
-
-
-def words_to_watch(
-    tokenizer,
-    objects: list[dict],
-    categories: list[str],
-    prompts: list[dict] = (),
-    seed: int | str = 0,
-    together: dict[str, Counter] | None = None,
-) -> list[dict]:
-    """The categories whose words are watched in the patches of one image: those of which an object
-    is in the crop by at least a tenth, and as many that the image does not have.
-
-    A category without a word (`word_ids`) is not watched, nor is one that is called like a colour
-    where `prompts` ask for one. The absent ones are first those that `prompts` are about, then
-    others by `draw_absent` with `seed` and the counts `together`, none with a token of a present
-    one. `objects` are those of `objects_in_crop`. Each word is a dict:
-
-    - `category`, `present` (whether the image has it)
-    - `way`: how an absent one was drawn, one of WAYS; empty for a present one
-    - `token_ids`: those of `word_ids`
-    """
-    vocabulary, has = tokenizer.get_vocab(), {item["category"] for item in objects}
-    not_now = COLOURS if "colour" in {prompt["kind"] for prompt in prompts} else ()
-    ids = {name: word_ids(vocabulary, name) for name in sorted({*categories, *has} - {*not_now})}
-    words = {name: {"category": name, "token_ids": ids[name]} for name in ids if ids[name]}
-    seen = {item["category"] for item in objects if item["visible"] >= 0.1}
-    watched = [{**word, "present": True, "way": ""} for name, word in words.items() if name in seen]
-    taken = {token_id for word in watched for token_id in word["token_ids"]}
-    absent = [name for name in words if name not in has and not taken & {*ids[name]}]
-    asked = {name: prompt["way"] for prompt in prompts for name in prompt["categories"]}
-    drawn = [(name, asked[name]) for name in absent if name in asked][: len(watched)]
-    others, n = [name for name in absent if name not in asked], len(watched) - len(drawn)
-    after = drawn[-1][1] if drawn else ""
-    drawn += draw_absent(others, has, together or {}, n, random.Random(seed), after)
-    return watched + [{**words[name], "present": False, "way": way} for name, way in drawn]
-
-
-def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:
-    """The ids of the tokens that are a word for a category, whole, from the tokenizer's vocabulary.
-
-    Singular and plural of its name and synonyms (`names_of`) with a leading space, also capitalised
-    unless that names something else, and without the space where `WORDS` says that such a token is
-    the word. Never a piece of a word; empty where all its words are several tokens.
-    """
-    spellings = []
-    for name in names_of(category):
-        cases = [name] if name in WORDS["names"] else [name, name.capitalize()]
-        spellings += [space + case for case in cases for space in ("▁", "")]
-    bare = {case for word in WORDS["bare"] for case in (word, word.capitalize())}
-    kept = [text for text in spellings if text in bare or text.startswith("▁")]
-    return sorted({vocabulary[text] for text in kept if text in vocabulary})

@@ -28,9 +28,17 @@ from matplotlib import font_manager
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.patheffects import withStroke
 
+import lens_grounding as lg
 import lens_tables as lt
+from lens_format import (
+    KINDS,
+    SEGMENTS,
+    UNIT,
+    is_text,
+    require,
+)
 from lens_stats import with_interval
-from lens_utils import KINDS, SEGMENTS, UNIT, Results, is_text, open_crop, printable, require
+from lens_utils import Results, open_crop, printable
 
 __all__ = [
     "use_style", "save_figure",
@@ -43,6 +51,7 @@ __all__ = [
 # Fonts that can draw what matplotlib's own DejaVu Sans cannot; taken where the machine has them.
 WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei"]
 WIDE_FONTS += ["Arial Unicode MS", "Microsoft YaHei"]
+MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
 PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.6"  # of the colour-blind palette
 MARKERS = "osD^vPX*<>"  # by group, as the palette's ten colours
@@ -113,26 +122,47 @@ def _layer_axis(axis, run: dict) -> None:
 
 def _question_and_answer(prompt: dict) -> str:
     """The first line of the question and the start of the answer, for titles."""
-    text = f"{prompt['question'].strip().splitlines()[0]} \u2192 {prompt['answer'][:40]}"
-    return " ".join(map(_drawn, text.split()))
+    question = prompt["question"].strip().splitlines()[0]
+    return f"{_title_of(question, 70)} \u2192 {_title_of(prompt['answer'], 30)}"
+
+
+def _title_of(text: str, length: int) -> str:
+    """`text` as figures show it, with its spaces, cut to `length`: a long title makes a figure
+    wide."""
+    shown = " ".join(_drawn(word) for word in text[:1000].split())
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
+
+
+def _last_positions(prompt: dict) -> tuple[dict, str]:
+    """A prompt with no more than its last MOST_POSITIONS, and a note of that for the title; of many
+    layers with fewer, so that a figure takes seconds."""
+    n_pos, n_layers = len(prompt["token_ids"]), len(prompt["readings"]["top_ids"])
+    dropped = n_pos - min(MOST_POSITIONS, 4000 // n_layers)
+    if dropped <= 0:
+        return prompt, " "
+    readings = {name: values[:, dropped:] for name, values in prompt["readings"].items()}
+    shown = {"token_ids": prompt["token_ids"][dropped:], "n_prompt": prompt["n_prompt"] - dropped}
+    note = f" last {n_pos - dropped} of {n_pos:,} positions\n"
+    return {**prompt, **shown, "readings": readings}, note
 
 
 def plot_top1(run: dict, prompt: dict):
     """Heatmap layers x text positions: the lens's top-1 token in each cell, its probability as
     colour."""
+    prompt, note = _last_positions(prompt)
     top_ids = prompt["readings"]["top_ids"][:, :, 0]
     cells = np.vectorize(lambda i: _drawn(run["tokens"][i], 9), otypes=[object])(top_ids)
     probs = prompt["readings"]["top_probs"][:, :, 0]
-    title = f"Top-1 token per layer and position: {_question_and_answer(prompt)}"
+    title = f"Top-1 token per layer and position:{note}{_question_and_answer(prompt)}"
     return _text_heatmap(run, prompt, probs, title, "probability", cells)
 
 
 def plot_series(run: dict, prompt: dict, series: str):
     """Heatmap layers x text positions of one of SERIES, in bits; the most that JSD can be is 1, and
     entropy log2 of the vocabulary's size."""
-    title, label = SERIES[series]
+    (title, label), (prompt, note) = SERIES[series], _last_positions(prompt)
     most = np.log2(len(run["tokens"])) if series == "entropy" else 1
-    title = f"{title}: {_question_and_answer(prompt)}"
+    title = f"{title}:{note}{_question_and_answer(prompt)}"
     return _text_heatmap(run, prompt, prompt["readings"][series], title, label, most=most)
 
 
@@ -216,9 +246,9 @@ def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]
     figure, axes = plt.subplots(len(categories), len(layers), squeeze=False, figsize=size)
     present = {word["category"] for word in record["words"] if word["present"]}
     for row, category in zip(axes, categories, strict=True):
-        probs = lt.word_probability(record, category)
+        probs = lg.word_probability(record, category)
         objects = [item for item in record["objects"] if item["category"] == category]
-        label = _drawn(category) + ("" if category in present else "\n(not annotated)")
+        label = _title_of(category, 30) + ("" if category in present else "\n(not annotated)")
         row[0].set_ylabel(label, parse_math=False)
         most = probs[layers].max()
         norm = LogNorm(most / 1000, most, clip=True)
@@ -247,7 +277,7 @@ def _draw_patches(  # noqa: PLR0913 (what is drawn, on what, in which colours)
     mesh = axis.imshow(squares, cmap=OVERLAY, norm=norm, **look)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    for patch, text in enumerate(cells):
+    for patch, text in enumerate(cells if grid <= 32 else ()):  # in finer ones none is legible
         row, column = divmod(patch, grid)
         x, y = (column + 0.5) * size / grid, (row + 0.5) * size / grid
         # As large as fits: a small grid has patches of 37 points, a letter is 0.7 of its font wide.
@@ -260,8 +290,12 @@ def _draw_patches(  # noqa: PLR0913 (what is drawn, on what, in which colours)
 
 
 def _draw_boxes(axis, record: dict, names: bool = False) -> None:
-    """The annotated boxes that lie in the crop, with the names of their categories."""
-    for item in record["objects"]:
+    """The annotated boxes that lie in the crop, of many the largest, with the names of their
+    categories."""
+    largest = sorted(record["objects"], key=lambda item: -item["box"][2] * item["box"][3])[
+        :MOST_BOXES
+    ]
+    for item in largest:
         x, y, width, height = item["box"]
         if not (width and height):  # outside the crop
             continue
@@ -270,19 +304,19 @@ def _draw_boxes(axis, record: dict, names: bool = False) -> None:
         if names:
             look = {"color": ORANGE, "fontsize": 8, "va": "bottom", "clip_on": True}
             look["bbox"] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-            axis.text(x, y, _drawn(item["category"]), parse_math=False, **look)
+            axis.text(x, y, _title_of(item["category"], 30), parse_math=False, **look)
 
 
 # ---- The explorer ------------------------------------------------------------------------------
 
 
-def explorer_names(explorers, image: str, names: list[str]) -> list[str]:
-    """The images that get a page: `image` for "chosen", all `names` for "all", `image` and those
+def explorer_names(explorers, image: str, cases: list[str], names: list[str]) -> list[str]:
+    """The images that get a page, `image` first: `cases` for "cases", all `names` for "all", those
     named for a list. Raises ValueError for anything else and for a name that is not known."""
-    wanted = {"chosen": [image], "all": names}.get(explorers) if is_text(explorers) else explorers
+    wanted = {"cases": cases, "all": names}.get(explorers) if is_text(explorers) else explorers
     require(
         isinstance(wanted, (list, tuple)) and set(wanted) <= set(names),
-        f'explorers is {explorers!r}: it must be "chosen", "all" or a list of names of images.',
+        f'explorers is {explorers!r}: it must be "cases", "all" or a list of names of images.',
     )
     return list(dict.fromkeys([image, *wanted]))
 
@@ -628,8 +662,8 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
     """From `grounding` and `layers` of `tabulate`, per layer with 95 % bands: AUROC of P(word)
     inside against outside the boxes, and the share of an object's patches whose top-1 token is its
     word, each by size of the object and for the controls."""
-    curves = lt.grounding_curves(table, layers)
-    order = [lt.ALL_SIZES, *lt.SIZES, lt.ABSENT_WORDS, lt.OTHER_BOXES, lt.NO_WORD]
+    curves = lg.grounding_curves(table, layers)
+    order = [lg.ALL_SIZES, *lg.SIZES, lg.ABSENT_WORDS, lg.OTHER_BOXES, lg.NO_WORD]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     for axis, column in zip(axes, ("auroc", "named"), strict=True):
         _layer_curves(axis, run, curves[column], "size", order)
@@ -645,7 +679,7 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
 def plot_gallery(results: Results, table: pd.DataFrame, layer: int, n: int = 3):
     """P(word) at a layer number over the crop, with the category's boxes, for the `n` best and the
     `n` worst cases of `grounding` at that layer, each of another image."""
-    best, worst = lt.best_and_worst(table, layer, n)
+    best, worst = lg.best_and_worst(table, layer, n)
     size = (10, 22.0 / max(3, len(best)))
     figure, axes = plt.subplots(2, len(best), squeeze=False, figsize=size)
     for row, cases, name in zip(axes, (best, worst), ("best", "worst"), strict=True):
@@ -660,7 +694,7 @@ def _draw_case(axis, results: Results, case, layer: int, name: str) -> None:
     """One picture of the gallery; `case` is a row of `grounding`."""
     run, record = results.run, results.record(case.image)
     (position,) = lt.layer_positions(run, [layer])
-    probs = lt.word_probability(record, case.category)[position]
+    probs = lg.word_probability(record, case.category)[position]
     objects = [item for item in record["objects"] if item["category"] == case.category]
     norm = LogNorm(probs.max() / 100, probs.max(), clip=True)
     _draw_patches(axis, run, {**record, "objects": objects}, probs, norm)
@@ -668,7 +702,7 @@ def _draw_case(axis, results: Results, case, layer: int, name: str) -> None:
     if np.isnan(case.auroc_other_image):
         control = "no control"
     title = (
-        f"{name}: {_drawn(case.category)}, AUROC {case.auroc:.2f} ({control})\n"
+        f"{name}: {_title_of(case.category, 30)}, AUROC {case.auroc:.2f} ({control})\n"
         f"P at most {probs.max():.2g}, {_drawn(case.image, 24)}"
     )
     axis.set_title(title, fontsize=9, parse_math=False)
@@ -680,20 +714,20 @@ def plot_presence(table: pd.DataFrame):
     point with 95 % intervals."""
 
     def label(text, rows, column="confidence"):
-        return f"{text}: AUROC {with_interval(*lt.presence_areas(rows)[column], '{:.2f}'.format)}"
+        return f"{text}: AUROC {with_interval(*lg.presence_areas(rows)[column], '{:.2f}'.format)}"
 
     figure, axis = plt.subplots(figsize=(5.6, 5.2))
     whole = label("largest P(word) in the patches", table)
-    axis.plot(*lt.roc_curve(table, "confidence"), color=BLUE, label=whole)
-    asked = lt.presence_answers(table)
+    axis.plot(*lg.roc_curve(table, "confidence"), color=BLUE, label=whole)
+    asked = lg.presence_answers(table)
     if asked["present"].nunique() == 2:
-        curve, text = lt.roc_curve(asked, "confidence"), "the same, only those asked about"
+        curve, text = lg.roc_curve(asked, "confidence"), "the same, only those asked about"
         axis.plot(*curve, "--", color=BLUE, label=label(text, asked))
     blind = label("a constant per category", table, "frequency")
-    axis.plot(*lt.roc_curve(table, "frequency"), color="0.35", linewidth=1, label=blind)
+    axis.plot(*lg.roc_curve(table, "frequency"), color="0.35", linewidth=1, label=blind)
     axis.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="chance")
     if asked["present"].nunique() == 2:
-        row = lt.presence_table(table).loc["all"]
+        row = lg.presence_table(table).loc["all"]
         x, y = 1 - row["specificity"], row["sensitivity"]
         bars = {
             "xerr": [[x - (1 - row["specificity_high"])], [1 - row["specificity_low"] - x]],

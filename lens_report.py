@@ -13,7 +13,15 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+import lens_grounding as lg
 import lens_tables as lt
+from lens_format import (
+    DEMO_NOTE,
+    KINDS,
+    OF_OBJECTS,
+    SEGMENTS,
+    UNIT,
+)
 from lens_stats import (
     MIN_IMAGES,
     interval,
@@ -22,10 +30,10 @@ from lens_stats import (
     smallest_difference,
     with_interval,
 )
-from lens_utils import DEMO_NOTE, KINDS, OF_OBJECTS, SEGMENTS, UNIT, printable
+from lens_utils import printable
 
 __all__ = [
-    "as_code", "report", "order_of_kinds", "report_grounding", "window_of_use",
+    "as_code", "summary", "report", "order_of_kinds", "report_grounding", "window_of_use",
     "report_knockout",
     "report_changes", "report_patch_tokens", "report_answers", "report_presence",
     "report_categories",
@@ -41,9 +49,10 @@ ABOUT = {
 
 
 def as_code(text: str) -> str:
-    """Any text as code in Markdown: every special character is an entity, so that none is mark-up,
-    mathematics or a tag."""
-    return "<code>" + re.sub(r"[^\w ]", lambda match: f"&#{ord(match[0])};", text) + "</code>"
+    """The start of any text as code in Markdown and HTML: every special character is an entity, so
+    that none is mark-up, mathematics or a tag."""
+    text = text if len(text) <= 200 else text[:199] + "…"
+    return "<code>" + re.sub(r"[^\w ]|_", lambda match: f"&#{ord(match[0])};", text) + "</code>"
 
 
 def _number(value: float) -> str:
@@ -114,6 +123,34 @@ def report(run: dict, tables: dict, grounded, confident, cut, mean_probability) 
         _section("**What limits this.**", _what_limits(run, mean_probability)),
     ]
     return "\n\n".join(section for section in sections if section)
+
+
+def summary(run: dict, answers: pd.DataFrame, grounded: pd.DataFrame) -> str:
+    """The answer to the project's question in a few sentences, as Markdown; `report` has the rest.
+
+    From `answers` of `tabulate` and `grounding`.
+    """
+    whole, label = lt.whole_words(answers), partial(lt.layer_label, run)
+    names = ("readable_layer", "drawn_layer")
+    readable, drawn = (lt.settling_table(answers, name) for name in names)
+    lines = []
+    for kind in filter(set(readable.index).__contains__, COMPARED):
+        ends = readable.loc[kind, ["low", "high"]]
+        layer = with_interval(readable.loc[kind, "median"], ends, label)
+        line = f"Answers about {ABOUT[kind]} are readable from layer {layer} on, in the median of "
+        line += _count(int(readable.loc[kind, "images"]), "image")
+        if drawn.loc[kind, "with_column"]:
+            ends = drawn.loc[kind, ["low", "high"]]
+            layer = with_interval(drawn.loc[kind, "median"], ends, label)
+            line += f", and drawn from the image at layer {layer}"
+        lines.append(f"{line}.")
+    order = [sentence.split(":")[0] for sentence in order_of_kinds(lt.first_tokens(whole))]
+    lines += [f"{claim}." for claim in order if claim.startswith("Answers about")] or [
+        "No order of colours, objects and their arrangement is shown."
+    ]
+    if not grounded.empty:
+        lines.append(f"{_where(run, grounded)[0].split(':')[0]}.")
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _when(run: dict, answers: pd.DataFrame) -> str:
@@ -252,7 +289,7 @@ def report_grounding(run: dict, grounded: pd.DataFrame, confident: pd.DataFrame)
     """What `grounding` and `category_confidence` tell, as sentences."""
     lines = [] if grounded.empty else _where(run, grounded)
     if confident["present"].nunique() == 2:
-        lines.append(_present(lt.presence_table(confident).loc["all"]))
+        lines.append(_present(lg.presence_table(confident).loc["all"]))
     return lines or ["Nothing to report: no annotated object lies in a part of the images."]
 
 
@@ -513,7 +550,7 @@ def report_presence(confident: pd.DataFrame) -> str:
             *(with_interval(row[name], _ends(row, name), _percent) for name in
               ("sensitivity", "specificity")),
         ]
-        for way, row in lt.presence_table(confident).iterrows()
+        for way, row in lg.presence_table(confident).iterrows()
     ]  # fmt: skip
     return _table(header, rows)
 

@@ -43,16 +43,18 @@ sys.path.insert(0, str(HERE.parent))
 from tiny_llava import make_llava  # noqa: E402
 
 from lens_data import (  # noqa: E402
+    objects_in_crop,
+    open_image,
+    read_annotations,
+)
+from lens_prompts import (  # noqa: E402
     CHAT,
     DESCRIPTION_QUESTION,
     QUESTIONS,
     colour_question,
     make_prompts,
     object_question,
-    objects_in_crop,
-    open_image,
     presence_question,
-    read_annotations,
     relation_question,
 )
 from lens_tables import auroc, settling_layer  # noqa: E402

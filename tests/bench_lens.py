@@ -36,8 +36,9 @@ from transformers import DynamicCache
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "demo")]
 from tiny_llava import make_llava  # noqa: E402
 
-import lens_data as ld  # noqa: E402
 import lens_model as lm  # noqa: E402
+import lens_prompts as lp  # noqa: E402
+import lens_read as le  # noqa: E402
 
 SIZES = {
     "small": dict(
@@ -186,7 +187,7 @@ def make_model(size: str):
     folder = tempfile.mkdtemp(prefix="bench_lens_")
     torch.set_default_dtype(torch.float16 if size == "7b" else torch.float32)
     torch.manual_seed(0)
-    corpus = [ld.CHAT, ld.object_question(), ld.DESCRIPTION_QUESTION]
+    corpus = [lp.CHAT, lp.object_question(), lp.DESCRIPTION_QUESTION]
     vision, text = SIZES[size]["vision"], SIZES[size]["text"] | {"vocab_size": 32_064}
     make_llava(folder, corpus, image_size=336, patch_size=14, vision=vision, text=text)
     torch.set_default_dtype(torch.float32)
@@ -195,8 +196,8 @@ def make_model(size: str):
 
 def ways_to_read(bridge, processor, image, n_prompts: int, n_words: int) -> dict:
     """The work to measure, by name of the way."""
-    question = ld.object_question()
-    prompts = ld.as_prompts(
+    question = lp.object_question()
+    prompts = lp.as_prompts(
         [f"{question} {number}" + " image" * n_words for number in range(n_prompts)]
     )
     settings = lm.Settings("", top_k=TOP_K, max_new_tokens=N_ANSWER)
@@ -210,7 +211,7 @@ def ways_to_read(bridge, processor, image, n_prompts: int, n_words: int) -> dict
     inputs = bridge, pixel_values, sequences
     return {
         "floor": lambda: floor(*inputs, n_prefix, first),
-        "project": lambda: lm.read_image(bridge, processor, image, prompts, settings),
+        "project": lambda: le.read_image(bridge, processor, image, prompts, settings),
         "plain HF": lambda: plain(*inputs, lambda ids: hf_residuals(bridge, pixel_values, ids)),
         "plain TL": lambda: plain(*inputs, lambda ids: tl_residuals(bridge, pixel_values, ids)),
     }

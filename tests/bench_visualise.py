@@ -29,7 +29,8 @@ from PIL import Image, ImageOps
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-import lens_data as ld  # noqa: E402
+import lens_format as fo  # noqa: E402
+import lens_prompts as lp  # noqa: E402
 import lens_tables as lt  # noqa: E402
 import lens_utils as lu  # noqa: E402
 
@@ -270,6 +271,8 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
         prompt["word_ids"] = [int(prompt["answer_ids"][0])]
     return {
         "name": name,
+        "image_digest": "0",
+        "annotations_digest": "0",
         "objects": [
             {
                 "category": f"dog{at}" if at else "dog",
@@ -308,19 +311,19 @@ def make_crop() -> np.ndarray:
 
 def make_run(rng) -> dict:
     return {
-        "format_version": lu.FORMAT_VERSION,
+        "format_version": fo.FORMAT_VERSION,
         "model": "synthetic",
         "revision": "",
         "dtype": "float16",
         "packages": {},
         "n_layers": N_LAYERS - 1,
         "layers": ["emb", *map(str, range(1, N_LAYERS))],
-        "segments": lu.SEGMENTS,
+        "segments": fo.SEGMENTS,
         "tokens": make_tokens(rng),
         "grid": GRID,
         "image_size": IMAGE_SIZE,
-        "chat": ld.CHAT,
-        "questions": ld.QUESTIONS,
+        "chat": lp.CHAT,
+        "questions": lp.QUESTIONS,
         "own_prompts": [],
         "categories": ["dog"],
         "per_kind": 1,

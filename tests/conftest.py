@@ -14,6 +14,8 @@ matplotlib.use("Agg")
 
 import lens_data as ld  # noqa: E402
 import lens_model as lm  # noqa: E402  (sets how torch's threads wait, so it comes before torch)
+import lens_prompts as lp  # noqa: E402
+import lens_read as le  # noqa: E402
 import lens_utils as lu  # noqa: E402
 
 
@@ -27,12 +29,12 @@ def llava_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llava")
     torch.manual_seed(0)
     corpus = [
-        ld.CHAT,
-        ld.object_question(),
-        ld.presence_question("dog"),
-        ld.colour_question("cat"),
-        ld.relation_question("dog", "cat"),
-        ld.DESCRIPTION_QUESTION,
+        lp.CHAT,
+        lp.object_question(),
+        lp.presence_question("dog"),
+        lp.colour_question("cat"),
+        lp.relation_question("dog", "cat"),
+        lp.DESCRIPTION_QUESTION,
         "Привет мир 狗 猫 $5 <b>",
     ]
     make_llava(
@@ -105,10 +107,10 @@ def photographs(tmp_path_factory):
     return folder
 
 
-PROMPTS = ld.as_prompts(
+PROMPTS = lp.as_prompts(
     [
         "What is this? 狗",
-        {"question": ld.object_question(), "kind": "object", "truth": "temple"},
+        {"question": lp.object_question(), "kind": "object", "truth": "temple"},
         "Describe $5 to <b>me</b>.",
     ]
 )
@@ -123,18 +125,20 @@ def settings(llava_folder):
 @pytest.fixture(scope="session")
 def read(llava, photographs, settings):
     """A record per photograph, as Make_Analyse saves them, with its mean probabilities."""
-    read, grey = [], lm.keep_prefix(*llava, lm.grey_image(llava[1]))
-    run = lm.describe_run(*llava, settings, last_layer_jsd=0.0)
-    images = {name: ld.open_image(path) for name, path in ld.find_images(photographs).items()}
-    before = lm.keep_prefix(*llava, list(images.values())[-1])
+    read, grey = [], le.keep_prefix(*llava, le.grey_image(llava[1]))
+    run = le.describe_run(*llava, settings, last_layer_jsd=0.0)
+    paths = ld.find_images(photographs)
+    images = {name: ld.open_image(path) for name, path in paths.items()}
+    before = le.keep_prefix(*llava, list(images.values())[-1])
     for name, image in images.items():
-        record, mean, prefix = lm.read_image_and_prefix(*llava, image, PROMPTS, settings)
+        record, mean, prefix = le.read_image_and_prefix(*llava, image, PROMPTS, settings)
         prompts, nowhere = record["prompts"], [{} for _ in PROMPTS]
-        greys, others = (lm.read_control(llava[0], control, prompts) for control in (grey, before))
-        knockouts = lm.read_knockout(llava[0], prefix, prompts, nowhere, run)
+        greys, others = (le.read_control(llava[0], control, prompts) for control in (grey, before))
+        knockouts = le.read_knockout(llava[0], prefix, prompts, nowhere, run)
         for prompt, grey_read, other, cut in zip(prompts, greys, others, knockouts, strict=True):
             prompt.update(grey=grey_read, other=other, knockout=cut)
-        read.append(({"name": name, "objects": [], **record}, mean))
+        digests = ld.digests_of(paths[name], [])
+        read.append(({"name": name, **digests, "objects": [], **record}, mean))
         before = prefix
     return read
 
@@ -148,7 +152,7 @@ def records(read):
 def results(llava, settings, read, tmp_path_factory):
     """A folder of results."""
     results = lu.Results(tmp_path_factory.mktemp("results"))
-    results.begin(lm.describe_run(*llava, settings, last_layer_jsd=0.0))
+    results.begin(le.describe_run(*llava, settings, last_layer_jsd=0.0))
     for record, mean in read:
         results.add(record, mean)
     return results.folder

@@ -19,6 +19,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import lens_grounding as lg
 import lens_report as lr
 import lens_stats as st
 import lens_tables as lt
@@ -225,8 +226,8 @@ def patches_in(box) -> np.ndarray:
 def claims_where(rng, n, claim: str, **plan) -> bool:
     """Whether the sentence on patches begins with `claim`."""
     records = patches_of(rng, n, **plan)
-    grounded = lt.grounding(records, FEW_LAYERS)
-    confident = lt.category_confidence(records)
+    grounded = lg.grounding(records, FEW_LAYERS)
+    confident = lg.category_confidence(records)
     lines = lr.report_grounding(FEW_LAYERS, grounded, confident)
     return any(line.startswith(claim) for line in lines)
 

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 import lens_data as ld
-import lens_utils as lu
+import lens_format as fo
+import lens_prompts as lp
 
 HERE = Path(__file__).parent
 ROWS = list(csv.DictReader((HERE / "judged_colours.csv").open()))
@@ -26,7 +27,7 @@ MEASURED = np.load(HERE / "judged_colours.npz")
 
 
 def term_of(rgb) -> str:
-    return lu.COLOURS[ld.colour_terms(np.array([rgb]))[0]]
+    return fo.COLOURS[ld.colour_terms(np.array([rgb]))[0]]
 
 
 def test_lab_has_the_values_of_the_standard():
@@ -39,7 +40,7 @@ def test_lab_has_the_values_of_the_standard():
     np.testing.assert_allclose(ld._lab(np.array(rgb)), lab, atol=0.05)
 
 
-@pytest.mark.parametrize("term", lu.COLOURS)
+@pytest.mark.parametrize("term", fo.COLOURS)
 def test_the_terms_own_colours_are_named(term):
     """As CSS defines them, but for green and gray at half, all within the term's region."""
     own = {"brown": "saddlebrown", "green": "forestgreen", "pink": "hotpink"}.get(term, term)
@@ -53,8 +54,8 @@ def test_the_names_that_people_gave_to_colours():
     right = []
     for name, code in XKCD_COLORS.items():
         *before, last = name.removeprefix("xkcd:").replace("grey", "gray").split()
-        if last in lu.COLOURS and not any(
-            word in lu.COLOURS or word.endswith(("ish", "y")) for word in before
+        if last in fo.COLOURS and not any(
+            word in fo.COLOURS or word.endswith(("ish", "y")) for word in before
         ):
             right.append(term_of([round(255 * side) for side in to_rgb(code)]) == last)
     print(f"{sum(right)} of {len(right)} names agree")
@@ -158,12 +159,12 @@ def test_colour_questions_go_first_to_objects_whose_colour_is_known():
         {"category": "bus", "color": None, "color_from": "", **clear},
     ]
     for seed in range(9):
-        asked = [p for p in ld.make_prompts(objects, [], seed) if p["kind"] == "colour"]
+        asked = [p for p in lp.make_prompts(objects, [], seed) if p["kind"] == "colour"]
         assert [(p["truth"], p["truth_from"]) for p in asked] == [("black", "pixels")]
     objects.append({**objects[0], "category": "person"})  # never asked about
-    asked = [p for p in ld.make_prompts(objects, [], 0, per_kind=9) if p["kind"] == "colour"]
+    asked = [p for p in lp.make_prompts(objects, [], 0, per_kind=9) if p["kind"] == "colour"]
     assert [p["truth_from"] for p in asked] == ["pixels", "", ""]
-    kinds = {p["kind"]: p["truth_from"] for p in ld.make_prompts(objects, ["cat"], 0)}
+    kinds = {p["kind"]: p["truth_from"] for p in lp.make_prompts(objects, ["cat"], 0)}
     assert kinds["presence"] == "annotation" and kinds["description"] == ""
 
 

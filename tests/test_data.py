@@ -8,6 +8,8 @@ from PIL import Image, ImageOps
 
 import lens_data as ld
 import lens_model as lm
+import lens_prompts as lp
+import lens_read as le
 import lens_utils as lu
 
 
@@ -185,10 +187,10 @@ def test_boxes_for_another_resolution_are_scaled(llava):
 def test_the_smallest_and_longest_images_reach_the_model_whole(tmp_path, llava, size):
     pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "odd.png")
-    record, _ = lm.read_image(
+    record, _ = le.read_image(
         *llava,
         ld.open_image(tmp_path / "odd.png"),
-        ld.as_prompts(["What is it?"]),
+        lp.as_prompts(["What is it?"]),
         lm.Settings(model="", max_new_tokens=1, top_k=10),
     )
     expected = Image.fromarray(pixels).resize(
@@ -264,13 +266,13 @@ def test_what_is_named_twice_is_left_out_and_said(photographs, tmp_path):
     other = {**data, "images": [{**data["images"][0], "file_name": "other.jpg"}]}
     (tmp_path / "instances_other.json").write_text(json.dumps(other))
     objects, categories, problems = ld.read_annotations(tmp_path)
-    assert [len(objects[name]) for name in ("china.jpg", "other.jpg")] == [2, 2] and not problems
-    (tmp_path / "instances_third.json").write_text(
-        json.dumps({**data, "images": [{**data["images"][0], "file_name": "sub/china.jpg"}]})
-    )
+    assert [len(objects[name]) for name in ("copy/china.jpg", "other.jpg")] == [2, 2]
+    assert not problems
+    third = {**data, "images": [{**data["images"][0], "file_name": "copy/china.jpg"}]}
+    (tmp_path / "instances_third.json").write_text(json.dumps(third))
     objects, _, problems = ld.read_annotations(tmp_path)
-    assert "china.jpg" not in objects and problems == [
-        "china.jpg: several annotated images have this name, so its objects are left out"
+    assert "copy/china.jpg" not in objects and problems == [
+        "copy/china.jpg: several annotated images have this name, so its objects are left out"
     ]
 
     odd = tmp_path / "odd"
@@ -350,7 +352,7 @@ def test_files_that_annotations_name_need_not_be_there_and_crowds_are_kept(tmp_p
     assert (
         objects
         == {
-            "missing.jpg": [
+            "gone/missing.jpg": [
                 {
                     "category": "dog",
                     "box": [0, 0, 5, 5],
@@ -424,7 +426,7 @@ def kinds(prompts):
 
 def test_prompts_of_all_kinds():
     objects = [item("dog", (0, 100, 150, 150), color="brown"), item("cat", (200, 110, 60, 60))]
-    prompts = kinds(ld.make_prompts(objects, ["cat", "dog", "umbrella"], per_kind=9))
+    prompts = kinds(lp.make_prompts(objects, ["cat", "dog", "umbrella"], per_kind=9))
     assert prompts == {
         ("object", "What is the main object in the image?", "dog"),
         ("presence", "Is there a dog in the image?", "yes"),
@@ -440,7 +442,7 @@ def test_prompts_of_all_kinds():
 
 def test_every_prompt_has_the_categories_that_it_is_about():
     objects = [item("dog", (0, 100, 150, 150), color="brown"), item("cat", (200, 110, 60, 60))]
-    prompts = ld.make_prompts(objects, ["cat", "dog", "umbrella"], per_kind=9)
+    prompts = lp.make_prompts(objects, ["cat", "dog", "umbrella"], per_kind=9)
     about = {(p["kind"], p["truth"], *p["categories"]) for p in prompts}
     assert about == {
         ("object", "dog", "dog"),
@@ -453,13 +455,13 @@ def test_every_prompt_has_the_categories_that_it_is_about():
         ("relation", "right", "cat", "dog"),
         ("description", None),
     }
-    unknown = [*ld.make_prompts([], []), *ld.as_prompts(["a", {"question": "b", "truth": "dog"}])]
+    unknown = [*lp.make_prompts([], []), *lp.as_prompts(["a", {"question": "b", "truth": "dog"}])]
     assert all(p["categories"] == [] and list(p) == list(prompts[0]) for p in unknown)
 
 
 def test_prompts_are_capped_and_seeded():
     objects = [item(name, (100 * i, 0, 50, 50)) for i, name in enumerate("abc")]
-    prompts = ld.make_prompts(objects, list("abcdef"), seed="s")
+    prompts = lp.make_prompts(objects, list("abcdef"), seed="s")
     assert [prompt["kind"] for prompt in prompts] == [
         "presence",
         "presence",
@@ -467,14 +469,14 @@ def test_prompts_are_capped_and_seeded():
         "relation",
         "description",
     ]
-    assert prompts == ld.make_prompts(objects, list("abcdef"), seed="s")
-    assert any(prompts != ld.make_prompts(objects, list("abcdef"), seed=seed) for seed in range(9))
+    assert prompts == lp.make_prompts(objects, list("abcdef"), seed="s")
+    assert any(prompts != lp.make_prompts(objects, list("abcdef"), seed=seed) for seed in range(9))
 
 
 def test_all_but_the_description_ask_for_a_short_answer():
     objects = [item("dog", (0, 100, 150, 150)), item("cat", (200, 110, 60, 60))]
-    for prompt in ld.make_prompts(objects, ["dog", "cat"]):
-        assert prompt["question"].endswith(ld.SHORT_ANSWER) == (prompt["kind"] != "description")
+    for prompt in lp.make_prompts(objects, ["dog", "cat"]):
+        assert prompt["question"].endswith(lp.SHORT_ANSWER) == (prompt["kind"] != "description")
 
 
 @pytest.mark.parametrize(
@@ -487,7 +489,7 @@ def test_all_but_the_description_ask_for_a_short_answer():
 )
 def test_what_occurs_twice_is_asked_neither_colour_nor_relation(other):
     objects = [item("dog", (0, 100, 150, 150)), other, item("cat", (300, 0, 30, 30), visible=0.2)]
-    assert {kind for kind, _, _ in kinds(ld.make_prompts(objects, ["dog", "cat"]))} == {
+    assert {kind for kind, _, _ in kinds(lp.make_prompts(objects, ["dog", "cat"]))} == {
         "object",
         "presence",
         "description",
@@ -497,18 +499,18 @@ def test_what_occurs_twice_is_asked_neither_colour_nor_relation(other):
 def test_what_is_outside_the_crop_is_neither_present_nor_absent():
     objects = [item("dog", (0, 100, 150, 150)), item("cat", (330, 0, 6, 60), visible=0.1)]
     questions = [
-        prompt["question"] for prompt in ld.make_prompts(objects, ["dog", "cat"], per_kind=9)
+        prompt["question"] for prompt in lp.make_prompts(objects, ["dog", "cat"], per_kind=9)
     ]
     assert not any("cat" in question for question in questions)
 
 
 def test_no_main_object_where_none_is_clearly_the_largest():
     objects = [item("dog", (0, 0, 100, 100)), item("cat", (150, 0, 90, 90))]
-    assert "object" not in {prompt["kind"] for prompt in ld.make_prompts(objects, ["dog", "cat"])}
+    assert "object" not in {prompt["kind"] for prompt in lp.make_prompts(objects, ["dog", "cat"])}
 
 
 def test_prompts_without_annotations():
-    assert [prompt["kind"] for prompt in ld.make_prompts([], [])] == ["object", "description"]
+    assert [prompt["kind"] for prompt in lp.make_prompts([], [])] == ["object", "description"]
 
 
 @pytest.mark.parametrize(
@@ -523,7 +525,7 @@ def test_prompts_without_annotations():
     ],
 )
 def test_relation(a, b, relation):
-    assert ld.relation_of(a, b) == relation
+    assert lp.relation_of(a, b) == relation
 
 
 @pytest.mark.parametrize(
@@ -543,7 +545,7 @@ def test_relation(a, b, relation):
 )
 def test_bad_prompts(prompts, message):
     with pytest.raises(ValueError, match=message):
-        ld.as_prompts(prompts)
+        lp.as_prompts(prompts)
 
 
 @pytest.mark.parametrize(
@@ -572,17 +574,17 @@ def test_words_to_watch(llava):
         {"category": "dog", "visible": 0.4},
         {"category": "zebra", "visible": 0.0},
     ]
-    words = ld.words_to_watch(tokenizer, objects, categories, (), 0)
-    assert words == ld.words_to_watch(tokenizer, objects, categories, (), 0)
+    words = lp.words_to_watch(tokenizer, objects, categories, (), 0)
+    assert words == lp.words_to_watch(tokenizer, objects, categories, (), 0)
     # What the model is asked about is watched.
     for category in ("cat", "left"):
         asked = [{"kind": "presence", "categories": [category], "way": "random"}]
         assert all(
-            ld.words_to_watch(tokenizer, objects, categories, asked, seed)[1]["category"]
+            lp.words_to_watch(tokenizer, objects, categories, asked, seed)[1]["category"]
             == category
             for seed in range(5)
         )
     assert [word["present"] for word in words] == [True, False]
     assert words[0]["category"] == "dog" and words[1]["category"] in ("cat", "left")
     assert words[0]["token_ids"] == [tokenizer.convert_tokens_to_ids("▁dog")]
-    assert ld.words_to_watch(tokenizer, [], categories) == []
+    assert lp.words_to_watch(tokenizer, [], categories) == []

@@ -8,6 +8,8 @@ from conftest import ROOT
 
 import lens_data as ld
 import lens_model as lm
+import lens_prompts as lp
+import lens_read as le
 import lens_stats as st
 import lens_tables as lt
 
@@ -28,10 +30,10 @@ def answers(request):
         objects = ld.objects_in_crop(objects_of[name], image.size, processor.image_processor)
         prompts = [
             prompt
-            for prompt in ld.make_prompts(objects, categories, name, per_kind=2)
+            for prompt in lp.make_prompts(objects, categories, name, per_kind=2)
             if prompt["truth"]
         ]
-        record, _ = lm.read_image(bridge, processor, image, prompts, settings)
+        record, _ = le.read_image(bridge, processor, image, prompts, settings)
         for prompt in record["prompts"]:
             at = prompt["n_prompt"] - 1
             top = (prompt["readings"][name][:, at] for name in ("top_ids", "top_probs"))

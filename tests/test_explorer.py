@@ -639,12 +639,12 @@ def test_hostile_texts_in_the_index(page, sample, tmp_path):
 
 def test_which_images_get_a_page():
     names = ["a", "b", "c"]
-    assert lf.explorer_names("chosen", "b", names) == ["b"]
-    assert lf.explorer_names("all", "b", names) == ["b", "a", "c"]
-    assert lf.explorer_names(["c", "b"], "b", names) == ["b", "c"]
+    assert lf.explorer_names("cases", "b", ["c", "b"], names) == ["b", "c"]
+    assert lf.explorer_names("all", "b", [], names) == ["b", "a", "c"]
+    assert lf.explorer_names(["c", "b"], "b", [], names) == ["b", "c"]
     for wrong in ("some", ["d"], None, 3):
         with pytest.raises(ValueError, match='"chosen", "all" or a list'):
-            lf.explorer_names(wrong, "b", names)
+            lf.explorer_names(wrong, "b", [], names)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -146,8 +146,8 @@ import lens_figures as lf, lens_report as lr, lens_tables as lt, lens_utils as l
 results = lu.Results({str(results)!r})
 tables = lt.tabulate(results.records(), results.run)
 lf.plot_settling(tables["answers"], results.run)
-grounded = lt.grounding(results.records(), results.run)
-confident = lt.category_confidence(results.records())
+grounded = lg.grounding(results.records(), results.run)
+confident = lg.category_confidence(results.records())
 cut = lt.knockouts(results.records(), results.run)
 print(lr.report(results.run, tables, grounded, confident, cut, results.mean_probability()))
 """

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import lens_grounding as lg
 import lens_report as lr
 import lens_tables as lt
 
@@ -117,8 +118,8 @@ def test_an_answer_that_is_neither_yes_nor_no_is_no_answer():
         for category, answer in said.items()
     ]
     words = [{"category": category, **word} for category in said]
-    table = lt.category_confidence(
+    table = lg.category_confidence(
         [{"name": "a.jpg", "prompts": prompts, "words": words, "objects": []}]
     )
     assert table["said_yes"].tolist()[:2] == [1, 0] and np.isnan(table["said_yes"][2])
-    assert len(lt.presence_answers(table)) == 2
+    assert len(lg.presence_answers(table)) == 2

@@ -12,7 +12,11 @@ from conftest import ROOT
 
 import lens_data as ld
 import lens_figures as lf
+import lens_format as fo
+import lens_grounding as lg
 import lens_model as lm
+import lens_prompts as lp
+import lens_read as le
 import lens_report as lr
 import lens_stats as st
 import lens_tables as lt
@@ -23,7 +27,7 @@ RUN = {
     "grid": GRID,
     "image_size": 56,
     "layers": ["emb", "2", "5"],
-    "segments": lu.SEGMENTS,
+    "segments": fo.SEGMENTS,
     "tokens": ["▁dog", "▁cat", "s", "<0x0A>", "7"],
 }
 
@@ -54,6 +58,8 @@ def make_record(name, boxes, log2_probs, top_ids=None, absent=(), asked=()):
     top_ids = np.zeros((len(LAYERS), GRID**2, 1), np.uint8) if top_ids is None else top_ids
     return {
         "name": name,
+        "image_digest": "0",
+        "annotations_digest": "0",
         "objects": [make_object(category, box) for category, box in boxes],
         "words": words,
         "prompts": prompts,
@@ -78,8 +84,8 @@ def test_patches_of_a_category_by_hand():
         ("cat", (20.0, 20.0, 3.0, 2.0)),
     ]
     record = make_record("a", boxes, {})
-    assert np.flatnonzero(lt.patches_of(record, RUN, "dog")).tolist() == [0, 1, 21]
-    assert np.flatnonzero(lt.patches_of(record, RUN, "cat")).tolist() == [14]
+    assert np.flatnonzero(lg.patches_of(record, RUN, "dog")).tolist() == [0, 1, 21]
+    assert np.flatnonzero(lg.patches_of(record, RUN, "cat")).tolist() == [14]
 
 
 def test_an_exact_half_counts():
@@ -88,7 +94,7 @@ def test_an_exact_half_counts():
     for at in range(24):
         width, expected = (7.0, [25 * at]) if at == 23 else (21.0, [25 * at, 25 * at + 1])
         record = make_record("a", [("dog", (14.0 * at, 14.0 * at, width, 14.0))], {})
-        assert np.flatnonzero(lt.patches_of(record, run, "dog")).tolist() == expected
+        assert np.flatnonzero(lg.patches_of(record, run, "dog")).tolist() == expected
 
 
 def patches_by_points(record, category):
@@ -115,7 +121,7 @@ def test_grounding_against_brute_force():
         }
         top_ids = rng.integers(0, 3, (len(LAYERS), GRID**2, 1))
         records.append(make_record(name, boxes, log2_probs, top_ids, absent=["horse"]))
-    table = lt.grounding(records, RUN)
+    table = lg.grounding(records, RUN)
     assert len(table) == 4 * 2 * len(LAYERS) and set(table["category"]) == {"dog", "cat"}
     rows = table.set_index(["image", "category", "layer"])
 
@@ -146,7 +152,7 @@ def planted(n=40):
         box = (*map(float, rng.integers(0, 3, 2) * 56 / 3), 56 / 3, 56 / 3)
         log2_probs = {"dog": np.full(shape, -9.0), "cat": np.full(shape, -7.0)}
         record = make_record(f"{number}.jpg", [("dog", box)], log2_probs, absent=["cat"])
-        inside = lt.patches_of(record, RUN, "dog")
+        inside = lg.patches_of(record, RUN, "dog")
         assert inside.sum() == 4
         record["words"][0]["log2_probs"][1:, inside] = -1
         records.append(record)
@@ -154,7 +160,7 @@ def planted(n=40):
 
 
 def test_a_planted_signal_has_auroc_1_and_another_image_s_boxes_a_half():
-    table = lt.grounding(planted(160), RUN)
+    table = lg.grounding(planted(160), RUN)
     means = table.groupby("layer")["auroc"].mean()
     assert means.index.tolist() == LAYERS and means.tolist() == [0.5, 1, 1]
     other = table[table["layer"] == LAYERS[2]]["auroc_other_image"].dropna()
@@ -164,22 +170,22 @@ def test_a_planted_signal_has_auroc_1_and_another_image_s_boxes_a_half():
 def test_no_control_without_another_image_or_an_absent_word():
     (record,) = planted(1)
     record["words"] = record["words"][:1]
-    table = lt.grounding([record], RUN)
+    table = lg.grounding([record], RUN)
     assert table.filter(regex="_absent|_other_image").isna().all(axis=None)
-    text = "".join(lr.report_grounding(RUN, table, lt.category_confidence([record])))
+    text = "".join(lr.report_grounding(RUN, table, lg.category_confidence([record])))
     assert "no absent words" in text and "another image to compare" in text and "nan" not in text
 
 
 def test_present_or_absent():
     """The largest over layers and patches; AUROC against scikit-learn; its interval holds it and
     narrows with the number of images."""
-    table = lt.category_confidence(planted(24))
+    table = lg.category_confidence(planted(24))
     assert table["confidence"].tolist() == [0.5, 2.0**-7] * 24
-    value, (low, high) = lt.presence_areas(table)["confidence"]
+    value, (low, high) = lg.presence_areas(table)["confidence"]
     assert value == high == 1 and 0.8 < low < 0.9
     # All images have the one and none the other: a constant tells as much.
-    assert lt.presence_areas(table)["frequency"][0] == 1
-    assert np.isnan(lt.presence_areas(table)["within"][0])
+    assert lg.presence_areas(table)["frequency"][0] == 1
+    assert np.isnan(lg.presence_areas(table)["within"][0])
     rng = np.random.default_rng(0)
     table = pd.DataFrame(
         {
@@ -190,13 +196,13 @@ def test_present_or_absent():
             "frequency": rng.random(400),
         }
     )
-    value, (low, high) = lt.presence_areas(table)["confidence"]
+    value, (low, high) = lg.presence_areas(table)["confidence"]
     expected = sklearn.metrics.roc_auc_score(table["present"], table["confidence"])
     assert value == pytest.approx(expected) and low < value < high
-    _, (few_low, few_high) = lt.presence_areas(table.head(60))["confidence"]
+    _, (few_low, few_high) = lg.presence_areas(table.head(60))["confidence"]
     assert high - low < few_high - few_low
-    assert np.isnan(lt.presence_areas(table.head(44))["confidence"][1]).all()
-    one_kind, ends = lt.presence_areas(table[table["present"]])["confidence"]
+    assert np.isnan(lg.presence_areas(table.head(44))["confidence"][1]).all()
+    one_kind, ends = lg.presence_areas(table[table["present"]])["confidence"]
     assert np.isnan(one_kind) and np.isnan(ends).all()
 
 
@@ -210,7 +216,7 @@ def test_the_frequency_is_that_of_the_other_half_of_the_images():
         )
         for number in range(4)
     ]
-    assert lt.category_confidence(records)["frequency"].tolist() == [1, 0.5, 1, 0.5]
+    assert lg.category_confidence(records)["frequency"].tolist() == [1, 0.5, 1, 0.5]
 
 
 def test_the_curve_is_scikit_learns():
@@ -229,7 +235,7 @@ def test_the_curve_is_scikit_learns():
                 asked=zip(("dog", "cat"), says, strict=True) if i < 20 else (),
             )
         )
-    table = lt.category_confidence(records)
+    table = lg.category_confidence(records)
     assert table["category"].eq("dog").all() and len(table) == 60
     table = table.assign(category=[f"{i % 2}" for i in range(60)])
     figure = lf.plot_presence(table)
@@ -254,7 +260,7 @@ def demo(tmp_path_factory):
     folder, scenes = tmp_path_factory.mktemp("demo"), ROOT / "demo/scenes"
     annotations, categories, _ = ld.read_annotations(scenes)
     settings = lm.Settings(str(ROOT / "demo/model"), "float32", "cpu", max_new_tokens=3)
-    lm.read_images(ld.find_images(scenes), annotations, categories, folder, settings)
+    le.read_images(ld.find_images(scenes), annotations, categories, folder, settings)
     return lu.Results(folder)
 
 
@@ -265,12 +271,12 @@ def demo_tables(demo):
 
 @pytest.fixture(scope="module")
 def demo_grounding(demo):
-    return lt.grounding(demo.records(), demo.run)
+    return lg.grounding(demo.records(), demo.run)
 
 
 @pytest.fixture(scope="module")
 def demo_confidence(demo):
-    return lt.category_confidence(demo.records())
+    return lg.category_confidence(demo.records())
 
 
 def test_on_the_demo_what_its_training_reported(demo_grounding, demo_confidence):
@@ -279,7 +285,7 @@ def test_on_the_demo_what_its_training_reported(demo_grounding, demo_confidence)
     reported = [0.45, 0.45, 0.52, 0.70, 0.97, 0.99, 0.99, 1.00, 1.00]
     assert np.abs(means["auroc"] - reported).max() < 0.08
     assert (means["auroc_other_image"] - 0.5).abs().max() < 0.15
-    assert lt.presence_areas(demo_confidence)["within"][0] > 0.95
+    assert lg.presence_areas(demo_confidence)["within"][0] > 0.95
 
 
 def test_on_the_demo_the_image_brings_the_answer(demo_tables):
@@ -294,7 +300,7 @@ def test_one_rare_size_takes_no_band_from_the_others():
     records = planted(14)
     records[0]["objects"].append(make_object("cat", (0.0, 0.0, 3.0, 3.0)))
     records[0]["words"][1]["present"] = True
-    table = lt.grounding(records, RUN)
+    table = lg.grounding(records, RUN)
     assert (table["size"] == "small").any()
     layers = pd.DataFrame({"image": [], "segment": [], "layer": [], "no_word": []})
     figure = lf.plot_grounding(table, layers, RUN)
@@ -326,17 +332,17 @@ def test_controls_by_hand():
 
 def test_presence_answers(demo_tables, demo_confidence):
     asked = lt.first_tokens(demo_tables["answers"]).query("kind == 'presence'")
-    answers = lt.presence_answers(demo_confidence)
+    answers = lg.presence_answers(demo_confidence)
     assert len(answers) == len(asked) == 48 and answers["present"].sum() == 24
     right = (answers["said_yes"] == 1) == answers["present"]
     assert right.mean() == pytest.approx(asked["right"].astype(float).mean())
-    questions = answers["category"].map(ld.presence_question)
+    questions = answers["category"].map(lp.presence_question)
     said = zip(answers["image"], questions, answers["said_yes"] == 1, strict=True)
     assert sorted(said) == sorted(
         zip(asked["image"], asked["question"], asked["answer"].str.lower() == "yes", strict=True)
     )
     rows = answers.groupby("present")["said_yes"].mean()
-    row = lt.presence_table(demo_confidence).loc["all"]
+    row = lg.presence_table(demo_confidence).loc["all"]
     assert row["sensitivity"] == pytest.approx(rows[True])
     assert row["specificity"] == pytest.approx(1 - rows[False])
 
@@ -351,7 +357,7 @@ def test_the_sentences_are_those_of_the_tables(demo, demo_grounding, demo_confid
     assert f"{above.max():.2f} (" in lines[0] and "on 24 images" in lines[0]
     assert lines[1].startswith("An object's word is read where the object is")
     assert lines[3].startswith("The patches tell whether a category is there")
-    row = lt.presence_table(demo_confidence).loc["all"]
+    row = lg.presence_table(demo_confidence).loc["all"]
     assert f"{row['within']:.2f} ({row['within_low']:.2f} to" in lines[3]
     blind = f"how many images of the other half have it, {row['frequency']:.2f}"
     assert blind in lines[3]
@@ -365,7 +371,7 @@ def test_the_sentences_are_those_of_the_tables(demo, demo_grounding, demo_confid
 
 
 def test_categories_by_hand(demo_grounding, demo_tables):
-    table = lt.categories_table(demo_grounding, 4, demo_tables["answers"])
+    table = lg.categories_table(demo_grounding, 4, demo_tables["answers"])
     at_layer = demo_grounding.query("layer == 4 and category == 'star'")
     expected = (at_layer["auroc"] - at_layer["auroc_absent"]).mean()
     assert table.loc["star", "above_absent"] == pytest.approx(expected)
@@ -378,7 +384,7 @@ def test_categories_by_hand(demo_grounding, demo_tables):
 def test_the_figures_are_those_of_the_tables(demo, demo_tables, demo_grounding):
     figure = lf.plot_grounding(demo_grounding, demo_tables["layers"], demo.run)
     labels = [label.get_text() for label in figure.legends[0].get_texts()]
-    groups = ["all sizes", "medium", "large", lt.ABSENT_WORDS, lt.OTHER_BOXES]
+    groups = ["all sizes", "medium", "large", lg.ABSENT_WORDS, lg.OTHER_BOXES]
     assert labels == [*groups, "all patches: no word at all"]
     assert [line.get_label() for line in figure.axes[0].lines[:-1]] == groups
     plt.close(figure)
@@ -393,8 +399,8 @@ def test_the_figures_are_those_of_the_tables(demo, demo_tables, demo_grounding):
 
 def test_without_annotations_nothing_is_claimed(results):
     results = lu.Results(results)
-    table = lt.grounding(results.records(), results.run)
-    confident = lt.category_confidence(results.records())
+    table = lg.grounding(results.records(), results.run)
+    confident = lg.category_confidence(results.records())
     assert table.empty and confident.empty
     assert lr.report_grounding(results.run, table, confident)[0].startswith("Nothing to report")
 

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import lens_format as fo
 import lens_utils as lu
 
 D_VOCAB, GRID, TOP_K, N_LAYERS = 20, 2, 2, 3
@@ -50,14 +51,14 @@ def make_results():
     jpeg = io.BytesIO()
     Image.new("RGB", (8, 8)).save(jpeg, "JPEG")
     run = {
-        "format_version": lu.FORMAT_VERSION,
+        "format_version": fo.FORMAT_VERSION,
         "model": "m",
         "revision": "r",
         "dtype": "float32",
         "packages": {},
         "n_layers": N_LAYERS - 1,
         "layers": ["emb", "1", "2"],
-        "segments": lu.SEGMENTS,
+        "segments": fo.SEGMENTS,
         "tokens": [f"▁{i}" for i in range(D_VOCAB)],
         "grid": GRID,
         "image_size": 8,
@@ -80,6 +81,8 @@ def make_results():
     }
     record = {
         "name": "a.jpg",
+        "image_digest": "0",
+        "annotations_digest": "0",
         "objects": [
             {
                 "category": "dog",
@@ -111,7 +114,7 @@ def make_results():
                 "readings": make_readings(3),
                 "grey": control,
                 "other": copy.deepcopy(control),
-                "knockout": {way: np.zeros(2, np.float32) for way in lu.KNOCKOUT},
+                "knockout": {way: np.zeros(2, np.float32) for way in fo.KNOCKOUT},
             }
         ],
         "words": [
@@ -135,9 +138,9 @@ def make_results():
 
 RUN, RECORD, PART = make_results()
 CHECKS = {
-    "run": (RUN, lu.check_run),
-    "record": (RECORD, partial(lu.check_record, run=RUN, name="a.jpg")),
-    "part": (PART, partial(lu.check_part, run=RUN)),
+    "run": (RUN, fo.check_run),
+    "record": (RECORD, partial(fo.check_record, run=RUN, name="a.jpg")),
+    "part": (PART, partial(fo.check_part, run=RUN)),
 }
 
 
@@ -245,7 +248,7 @@ def test_format_2_is_refused_with_what_to_do(tmp_path):
         lu.Results.find(tmp_path).run  # noqa: B018 (a property that raises)
     said = str(error.value)
     assert "run.pkl' is damaged, of another release" in said and "\n" not in said
-    assert f"format version is an older one, this release reads {lu.FORMAT_VERSION}" in said
+    assert f"format version is an older one, this release reads {fo.FORMAT_VERSION}" in said
     assert "read the images again with Make_Analyse.ipynb, or take the release that made" in said
     assert said.count(". ") == 0 and said.endswith("get it again or delete it.")
     (tmp_path / "parts").mkdir()

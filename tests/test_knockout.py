@@ -15,13 +15,16 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import lens_data as ld
 import lens_figures as lf
+import lens_format as fo
 import lens_model as lm
+import lens_prompts as lp
+import lens_read as le
 import lens_report as lr
 import lens_stats as st
 import lens_tables as lt
 import lens_utils as lu
 
-QUESTIONS = ["What is this? 狗", ld.relation_question("dog", "cat")]
+QUESTIONS = ["What is this? 狗", lp.relation_question("dog", "cat")]
 CHOSEN = {"object": [0, 5, 6], "background": [3, 12, 15]}  # of the tiny model's 16 patches
 N_BLOCKS = 5
 
@@ -94,14 +97,14 @@ class OneRun:
             self.residuals, self.logits = lm.run_and_capture(
                 self.bridge, ids[n_prefix:], self.cache
             )
-        self.cuts = lm.attention_cuts(n_prefix, len(ids) - n_prefix, 16, CHOSEN)
+        self.cuts = le.attention_cuts(n_prefix, len(ids) - n_prefix, 16, CHOSEN)
         self.cuts["nothing"] = torch.zeros_like(self.cuts["image"])
 
     @torch.inference_mode()
     def logits_with(self, cuts):
         """Logits `[cut, d_vocab]` with each of the cuts (way, first block, last block)."""
         masks = [(self.cuts[way], *window) for way, *window in cuts]
-        resid = lm.run_with_cuts(self.bridge, self.cache, self.residuals, masks)
+        resid = le.run_with_cuts(self.bridge, self.cache, self.residuals, masks)
         # Each by itself: a product of another shape rounds otherwise.
         return torch.cat([self.bridge.unembed(self.bridge.ln_final(r[None, None])) for r in resid])
 
@@ -115,7 +118,7 @@ def test_cutting_nothing_gives_the_same_bits(both, image, question, window):
 
 @pytest.mark.parametrize("question", QUESTIONS)
 @pytest.mark.parametrize("window", [(1, N_BLOCKS), (1, 1), (3, 3), (5, 5), (2, 4)])
-@pytest.mark.parametrize("way", lu.KNOCKOUT)
+@pytest.mark.parametrize("way", fo.KNOCKOUT)
 def test_a_cut_equals_hf_with_that_mask(both, image, question, window, way):
     llava, hf = both
     one, half = OneRun(llava, image, question), llava[0].cfg.dtype == torch.float16
@@ -141,7 +144,7 @@ def test_runs_side_by_side_equal_those_by_themselves(both, image):
     assert one.cache.get_seq_length() == one.cuts["image"].shape[1]
 
 
-@pytest.mark.parametrize("way", lu.KNOCKOUT)
+@pytest.mark.parametrize("way", fo.KNOCKOUT)
 def test_a_key_that_may_not_be_looked_at_has_weight_0(both, image, way):
     one, patterns = OneRun(both[0], image, QUESTIONS[1]), {}
 
@@ -165,12 +168,12 @@ def test_a_key_that_may_not_be_looked_at_has_weight_0(both, image, way):
 def test_what_is_saved_is_the_probability_of_the_first_answer_token(both, image):
     (bridge, processor), hf = both
     settings = lm.Settings("", max_new_tokens=2)
-    run = lm.describe_run(bridge, processor, settings, 0.0)
+    run = le.describe_run(bridge, processor, settings, 0.0)
     assert run["knockout_windows"] == [[1, 2], [2, 3], [3, 4], [4, 5], [1, 5]]
-    record, _ = lm.read_image(bridge, processor, image, ld.as_prompts(QUESTIONS), settings)
-    prefix = lm.keep_prefix(bridge, processor, image)
-    knockouts = lm.read_knockout(bridge, prefix, record["prompts"], [CHOSEN, {}], run)
-    assert list(knockouts[0]) == list(lu.KNOCKOUT)
+    record, _ = le.read_image(bridge, processor, image, lp.as_prompts(QUESTIONS), settings)
+    prefix = le.keep_prefix(bridge, processor, image)
+    knockouts = le.read_knockout(bridge, prefix, record["prompts"], [CHOSEN, {}], run)
+    assert list(knockouts[0]) == list(fo.KNOCKOUT)
     assert list(knockouts[1]) == ["image_last", "question_last", "image"]
     for prompt, knockout in zip(record["prompts"], knockouts, strict=True):
         for way, probs in knockout.items():
@@ -182,26 +185,26 @@ def test_what_is_saved_is_the_probability_of_the_first_answer_token(both, image)
 
 
 def test_a_prompt_that_is_not_run_at_once_is_left_out(llava, image, monkeypatch):
-    run = lm.describe_run(*llava, lm.Settings(""), 0.0)
-    record, _ = lm.read_image(*llava, image, ld.as_prompts(QUESTIONS), lm.Settings(""))
+    run = le.describe_run(*llava, lm.Settings(""), 0.0)
+    record, _ = le.read_image(*llava, image, lp.as_prompts(QUESTIONS), lm.Settings(""))
     shorter = min(prompt["n_prompt"] for prompt in record["prompts"])
     monkeypatch.setattr(lm, "PIECE", shorter)
-    prefix = lm.keep_prefix(*llava, image)
-    knockouts = lm.read_knockout(llava[0], prefix, record["prompts"], [{}, {}], run)
+    prefix = le.keep_prefix(*llava, image)
+    knockouts = le.read_knockout(llava[0], prefix, record["prompts"], [{}, {}], run)
     assert [bool(knockout) for knockout in knockouts] == [
         prompt["n_prompt"] == shorter for prompt in record["prompts"]
     ]
 
 
 def test_nan_is_named(llava, image, monkeypatch):
-    run = lm.describe_run(*llava, lm.Settings(""), 0.0)
-    record, _ = lm.read_image(*llava, image, ld.as_prompts(QUESTIONS), lm.Settings(""))
-    prefix = lm.keep_prefix(*llava, image)
+    run = le.describe_run(*llava, lm.Settings(""), 0.0)
+    record, _ = le.read_image(*llava, image, lp.as_prompts(QUESTIONS), lm.Settings(""))
+    prefix = le.keep_prefix(*llava, image)
     monkeypatch.setattr(
         lm, "lens_logits", lambda bridge, resid: torch.full((len(resid), 9), torch.nan)
     )
     with pytest.raises(FloatingPointError, match="attention cut"):
-        lm.read_knockout(llava[0], prefix, record["prompts"], [{}, {}], run)
+        le.read_knockout(llava[0], prefix, record["prompts"], [{}, {}], run)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -210,14 +213,14 @@ def test_nan_is_named(llava, image, monkeypatch):
 
 
 def test_windows_are_about_ten_of_a_quarter_of_the_blocks_and_one_of_all():
-    of_32 = lm.knockout_windows(32, 9 / 32)
+    of_32 = le.knockout_windows(32, 9 / 32)
     assert of_32[0] == [1, 9] and of_32[-2:] == [[24, 32], [1, 32]] and len(of_32) == 11
     assert all(last - first == 8 for first, last in of_32[:-1])
     steps = np.diff([first for first, _ in of_32[:-1]])
     assert set(steps) == {2, 3}
-    assert lm.knockout_windows(8, 9 / 32)[:2] == [[1, 3], [2, 4]]
-    assert lm.knockout_windows(6, 0.1) == [[1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [1, 6]]
-    assert lm.knockout_windows(2, 9 / 32) == lm.knockout_windows(2, 2.0) == [[1, 2]]
+    assert le.knockout_windows(8, 9 / 32)[:2] == [[1, 3], [2, 4]]
+    assert le.knockout_windows(6, 0.1) == [[1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [1, 6]]
+    assert le.knockout_windows(2, 9 / 32) == le.knockout_windows(2, 2.0) == [[1, 2]]
 
 
 def an_object(category, box):
@@ -237,7 +240,7 @@ def test_patches_of_the_objects_and_as_many_outside_all_their_boxes():
 
     def cut(*categories, seed=0):
         prompt = {"categories": list(categories), "question": "?"}
-        return ld.patches_to_cut(prompt, objects, 4, 40, seed)
+        return lp.patches_to_cut(prompt, objects, 4, 40, seed)
 
     assert cut("dog")["object"] == [0, 1, 12]
     assert cut("dog", "cat")["object"] == [0, 1, 12, 15]
@@ -274,10 +277,10 @@ def changed(prompt, **knockout):
 )
 def test_a_damaged_knockout_is_refused(records, results, damage):
     run, record = lu.Results(results).run, records[0]
-    lu.check_record(record, run, record["name"])
+    fo.check_record(record, run, record["name"])
     with pytest.raises((ValueError, KeyError), match="knockout"):
         damaged = {**record, "prompts": [damage(record["prompts"][0])]}
-        lu.check_record(damaged, run, record["name"])
+        fo.check_record(damaged, run, record["name"])
 
 
 @pytest.mark.parametrize(
@@ -296,11 +299,11 @@ def test_a_damaged_knockout_is_refused(records, results, damage):
 def test_damaged_windows_are_refused(results, windows):
     run = lu.Results(results).run
     with pytest.raises((ValueError, TypeError)):
-        lu.check_run({**run, "knockout_windows": windows})
+        fo.check_run({**run, "knockout_windows": windows})
 
 
 def test_switched_off_it_leaves_nothing_to_check_or_to_draw(llava, records, results):
-    run = lm.describe_run(*llava, lm.Settings("", knockout=False), 0.0)
+    run = le.describe_run(*llava, lm.Settings("", knockout=False), 0.0)
     assert run["knockout_windows"] == []
     without = [
         {**record, "prompts": [{**prompt, "knockout": {}} for prompt in record["prompts"]]}
@@ -308,9 +311,9 @@ def test_switched_off_it_leaves_nothing_to_check_or_to_draw(llava, records, resu
     ]
     of_results = {**lu.Results(results).run, "knockout_windows": []}
     for record, with_it in zip(without, records, strict=True):
-        lu.check_record(record, of_results, record["name"])
+        fo.check_record(record, of_results, record["name"])
         with pytest.raises(ValueError, match="knockout"):
-            lu.check_record(with_it, of_results, record["name"])
+            fo.check_record(with_it, of_results, record["name"])
     table, answers = lt.knockouts(without, of_results), lt.tabulate(without, of_results)["answers"]
     assert table.empty and lt.readable_and_used(table, answers, of_results).empty
     assert lr.report_knockout(of_results, table, answers) == []
@@ -332,7 +335,7 @@ def test_what_is_read_goes_through_files_processes_and_another_session(
 
     def read(folder, names, **settings):
         of = lm.Settings(str(llava_folder), "float32", "cpu", max_new_tokens=2, **settings)
-        lm.read_images({n: paths[n] for n in names}, annotations, categories, tmp_path / folder, of)
+        le.read_images({n: paths[n] for n in names}, annotations, categories, tmp_path / folder, of)
         return lu.Results(tmp_path / folder)
 
     whole = read("one", paths)
@@ -347,7 +350,7 @@ def test_what_is_read_goes_through_files_processes_and_another_session(
             ways.add(tuple(prompt["knockout"]))
             for way, probs in prompt["knockout"].items():
                 np.testing.assert_array_equal(probs, again["knockout"][way])
-    assert ways == {tuple(lu.KNOCKOUT), tuple(lu.KNOCKOUT)[2:]}
+    assert ways == {tuple(fo.KNOCKOUT), tuple(fo.KNOCKOUT)[2:]}
     with pytest.raises(ValueError, match="knockout_windows"):
         read("two", paths, knockout=False)
     with pytest.raises(ValueError, match="knockout_windows"):
@@ -358,7 +361,7 @@ def test_what_is_read_goes_through_files_processes_and_another_session(
 # Tables and sentences: simulated answers
 # ------------------------------------------------------------------------------------------------
 
-WINDOWS = lm.knockout_windows(32, 9 / 32)
+WINDOWS = le.knockout_windows(32, 9 / 32)
 RUN = {"n_layers": 32, "layers": ["emb", *map(str, range(1, 33))], "knockout_windows": WINDOWS}
 CENTRES = np.array([(first + last) / 2 for first, last in WINDOWS[:-1]] + [33])
 WITH_OBJECTS = ["object", "presence", "colour", "relation"]
@@ -367,7 +370,7 @@ WITH_OBJECTS = ["object", "presence", "colour", "relation"]
 def simulated(n_images, loss_of, readable_of=lambda image: 20):
     """`knockouts` and the needed columns of `answers` of images with a prompt of each kind that has
     objects; `loss_of(image, way, kind)` is a loss `[window]`."""
-    cases = list(itertools.product(range(n_images), enumerate(WITH_OBJECTS), lu.OF_OBJECTS))
+    cases = list(itertools.product(range(n_images), enumerate(WITH_OBJECTS), fo.OF_OBJECTS))
     windows = len(CENTRES)
     table = pd.DataFrame({
         "image": np.repeat([f"{image:03}" for image, _, _ in cases], windows),
@@ -402,7 +405,7 @@ def test_a_window_that_does_nothing_is_named_in_fewer_than_1_in_20_data_sets():
         if number % 50 == 0:  # the report says what `window_of_use` says
 
             def loss_of(image, way, kind, of_kinds=of_kinds):
-                return -of_kinds[WITH_OBJECTS.index(kind)][lu.OF_OBJECTS.index(way), image]
+                return -of_kinds[WITH_OBJECTS.index(kind)][fo.OF_OBJECTS.index(way), image]
 
             lines = lr.report_knockout(RUN, *simulated(n_images, loss_of))
             falls = ["falls most" in line for line in lines]
@@ -481,7 +484,7 @@ class Demo:
     def __init__(self):
         self.bridge, self.processor = lm.load_llava(ROOT / "demo/model", "float32", "cpu")
         settings = lm.Settings("demo/model", top_k=1, max_new_tokens=1)
-        self.run = lm.describe_run(self.bridge, self.processor, settings, 0.0)
+        self.run = le.describe_run(self.bridge, self.processor, settings, 0.0)
         folder = ROOT / "demo/scenes"
         annotations, categories, _ = ld.read_annotations(folder)
         self.records, self.prefixes = [], []
@@ -490,11 +493,11 @@ class Demo:
             objects = ld.objects_in_crop(
                 annotations[path.name], image.size, self.processor.image_processor
             )
-            prompts = ld.make_prompts(objects, categories, f"0 {name}")
+            prompts = lp.make_prompts(objects, categories, f"0 {name}")
             prompts = [prompt for prompt in prompts if prompt["kind"] in WITH_OBJECTS]
-            record, _ = lm.read_image(*model, image, prompts, settings)
+            record, _ = le.read_image(*model, image, prompts, settings)
             self.records.append({"name": name, "objects": objects, **record})
-            self.prefixes.append(lm.keep_prefix(*model, image))
+            self.prefixes.append(le.keep_prefix(*model, image))
         self.answers = lt.tabulate(self._with_grey(), self.run)["answers"]
 
     def _with_grey(self):
@@ -516,7 +519,7 @@ class Demo:
                 prompts = [self._answered(prompt, other) for prompt in prompts]
             prefix = self.prefixes[(number + next_prefix) % n_images]
             patches = [
-                ld.patches_to_cut(
+                lp.patches_to_cut(
                     prompt,
                     record["objects"],
                     self.run["grid"],
@@ -525,8 +528,8 @@ class Demo:
                 )
                 for prompt in prompts
             ]
-            knockouts = lm.read_knockout(self.bridge, prefix, prompts, patches, self.run)
-            undisturbed = lm.read_control(self.bridge, prefix, prompts)
+            knockouts = le.read_knockout(self.bridge, prefix, prompts, patches, self.run)
+            undisturbed = le.read_control(self.bridge, prefix, prompts)
             for prompt, knockout, control in zip(prompts, knockouts, undisturbed, strict=True):
                 at_all = np.repeat(control["target_prob"][:, None], prompt["n_prompt"], axis=1)
                 prompt.update(knockout=knockout, readings={"target_prob": at_all})

@@ -9,7 +9,10 @@ from scipy.spatial.distance import jensenshannon
 from transformers import AutoProcessor, DynamicCache, LlavaForConditionalGeneration
 
 import lens_data as ld
+import lens_format as fo
 import lens_model as lm
+import lens_prompts as lp
+import lens_read as le
 import lens_tables as lt
 import lens_utils as lu
 
@@ -39,7 +42,7 @@ def run(results):
 
 
 def read_image(llava, image, prompts, words=(), **settings):
-    return lm.read_image(*llava, image, prompts, lm.Settings("", **settings), words)
+    return le.read_image(*llava, image, prompts, lm.Settings("", **settings), words)
 
 
 def hf_inputs(hf, image, question, answer_ids=()):
@@ -216,7 +219,7 @@ def test_mean_probability_and_top_tokens_against_brute_force(read, run, hf, imag
         ]
         per_segment["prompt"].append(probs[:, -n_text:][:, : prompt["n_prompt"]])
         per_segment["answer"].append(probs[:, -n_text:][:, prompt["n_prompt"] :])
-    for segment, name in enumerate(lu.SEGMENTS):
+    for segment, name in enumerate(fo.SEGMENTS):
         expected = np.concatenate(per_segment[name], axis=1).mean(axis=1)
         assert np.abs(mean[segment] - expected).max() < 2e-5
         table = lt.top_tokens(mean[segment], run)
@@ -232,10 +235,10 @@ def test_slices_change_nothing(llava, monkeypatch):
     segments, targets = [0] * 4 + [1] * 7, [-1] * 9 + [3, 5]
     readings, sums = [], []
     for slice_size in (3, 100):
-        monkeypatch.setattr(lm, "SLICE", slice_size)
+        monkeypatch.setattr(le, "SLICE", slice_size)
         prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
         with torch.inference_mode():
-            readings.append(lm.read_positions(bridge, residuals, segments, targets, prob_sum, 10))
+            readings.append(le.read_positions(bridge, residuals, segments, targets, prob_sum, 10))
         sums.append(prob_sum)
     for name in readings[0]:
         np.testing.assert_allclose(readings[0][name], readings[1][name], rtol=1e-4, atol=1e-5)
@@ -288,13 +291,13 @@ def test_last_layer_check_passes_and_finds_a_second_norm(llava_folder, image, mo
     # In a random model the norm's gain is 1, and norming twice is norming once: give it a gain,
     # as training does.
     bridge.ln_final.weight.data.uniform_(0.5, 1.5)
-    assert lm.check_last_layer(bridge, processor, image) <= lm.LAST_LAYER_TOLERANCE["float32"]
+    assert le.check_last_layer(bridge, processor, image) <= lm.LAST_LAYER_TOLERANCE["float32"]
     once = lm.lens_logits
     monkeypatch.setattr(
         lm, "lens_logits", lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0])
     )
     with pytest.raises(RuntimeError, match="last layer differs"):
-        lm.check_last_layer(bridge, processor, image)
+        le.check_last_layer(bridge, processor, image)
 
 
 def test_infinity_is_an_error_that_names_the_layer(llava, image):
@@ -374,7 +377,7 @@ def test_a_prompt_beyond_the_context_is_refused(llava, image):
         r"A prompt has, with its image and max_new_tokens, \d+ tokens, and the model's context \d+"
     )
     with pytest.raises(ValueError, match=message):
-        read_image(llava, image, ld.as_prompts(["dog " * 5000]))
+        read_image(llava, image, lp.as_prompts(["dog " * 5000]))
 
 
 @pytest.mark.parametrize(
@@ -426,7 +429,7 @@ def test_the_lens_alone_overflowing_is_an_error(llava):
     ):
         patch.setattr(lm, "lens_logits", overflowing)
         prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
-        lm.read_positions(bridge, residuals, [0] * 4, [-1] * 4, prob_sum, 3)
+        le.read_positions(bridge, residuals, [0] * 4, [-1] * 4, prob_sum, 3)
 
 
 def test_the_words_are_read_from_the_full_distribution(llava, image):
@@ -527,7 +530,7 @@ def test_the_other_image_is_the_one_before_and_an_unreadable_one_is_passed_over(
 
     def before(names, name, **at_hand):
         run.clear()
-        return lm._prefix_before(names.split(), name, at_hand, prefix_of), list(run)
+        return le._prefix_before(names.split(), name, at_hand, prefix_of), list(run)
 
     assert before("a b c", "b") == (["a"], ["a"])
     assert before("a b c", "a") == (["c"], ["c"])  # the last one
@@ -543,15 +546,15 @@ def test_the_control_other_is_what_the_model_says_after_the_image_before(
     """By itself for the second image; the first one's is the last image, however images are shared
     and whatever was read before."""
     paths, settings = ld.find_images(photographs), lm.Settings(str(llava_folder), "float32", "cpu")
-    lm.read_images(paths, {}, [], tmp_path / "all", settings)
+    le.read_images(paths, {}, [], tmp_path / "all", settings)
     records = list(lu.Results(tmp_path / "all").records())
     for number, record in enumerate(records):
-        prefix = lm.keep_prefix(*llava, ld.open_image(paths[records[number - 1]["name"]]))
-        expected = lm.read_control(llava[0], prefix, record["prompts"])
+        prefix = le.keep_prefix(*llava, ld.open_image(paths[records[number - 1]["name"]]))
+        expected = le.read_control(llava[0], prefix, record["prompts"])
         for prompt, control in zip(record["prompts"], expected, strict=True):
             for name, values in control.items():
                 np.testing.assert_allclose(prompt["other"][name], values, rtol=1e-4)
     (first, *_) = paths
     alone = tmp_path / "alone"
-    lm.read_images({first: paths[first]}, {}, [], alone, settings)
+    le.read_images({first: paths[first]}, {}, [], alone, settings)
     assert all("other" not in prompt for prompt in lu.Results(alone).record(first)["prompts"])

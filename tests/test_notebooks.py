@@ -77,12 +77,12 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
     # and kind, answers, settling, knockout, used; no category has a word in this vocabulary.
     assert figures == 15
     assert "3 images with 10 prompts" in text
-    saved = {path.name for path in (tmp_path / "results/figures").iterdir()}
+    saved = {path.name for path in (tmp_path / "report/figures").iterdir()}
     of_image = {"china.jpg_4_top1.png", "china.jpg_patches.png"}
     assert of_image | {"settling.png", "mean_series.png"} <= saved
-    assert (tmp_path / "results/explorer/china.jpg.html").exists()
-    assert (tmp_path / "results/explorer/index.html").exists()
-    summary = pd.read_csv(tmp_path / "results/summary.csv")
+    assert (tmp_path / "report/explorer/china.jpg.html").exists()
+    assert (tmp_path / "report/explorer/index.html").exists()
+    summary = pd.read_csv(tmp_path / "report/summary.csv")
     prompts = [prompt for record in records.values() for prompt in record["prompts"]]
     assert len(summary) == 6 * sum(len(prompt["answer_ids"]) for prompt in prompts)
 

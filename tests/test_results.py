@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import lens_data as ld
+import lens_format as fo
+import lens_prompts as lp
 import lens_utils as lu
 
 
@@ -78,7 +80,7 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
         (np.array(["dog"]), None, "can't be saved"),
         (np.zeros(3, ">f4"), None, "can't be saved"),
         (np.float32(1), None, "can't be saved"),
-        ({"format_version": 2}, lu.check_run, "its format version is 2"),
+        ({"format_version": 2}, fo.check_run, "its format version is 2"),
     ],
 )
 def test_what_could_not_be_loaded_is_not_saved(tmp_path, value, check, message):
@@ -203,8 +205,8 @@ def test_half_a_copy_and_nothing_at_all_are_named(tmp_path, results, run):
         ("model", "a", "b", "model: a there, b now"),
         (
             "own_prompts",
-            ld.as_prompts(["What is left?"]),
-            ld.as_prompts(["What is right?"]),
+            lp.as_prompts(["What is left?"]),
+            lp.as_prompts(["What is right?"]),
             r"own_prompts: .*What is left\?.* there, .*What is right\?.* now",
         ),
         ("chat", "a" * 300, "b" * 300, r"chat: a{100} there, b{100} now"),
@@ -225,7 +227,7 @@ def test_an_image_that_is_not_there_is_refused_with_what_is(results):
 def test_the_record_is_the_one_that_was_chosen(results):
     record = lu.Results(results).record("flower.jpg")
     assert record["name"] == "flower.jpg"
-    assert record["prompts"][1]["question"] == ld.object_question()
+    assert record["prompts"][1]["question"] == lp.object_question()
     assert lu.Results(results).record()["name"] == "china.jpg"
 
 

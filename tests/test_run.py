@@ -14,6 +14,7 @@ from accelerate import notebook_launcher
 
 import lens_data as ld
 import lens_model as lm
+import lens_read as le
 import lens_utils as lu
 
 N_IMAGES = 2
@@ -75,7 +76,7 @@ def attempt(llava_folder, photographs, tmp_path_factory):
                 lu.Results(results).continue_from()
                 arguments = image_paths, annotations, categories, results, settings
                 notebook_launcher(
-                    lm.read_images, arguments, num_processes=processes, use_port=free_port()
+                    le.read_images, arguments, num_processes=processes, use_port=free_port()
                 )
                 os._exit(0)
             except BaseException as error:

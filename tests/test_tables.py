@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-import lens_data as ld
+import lens_format as fo
+import lens_prompts as lp
 import lens_report as lr
 import lens_tables as lt
 import lens_utils as lu
@@ -38,7 +39,7 @@ def test_a_prompt_or_layer_that_is_not_there_is_refused_with_what_is(results, ru
 
 def test_the_prompt_and_the_layers_are_those_that_were_chosen(results, run):
     record = lu.Results(results).record("flower.jpg")
-    assert lt.choose_prompt(record, 1)["question"] == ld.object_question()
+    assert lt.choose_prompt(record, 1)["question"] == lp.object_question()
     assert lt.layer_positions(run, [5, 0]) == [5, 0]
     assert lt.layer_positions(run, []) == [0, 1, 2, 4, 5]
 
@@ -293,7 +294,7 @@ def test_a_peak_has_a_range(run):
 
 def test_the_lens_s_bias_against_scipy(run, mean):
     curve = lt.bias_curve(mean, run).set_index(["segment", "layer"])["bias"]
-    for segment, distributions in zip(lu.SEGMENTS, mean, strict=True):
+    for segment, distributions in zip(fo.SEGMENTS, mean, strict=True):
         for layer, distribution in enumerate(distributions):
             expected = scipy.stats.entropy(distributions[-1], distribution, base=2)
             assert curve[segment, layer] == pytest.approx(expected, abs=1e-4)

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-import lens_data as ld
+import lens_format as fo
+import lens_grounding as lg
 import lens_model as lm
+import lens_prompts as lp
+import lens_read as le
 import lens_tables as lt
 import lens_utils as lu
 
@@ -32,7 +35,7 @@ class Llama:
 
 def watched(category: str) -> set[str]:
     spelled = {i: text for text, i in LLAMA.items()}
-    return {spelled[i] for i in ld.word_ids(LLAMA, category)}
+    return {spelled[i] for i in lp.word_ids(LLAMA, category)}
 
 
 WITH_A_WORD = [
@@ -85,8 +88,8 @@ def test_every_watched_token_is_a_name_of_its_category():
 
 def test_other_categories_get_singular_plural_and_capitals():
     vocabulary = {"▁berry": 4, "▁berries": 5, "▁Berry": 6, "berry": 7, "▁Berries": 8, "▁ber": 9}
-    assert ld.word_ids(vocabulary, "Berry") == [4, 5, 6, 8]
-    assert ld.word_ids(vocabulary, "cranberry") == []
+    assert lp.word_ids(vocabulary, "Berry") == [4, 5, 6, 8]
+    assert lp.word_ids(vocabulary, "cranberry") == []
 
 
 def test_each_name_belongs_to_one_category():
@@ -100,19 +103,19 @@ def box_of(category: str, visible: float = 1.0) -> dict:
 
 def test_a_category_without_a_word_is_not_watched_present_or_absent():
     objects = [box_of("zebra"), box_of("dog"), box_of("tie", visible=0.05)]
-    words = ld.words_to_watch(Llama(), objects, ["cake", "dog", "fork", "tie", "zebra"])
+    words = lp.words_to_watch(Llama(), objects, ["cake", "dog", "fork", "tie", "zebra"])
     assert [(word["category"], word["present"], word["way"]) for word in words] == [
         ("dog", True, ""),
         ("fork", False, "random"),
     ]
-    assert words[0]["token_ids"] == ld.word_ids(LLAMA, "dog")
+    assert words[0]["token_ids"] == lp.word_ids(LLAMA, "dog")
 
 
 def test_orange_is_not_watched_where_colours_are_asked_about():
     asked = [{"kind": "colour", "categories": ["cup"], "way": ""}]
     objects = [box_of("orange"), box_of("cup")]
     for prompts, present in ([], ["cup", "orange"]), (asked, ["cup"]):
-        words = ld.words_to_watch(Llama(), objects, ["fork", "orange"], prompts)
+        words = lp.words_to_watch(Llama(), objects, ["fork", "orange"], prompts)
         assert [word["category"] for word in words if word["present"]] == present
 
 
@@ -134,17 +137,17 @@ def annotated(scenes) -> dict[str, list[dict]]:
 
 
 def test_categories_are_counted_together():
-    together = ld.count_together(annotated([["dog", "dog", "cat"], ["dog"], []]))
+    together = lp.count_together(annotated([["dog", "dog", "cat"], ["dog"], []]))
     assert together == {"dog": Counter(dog=2, cat=1), "cat": Counter(dog=1, cat=1)}
 
 
 def test_absent_categories_are_drawn_in_popes_three_ways_in_turn():
-    together, drawn = ld.count_together(annotated(SCENES)), {way: Counter() for way in lu.WAYS}
+    together, drawn = lp.count_together(annotated(SCENES)), {way: Counter() for way in fo.WAYS}
     absent = [name for name in ALL if name not in ("cup", "bed")]
     for seed in range(300):
-        rows = ld.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
-        assert {way for _, way in rows} == set(lu.WAYS) and len({name for name, _ in rows}) == 3
-        assert rows == ld.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
+        rows = lp.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
+        assert {way for _, way in rows} == set(fo.WAYS) and len({name for name, _ in rows}) == 3
+        assert rows == lp.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
         name, way = rows[0]
         drawn[way][name] += 1
     # Of those left: frequent are person 7, dog 4, then book, cat and fork with 3 each; beside cup
@@ -156,25 +159,25 @@ def test_absent_categories_are_drawn_in_popes_three_ways_in_turn():
 
 
 def test_without_counts_absent_categories_are_random():
-    rows = ld.draw_absent(ALL, set(), {}, 99, random.Random(0))
+    rows = lp.draw_absent(ALL, set(), {}, 99, random.Random(0))
     assert sorted(name for name, _ in rows) == ALL and {way for _, way in rows} == {"random"}
 
 
 def test_the_way_of_an_absent_category_is_kept_from_question_to_watched_word():
     objects_of = annotated(SCENES)
-    together, ways = ld.count_together(objects_of), Counter()
+    together, ways = lp.count_together(objects_of), Counter()
     for name, objects in objects_of.items():
-        prompts = ld.make_prompts(objects, ALL, name, 1, together)
+        prompts = lp.make_prompts(objects, ALL, name, 1, together)
         (absent,) = [prompt for prompt in prompts if prompt["truth"] == "no"]
         assert {prompt["way"] for prompt in prompts if prompt is not absent} == {""}
-        words = ld.words_to_watch(Llama(), objects, ALL, prompts, name, together)
+        words = lp.words_to_watch(Llama(), objects, ALL, prompts, name, together)
         way_of = {word["category"]: word["way"] for word in words if not word["present"]}
-        assert way_of[absent["categories"][0]] == absent["way"] in lu.WAYS
+        assert way_of[absent["categories"][0]] == absent["way"] in fo.WAYS
         assert len(way_of) == sum(word["present"] for word in words)
-        turn = [lu.WAYS.index(way) for way in way_of.values()]
+        turn = [fo.WAYS.index(way) for way in way_of.values()]
         assert all((b - a) % 3 == 1 for a, b in itertools.pairwise(turn))
         ways.update(way_of.values())
-    assert set(ways) == set(lu.WAYS)
+    assert set(ways) == set(fo.WAYS)
 
 
 def test_accuracy_and_auroc_are_given_by_way():
@@ -188,7 +191,7 @@ def test_accuracy_and_auroc_are_given_by_way():
     rows += [("d", *row[1:]) for row in rows if row[0] == "b"]
     columns = ["image", "present", "way", "confidence", "said_yes"]
     table = lt.pd.DataFrame(rows, columns=columns).assign(frequency=0.5, category="dog")
-    table = lt.presence_table(table)
+    table = lg.presence_table(table)
     by_way = table["confidence"].drop("all").to_dict()
     assert by_way == {"random": 1.0, "popular": 1.0, "adversarial": 0.0}
     assert table["asked"].to_dict() == {"all": 8, "random": 4, "popular": 2, "adversarial": 4}
@@ -245,7 +248,7 @@ def test_an_answer_that_begins_with_a_piece_has_no_word(answer, word):
     labels = ["</s>", "▁and", "▁", "<0x0A>", ".", "▁P", "ink", "▁A", "bove", "▁a", "▁p"]
     labels += ["▁red", "▁Red", "red", "Red"]
     bridge = SimpleNamespace(tokenizer=Labels(labels), cfg=SimpleNamespace(d_vocab=len(labels)))
-    ids = lm._word_ids(bridge, np.array([labels.index(label) for label in answer.split()]))
+    ids = le._word_ids(bridge, np.array([labels.index(label) for label in answer.split()]))
     assert [labels[i] for i in ids] == word.split()
 
 
@@ -263,7 +266,7 @@ def test_the_word_of_an_answer_against_sums_over_the_whole_softmax(llava, record
     with torch.inference_mode():
         several = [word for word, ids in words.items() if len(ids) > 1]
         for spelled in [*several[:3], "▁"]:
-            read = lm.read_answer(bridge, residuals, words[spelled][-1])
+            read = le.read_answer(bridge, residuals, words[spelled][-1])
             for layer, resid in enumerate(residuals):
                 p = lm.lens_logits(bridge, resid[-1:])[0].double().softmax(-1)
                 own = p[words[spelled]].sum()
