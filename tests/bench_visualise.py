@@ -210,6 +210,7 @@ def make_record(rng, name: str, jpeg: np.ndarray, realistic: bool = False) -> di
             "box": [float(side * IMAGE_SIZE) for side in box],
             "crowd": False,
             "color": None,
+            "color_from": "",
             "visible": 1.0,
             "share": float(box[2] * box[3]),
         }
@@ -220,7 +221,7 @@ def make_record(rng, name: str, jpeg: np.ndarray, realistic: bool = False) -> di
             "category": category,
             "present": category in there,
             "token_ids": sorted(ids_of([token for token, share in tokens.items() if share > 0.25])),
-            "several_tokens": category == "temple",
+            "way": "" if category in there else "random",
             "log2_probs": np.log2(
                 words[category] * sum(share for share in tokens.values() if share > 0.25)
             ).astype(np.float16),
@@ -231,7 +232,14 @@ def make_record(rng, name: str, jpeg: np.ndarray, realistic: bool = False) -> di
     for prompt in record["prompts"]:
         prompt["readings"] = realistic_text(rng, len(prompt["token_ids"]))
         prompt["answer_ids"][:] = prompt["readings"]["top_ids"][-1, prompt["n_prompt"] - 1 :, 0]
+        prompt["word_ids"] = [int(prompt["answer_ids"][0])]
     return record
+
+
+def make_control(rng) -> dict:
+    probs = {f"{of}_prob": rng.random(N_LAYERS, dtype=np.float32) for of in ("target", "word")}
+    ranks = {f"{of}_rank": rng.integers(1, 99, N_LAYERS).astype("u2") for of in ("target", "word")}
+    return {**probs, **ranks}
 
 
 def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
@@ -243,19 +251,24 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "kind": kind,
                 "question": f"A question of the kind {kind}?",
                 "truth": truth,
+                "truth_from": "user" if truth else "",
                 "categories": [],
+                "way": "",
                 "answer": truth or "red",
                 "token_ids": rng.integers(D_VOCAB, size=n_prompt + n_answer - 1),
                 "n_prompt": n_prompt,
                 "answer_ids": rng.integers(D_VOCAB, size=n_answer),
                 "readings": make_readings(rng, n_prompt + n_answer - 1),
-                "grey": {
-                    "target_prob": rng.random(N_LAYERS, dtype=np.float32),
-                    "target_rank": rng.integers(1, 99, N_LAYERS).astype(np.uint16),
-                },
+                "word_ids": [],  # set below
+                "word_prob": rng.random(N_LAYERS, dtype=np.float32),
+                "word_rank": rng.integers(1, 99, N_LAYERS).astype(np.uint16),
+                "grey": make_control(rng),
+                "other": make_control(rng),
                 "knockout": {},
             }
         )
+    for prompt in prompts:
+        prompt["word_ids"] = [int(prompt["answer_ids"][0])]
     return {
         "name": name,
         "image_digest": "0",
@@ -266,6 +279,7 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "box": [4.0, 4.0, 12.0 + 20 * at, 16.0],
                 "crowd": False,
                 "color": None,
+                "color_from": "",
                 "visible": 1.0,
                 "share": 0.05 * at,
             }
@@ -279,7 +293,7 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "category": f"dog{at}" if at else "dog",
                 "present": at < 3,
                 "token_ids": [4],
-                "way": "",
+                "way": "" if at < 3 else "random",
                 "log2_probs": -20 * rng.random((N_LAYERS, GRID**2)).astype(np.float16),
             }
             for at in range(6)
@@ -311,6 +325,7 @@ def make_run(rng) -> dict:
         "chat": lp.CHAT,
         "questions": lp.QUESTIONS,
         "own_prompts": [],
+        "categories": ["dog"],
         "per_kind": 1,
         "seed": 0,
         "top_k": TOP_K,

@@ -23,6 +23,7 @@ import lens_grounding as lg
 import lens_report as lr
 import lens_stats as st
 import lens_tables as lt
+import lens_utils as lu
 
 N_LAYERS, GRID = 33, 6
 CATEGORIES = [f"thing{number}" for number in range(12)]
@@ -220,7 +221,7 @@ def patches_of(rng, n: int, **added) -> list:
 
 def patches_in(box) -> np.ndarray:
     """The patches `[patch]` in a box that ends at their edges."""
-    return lt.patch_coverage(box, GRID, 60) > 0.5
+    return lu.patch_coverage(box, GRID, 60) > 0.5
 
 
 def claims_where(rng, n, claim: str, **plan) -> bool:

@@ -294,7 +294,7 @@ def test_both_notebooks_as_kaggle_runs_them(kaggle_folders):
     shutil.rmtree(working / "results")
 
     text, figures = execute(kaggle_folders / "Visualise_Analyse.ipynb", working)
-    assert figures == 16 and "3 images read with" in text
+    assert figures == 15 and "3 images read with" in text
 
 
 @pytest.mark.parametrize("kaggle_folders", ["coco-data-100"], indirect=True)

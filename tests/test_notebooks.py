@@ -73,12 +73,12 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
 
     monkeypatch.setenv("PYTHONPATH", str(blocked))
     text, figures = execute("Visualise_Analyse.ipynb", tmp_path, image="china.jpg", prompt=4)
-    # the crop, top-1, both JSDs, patches, words, top tokens of three segments, mean JSD by segment
-    # and kind, answers, settling, grounding, gallery, presence
-    assert figures == 16
+    # The crop, top-1, both JSDs, entropy, patches, top tokens of three segments, means by segment
+    # and kind, answers, settling, knockout, used; no category has a word in this vocabulary.
+    assert figures == 15
     assert "3 images with 10 prompts" in text
     saved = {path.name for path in (tmp_path / "report/figures").iterdir()}
-    of_image = {"china.jpg_4_top1.png", "china.jpg_patches.png", "china.jpg_words.png"}
+    of_image = {"china.jpg_4_top1.png", "china.jpg_patches.png"}
     assert of_image | {"settling.png", "mean_series.png"} <= saved
     assert (tmp_path / "report/explorer/china.jpg.html").exists()
     assert (tmp_path / "report/explorer/index.html").exists()
