@@ -170,9 +170,9 @@ def read_annotations(folder) -> tuple[dict[str, list[dict]], list[str], list[str
 
 
 OTHER_KINDS = {  # by suffix, how a file with annotations begins: YOLO, VOC, tables
-    ".txt": r"\d+( [\d.]+){4,}\s",
+    ".txt": r"\d+( [\d.]+){4,}(\s|$)",
     ".xml": r"[^\0]*<annotation",
-    ".csv": r"[^\n]*(bbox|x_?min|x1)",
+    ".csv": r"[^\n]*(bbox|x_?min|x1|class|label)",
 }
 
 

@@ -25,7 +25,7 @@ def boxes(folder) -> dict:
         {o["category"] for v in objects.values() for o in v}
     )
     return {
-        file: [(item["category"], item["box"]) for item in items]
+        file.split("/")[-1]: [(item["category"], item["box"]) for item in items]
         for file, items in sorted(objects.items())
     }
 

@@ -643,7 +643,7 @@ def test_which_images_get_a_page():
     assert lf.explorer_names("all", "b", [], names) == ["b", "a", "c"]
     assert lf.explorer_names(["c", "b"], "b", [], names) == ["b", "c"]
     for wrong in ("some", ["d"], None, 3):
-        with pytest.raises(ValueError, match='"chosen", "all" or a list'):
+        with pytest.raises(ValueError, match='"cases", "all" or a list'):
             lf.explorer_names(wrong, "b", [], names)
 
 

@@ -142,7 +142,8 @@ def test_an_answer_that_never_settles_is_drawn(run, tables):
 
 def test_second_half_needs_neither_torch_nor_transformers(results, blocked):
     code = f"""
-import lens_figures as lf, lens_report as lr, lens_tables as lt, lens_utils as lu
+import lens_figures as lf, lens_grounding as lg, lens_report as lr, lens_tables as lt
+import lens_utils as lu
 results = lu.Results({str(results)!r})
 tables = lt.tabulate(results.records(), results.run)
 lf.plot_settling(tables["answers"], results.run)

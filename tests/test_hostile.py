@@ -657,7 +657,7 @@ READINGS = RECORD["patches"]
 @pytest.mark.parametrize(
     "what, where, new, message",
     [
-        ("run", ["format_version"], 1, "format version is 1, this release reads 4"),
+        ("run", ["format_version"], 1, "format version is 1, this release reads 3"),
         ("run", ["grid"], 10**6, "grid"),
         ("run", ["top_k"], 21, "top_k"),
         ("run", ["tokens"], ["a", 1], "tokens"),

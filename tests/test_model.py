@@ -294,7 +294,7 @@ def test_last_layer_check_passes_and_finds_a_second_norm(llava_folder, image, mo
     assert le.check_last_layer(bridge, processor, image) <= lm.LAST_LAYER_TOLERANCE["float32"]
     once = lm.lens_logits
     monkeypatch.setattr(
-        lm, "lens_logits", lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0])
+        le, "lens_logits", lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0])
     )
     with pytest.raises(RuntimeError, match="last layer differs"):
         le.check_last_layer(bridge, processor, image)
@@ -427,7 +427,7 @@ def test_the_lens_alone_overflowing_is_an_error(llava):
         pytest.raises(FloatingPointError, match="lens's logits, first at layer 2 of 5"),
         torch.inference_mode(),
     ):
-        patch.setattr(lm, "lens_logits", overflowing)
+        patch.setattr(le, "lens_logits", overflowing)
         prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
         le.read_positions(bridge, residuals, [0] * 4, [-1] * 4, prob_sum, 3)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import lens_data as ld
 import lens_model as lm
-import lens_tables as lt
+import lens_utils as lu
 
 settings.register_profile(
     "here",
@@ -137,5 +137,5 @@ def test_boxes_and_patches_are_where_the_processor_puts_the_pixels(llava, width,
     seen = (seen.transpose(1, 2, 0) * processor.image_std + processor.image_mean).mean(-1)
     patches = seen.reshape(4, 14, 4, 14).mean((1, 3)).ravel()
     box, visible = ld.box_in_crop((x0, y0, x1 - x0, y1 - y0), (width, height), processor)
-    assert np.abs(lt.patch_coverage(box, 4, 56) - patches).max() < 0.03  # bicubic blur at the edges
+    assert np.abs(lu.patch_coverage(box, 4, 56) - patches).max() < 0.03  # bicubic blur at the edges
     assert 0 <= visible <= 1
