@@ -31,7 +31,6 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import lens_format as fo  # noqa: E402
 import lens_prompts as lp  # noqa: E402
-import lens_tables as lt  # noqa: E402
 import lens_utils as lu  # noqa: E402
 
 SIZES = {"7b": (33, 24, 336, 32_064), "tiny": (9, 6, 84, 512)}
@@ -128,7 +127,7 @@ def make_readings(rng, n_pos: int) -> dict:
 def coverage(category: str) -> np.ndarray:
     """The share of each patch `[patch]` that the category's boxes in BOXES cover."""
     covers = [
-        lt.patch_coverage([side * IMAGE_SIZE for side in box], GRID, IMAGE_SIZE)
+        lu.patch_coverage([side * IMAGE_SIZE for side in box], GRID, IMAGE_SIZE)
         for name, *box in BOXES
         if name == category
     ]

@@ -564,8 +564,8 @@ def test_the_demo_takes_colours_from_the_object_before_they_are_readable(demo):
         # The trial's numbers are rounded, and of other patches for the control.
         assert (curve["low"] - 0.02 <= np.array(expected) / 100).all()
         assert (curve["high"] + 0.02 >= np.array(expected) / 100).all()
-    # Of relations the trial gave -24, -28, -22 and -29. Which pair is asked about decides: over four
-    # seeds they are -14 to -21, -10 to -22, -1 to -10 and -17 to -29.
+    # Of relations the trial gave -24, -28, -22 and -29. Which pair is asked about decides: with
+    # four seeds they are -14 to -21, -10 to -22, -1 to -10 and -17 to -29.
     relation = lt.knockout_curves(table)["relation"].set_index(["way", "layer"])
     assert -0.45 < relation.loc[("object", 9.0), "mean"] < -0.1
     assert abs(relation.loc[("background", 9.0), "mean"]) < 0.02
