@@ -67,6 +67,9 @@ class Settings:
     deadline: float = float("inf")  # `time.monotonic()` at which no image is begun any more
 
     def __post_init__(self):
+        for name in ("per_kind", "top_k", "max_new_tokens", "seed"):
+            if isinstance(value := getattr(self, name), np.integer):  # could not be saved
+                object.__setattr__(self, name, int(value))
         for name in ("per_kind", "top_k", "max_new_tokens"):
             value = getattr(self, name)
             is_count = type(value) is int and value >= 1

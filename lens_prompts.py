@@ -200,7 +200,7 @@ def as_prompts(prompts: list) -> list[dict]:
     truth that is no text and any other key.
     """
     require(
-        isinstance(prompts, (list, tuple)),
+        isinstance(prompts, (list, tuple)) or isinstance(prompts, np.ndarray) and prompts.ndim == 1,
         f"prompts is {prompts!r}: it must be a list of questions, [] for those made from "
         "annotations.",
     )

@@ -306,7 +306,7 @@ def test_without_the_helper_or_images_the_remedy_is_said(kaggle_folders):
         execute(kaggle_folders / "Make_Analyse.ipynb", kaggle_folders / "kaggle/working")
     next(inputs.rglob("lens_utils.py")).unlink()
     for name in ("Make_Analyse.ipynb", "Visualise_Analyse.ipynb"):
-        with pytest.raises(CellExecutionError, match="lens_utils.py is missing"):
+        with pytest.raises(CellExecutionError, match=r"lens_\* are missing: put all 14 files"):
             execute(kaggle_folders / name, kaggle_folders / "kaggle/working")
 
 

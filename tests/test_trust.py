@@ -39,13 +39,14 @@ import lens_kaggle as lk
 import lens_model as lm
 import lens_prompts as lp
 import lens_read as le
+import lens_report as lr
 import lens_tables as lt
 import lens_utils as lu
 
 # ---- Code from a stranger's data set ------------------------------------------------------------
 
 NOTEBOOKS = ("Make_Analyse.ipynb", "Visualise_Analyse.ipynb")
-MODULES = sorted(path.name for path in ROOT.glob("lens_*.py"))
+MODULES = sorted(path.name for path in ROOT.glob("lens_*.*"))
 
 
 @pytest.fixture
@@ -85,14 +86,17 @@ def test_code_is_not_taken_from_results(attached, tmp_path, notebook, place):
     attached(place.format("zzz"), "mine")  # the same once more
     said, error = import_utils(notebook, tmp_path)
     assert "STRANGER" not in said and said.count("mine") == 1, error
-    assert f"lens_*.py from {mine}" in said or f"lens_*.py from {mine.parent / 'zzz'}" in said
+    assert f"lens_* from {mine}" in said or f"lens_* from {mine.parent / 'zzz'}" in said
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_no_code_or_several_stop_the_notebook(attached, tmp_path, notebook):
     attached("aaa", "STRANGER", MODULES, "run.pkl")
     said, error = import_utils(notebook, tmp_path)
-    assert not said and "lens_utils.py is missing" in error and "no run.pkl" in error
+    assert not said and f"put all {len(MODULES)} files here" in error and "no run.pkl" in error
+    attached("some", "STRANGER", MODULES[1:])
+    said, error = import_utils(notebook, tmp_path)
+    assert not said and "lens_* are missing" in error
     one, other = attached("one", "1"), attached("other", "2")
     said, error = import_utils(notebook, tmp_path)
     assert not said and str(one) in error and str(other) in error and "differ" in error
@@ -105,7 +109,7 @@ def test_no_code_or_several_stop_the_notebook(attached, tmp_path, notebook):
     assert not said and "differ" in error
     shutil.rmtree(other)
     said, _ = import_utils(notebook, tmp_path)
-    assert said.count("beside") == 1 and f"lens_*.py from {tmp_path}" in said
+    assert said.count("beside") == 1 and f"lens_* from {tmp_path}" in said
 
 
 # ---- Texts of a stranger in pages ---------------------------------------------------------------
@@ -193,24 +197,25 @@ def hostile_results(folder, payloads):
     run |= {name: texts[at % len(texts)] for at, name in enumerate(singles)}
     run["packages"] = run["questions"] = {text: text for text in texts[:3]}
     run["tokens"] = [payload[: fo.MOST_LABEL] for payload in (payloads * 20)[: len(run["tokens"])]]
+    run["categories"] = texts
     asked = {"kind": "own", "question": texts[0], "truth": texts[1], "categories": [texts[-1]]}
-    run["own_prompts"] = [asked]
+    run["own_prompts"] = [asked | {"truth_from": texts[2 % len(texts)], "way": ""}]
     lu.save(folder / "run.pkl", run, fo.check_run)
     part["images"] = []
     for at, text in enumerate(texts):
         name = f"{at:02}" + re.sub(r"[/\\]", "|", payloads[at])
         part["images"].append(name)
-        color = {"category": text, "color": text}
+        color = {"category": text, "color": text, "color_from": text}
         prompts = [
             {**record["prompts"][0], "kind": kind, "question": text, "truth": text, "answer": other}
-            | {"categories": [text]}
+            | {"categories": [text], "truth_from": text}
             for kind in ("presence", "colour")
             for other in (text + "!",)
         ]
         shown = {"objects": [{**record["objects"][0], **color}], "prompts": prompts}
         shown["words"] = [
             {**record["words"][0], "category": text},
-            {**record["words"][0], "category": texts[at - 1], "present": False},
+            {**record["words"][0], "category": texts[at - 1], "present": False, "way": "random"},
         ]
         saved = {**record, "name": name, **shown}
         check = partial(fo.check_record, run=run, name=name)
@@ -275,16 +280,17 @@ def test_no_text_of_a_stranger_is_anything_but_text(tmp_path, host):
     assert asked == ["/image.png"]
     asked.clear()
     hostile_results(tmp_path / "results", payloads)
-    nothing_of(executed_page(tmp_path, tmp_path / "page.html"), tmp_path, address)
+    page = executed_page(tmp_path, tmp_path / "page.html", explorers="all")
+    nothing_of(page, tmp_path, address)
     written = [path for path in tmp_path.glob("re*/**/*.html") if path.is_file()]
-    assert written
+    assert len(written) == len(payloads) + 1  # a page per image, and their index
     for page in written:
         nothing_of(page, tmp_path, address)
     assert not asked
 
 
 def test_as_code_leaves_no_sign_of_a_markup():
-    said = lt.as_code("_a_ *b* [c](d) <e> $f$ `g` www.h.org i@j.k")
+    said = lr.as_code("_a_ *b* [c](d) <e> $f$ `g` www.h.org i@j.k")
     assert re.sub(r"&#\d+;|</?code>", "", said) == re.sub(
         r"[^\w ]|_", "", html.unescape(said)[6:-7]
     )
@@ -311,11 +317,16 @@ def test_nothing_is_written_to_results_nor_through_their_links(tmp_path):
     _, before = changed_files(tmp_path, {})
     page = executed_page(tmp_path, tmp_path / "page.html", report="my/report")
     written, _ = changed_files(tmp_path, before)
-    written -= {page, *tmp_path.glob("lens_*.py"), *tmp_path.glob("__pycache__/*")}
+    written -= {page, *tmp_path.glob("lens_*.*"), *tmp_path.glob("__pycache__/*")}
     assert {path.parts[len(tmp_path.parts)] for path in written} == {"my"}
     assert (victim / "file").read_text() == "precious" and not [*(victim / "folder").iterdir()]
     assert (tmp_path / "my/report/summary.csv").exists()
-    assert len([*(tmp_path / "my/report/figures").glob("*.png")]) == 15
+    of_image = {"0_top1", "0_jsd_prev", "0_jsd_final", "0_entropy", "patches", "words"}
+    of_all = {*["settling", "mean_series", "mean_series_by_kind", "answers", "knockout"]}
+    of_all |= {*["grounding", "gallery", "presence"]}
+    of_all |= {f"top_tokens_{segment}" for segment in fo.SEGMENTS}
+    drawn = {path.stem for path in (tmp_path / "my/report/figures").iterdir()}
+    assert drawn == {f"00a_{name}" for name in of_image} | of_all
 
 
 @pytest.mark.parametrize("linked", ["run.pkl", "parts", "images", "parts/0.pkl", "images/00a.pkl"])
@@ -665,15 +676,19 @@ def test_each_mean_distribution_sums_to_one():
     fo.check_part({**part, **none}, run)  # no answer has positions
 
 
-@pytest.mark.parametrize("several, said", [(False, "All 1 category"), (True, "1 of 1 category")])
-def test_one_category_is_counted_as_a_number(several, said):
+@pytest.mark.parametrize("n_images, said", [(1, "1 image"), (2, "2 images")])
+def test_images_and_categories_are_counted_as_numbers(n_images, said):
     run, record, _ = make_results()
-    record["words"][0]["several_tokens"] = several
-    record["words"][0]["log2_probs"] = np.full((3, 4), -3, np.float16)
-    tables = lt.tabulate([record], run)
-    confident = lg.category_confidence([record])
-    text = lt.report_grounding(run, tables["layers"], lg.grounding([record], run), confident)
-    assert said in text and "True" not in text and "False" not in text
+    absent = {**record["words"][0], "category": "cat", "present": False, "way": "random"}
+    record["words"] = [*record["words"], absent]
+    records = [{**record, "name": f"{number}.jpg"} for number in range(n_images)]
+    grounded, confident = lg.grounding(records, run), lg.category_confidence(records)
+    answers = lt.tabulate(records, run)["answers"]
+    text = "\n".join(lr.report_grounding(run, grounded, confident))
+    assert f"less on {said} (" in text
+    categories = lg.categories_table(grounded, lg.best_layer(grounded), answers)
+    text += lr.report_categories(categories)
+    assert f"</code> | {n_images} |" in text and "True" not in text and "False" not in text
 
 
 # ---- Sizes that can be shown --------------------------------------------------------------------
@@ -699,7 +714,7 @@ def test_of_a_long_prompt_the_last_positions_are_drawn(n_layers, n_pos):
     run, prompt = a_large_prompt(n_pos, n_layers)
     n_shown = min(64, 4000 // n_layers)
     lf.use_style()
-    for plot in (lf.plot_top1, partial(lf.plot_jsd, series="jsd_final")):
+    for plot in (lf.plot_top1, partial(lf.plot_series, series="jsd_final")):
         start = time.process_time()
         figure = plot(run, prompt)
         figure.canvas.draw()
@@ -745,12 +760,21 @@ def test_of_a_fine_grid_the_colours_are_drawn_and_of_many_boxes_the_largest(monk
 
 def test_the_report_cuts_long_texts():
     run, record, _ = make_results()
-    for prompt in record["prompts"]:
-        prompt |= {"kind": "presence", "question": "a" * 5000, "truth": "b" * 5000}
-    run["model"] = "c" * 5000
-    tables = lt.tabulate([record] * 5, run)
-    text = lt.report(run, tables, np.full((3, 3, 20), 1 / 20))
+    for at, prompt in enumerate(record["prompts"]):
+        texts = {"question": "b" * 5000, "truth": "c" * 5000, "categories": ["d" * 5000]}
+        record["prompts"][at] = {**prompt, "kind": "presence", **texts}
+    for item in (*record["objects"], *record["words"]):
+        item["category"] = "d" * 5000
+    run["model"] = "a" * 5000
+    records = [{**record, "name": f"{number}.jpg"} for number in range(5)]
+    tables, grounded = lt.tabulate(records, run), lg.grounding(records, run)
+    confident, cut = lg.category_confidence(records), lt.knockouts(records, run)
+    text = lr.report(run, tables, grounded, confident, cut, np.full((3, 3, 20), 1 / 20))
     assert len(text) < 10_000 and "a" * 150 in text and "…" in html.unescape(text)
+    text = lr.summary(run, tables["answers"], grounded)
+    best = lg.best_layer(grounded)
+    text += lr.report_categories(lg.categories_table(grounded, best, tables["answers"]))
+    assert len(text) < 10_000 and "d" * 150 in text and "…" in html.unescape(text)
 
 
 @pytest.mark.parametrize(
