@@ -168,7 +168,7 @@ def _text_heatmap(  # noqa: PLR0913 (what a heatmap shows and says)
     n_pos, n_layers = len(prompt["token_ids"]), len(run["layers"])
     n_panels = -(-n_pos // PANEL_COLUMNS)
     columns = -(-n_pos // n_panels)  # panels of nearly one width
-    height = n_panels * ((0.13 if cells is None else 0.21) * n_layers + 1.2)
+    height = n_panels * ((0.13 if cells is None else 0.2) * n_layers + 1.2)
     figure, axes = plt.subplots(n_panels, squeeze=False, figsize=(10, height))
     for panel, axis in enumerate(axes[:, 0]):
         positions = np.arange(panel * columns, min((panel + 1) * columns, n_pos))

@@ -74,8 +74,8 @@ def choose_prompt(record: dict, number: int) -> dict:
 
 
 def choose_words(record: dict, categories: list[str]) -> list[str]:
-    """The watched `categories` to show; where there are none, up to three that the image has and,
-    as a control, one that it does not have.
+    """The watched `categories` to show; where there are none, up to six that the image has and, as
+    a control, up to four that it does not have.
 
     Raises ValueError, which names the watched categories, for a category that is not watched.
     """
@@ -85,7 +85,7 @@ def choose_words(record: dict, categories: list[str]) -> list[str]:
     require(not unknown, f"{unknown} not watched in {record['name']}; watched categories: {known}.")
     present = [category for category, is_present in watched.items() if is_present]
     absent = [category for category, is_present in watched.items() if not is_present]
-    return categories or present[:3] + absent[:1]
+    return categories or present[:6] + absent[:4]  # a figure of ten rows is tall enough
 
 
 # ---- Records to tables -------------------------------------------------------------------------
