@@ -21,6 +21,9 @@ __all__ = [
     "check_file", "files_under", "locked",
 ]  # fmt: skip
 
+# Let idle torch threads sleep: with one of two cores busy, spinning made reading an image 50 times
+# slower. Torch reads this when it is imported, and the notebooks import this module first.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 KAGGLE_INPUT = Path("/kaggle/input")
 # Tested against the rest of Kaggle's image. torch 2.7.1 is the last with P100 kernels; torchvision
 # and torchaudio must match it.

@@ -20,8 +20,7 @@ from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
-# Let idle torch threads sleep: with one of two cores busy, spinning made reading an image 50 times
-# slower. Torch reads this when it is imported.
+# As in lens_kaggle, for whoever imports this one first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np  # noqa: E402

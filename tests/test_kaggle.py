@@ -329,3 +329,28 @@ def test_the_second_kernel_takes_the_output_of_the_first():
         and first["enable_internet"]
         and not second["enable_gpu"]
     )
+
+
+SPY = """
+import builtins, os, sys
+real = builtins.__import__
+def spy(name, *args, **kwargs):
+    if name == "torch" and name not in sys.modules:
+        print(os.environ.get("OMP_WAIT_POLICY"))
+    return real(name, *args, **kwargs)
+builtins.__import__ = spy
+"""
+
+
+@pytest.mark.parametrize(
+    "imports", ["import lens_kaggle, accelerate", "import lens_model", "import lens_read"]
+)
+def test_torchs_idle_threads_sleep(imports):
+    """Spinning, they take the core that another process needs; torch reads it when imported."""
+    environment = {name: value for name, value in os.environ.items() if "OMP" not in name}
+    command = [sys.executable, "-c", SPY + imports]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == "PASSIVE", done.stderr
+    cells = json.loads((ROOT / "Make_Analyse.ipynb").read_text(encoding="utf-8"))["cells"]
+    source = "".join(line for cell in cells for line in cell["source"])
+    assert source.index("import lens_kaggle") < source.index("import notebook_launcher")
