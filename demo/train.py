@@ -53,7 +53,7 @@ from lens_prompts import (  # noqa: E402
     presence_question,
     relation_question,
 )
-from lens_tables import auroc, settling_layer  # noqa: E402
+from lens_stats import auroc, settling_layer  # noqa: E402
 
 IMAGE_SIZE, PATCH_SIZE = 84, 14
 GRID = IMAGE_SIZE // PATCH_SIZE
@@ -184,7 +184,7 @@ def make_scene(rng: random.Random) -> tuple[Image.Image, list[dict]]:
     return big.reduce(2), objects  # drawn at twice the size: smooth edges
 
 
-# Not `lens_tables.patches_of`, which asks for half of a patch: centres are what this model was
+# Not `lens_grounding.patches_of`, which asks for half of a patch: centres are what this model was
 # trained on, and they give a patch at most one object.
 def patches_centred_in(box) -> np.ndarray:
     """Which patches (row-major) have their centre in the box."""

@@ -1,6 +1,9 @@
 """The shipped demo: the trained model still answers its scenes, through the code that reads
 LLaVA-1.5-7B and COCO."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,3 +75,10 @@ def test_it_is_small_and_its_scenes_are_annotated_as_coco_does():
             item["category"] in categories and item["color"] and np.min(item["box"][2:]) > 0
             for item in found
         )
+
+
+def test_its_training_script_begins():
+    """Its imports are those of the modules today; training itself takes half an hour."""
+    command = [sys.executable, "demo/train.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "--steps-scale" in done.stdout, done.stderr
