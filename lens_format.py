@@ -249,7 +249,7 @@ def _check_array(value, field: Field, sizes: dict[str, float], where: str) -> No
 
 
 def check_run(run) -> None:
-    """Raise an error unless `run` can be what `lens_model.describe_run` returned."""
+    """Raise an error unless `run` can be what `lens_read.describe_run` returned."""
     version = str(run["format_version"])[:20]
     require(version == str(FORMAT_VERSION), f"its format version is {version}, {OTHER_RELEASE}")
     sizes = {"d_vocab": len(run["tokens"])}

@@ -187,9 +187,9 @@ def read_image(
     The prefix up to the last image token runs once; each prompt and its greedy answer go on from
     its key-value cache. A reading is about the token that comes next. Answer positions hold the
     answer's tokens fed back as input, so the first answer token is read at the prompt's last
-    position. The record has RECORD's fields but `name` and `objects`; `words` are those of
-    `lens_data.words_to_watch`. `mean_probability` `[segment, layer, d_vocab]`, float32, is over the
-    segment's positions, NaN where it has none.
+    position. The record has RECORD's fields but `name`, `objects` and the digests; `words` are
+    those of `lens_prompts.words_to_watch`. `mean_probability` `[segment, layer, d_vocab]`, float32,
+    is over the segment's positions, NaN where it has none.
 
     Raises ValueError for `top_k` outside 1 ... d_vocab, for no prompt or new token and for a prompt
     beyond the model's context; FloatingPointError for NaN or infinity.
@@ -550,10 +550,10 @@ def describe_run(
         "questions": QUESTIONS,
         "own_prompts": settings.prompts,
         "categories": list(categories),
-        "per_kind": int(settings.per_kind),
-        "seed": int(settings.seed),
-        "top_k": int(settings.top_k),
-        "max_new_tokens": int(settings.max_new_tokens),
+        "per_kind": settings.per_kind,
+        "seed": settings.seed,
+        "top_k": settings.top_k,
+        "max_new_tokens": settings.max_new_tokens,
         "knockout_windows": knockout_windows(bridge.cfg.n_layers, settings.knockout_width)
         if settings.knockout
         else [],

@@ -12,7 +12,7 @@ repeats with their spread:
 
 floor       bare forward passes (prefix once, prompts and answers from the cache) and bare
             unembedding products at the same shapes
-project     lens_model.read_image
+project     lens_read.read_image
 plain HF    per prompt `generate`, then one whole pass with output_hidden_states, norm, unembedding,
             softmax, top-k, JSD for all positions of a layer at once
 plain TL    per prompt the same, with TransformerLens' run_with_cache over everything in place of

@@ -16,6 +16,7 @@ import lens_data as ld  # noqa: E402
 import lens_model as lm  # noqa: E402  (sets how torch's threads wait, so it comes before torch)
 import lens_prompts as lp  # noqa: E402
 import lens_read as le  # noqa: E402
+import lens_tables as lt  # noqa: E402
 import lens_utils as lu  # noqa: E402
 
 
@@ -156,6 +157,16 @@ def results(llava, settings, read, tmp_path_factory):
     for record, mean in read:
         results.add(record, mean)
     return results.folder
+
+
+@pytest.fixture
+def run(results):
+    return lu.Results(results).run
+
+
+@pytest.fixture
+def tables(results, run):
+    return lt.tabulate(lu.Results(results).records(), run)
 
 
 @pytest.fixture(scope="session")

@@ -7,22 +7,11 @@ import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 from conftest import ROOT
 
 import lens_figures as lf
 import lens_tables as lt
 import lens_utils as lu
-
-
-@pytest.fixture
-def run(results):
-    return lu.Results(results).run
-
-
-@pytest.fixture
-def tables(results, run):
-    return lt.tabulate(lu.Results(results).records(), run)
 
 
 def shown(token, length):

@@ -36,11 +36,6 @@ def image(photographs):
     return ld.open_image(photographs / "china.jpg")
 
 
-@pytest.fixture(scope="module")
-def run(results):
-    return lu.Results(results).run
-
-
 def read_image(llava, image, prompts, words=(), **settings):
     return le.read_image(*llava, image, prompts, lm.Settings("", **settings), words)
 

@@ -13,11 +13,6 @@ import lens_prompts as lp
 import lens_utils as lu
 
 
-@pytest.fixture
-def run(results):
-    return lu.Results(results).run
-
-
 def assert_same(a, b):
     assert type(a) is type(b)
     if isinstance(a, dict):

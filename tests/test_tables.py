@@ -13,16 +13,6 @@ import lens_utils as lu
 
 
 @pytest.fixture
-def run(results):
-    return lu.Results(results).run
-
-
-@pytest.fixture
-def tables(results, run):
-    return lt.tabulate(lu.Results(results).records(), run)
-
-
-@pytest.fixture
 def mean(results):
     return lu.Results(results).mean_probability()
 
