@@ -42,18 +42,20 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from tiny_llava import make_llava  # noqa: E402
 
-from lens_data import objects_in_crop, open_image, read_annotations  # noqa: E402
-from lens_prompts import (  # noqa: E402
+from llava_lens.analysis.stats import auroc, settling_layer  # noqa: E402
+from llava_lens.data.annotations import read_annotations  # noqa: E402
+from llava_lens.data.crop import objects_in_crop
+from llava_lens.data.images import open_image
+from llava_lens.data.prompts import make_prompts
+from llava_lens.kinds import (
     CHAT,
     DESCRIPTION_QUESTION,
     QUESTIONS,
     colour_question,
-    make_prompts,
     object_question,
     presence_question,
     relation_question,
 )
-from lens_stats import auroc, settling_layer  # noqa: E402
 
 IMAGE_SIZE, PATCH_SIZE = 84, 14
 GRID = IMAGE_SIZE // PATCH_SIZE

@@ -1,23 +1,25 @@
 """A tiny random LLaVA and real photographs, made once per session in a temporary folder."""
 
 import json
+import os
 import shutil
-import sys
 from pathlib import Path
 
 import matplotlib
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 matplotlib.use("Agg")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
-import lens_data as ld  # noqa: E402
-import lens_model as lm  # noqa: E402  (sets how torch's threads wait, so it comes before torch)
-import lens_prompts as lp  # noqa: E402
-import lens_read as le  # noqa: E402
-import lens_tables as lt  # noqa: E402
-import lens_utils as lu  # noqa: E402
+from llava_lens import kinds, store
+from llava_lens.analysis import answers
+from llava_lens.data import images as data_images
+from llava_lens.data import prompts as data_prompts
+from llava_lens.model import causal, load
+from llava_lens.model import images as model_images
+from llava_lens.model import read as model_read
+from llava_lens.model import run as model_run
 
 
 @pytest.fixture(scope="session")
@@ -30,12 +32,12 @@ def llava_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llava")
     torch.manual_seed(0)
     corpus = [
-        lp.CHAT,
-        lp.object_question(),
-        lp.presence_question("dog"),
-        lp.colour_question("cat"),
-        lp.relation_question("dog", "cat"),
-        lp.DESCRIPTION_QUESTION,
+        kinds.CHAT,
+        kinds.object_question(),
+        kinds.presence_question("dog"),
+        kinds.colour_question("cat"),
+        kinds.relation_question("dog", "cat"),
+        kinds.DESCRIPTION_QUESTION,
         "Привет мир 狗 猫 $5 <b>",
     ]
     make_llava(
@@ -60,7 +62,7 @@ def llava_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def llava(llava_folder):
-    return lm.load_llava(llava_folder, "float32", "cpu")
+    return load.load_llava(llava_folder, "float32", "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -108,10 +110,10 @@ def photographs(tmp_path_factory):
     return folder
 
 
-PROMPTS = lp.as_prompts(
+PROMPTS = data_prompts.as_prompts(
     [
         "What is this? 狗",
-        {"question": lp.object_question(), "kind": "object", "truth": "temple"},
+        {"question": kinds.object_question(), "kind": "object", "truth": "temple"},
         "Describe $5 to <b>me</b>.",
     ]
 )
@@ -120,25 +122,27 @@ PROMPTS = lp.as_prompts(
 @pytest.fixture(scope="session")
 def settings(llava_folder):
     """What the results below were read with."""
-    return lm.Settings(str(llava_folder), "float32", "cpu", PROMPTS, max_new_tokens=6)
+    return load.Settings(str(llava_folder), "float32", "cpu", PROMPTS, max_new_tokens=6)
 
 
 @pytest.fixture(scope="session")
 def read(llava, photographs, settings):
     """A record per photograph, as Make_Analyse saves them, with its mean probabilities."""
-    read, grey = [], le.keep_prefix(*llava, le.grey_image(llava[1]))
-    run = le.describe_run(*llava, settings, last_layer_jsd=0.0)
-    paths = ld.find_images(photographs)
-    images = {name: ld.open_image(path) for name, path in paths.items()}
-    before = le.keep_prefix(*llava, list(images.values())[-1])
+    read, grey = [], model_run.keep_prefix(*llava, model_read.grey_image(llava[1]))
+    run = model_images.describe_run(*llava, settings, last_layer_jsd=0.0)
+    paths = data_images.find_images(photographs)
+    images = {name: data_images.open_image(path) for name, path in paths.items()}
+    before = model_run.keep_prefix(*llava, list(images.values())[-1])
     for name, image in images.items():
-        record, mean, prefix = le.read_image_and_prefix(*llava, image, PROMPTS, settings)
+        record, mean, prefix = model_read.read_image_and_prefix(*llava, image, PROMPTS, settings)
         prompts, nowhere = record["prompts"], [{} for _ in PROMPTS]
-        greys, others = (le.read_control(llava[0], control, prompts) for control in (grey, before))
-        knockouts = le.read_knockout(llava[0], prefix, prompts, nowhere, run)
+        greys, others = (
+            model_read.read_control(llava[0], control, prompts) for control in (grey, before)
+        )
+        knockouts = causal.read_knockout(llava[0], prefix, prompts, nowhere, run)
         for prompt, grey_read, other, cut in zip(prompts, greys, others, knockouts, strict=True):
             prompt.update(grey=grey_read, other=other, knockout=cut)
-        digests = ld.digests_of(paths[name], [])
+        digests = data_images.digests_of(paths[name], [])
         read.append(({"name": name, **digests, "objects": [], **record}, mean))
         before = prefix
     return read
@@ -152,8 +156,8 @@ def records(read):
 @pytest.fixture(scope="session")
 def results(llava, settings, read, tmp_path_factory):
     """A folder of results."""
-    results = lu.Results(tmp_path_factory.mktemp("results"))
-    results.begin(le.describe_run(*llava, settings, last_layer_jsd=0.0))
+    results = store.Results(tmp_path_factory.mktemp("results"))
+    results.begin(model_images.describe_run(*llava, settings, last_layer_jsd=0.0))
     for record, mean in read:
         results.add(record, mean)
     return results.folder
@@ -161,12 +165,12 @@ def results(llava, settings, read, tmp_path_factory):
 
 @pytest.fixture
 def run(results):
-    return lu.Results(results).run
+    return store.Results(results).run
 
 
 @pytest.fixture
 def tables(results, run):
-    return lt.tabulate(lu.Results(results).records(), run)
+    return answers.tabulate(store.Results(results).records(), run)
 
 
 @pytest.fixture(scope="session")

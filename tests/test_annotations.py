@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-import lens_data as ld
+from llava_lens.data import annotations as data_annotations
 
 DOG = {"category": "dog", "bbox": [10, 20, 30, 40]}
 CAT = {"category": "cat", "bbox": [50, 5, 6, 7]}
@@ -20,7 +20,7 @@ def lines(*entries) -> str:
 
 
 def boxes(folder) -> dict:
-    objects, categories, problems = ld.read_annotations(folder)
+    objects, categories, problems = data_annotations.read_annotations(folder)
     assert problems == [] and categories == sorted(
         {o["category"] for v in objects.values() for o in v}
     )
@@ -102,7 +102,7 @@ def test_sizes_crowds_colours_polygons_and_images_without_objects_are_kept(tmp_p
     dog = {**DOG, "iscrowd": 1, "color": "brown", "segmentation": [[0, 0, 9, 0, 9, 9]]}
     entry = {"file_name": "a.jpg", "width": 640, "height": 480, "objects": [dog]}
     write(tmp_path, "m.jsonl", lines(entry, {"file_name": "b.jpg", "objects": []}))
-    objects, _, problems = ld.read_annotations(tmp_path)
+    objects, _, problems = data_annotations.read_annotations(tmp_path)
     (found,) = objects["a.jpg"]
     assert (found["image_size"], found["crowd"], found["color"]) == ((640, 480), True, "brown")
     assert found["polygons"] == dog["segmentation"] and objects["b.jpg"] == [] and not problems
@@ -128,7 +128,7 @@ def test_what_is_not_understood_is_named_in_one_sentence_with_what_was_expected(
 ):
     write(tmp_path, "a.jpg", "")
     write(tmp_path, name, content)
-    objects, categories, (problem,) = ld.read_annotations(tmp_path)
+    objects, categories, (problem,) = data_annotations.read_annotations(tmp_path)
     assert objects == {} and categories == [] and problem.startswith(name)
     assert reason in problem and "expected is COCO's instances format" in problem
 
@@ -136,7 +136,7 @@ def test_what_is_not_understood_is_named_in_one_sentence_with_what_was_expected(
 def test_a_hundred_files_that_are_not_understood_are_one_sentence(tmp_path):
     for number in range(100):
         write(tmp_path, f"{number:03}.json", {"polygons": []})
-    (problem,) = ld.read_annotations(tmp_path)[2]
+    (problem,) = data_annotations.read_annotations(tmp_path)[2]
     assert problem.startswith("000.json (") and "and 99 more files" in problem
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-import lens_data as ld
-import lens_format as fo
-import lens_prompts as lp
+from llava_lens import kinds as kinds_py
+from llava_lens.data import coco, prompts
+from llava_lens.data import colours as data_colours
 
 HERE = Path(__file__).parent
 ROWS = list(csv.DictReader((HERE / "judged_colours.csv").open()))
@@ -27,7 +27,7 @@ MEASURED = np.load(HERE / "judged_colours.npz")
 
 
 def term_of(rgb) -> str:
-    return fo.COLOURS[ld.colour_terms(np.array([rgb]))[0]]
+    return kinds_py.COLOURS[data_colours.colour_terms(np.array([rgb]))[0]]
 
 
 def test_lab_has_the_values_of_the_standard():
@@ -37,10 +37,10 @@ def test_lab_has_the_values_of_the_standard():
         [53.24, 80.09, 67.20], [87.73, -86.18, 83.18], [32.30, 79.19, -107.86],
         [100, 0, 0], [0, 0, 0], [50.03, 0, 0],
     ]  # fmt: skip
-    np.testing.assert_allclose(ld._lab(np.array(rgb)), lab, atol=0.05)
+    np.testing.assert_allclose(data_colours._lab(np.array(rgb)), lab, atol=0.05)
 
 
-@pytest.mark.parametrize("term", fo.COLOURS)
+@pytest.mark.parametrize("term", kinds_py.COLOURS)
 def test_the_terms_own_colours_are_named(term):
     """As CSS defines them, but for green and gray at half, all within the term's region."""
     own = {"brown": "saddlebrown", "green": "forestgreen", "pink": "hotpink"}.get(term, term)
@@ -54,8 +54,8 @@ def test_the_names_that_people_gave_to_colours():
     right = []
     for name, code in XKCD_COLORS.items():
         *before, last = name.removeprefix("xkcd:").replace("grey", "gray").split()
-        if last in fo.COLOURS and not any(
-            word in fo.COLOURS or word.endswith(("ish", "y")) for word in before
+        if last in kinds_py.COLOURS and not any(
+            word in kinds_py.COLOURS or word.endswith(("ish", "y")) for word in before
         ):
             right.append(term_of([round(255 * side) for side in to_rgb(code)]) == last)
     print(f"{sum(right)} of {len(right)} names agree")
@@ -69,9 +69,9 @@ def words_of(half: str) -> list[tuple[str, str | None]]:
         ROWS, MEASURED["colours"], MEASURED["thousandths"], strict=True
     ):
         if row["half"] == half:
-            clear = float(row["cast"]) <= ld.MOST_CAST
+            clear = float(row["cast"]) <= data_colours.MOST_CAST
             pixels = np.repeat(colours, counts, axis=0)
-            words.append((row["judged"], ld.colour_of(pixels) if clear else None))
+            words.append((row["judged"], data_colours.colour_of(pixels) if clear else None))
     return words
 
 
@@ -108,13 +108,13 @@ def test_the_pixels_are_those_within_the_shrunk_polygon():
     """A square of 60 whose border of 2 has another colour: the margin, 1.8, is rounded up."""
     image = Image.new("RGB", (100, 100), "white")
     ImageDraw.Draw(image).rectangle((20, 20, 79, 79), fill="red", outline="blue", width=2)
-    pixels = ld.pixels_within([rectangle(20, 20, 79, 79)], image)
+    pixels = data_colours.pixels_within([rectangle(20, 20, 79, 79)], image)
     assert 54**2 <= len(pixels) <= 57**2 and (pixels == [255, 0, 0]).all()
-    two = ld.pixels_within([rectangle(20, 20, 40, 79), rectangle(60, 20, 79, 79)], image)
+    two = data_colours.pixels_within([rectangle(20, 20, 40, 79), rectangle(60, 20, 79, 79)], image)
     assert len(two) < 0.7 * len(pixels)
     # Partly and wholly outside the image.
-    assert len(ld.pixels_within([rectangle(-50, -50, 30, 30)], image)) < 31**2
-    assert len(ld.pixels_within([rectangle(200, 200, 300, 300)], image)) == 0
+    assert len(data_colours.pixels_within([rectangle(-50, -50, 30, 30)], image)) < 31**2
+    assert len(data_colours.pixels_within([rectangle(200, 200, 300, 300)], image)) == 0
 
 
 def test_a_colour_needs_seven_tenths_and_gray_is_none():
@@ -124,8 +124,8 @@ def test_a_colour_needs_seven_tenths_and_gray_is_none():
         (["gray"] * 10, None),
         (["white"] * 9 + ["gray"], "white"),
     ]:
-        assert ld.colour_of(np.asarray(picture(stripes)).reshape(-1, 3)) == word
-    assert ld.colour_of(np.zeros((0, 3), np.uint8)) is None
+        assert data_colours.colour_of(np.asarray(picture(stripes)).reshape(-1, 3)) == word
+    assert data_colours.colour_of(np.zeros((0, 3), np.uint8)) is None
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,18 @@ def test_a_colour_needs_seven_tenths_and_gray_is_none():
     ],
 )
 def test_the_annotations_own_colour_goes_first_then_the_pixels(item, color, color_from):
-    (found,) = ld.with_colours([item], picture(["red"] + ["white"] * 9))
+    (found,) = data_colours.with_colours([item], picture(["red"] + ["white"] * 9))
     assert (found["color"], found["color_from"]) == (color, color_from)
 
 
 def test_there_is_no_truth_in_coloured_light():
-    (found,) = ld.with_colours([an_object([rectangle(0, 0, 100, 100)])], picture(["red"] * 10))
-    assert found["color"] is None and ld.colour_cast(picture(["red"] * 10)) > ld.MOST_CAST
+    (found,) = data_colours.with_colours(
+        [an_object([rectangle(0, 0, 100, 100)])], picture(["red"] * 10)
+    )
+    assert (
+        found["color"] is None
+        and data_colours.colour_cast(picture(["red"] * 10)) > data_colours.MOST_CAST
+    )
 
 
 def test_colour_questions_go_first_to_objects_whose_colour_is_known():
@@ -159,17 +164,17 @@ def test_colour_questions_go_first_to_objects_whose_colour_is_known():
         {"category": "bus", "color": None, "color_from": "", **clear},
     ]
     for seed in range(9):
-        asked = [p for p in lp.make_prompts(objects, [], seed) if p["kind"] == "colour"]
+        asked = [p for p in prompts.make_prompts(objects, [], seed) if p["kind"] == "colour"]
         assert [(p["truth"], p["truth_from"]) for p in asked] == [("black", "pixels")]
     objects.append({**objects[0], "category": "person"})  # never asked about
-    asked = [p for p in lp.make_prompts(objects, [], 0, per_kind=9) if p["kind"] == "colour"]
+    asked = [p for p in prompts.make_prompts(objects, [], 0, per_kind=9) if p["kind"] == "colour"]
     assert [p["truth_from"] for p in asked] == ["pixels", "", ""]
-    kinds = {p["kind"]: p["truth_from"] for p in lp.make_prompts(objects, ["cat"], 0)}
+    kinds = {p["kind"]: p["truth_from"] for p in prompts.make_prompts(objects, ["cat"], 0)}
     assert kinds["presence"] == "annotation" and kinds["description"] == ""
 
 
 def test_polygons_are_read_and_masks_and_odd_ones_are_not():
     good = rectangle(0, 0, 9, 9)
-    assert ld._polygons([good, good]) == [good, good]
+    assert coco._polygons([good, good]) == [good, good]
     for odd in (None, {"counts": [1, 2], "size": [3, 4]}, [good[:5]], [good[:4]], [["a"] * 6], "x"):
-        assert ld._polygons(odd) == []
+        assert coco._polygons(odd) == []

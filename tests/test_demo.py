@@ -7,14 +7,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
 
-import lens_data as ld
-import lens_model as lm
-import lens_prompts as lp
-import lens_read as le
-import lens_stats as st
-import lens_tables as lt
+from llava_lens.analysis import grading, stats
+from llava_lens.data import annotations, crop, images
+from llava_lens.data import prompts as data_prompts
+from llava_lens.model import load, read
+from tests.conftest import ROOT
 
 DEMO = ROOT / "demo"
 CATEGORIES = ["circle", "cross", "heart", "square", "star", "triangle"]
@@ -24,24 +22,24 @@ CATEGORIES = ["circle", "cross", "heart", "square", "star", "triangle"]
 def answers(request):
     """A row per prompt: kind, answer, truth, the layer from which on the first answer token is
     readable."""
-    bridge, processor = lm.load_llava(DEMO / "model", request.param, "cpu")
-    settings = lm.Settings("demo/model", request.param, "cpu", top_k=5, max_new_tokens=3)
-    objects_of, categories, _ = ld.read_annotations(DEMO / "scenes")
+    bridge, processor = load.load_llava(DEMO / "model", request.param, "cpu")
+    settings = load.Settings("demo/model", request.param, "cpu", top_k=5, max_new_tokens=3)
+    objects_of, categories, _ = annotations.read_annotations(DEMO / "scenes")
     rows = []
-    for name, path in ld.find_images(DEMO / "scenes").items():
-        image = ld.open_image(path)
-        objects = ld.objects_in_crop(objects_of[name], image.size, processor.image_processor)
+    for name, path in images.find_images(DEMO / "scenes").items():
+        image = images.open_image(path)
+        objects = crop.objects_in_crop(objects_of[name], image.size, processor.image_processor)
         prompts = [
             prompt
-            for prompt in lp.make_prompts(objects, categories, name, per_kind=2)
+            for prompt in data_prompts.make_prompts(objects, categories, name, per_kind=2)
             if prompt["truth"]
         ]
-        record, _ = le.read_image(bridge, processor, image, prompts, settings)
+        record, _ = read.read_image(bridge, processor, image, prompts, settings)
         for prompt in record["prompts"]:
             at = prompt["n_prompt"] - 1
             top = (prompt["readings"][name][:, at] for name in ("top_ids", "top_probs"))
-            rival = st.best_rival(*top, prompt["word_ids"])
-            layer = st.readable_layer(np.log(prompt["word_prob"]) - np.log(rival))
+            rival = stats.best_rival(*top, prompt["word_ids"])
+            layer = stats.readable_layer(np.log(prompt["word_prob"]) - np.log(rival))
             rows.append(
                 {**{key: prompt[key] for key in ("kind", "answer", "truth")}, "layer": layer}
             )
@@ -50,7 +48,7 @@ def answers(request):
 
 def test_it_answers_its_scenes(answers):
     right = answers.apply(
-        lambda row: lt.is_right(row["kind"], row["answer"], row["truth"], CATEGORIES), axis=1
+        lambda row: grading.is_right(row["kind"], row["answer"], row["truth"], CATEGORIES), axis=1
     )
     per_kind = right.groupby(answers["kind"]).agg(["mean", "size"])
     assert (
@@ -67,8 +65,8 @@ def test_relations_become_readable_later_than_colours(answers):
 
 def test_it_is_small_and_its_scenes_are_annotated_as_coco_does():
     assert sum(path.stat().st_size for path in (DEMO / "model").iterdir()) <= 6e6
-    objects, categories, problems = ld.read_annotations(DEMO / "scenes")
-    assert len(objects) == 24 and set(objects) == set(ld.find_images(DEMO / "scenes"))
+    objects, categories, problems = annotations.read_annotations(DEMO / "scenes")
+    assert len(objects) == 24 and set(objects) == set(images.find_images(DEMO / "scenes"))
     for found in objects.values():
         assert 2 <= len(found) <= 3
         assert all(

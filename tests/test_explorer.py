@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import lens_figures as lf
-import lens_tables as lt
-import lens_utils as lu
+from llava_lens import store
+from llava_lens import text as text_py
+from llava_lens.analysis import answers as analysis_answers
+from llava_lens.analysis import curves
+from llava_lens.figures import explorer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -153,7 +155,7 @@ def page(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sample(results):
     """Run and record with two watched words and boxes, and tokens that differ by case and space."""
-    results = lu.Results(results)
+    results = store.Results(results)
     run, record = dict(results.run), results.record("china.jpg")
     run["tokens"] = list(run["tokens"])
     top = np.unique(record["patches"]["top_ids"][:, :, 0])
@@ -179,7 +181,9 @@ def sample(results):
 @pytest.fixture(scope="module")
 def saved(sample, tmp_path_factory):
     run, record = sample
-    return lf.save_explorer(tmp_path_factory.mktemp("explorer") / "china.jpg.html", run, record)
+    return explorer.save_explorer(
+        tmp_path_factory.mktemp("explorer") / "china.jpg.html", run, record
+    )
 
 
 def shown_top(page, selector: str) -> dict[str, float]:
@@ -198,7 +202,9 @@ def shown_top(page, selector: str) -> dict[str, float]:
 
 def assert_top(shown: dict[str, float], run, readings, layer: int, pos: int) -> None:
     ids, probs = readings["top_ids"][layer, pos], readings["top_probs"][layer, pos]
-    expected = {lu.printable(run["tokens"][i]): float(p) for i, p in zip(ids, probs, strict=True)}
+    expected = {
+        text_py.printable(run["tokens"][i]): float(p) for i, p in zip(ids, probs, strict=True)
+    }
     assert shown.keys() == expected.keys()
     for label, prob in expected.items():
         # Two digits of a number of float16; below 0.001 one.
@@ -219,7 +225,7 @@ def test_hovering_shows_the_tokens_that_the_results_hold(page, sample, saved):
     prompt = record["prompts"][0]
     for layer, pos in ((3, 4), (0, len(prompt["token_ids"]) - 1)):
         page.at_text("#texts", pos, layer)
-        label = lu.printable(run["tokens"][prompt["token_ids"][pos]])
+        label = text_py.printable(run["tokens"][prompt["token_ids"][pos]])
         assert f"position {pos + 1}" in page.text("#preview h3")
         assert page.text("#preview h3").endswith(f": {label}")
         assert_top(shown_top(page, "#preview"), run, prompt["readings"], layer, pos)
@@ -295,10 +301,10 @@ def test_the_chart_of_a_cell_has_every_token_that_was_top_1(page, sample, saved)
     page.open(saved, "#pins=p7")
     ids = set(readings["top_ids"][:, 7, 0].tolist())
     titles = page.texts("#pins svg g title")
-    assert sorted(titles) == sorted(lu.printable(run["tokens"][i]) for i in ids)
+    assert sorted(titles) == sorted(text_py.printable(run["tokens"][i]) for i in ids)
     target = readings["top_ids"][-1, 7, 0]
     for i in ids:
-        shown = curve_of(page, "#pins", lu.printable(run["tokens"][i]), n_layers)
+        shown = curve_of(page, "#pins", text_py.printable(run["tokens"][i]), n_layers)
         if i == target:
             expected = readings["target_prob"][:, 7].tolist()
         else:
@@ -460,7 +466,7 @@ def test_words_that_are_everywhere_are_pale(page, sample, tmp_path):
     ids[layer, :8, 1], probs[layer, :8, 1] = thing, 0.001  # half of the 16 patches, and one ...
     ids[layer, 10, 0], probs[layer, 10, 0] = thing, 0.3  # ... where it is 300 times the median
     ids[layer, 11:, 0], probs[layer, 11:, 0] = rare, 0.02
-    page.open(lf.save_explorer(
+    page.open(explorer.save_explorer(
         tmp_path / "page.html", {**run, "tokens": tokens}, {**record, "patches": readings}
     ))  # fmt: skip
     assert page.texts("#common .everywhere span:first-child") == ["olas"]
@@ -549,7 +555,7 @@ def assert_harmless(page) -> None:
 
 def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path):
     run, record = hostile(sample)
-    path = lf.save_explorer(tmp_path / "page.html", run, record)
+    path = explorer.save_explorer(tmp_path / "page.html", run, record)
     page.open(path, "#layer=3&pins=p1,t0.2&pane=1")
     page.find("#search").send_keys("svg")
     assert any(text.startswith(PAYLOADS[2]) for text in page.texts("#found button"))
@@ -565,7 +571,7 @@ def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path)
 
 def test_only_the_labels_that_occur_are_in_the_page(sample):
     run, record = sample
-    labels = lf._labels_used(run, record)
+    labels = explorer._labels_used(run, record)
     assert 0 < len(labels) < len(run["tokens"])
     assert set(np.unique(record["patches"]["top_ids"])) <= labels.keys()
 
@@ -578,15 +584,15 @@ def test_only_the_labels_that_occur_are_in_the_page(sample):
 @pytest.fixture(scope="module")
 def index(results, tmp_path_factory):
     """An index in which one image has a page; its answers with their rights and layers."""
-    results, folder = lu.Results(results), tmp_path_factory.mktemp("index")
-    answers = lt.tabulate(results.records(), results.run)["answers"]
+    results, folder = store.Results(results), tmp_path_factory.mktemp("index")
+    answers = analysis_answers.tabulate(results.records(), results.run)["answers"]
     records = list(results.records())
     records[0]["prompts"][1]["truth"] = records[0]["prompts"][1]["answer"]
     answers.loc[(answers["image"] == records[0]["name"]) & (answers["prompt"] == 1), "truth"] = (
         records[0]["prompts"][1]["answer"]
     )
-    lf.save_explorer(folder / f"{records[0]['name']}.html", results.run, records[0])
-    return lf.save_explorer_index(folder, results.run, records, answers), records, answers
+    explorer.save_explorer(folder / f"{records[0]['name']}.html", results.run, records[0])
+    return explorer.save_explorer_index(folder, results.run, records, answers), records, answers
 
 
 def test_the_index_filters_and_sorts(page, index):
@@ -604,7 +610,7 @@ def test_the_index_filters_and_sorts(page, index):
     assert page.texts("#cards h2") == names[:1] and "✓ right" in page.text("#cards li")
     page.find("#answers option[value='']").click()
     page.find("#sort option[value='late']").click()
-    first = lt.first_tokens(answers).query("kind == 'object'").set_index("image")
+    first = curves.first_tokens(answers).query("kind == 'object'").set_index("image")
     layers = [first["readable_layer"][name] for name in page.texts("#cards h2")]
     assert layers == sorted(layers, reverse=True)
 
@@ -625,9 +631,9 @@ def test_a_click_in_the_index_opens_the_page(page, index):
 def test_hostile_texts_in_the_index(page, sample, tmp_path):
     run, record = hostile(sample)
     record["prompts"] = record["prompts"][:1]
-    lf.save_explorer(tmp_path / f"{record['name']}.html", run, record)
-    answers = lt.tabulate([record], run)["answers"]
-    page.open(lf.save_explorer_index(tmp_path, run, [record], answers))
+    explorer.save_explorer(tmp_path / f"{record['name']}.html", run, record)
+    answers = analysis_answers.tabulate([record], run)["answers"]
+    page.open(explorer.save_explorer_index(tmp_path, run, [record], answers))
     assert PAYLOADS[1] in page.text("#cards li") and PAYLOADS[0] in page.text("#cards li")
     assert page.text("#cards h2") == record["name"]
     page.find("#cards h2 a").click()
@@ -639,12 +645,12 @@ def test_hostile_texts_in_the_index(page, sample, tmp_path):
 
 def test_which_images_get_a_page():
     names = ["a", "b", "c"]
-    assert lf.explorer_names("cases", "b", ["c", "b"], names) == ["b", "c"]
-    assert lf.explorer_names("all", "b", [], names) == ["b", "a", "c"]
-    assert lf.explorer_names(["c", "b"], "b", [], names) == ["b", "c"]
+    assert explorer.explorer_names("cases", "b", ["c", "b"], names) == ["b", "c"]
+    assert explorer.explorer_names("all", "b", [], names) == ["b", "a", "c"]
+    assert explorer.explorer_names(["c", "b"], "b", [], names) == ["b", "c"]
     for wrong in ("some", ["d"], None, 3):
         with pytest.raises(ValueError, match='"cases", "all" or a list'):
-            lf.explorer_names(wrong, "b", [], names)
+            explorer.explorer_names(wrong, "b", [], names)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -658,7 +664,7 @@ def large(tmp_path_factory):
     bench.use("7b")
     rng = np.random.default_rng(0)
     run, record = bench.make_run(rng), bench.make_record(rng, "large.jpg", bench.make_crop())
-    return lf.save_explorer(tmp_path_factory.mktemp("large") / "large.jpg.html", run, record)
+    return explorer.save_explorer(tmp_path_factory.mktemp("large") / "large.jpg.html", run, record)
 
 
 def test_a_large_image_has_at_most_3_mb(large):

@@ -7,16 +7,18 @@ import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
-from conftest import ROOT
 
-import lens_figures as lf
-import lens_tables as lt
-import lens_utils as lu
+from llava_lens import store
+from llava_lens import text as text_py
+from llava_lens.analysis import curves
+from llava_lens.data import crop
+from llava_lens.figures import all_images, one_image, style
+from tests.conftest import ROOT
 
 
 def shown(token, length):
     """A token as figures show it."""
-    return lu.printable(token, length, lf._drawable()[1])
+    return text_py.printable(token, length, style._drawable()[1])
 
 
 def watch(record, layers, **present):
@@ -38,7 +40,7 @@ def test_figures_draw_every_token_without_warnings(results, run, tables):
     nasty = ["$x^2$", "</b>", "▁狗", "Привет", "\u200b", "\t", "<0x0A>", "🙂", "▁$", "a" * 40]
     tokens[: len(nasty)] = nasty
     run = {**run, "tokens": tokens}
-    record = lu.Results(results).record()
+    record = store.Results(results).record()
     record["objects"] = [
         {"box": [5.0, 5.0, 20.0, 30.0], "category": "$a_b$"},
         {"box": [0.0, 0.0, 0.0, 0.0], "category": "outside"},
@@ -52,27 +54,27 @@ def test_figures_draw_every_token_without_warnings(results, run, tables):
         warnings.simplefilter("error", UserWarning)  # a missing glyph is one
         # Between matplotlib and what it builds on.
         warnings.filterwarnings("ignore", message=".*deprecated")
-        lf.use_style()
+        style.use_style()
         mean = np.linspace(1, 0, len(tokens))[None].repeat(len(run["layers"]), 0)
         for figure in (
-            lf.plot_top1(run, prompt),
-            lf.plot_series(run, prompt, "jsd_prev"),
-            lf.plot_series(run, prompt, "jsd_final"),
-            lf.plot_top_tokens(lt.top_tokens(mean, run), run, "title"),
-            lf.plot_mean_series(tables["layers"], run),
-            lf.plot_mean_series(tables["layers"], run, by="kind"),
-            lf.plot_answers(tables["answers"], run),
-            lf.plot_settling(tables["answers"], run),
-            lf.plot_patches(run, record, [0, 3, 5]),
-            lf.plot_words(run, record, ["$a_b$", "狗", "Привет"], [0, 5]),
+            one_image.plot_top1(run, prompt),
+            one_image.plot_series(run, prompt, "jsd_prev"),
+            one_image.plot_series(run, prompt, "jsd_final"),
+            all_images.plot_top_tokens(curves.top_tokens(mean, run), run, "title"),
+            all_images.plot_mean_series(tables["layers"], run),
+            all_images.plot_mean_series(tables["layers"], run, by="kind"),
+            all_images.plot_answers(tables["answers"], run),
+            all_images.plot_settling(tables["answers"], run),
+            one_image.plot_patches(run, record, [0, 3, 5]),
+            one_image.plot_words(run, record, ["$a_b$", "狗", "Привет"], [0, 5]),
         ):
             figure.canvas.draw()
             plt.close(figure)
 
 
 def test_top1_figure_shows_the_loaded_tokens_and_probabilities(results, run):
-    prompt = lu.Results(results).record()["prompts"][0]
-    figure, n_layers = lf.plot_top1(run, prompt), len(run["layers"])
+    prompt = store.Results(results).record()["prompts"][0]
+    figure, n_layers = one_image.plot_top1(run, prompt), len(run["layers"])
     panels = [axis for axis in figure.axes if axis.texts]
     cells = [[text.get_text() for text in axis.texts] for axis in panels]
     words = np.hstack([np.reshape(texts, (n_layers, -1)) for texts in cells])
@@ -87,9 +89,9 @@ def test_top1_figure_shows_the_loaded_tokens_and_probabilities(results, run):
 
 def test_patches_stand_where_they_were_in_the_crop(results, run):
     """Word and colour of row r, column c of the grid are drawn at that place of the crop."""
-    record = lu.Results(results).record()
-    figure = lf.plot_patches(run, record, [4])
-    axis, size = figure.axes[1], lu.open_crop(record).size[0]
+    record = store.Results(results).record()
+    figure = one_image.plot_patches(run, record, [4])
+    axis, size = figure.axes[1], crop.open_crop(record).size[0]
     top = record["patches"]["top_ids"][4, :, 0].reshape(run["grid"], run["grid"])
     for text in axis.texts:
         x, y = text.get_position()
@@ -105,9 +107,9 @@ def test_patches_stand_where_they_were_in_the_crop(results, run):
 def test_words_are_drawn_from_the_record(results, run):
     """The whole probability of the word in every patch, at the layers that are asked for; what is
     not annotated is marked so."""
-    record = lu.Results(results).record()
+    record = store.Results(results).record()
     probs = watch(record, len(run["layers"]), temple=True, tree=False)
-    figure = lf.plot_words(run, record, ["tree", "temple"], [5, 2])
+    figure = one_image.plot_words(run, record, ["tree", "temple"], [5, 2])
     axes = figure.axes[:4]
     for axis, category, layer in zip(
         axes, ("tree", "tree", "temple", "temple"), (5, 2, 5, 2), strict=True
@@ -122,7 +124,7 @@ def test_words_are_drawn_from_the_record(results, run):
 
 def test_an_answer_that_never_settles_is_drawn(run, tables):
     answers = tables["answers"].assign(settling_layer=len(run["layers"]))
-    figure = lf.plot_settling(answers, run)
+    figure = all_images.plot_settling(answers, run)
     axis = figure.axes[0]
     assert axis.get_xticklabels()[-1].get_text() == "never"
     assert axis.get_xlim()[1] > len(run["layers"])
@@ -131,15 +133,16 @@ def test_an_answer_that_never_settles_is_drawn(run, tables):
 
 def test_second_half_needs_neither_torch_nor_transformers(results, blocked):
     code = f"""
-import lens_figures as lf, lens_grounding as lg, lens_report as lr, lens_tables as lt
-import lens_utils as lu
-results = lu.Results({str(results)!r})
-tables = lt.tabulate(results.records(), results.run)
-lf.plot_settling(tables["answers"], results.run)
-grounded = lg.grounding(results.records(), results.run)
-confident = lg.category_confidence(results.records())
-cut = lt.knockouts(results.records(), results.run)
-print(lr.report(results.run, tables, grounded, confident, cut, results.mean_probability()))
+from llava_lens import store
+from llava_lens.analysis import answers, causal, grounding, presence, report
+from llava_lens.figures import all_images
+results = store.Results({str(results)!r})
+tables = answers.tabulate(results.records(), results.run)
+all_images.plot_settling(tables["answers"], results.run)
+grounded = grounding.grounding(results.records(), results.run)
+confident = presence.category_confidence(results.records())
+cut = causal.knockouts(results.records(), results.run)
+print(report.report(results.run, tables, grounded, confident, cut, results.mean_probability()))
 """
     environment = {**os.environ, "PYTHONPATH": str(blocked), "MPLBACKEND": "Agg"}
     command = [sys.executable, "-c", code]

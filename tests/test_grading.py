@@ -4,9 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import lens_grounding as lg
-import lens_report as lr
-import lens_tables as lt
+from llava_lens.analysis import answers, grading, presence, report
 
 SHAPES = ["circle", "heart", "star"]
 
@@ -70,7 +68,7 @@ SHAPES = ["circle", "heart", "star"]
     ],
 )
 def test_is_right(kind, answer, truth, right):
-    assert lt.is_right(kind, answer, truth, SHAPES) is right
+    assert grading.is_right(kind, answer, truth, SHAPES) is right
 
 
 def answers_of(kind: str, graded: list[tuple[str, bool | None]]) -> pd.DataFrame:
@@ -85,7 +83,7 @@ def answers_of(kind: str, graded: list[tuple[str, bool | None]]) -> pd.DataFrame
 
 def test_what_cant_be_graded_is_counted_and_never_wrong():
     graded = [("left", True), ("left", False), ("left", None), ("above", None), (None, None)]
-    row = lt.settling_table(answers_of("relation", graded)).loc["relation"]
+    row = answers.settling_table(answers_of("relation", graded)).loc["relation"]
     assert (row["answers"], row["graded"], row["not_gradable"]) == (5, 2, 2)
     assert row["right"] == 0.5 and row["majority"] == 0.75
 
@@ -102,7 +100,7 @@ def test_rates_stand_beside_chance_and_the_majority_answer():
     )
     columns = ["probability", "other_probability", "grey_probability"]
     table = table.assign(**dict.fromkeys(columns, 0.5), question="?", answer="!")
-    text = lr.report_answers(run, table)
+    text = report.report_answers(run, table)
     few = "(too few images for an interval)"
     assert f"75% {few} of 4, 1 not gradable | 25% | 60% |" in text
     assert f"| objects | 100% {few} of 2 | 33% | 100% |" in text
@@ -118,8 +116,8 @@ def test_an_answer_that_is_neither_yes_nor_no_is_no_answer():
         for category, answer in said.items()
     ]
     words = [{"category": category, **word} for category in said]
-    table = lg.category_confidence(
+    table = presence.category_confidence(
         [{"name": "a.jpg", "prompts": prompts, "words": words, "objects": []}]
     )
     assert table["said_yes"].tolist()[:2] == [1, 0] and np.isnan(table["said_yes"][2])
-    assert len(lg.presence_answers(table)) == 2
+    assert len(presence.presence_answers(table)) == 2

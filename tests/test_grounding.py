@@ -8,26 +8,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
-from conftest import ROOT
 
-import lens_data as ld
-import lens_figures as lf
-import lens_format as fo
-import lens_grounding as lg
-import lens_model as lm
-import lens_prompts as lp
-import lens_read as le
-import lens_report as lr
-import lens_stats as st
-import lens_tables as lt
-import lens_utils as lu
+from llava_lens import kinds, schema, store
+from llava_lens.analysis import answers as analysis_answers
+from llava_lens.analysis import curves, grounding, presence, report_image, stats
+from llava_lens.data import annotations as data_annotations
+from llava_lens.data import images as data_images
+from llava_lens.figures import all_images
+from llava_lens.model import images, load
+from tests.conftest import ROOT
 
 GRID, LAYERS = 6, [0, 2, 5]  # not every layer was read: a layer is no position
 RUN = {
     "grid": GRID,
     "image_size": 56,
     "layers": ["emb", "2", "5"],
-    "segments": fo.SEGMENTS,
+    "segments": schema.SEGMENTS,
     "tokens": ["▁dog", "▁cat", "s", "<0x0A>", "7"],
 }
 
@@ -70,10 +66,10 @@ def make_record(name, boxes, log2_probs, top_ids=None, absent=(), asked=()):
 def test_auroc_against_scikit_learn():
     rng = np.random.default_rng(0)
     values, inside = rng.integers(0, 9, (4, 50)).astype(float), rng.random(50) < 0.3  # with ties
-    assert st.auroc(values, inside) == pytest.approx(
+    assert stats.auroc(values, inside) == pytest.approx(
         [sklearn.metrics.roc_auc_score(inside, row) for row in values]
     )
-    assert st.auroc(-values, inside) == pytest.approx(1 - st.auroc(values, inside))
+    assert stats.auroc(-values, inside) == pytest.approx(1 - stats.auroc(values, inside))
 
 
 def test_patches_of_a_category_by_hand():
@@ -84,8 +80,8 @@ def test_patches_of_a_category_by_hand():
         ("cat", (20.0, 20.0, 3.0, 2.0)),
     ]
     record = make_record("a", boxes, {})
-    assert np.flatnonzero(lg.patches_of(record, RUN, "dog")).tolist() == [0, 1, 21]
-    assert np.flatnonzero(lg.patches_of(record, RUN, "cat")).tolist() == [14]
+    assert np.flatnonzero(grounding.patches_of(record, RUN, "dog")).tolist() == [0, 1, 21]
+    assert np.flatnonzero(grounding.patches_of(record, RUN, "cat")).tolist() == [14]
 
 
 def test_an_exact_half_counts():
@@ -94,7 +90,7 @@ def test_an_exact_half_counts():
     for at in range(24):
         width, expected = (7.0, [25 * at]) if at == 23 else (21.0, [25 * at, 25 * at + 1])
         record = make_record("a", [("dog", (14.0 * at, 14.0 * at, width, 14.0))], {})
-        assert np.flatnonzero(lg.patches_of(record, run, "dog")).tolist() == expected
+        assert np.flatnonzero(grounding.patches_of(record, run, "dog")).tolist() == expected
 
 
 def patches_by_points(record, category):
@@ -121,7 +117,7 @@ def test_grounding_against_brute_force():
         }
         top_ids = rng.integers(0, 3, (len(LAYERS), GRID**2, 1))
         records.append(make_record(name, boxes, log2_probs, top_ids, absent=["horse"]))
-    table = lg.grounding(records, RUN)
+    table = grounding.grounding(records, RUN)
     assert len(table) == 4 * 2 * len(LAYERS) and set(table["category"]) == {"dog", "cat"}
     rows = table.set_index(["image", "category", "layer"])
 
@@ -152,7 +148,7 @@ def planted(n=40):
         box = (*map(float, rng.integers(0, 3, 2) * 56 / 3), 56 / 3, 56 / 3)
         log2_probs = {"dog": np.full(shape, -9.0), "cat": np.full(shape, -7.0)}
         record = make_record(f"{number}.jpg", [("dog", box)], log2_probs, absent=["cat"])
-        inside = lg.patches_of(record, RUN, "dog")
+        inside = grounding.patches_of(record, RUN, "dog")
         assert inside.sum() == 4
         record["words"][0]["log2_probs"][1:, inside] = -1
         records.append(record)
@@ -160,7 +156,7 @@ def planted(n=40):
 
 
 def test_a_planted_signal_has_auroc_1_and_another_image_s_boxes_a_half():
-    table = lg.grounding(planted(160), RUN)
+    table = grounding.grounding(planted(160), RUN)
     means = table.groupby("layer")["auroc"].mean()
     assert means.index.tolist() == LAYERS and means.tolist() == [0.5, 1, 1]
     other = table[table["layer"] == LAYERS[2]]["auroc_other_image"].dropna()
@@ -170,22 +166,24 @@ def test_a_planted_signal_has_auroc_1_and_another_image_s_boxes_a_half():
 def test_no_control_without_another_image_or_an_absent_word():
     (record,) = planted(1)
     record["words"] = record["words"][:1]
-    table = lg.grounding([record], RUN)
+    table = grounding.grounding([record], RUN)
     assert table.filter(regex="_absent|_other_image").isna().all(axis=None)
-    text = "".join(lr.report_grounding(RUN, table, lg.category_confidence([record])))
+    text = "".join(
+        report_image.report_grounding(RUN, table, presence.category_confidence([record]))
+    )
     assert "no absent words" in text and "another image to compare" in text and "nan" not in text
 
 
 def test_present_or_absent():
     """The largest over layers and patches; AUROC against scikit-learn; its interval holds it and
     narrows with the number of images."""
-    table = lg.category_confidence(planted(24))
+    table = presence.category_confidence(planted(24))
     assert table["confidence"].tolist() == [0.5, 2.0**-7] * 24
-    value, (low, high) = lg.presence_areas(table)["confidence"]
+    value, (low, high) = presence.presence_areas(table)["confidence"]
     assert value == high == 1 and 0.8 < low < 0.9
     # All images have the one and none the other: a constant tells as much.
-    assert lg.presence_areas(table)["frequency"][0] == 1
-    assert np.isnan(lg.presence_areas(table)["within"][0])
+    assert presence.presence_areas(table)["frequency"][0] == 1
+    assert np.isnan(presence.presence_areas(table)["within"][0])
     rng = np.random.default_rng(0)
     table = pd.DataFrame(
         {
@@ -196,13 +194,13 @@ def test_present_or_absent():
             "frequency": rng.random(400),
         }
     )
-    value, (low, high) = lg.presence_areas(table)["confidence"]
+    value, (low, high) = presence.presence_areas(table)["confidence"]
     expected = sklearn.metrics.roc_auc_score(table["present"], table["confidence"])
     assert value == pytest.approx(expected) and low < value < high
-    _, (few_low, few_high) = lg.presence_areas(table.head(60))["confidence"]
+    _, (few_low, few_high) = presence.presence_areas(table.head(60))["confidence"]
     assert high - low < few_high - few_low
-    assert np.isnan(lg.presence_areas(table.head(44))["confidence"][1]).all()
-    one_kind, ends = lg.presence_areas(table[table["present"]])["confidence"]
+    assert np.isnan(presence.presence_areas(table.head(44))["confidence"][1]).all()
+    one_kind, ends = presence.presence_areas(table[table["present"]])["confidence"]
     assert np.isnan(one_kind) and np.isnan(ends).all()
 
 
@@ -216,7 +214,7 @@ def test_the_frequency_is_that_of_the_other_half_of_the_images():
         )
         for number in range(4)
     ]
-    assert lg.category_confidence(records)["frequency"].tolist() == [1, 0.5, 1, 0.5]
+    assert presence.category_confidence(records)["frequency"].tolist() == [1, 0.5, 1, 0.5]
 
 
 def test_the_curve_is_scikit_learns():
@@ -235,10 +233,10 @@ def test_the_curve_is_scikit_learns():
                 asked=zip(("dog", "cat"), says, strict=True) if i < 20 else (),
             )
         )
-    table = lg.category_confidence(records)
+    table = presence.category_confidence(records)
     assert table["category"].eq("dog").all() and len(table) == 60
     table = table.assign(category=[f"{i % 2}" for i in range(60)])
-    figure = lf.plot_presence(table)
+    figure = all_images.plot_presence(table)
     lines = figure.axes[0].lines
     for line, n in ((lines[0], 60), (lines[1], 20)):
         wrong, right, _ = sklearn.metrics.roc_curve(
@@ -258,25 +256,25 @@ def test_the_curve_is_scikit_learns():
 def demo(tmp_path_factory):
     """The results of the demo, read in float32."""
     folder, scenes = tmp_path_factory.mktemp("demo"), ROOT / "demo/scenes"
-    annotations, categories, _ = ld.read_annotations(scenes)
-    settings = lm.Settings(str(ROOT / "demo/model"), "float32", "cpu", max_new_tokens=3)
-    le.read_images(ld.find_images(scenes), annotations, categories, folder, settings)
-    return lu.Results(folder)
+    annotations, categories, _ = data_annotations.read_annotations(scenes)
+    settings = load.Settings(str(ROOT / "demo/model"), "float32", "cpu", max_new_tokens=3)
+    images.read_images(data_images.find_images(scenes), annotations, categories, folder, settings)
+    return store.Results(folder)
 
 
 @pytest.fixture(scope="module")
 def demo_tables(demo):
-    return lt.tabulate(demo.records(), demo.run)
+    return analysis_answers.tabulate(demo.records(), demo.run)
 
 
 @pytest.fixture(scope="module")
 def demo_grounding(demo):
-    return lg.grounding(demo.records(), demo.run)
+    return grounding.grounding(demo.records(), demo.run)
 
 
 @pytest.fixture(scope="module")
 def demo_confidence(demo):
-    return lg.category_confidence(demo.records())
+    return presence.category_confidence(demo.records())
 
 
 def test_on_the_demo_what_its_training_reported(demo_grounding, demo_confidence):
@@ -285,13 +283,15 @@ def test_on_the_demo_what_its_training_reported(demo_grounding, demo_confidence)
     reported = [0.45, 0.45, 0.52, 0.70, 0.97, 0.99, 0.99, 1.00, 1.00]
     assert np.abs(means["auroc"] - reported).max() < 0.08
     assert (means["auroc_other_image"] - 0.5).abs().max() < 0.15
-    assert lg.presence_areas(demo_confidence)["within"][0] > 0.95
+    assert presence.presence_areas(demo_confidence)["within"][0] > 0.95
 
 
 def test_on_the_demo_the_image_brings_the_answer(demo_tables):
     """With a grey image, and with another one, the answers about objects and colours are about as
     probable as by chance."""
-    ends = lt.controls_table(demo_tables["answers"]).loc[["object", "colour", "relation"]]
+    ends = analysis_answers.controls_table(demo_tables["answers"]).loc[
+        ["object", "colour", "relation"]
+    ]
     assert (ends["probability"] > 0.9).all() and (ends["low"] > 0.5).all()
     assert (ends[["grey_probability", "other_probability"]] < 0.4).all(axis=None)
 
@@ -300,10 +300,10 @@ def test_one_rare_size_takes_no_band_from_the_others():
     records = planted(14)
     records[0]["objects"].append(make_object("cat", (0.0, 0.0, 3.0, 3.0)))
     records[0]["words"][1]["present"] = True
-    table = lg.grounding(records, RUN)
+    table = grounding.grounding(records, RUN)
     assert (table["size"] == "small").any()
     layers = pd.DataFrame({"image": [], "segment": [], "layer": [], "no_word": []})
-    figure = lf.plot_grounding(table, layers, RUN)
+    figure = all_images.plot_grounding(table, layers, RUN)
     bands = {
         column: sum(c.get_alpha() == 0.2 for c in figure.axes[column].collections)
         for column in (0, 1)
@@ -325,31 +325,31 @@ def test_controls_by_hand():
             "grey_probability": [0.0, 0.1, 0.0, 0.2],
         }
     )
-    row = lt.controls_table(answers).loc["colour"]
+    row = analysis_answers.controls_table(answers).loc["colour"]
     assert row[:4].tolist() == pytest.approx([0.8, 0.3, 0.15, (0.6 + 0.5) / 2])
     assert np.isnan(row["low"])
 
 
 def test_presence_answers(demo_tables, demo_confidence):
-    asked = lt.first_tokens(demo_tables["answers"]).query("kind == 'presence'")
-    answers = lg.presence_answers(demo_confidence)
+    asked = curves.first_tokens(demo_tables["answers"]).query("kind == 'presence'")
+    answers = presence.presence_answers(demo_confidence)
     assert len(answers) == len(asked) == 48 and answers["present"].sum() == 24
     right = (answers["said_yes"] == 1) == answers["present"]
     assert right.mean() == pytest.approx(asked["right"].astype(float).mean())
-    questions = answers["category"].map(lp.presence_question)
+    questions = answers["category"].map(kinds.presence_question)
     said = zip(answers["image"], questions, answers["said_yes"] == 1, strict=True)
     assert sorted(said) == sorted(
         zip(asked["image"], asked["question"], asked["answer"].str.lower() == "yes", strict=True)
     )
     rows = answers.groupby("present")["said_yes"].mean()
-    row = lg.presence_table(demo_confidence).loc["all"]
+    row = presence.presence_table(demo_confidence).loc["all"]
     assert row["sensitivity"] == pytest.approx(rows[True])
     assert row["specificity"] == pytest.approx(1 - rows[False])
 
 
 def test_the_sentences_are_those_of_the_tables(demo, demo_grounding, demo_confidence):
     table = demo_grounding
-    lines = lr.report_grounding(demo.run, table, demo_confidence)
+    lines = report_image.report_grounding(demo.run, table, demo_confidence)
     per_image = table.groupby(["image", "layer"])[["auroc", "auroc_absent"]].mean()
     above = (per_image["auroc"] - per_image["auroc_absent"]).groupby("layer").mean()
     assert lines[0].startswith("An object's own word marks its patches more than words of absent")
@@ -357,40 +357,42 @@ def test_the_sentences_are_those_of_the_tables(demo, demo_grounding, demo_confid
     assert f"{above.max():.2f} (" in lines[0] and "on 24 images" in lines[0]
     assert lines[1].startswith("An object's word is read where the object is")
     assert lines[3].startswith("The patches tell whether a category is there")
-    row = lg.presence_table(demo_confidence).loc["all"]
+    row = presence.presence_table(demo_confidence).loc["all"]
     assert f"{row['within']:.2f} ({row['within_low']:.2f} to" in lines[3]
     blind = f"how many images of the other half have it, {row['frequency']:.2f}"
     assert blind in lines[3]
     assert f"says yes to {row['sensitivity']:.0%} (" in lines[3]
-    unnamed = lr.report_grounding(demo.run, table.assign(named=0.0), demo_confidence)
+    unnamed = report_image.report_grounding(demo.run, table.assign(named=0.0), demo_confidence)
     assert "No patch's top-1 token is its object's word, at any layer." in unnamed
     one = table[table["image"] == "scene_00.png"]
-    alone = lr.report_grounding(demo.run, one, demo_confidence[demo_confidence["present"]])
+    alone = report_image.report_grounding(
+        demo.run, one, demo_confidence[demo_confidence["present"]]
+    )
     assert "nan" not in " ".join(alone) and len(alone) == 3
     assert alone[0].startswith("Not shown: an object's own word")
 
 
 def test_categories_by_hand(demo_grounding, demo_tables):
-    table = lg.categories_table(demo_grounding, 4, demo_tables["answers"])
+    table = grounding.categories_table(demo_grounding, 4, demo_tables["answers"])
     at_layer = demo_grounding.query("layer == 4 and category == 'star'")
     expected = (at_layer["auroc"] - at_layer["auroc_absent"]).mean()
     assert table.loc["star", "above_absent"] == pytest.approx(expected)
-    first = lt.first_tokens(demo_tables["answers"])
+    first = curves.first_tokens(demo_tables["answers"])
     about = first[["star" in categories for categories in first["categories"]]]
     assert table.loc["star", "graded"] == about["right"].notna().sum()
     assert table["above_absent"].is_monotonic_decreasing
 
 
 def test_the_figures_are_those_of_the_tables(demo, demo_tables, demo_grounding):
-    figure = lf.plot_grounding(demo_grounding, demo_tables["layers"], demo.run)
+    figure = all_images.plot_grounding(demo_grounding, demo_tables["layers"], demo.run)
     labels = [label.get_text() for label in figure.legends[0].get_texts()]
-    groups = ["all sizes", "medium", "large", lg.ABSENT_WORDS, lg.OTHER_BOXES]
+    groups = ["all sizes", "medium", "large", grounding.ABSENT_WORDS, grounding.OTHER_BOXES]
     assert labels == [*groups, "all patches: no word at all"]
     assert [line.get_label() for line in figure.axes[0].lines[:-1]] == groups
     plt.close(figure)
-    best = int(lt.per_image(demo_grounding, "auroc").mean().idxmax())
+    best = int(curves.per_image(demo_grounding, "auroc").mean().idxmax())
     at_best = demo_grounding[demo_grounding["layer"] == best]["auroc"]
-    figure = lf.plot_gallery(demo, demo_grounding, best)
+    figure = all_images.plot_gallery(demo, demo_grounding, best)
     titles = [axis.get_title() + axis.get_title(loc="left") for axis in figure.axes]
     assert len(titles) == 6
     assert f"AUROC {at_best.max():.2f}" in titles[0] and f"AUROC {at_best.min():.2f}" in titles[3]
@@ -398,18 +400,20 @@ def test_the_figures_are_those_of_the_tables(demo, demo_tables, demo_grounding):
 
 
 def test_without_annotations_nothing_is_claimed(results):
-    results = lu.Results(results)
-    table = lg.grounding(results.records(), results.run)
-    confident = lg.category_confidence(results.records())
+    results = store.Results(results)
+    table = grounding.grounding(results.records(), results.run)
+    confident = presence.category_confidence(results.records())
     assert table.empty and confident.empty
-    assert lr.report_grounding(results.run, table, confident)[0].startswith("Nothing to report")
+    assert report_image.report_grounding(results.run, table, confident)[0].startswith(
+        "Nothing to report"
+    )
 
 
 def test_patches_that_say_no_word(results):
     """By hand, on the image's positions."""
-    results = lu.Results(results)
+    results = store.Results(results)
     run, record = results.run, results.record()
-    tables = lt.tabulate(results.records(), run)
+    tables = analysis_answers.tabulate(results.records(), run)
     rows = tables["layers"].query("image == @record['name'] and segment == 'image'")
     for no_word, top_ids in zip(rows["no_word"], record["patches"]["top_ids"], strict=True):
         labels = [run["tokens"][i] for i in top_ids[:, 0]]

@@ -23,8 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import lens_format as fo
-import lens_utils as lu
+from llava_lens import checks, pickles, schema, store
 
 D_VOCAB, GRID, TOP_K, N_LAYERS = 20, 2, 2, 3
 
@@ -51,14 +50,14 @@ def make_results():
     jpeg = io.BytesIO()
     Image.new("RGB", (8, 8)).save(jpeg, "JPEG")
     run = {
-        "format_version": fo.FORMAT_VERSION,
+        "format_version": schema.FORMAT_VERSION,
         "model": "m",
         "revision": "r",
         "dtype": "float32",
         "packages": {},
         "n_layers": N_LAYERS - 1,
         "layers": ["emb", "1", "2"],
-        "segments": fo.SEGMENTS,
+        "segments": schema.SEGMENTS,
         "tokens": [f"▁{i}" for i in range(D_VOCAB)],
         "grid": GRID,
         "image_size": 8,
@@ -114,7 +113,7 @@ def make_results():
                 "readings": make_readings(3),
                 "grey": control,
                 "other": copy.deepcopy(control),
-                "knockout": {way: np.zeros(2, np.float32) for way in fo.KNOCKOUT},
+                "knockout": {way: np.zeros(2, np.float32) for way in schema.KNOCKOUT},
             }
         ],
         "words": [
@@ -138,9 +137,9 @@ def make_results():
 
 RUN, RECORD, PART = make_results()
 CHECKS = {
-    "run": (RUN, fo.check_run),
-    "record": (RECORD, partial(fo.check_record, run=RUN, name="a.jpg")),
-    "part": (PART, partial(fo.check_part, run=RUN)),
+    "run": (RUN, checks.check_run),
+    "record": (RECORD, partial(checks.check_record, run=RUN, name="a.jpg")),
+    "part": (PART, partial(checks.check_part, run=RUN)),
 }
 
 
@@ -161,7 +160,7 @@ def fast(kind, value, protocol) -> bytes:
 
 def pickled(value) -> bytes:
     """As `save` writes it, but not looked at first."""
-    return fast(lu._Pickler, value, 5)
+    return fast(pickles._Pickler, value, 5)
 
 
 def refused(path, check=lambda value: None):
@@ -171,7 +170,7 @@ def refused(path, check=lambda value: None):
         r"\(.*get it again or delete it"
     )
     with pytest.raises(ValueError, match=message):
-        lu.load(path, check)
+        pickles.load(path, check)
 
 
 class Within:
@@ -200,14 +199,14 @@ class Within:
 @pytest.mark.parametrize("what", CHECKS)
 def test_what_is_right_is_loaded(tmp_path, what):
     value, check = CHECKS[what]
-    lu.save(tmp_path / "file.pkl", value, check)
-    assert lu.load(tmp_path / "file.pkl", check).keys() == value.keys()
+    pickles.save(tmp_path / "file.pkl", value, check)
+    assert pickles.load(tmp_path / "file.pkl", check).keys() == value.keys()
 
 
 def test_a_link_a_folder_and_a_pipe_are_refused(tmp_path):
     """To open a pipe would wait for ever."""
     path = tmp_path / "file.pkl"
-    lu.save(tmp_path / "good.pkl", PART)
+    pickles.save(tmp_path / "good.pkl", PART)
     path.symlink_to("good.pkl")
     refused(path)
     path.unlink()
@@ -245,18 +244,18 @@ def test_format_2_is_refused_with_what_to_do(tmp_path):
     assert hashlib.sha256(data).hexdigest().startswith("5608b14adf188bbc")
     (tmp_path / "run.pkl").write_bytes(gzip.compress(data))
     with pytest.raises(ValueError) as error:
-        lu.Results.find(tmp_path).run  # noqa: B018 (a property that raises)
+        store.Results.find(tmp_path).run  # noqa: B018 (a property that raises)
     said = str(error.value)
     assert "run.pkl' is damaged, of another release" in said and "\n" not in said
-    assert f"format version is an older one, this release reads {fo.FORMAT_VERSION}" in said
+    assert f"format version is an older one, this release reads {schema.FORMAT_VERSION}" in said
     assert "read the images again with Make_Analyse.ipynb, or take the release that made" in said
     assert said.count(". ") == 0 and said.endswith("get it again or delete it.")
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts/0.pkl").write_bytes(gzip.compress(pickle.dumps(PART, protocol=5)))
     for call in (
-        lambda: lu.Results(tmp_path).left({}),
-        lambda: lu.Results(tmp_path).begin(RUN),
-        lambda: lu.Results(tmp_path / "new").continue_from(tmp_path),
+        lambda: store.Results(tmp_path).left({}),
+        lambda: store.Results(tmp_path).begin(RUN),
+        lambda: store.Results(tmp_path / "new").continue_from(tmp_path),
     ):
         with pytest.raises(ValueError, match=r"run\.pkl.* read the images again with Make_Analyse"):
             call()
@@ -360,7 +359,7 @@ class Opcodes(bytes):
 def test_the_arrays_made_by_hand_below_are_what_numpy_loads(tmp_path):
     by_hand = array_of([2], "<f4", bytes(8))
     assert pickle.loads(by_hand).tolist() == [0, 0]
-    assert lu.load(write(tmp_path, by_hand)).tolist() == [0, 0]
+    assert pickles.load(write(tmp_path, by_hand)).tolist() == [0, 0]
     assert unframed(pickled(np.zeros(2, "<f4"))) == array_of([2], Opcodes(string("<f4")), bytes(8))
     plain = pickle.loads(pickled(RECORD))
     np.testing.assert_array_equal(plain["patches"]["top_probs"], RECORD["patches"]["top_probs"])
@@ -583,7 +582,7 @@ def test_one_thing_in_many_places_is_refused(tmp_path):
         refused(write(tmp_path, pickle.dumps(many, 5)), CHECKS["record"][1])
     many["prompts"] = many["prompts"][:80_000]
     with Within(), pytest.raises(ValueError, match="MiB.* Choose a smaller top_k or fewer prompts"):
-        lu.save(tmp_path / "big.pkl", many)
+        pickles.save(tmp_path / "big.pkl", many)
     assert os.listdir(tmp_path) == ["file.pkl"]
 
 
@@ -594,10 +593,10 @@ def test_as_much_as_a_file_may_hold_takes_no_time(tmp_path, field):
     for times in (1, 2):
         data = pickled({**RECORD, field: RECORD[field] * times})
         n_opcodes[times] = sum(1 for _ in pickletools.genops(data))
-    times = 1 + (lu.MOST_OPCODES - n_opcodes[1]) // (n_opcodes[2] - n_opcodes[1] + 1)
+    times = 1 + (pickles.MOST_OPCODES - n_opcodes[1]) // (n_opcodes[2] - n_opcodes[1] + 1)
     path = write(tmp_path, pickled({**RECORD, field: RECORD[field] * times}))
     with Within():
-        assert len(lu.load(path, CHECKS["record"][1])[field]) == times
+        assert len(pickles.load(path, CHECKS["record"][1])[field]) == times
     path = write(tmp_path, pickled({**RECORD, field: RECORD[field] * (times * 2)}))
     with Within():
         refused(path, CHECKS["record"][1])
@@ -615,8 +614,8 @@ def test_a_file_cannot_change_how_others_are_loaded(tmp_path, module, name, attr
         refused(write(tmp_path, whole(of_function + state + pickle.BUILD)))
         array = array_of([2], "<f4", bytes(8))[2:-1]
         refused(write(tmp_path, whole(array + state + pickle.BUILD)))
-        lu.save(tmp_path / "good.pkl", PART)
-        assert lu.load(tmp_path / "good.pkl", CHECKS["part"][1]).keys() == PART.keys()
+        pickles.save(tmp_path / "good.pkl", PART)
+        assert pickles.load(tmp_path / "good.pkl", CHECKS["part"][1]).keys() == PART.keys()
 
 
 def test_a_progressive_crop_is_refused(tmp_path):
@@ -627,7 +626,7 @@ def test_a_progressive_crop_is_refused(tmp_path):
     path = write(tmp_path, pickled({**RECORD, "crop": crop}))
     refused(path, CHECKS["record"][1])
     with pytest.raises(ValueError, match="crop is no plain image"):
-        lu.load(path, CHECKS["record"][1])
+        pickles.load(path, CHECKS["record"][1])
 
 
 def with_value(value, where, new):
@@ -767,12 +766,12 @@ def test_what_is_out_of_shape_or_range_is_named(tmp_path, what, where, new, mess
     (value, check), path = CHECKS[what], tmp_path / "file.pkl"
     wrong = with_value(value, where, new)
     with pytest.raises(ValueError, match=message):
-        lu.save(path, wrong, check)
+        pickles.save(path, wrong, check)
     assert not path.exists()
     write(tmp_path, pickled(wrong))
     refused(path, check)
     with pytest.raises(ValueError, match=message):
-        lu.load(path, check)
+        pickles.load(path, check)
 
 
 @pytest.mark.parametrize("what", CHECKS)
@@ -789,7 +788,7 @@ def test_what_is_missing_is_named(tmp_path, what):
                 continue
             refused(path, check)
             with pytest.raises(ValueError, match=where[-1]):
-                lu.load(path, check)
+                pickles.load(path, check)
 
 
 PICKLES = {what: pickled(value) for what, (value, _) in CHECKS.items()}
@@ -864,7 +863,7 @@ def loads_or_is_refused(folder, content: bytes, check):
     path.write_bytes(content)
     try:
         with Within():
-            lu.load(path, check)
+            pickles.load(path, check)
     except ValueError as error:
         assert "file.pkl" in str(error) and "get it again or delete it" in str(error)
         assert len(str(error)) < 1000
@@ -919,9 +918,9 @@ def test_fuzz_the_values(tmp_path_factory, what, place, new):
     wrong = with_value(value, all_places[place % len(all_places)], new)
     is_loaded = loads_or_is_refused(folder, gzip.compress(pickled(wrong), 0), check)
     try:
-        lu.save(folder / "saved.pkl", wrong, check)
+        pickles.save(folder / "saved.pkl", wrong, check)
     except ValueError as error:
         assert not is_loaded and "saved.pkl" in str(error)
     else:
         assert is_loaded
-        lu.load(folder / "saved.pkl", check)
+        pickles.load(folder / "saved.pkl", check)

@@ -9,11 +9,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
 from nbclient.exceptions import CellExecutionError
-from test_notebooks import execute
 
-import lens_kaggle as lk
+from llava_lens import kaggle as kaggle_py
+from tests.conftest import ROOT
+from tests.test_notebooks import execute
 
 
 def gpu(name, capability, mib, works=True):
@@ -48,9 +48,9 @@ def kaggle(monkeypatch):
         monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
         monkeypatch.delenv("HF_HOME", raising=False)
         found = [SimpleNamespace(name=name, version=packages[name]) for name in packages]
-        monkeypatch.setattr(lk.metadata, "distributions", lambda: iter(found))
+        monkeypatch.setattr(kaggle_py.metadata, "distributions", lambda: iter(found))
         others = {k: v for k, v in sys.modules.items() if k not in ("torch", "transformers")}
-        monkeypatch.setattr(lk.sys, "modules", dict.fromkeys(imported) | others)
+        monkeypatch.setattr(kaggle_py.sys, "modules", dict.fromkeys(imported) | others)
         asked = []
 
         def fake_run(command, **options):
@@ -61,8 +61,8 @@ def kaggle(monkeypatch):
             error = "Could not find a version: name resolution failed"
             return subprocess.CompletedProcess(command, pip_status, "", error)
 
-        monkeypatch.setattr(lk.subprocess, "run", fake_run)
-        lk.prepare_kaggle()
+        monkeypatch.setattr(kaggle_py.subprocess, "run", fake_run)
+        kaggle_py.prepare_kaggle()
         return asked
 
     return prepare
@@ -124,8 +124,8 @@ def test_what_cannot_work_is_said_with_its_remedy(kaggle, arguments, message):
 
 def test_off_kaggle_nothing_is_looked_at(monkeypatch, capsys):
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
-    monkeypatch.setattr(lk.subprocess, "run", None)
-    lk.prepare_kaggle()
+    monkeypatch.setattr(kaggle_py.subprocess, "run", None)
+    kaggle_py.prepare_kaggle()
     assert "Not on Kaggle" in capsys.readouterr().out
 
 
@@ -176,7 +176,7 @@ def test_a_gpu_works_if_torch_computes_on_it(fake_torch):
         ("Tesla P100-PCIE-16GB", (6, 0), None, 16_384, 16_000),
         ("Odd GPU", (9, 0), 0.5, 80_000, 70_000),
     )
-    assert lk.probe_gpus() == {
+    assert kaggle_py.probe_gpus() == {
         "torch": "2.10.0+cu128",
         "cuda": "12.8",
         "gpus": [
@@ -207,18 +207,18 @@ def test_a_gpu_works_if_torch_computes_on_it(fake_torch):
 
 def test_a_broken_driver_is_no_gpu(fake_torch):
     fake_torch()
-    assert lk.probe_gpus()["gpus"] == []
+    assert kaggle_py.probe_gpus()["gpus"] == []
 
 
 def test_a_torch_that_cannot_be_imported_says_why(blocked, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(blocked))
     said = "ImportError: torch is blocked"
-    assert lk.probe_gpus() == {"torch": said, "cuda": None, "gpus": []}
+    assert kaggle_py.probe_gpus() == {"torch": said, "cuda": None, "gpus": []}
 
 
 def test_torch_is_asked_in_another_process(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    code = "import lens_kaggle as lk, sys; print(lk.probe_gpus(), 'torch' in sys.modules)"
+    code = "import llava_lens.kaggle as kaggle_py, sys; print(kaggle_py.probe_gpus(), 'torch' in sys.modules)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

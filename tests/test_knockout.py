@@ -9,22 +9,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
 from scipy.stats import wilcoxon
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-import lens_data as ld
-import lens_figures as lf
-import lens_format as fo
-import lens_model as lm
-import lens_prompts as lp
-import lens_read as le
-import lens_report as lr
-import lens_stats as st
-import lens_tables as lt
-import lens_utils as lu
+from llava_lens import checks, kinds, schema, store
+from llava_lens.analysis import answers as analysis_answers
+from llava_lens.analysis import causal as analysis_causal
+from llava_lens.analysis import report as analysis_report
+from llava_lens.analysis import report_image, stats
+from llava_lens.data import annotations as data_annotations
+from llava_lens.data import crop, images
+from llava_lens.data import prompts as data_prompts
+from llava_lens.figures import all_images
+from llava_lens.model import causal as model_causal
+from llava_lens.model import images as model_images
+from llava_lens.model import load
+from llava_lens.model import read as model_read
+from llava_lens.model import run as model_run
+from tests.conftest import ROOT
 
-QUESTIONS = ["What is this? 狗", lp.relation_question("dog", "cat")]
+QUESTIONS = ["What is this? 狗", kinds.relation_question("dog", "cat")]
 CHOSEN = {"object": [0, 5, 6], "background": [3, 12, 15]}  # of the tiny model's 16 patches
 N_BLOCKS = 5
 
@@ -41,12 +45,12 @@ def both(request, llava_folder):
         llava_folder, dtype=dtype, attn_implementation="eager"
     ).eval()
     processor = AutoProcessor.from_pretrained(llava_folder, backend="pil")
-    return lm.load_llava(llava_folder, request.param, "cpu"), (model, processor)
+    return load.load_llava(llava_folder, request.param, "cpu"), (model, processor)
 
 
 @pytest.fixture(scope="module")
 def image(photographs):
-    return ld.open_image(photographs / "china.jpg")
+    return images.open_image(photographs / "china.jpg")
 
 
 @torch.inference_mode()
@@ -90,21 +94,21 @@ class OneRun:
 
     def __init__(self, llava, image, question):
         self.bridge, processor = llava
-        pixel_values, (ids,) = lm.encode_prompts(processor, image, [question])
+        pixel_values, (ids,) = model_run.encode_prompts(processor, image, [question])
         with torch.inference_mode():
-            self.cache, _ = lm.run_prefix(self.bridge, pixel_values, ids)
+            self.cache, _ = model_run.run_prefix(self.bridge, pixel_values, ids)
             n_prefix = self.cache.get_seq_length()
-            self.residuals, self.logits = lm.run_and_capture(
+            self.residuals, self.logits = model_run.run_and_capture(
                 self.bridge, ids[n_prefix:], self.cache
             )
-        self.cuts = le.attention_cuts(n_prefix, len(ids) - n_prefix, 16, CHOSEN)
+        self.cuts = model_causal.attention_cuts(n_prefix, len(ids) - n_prefix, 16, CHOSEN)
         self.cuts["nothing"] = torch.zeros_like(self.cuts["image"])
 
     @torch.inference_mode()
     def logits_with(self, cuts):
         """Logits `[cut, d_vocab]` with each of the cuts (way, first block, last block)."""
         masks = [(self.cuts[way], *window) for way, *window in cuts]
-        resid = le.run_with_cuts(self.bridge, self.cache, self.residuals, masks)
+        resid = model_causal.run_with_cuts(self.bridge, self.cache, self.residuals, masks)
         # Each by itself: a product of another shape rounds otherwise.
         return torch.cat([self.bridge.unembed(self.bridge.ln_final(r[None, None])) for r in resid])
 
@@ -118,7 +122,7 @@ def test_cutting_nothing_gives_the_same_bits(both, image, question, window):
 
 @pytest.mark.parametrize("question", QUESTIONS)
 @pytest.mark.parametrize("window", [(1, N_BLOCKS), (1, 1), (3, 3), (5, 5), (2, 4)])
-@pytest.mark.parametrize("way", fo.KNOCKOUT)
+@pytest.mark.parametrize("way", schema.KNOCKOUT)
 def test_a_cut_equals_hf_with_that_mask(both, image, question, window, way):
     llava, hf = both
     one, half = OneRun(llava, image, question), llava[0].cfg.dtype == torch.float16
@@ -144,7 +148,7 @@ def test_runs_side_by_side_equal_those_by_themselves(both, image):
     assert one.cache.get_seq_length() == one.cuts["image"].shape[1]
 
 
-@pytest.mark.parametrize("way", fo.KNOCKOUT)
+@pytest.mark.parametrize("way", schema.KNOCKOUT)
 def test_a_key_that_may_not_be_looked_at_has_weight_0(both, image, way):
     one, patterns = OneRun(both[0], image, QUESTIONS[1]), {}
 
@@ -167,13 +171,15 @@ def test_a_key_that_may_not_be_looked_at_has_weight_0(both, image, way):
 
 def test_what_is_saved_is_the_probability_of_the_first_answer_token(both, image):
     (bridge, processor), hf = both
-    settings = lm.Settings("", max_new_tokens=2)
-    run = le.describe_run(bridge, processor, settings, 0.0)
+    settings = load.Settings("", max_new_tokens=2)
+    run = model_images.describe_run(bridge, processor, settings, 0.0)
     assert run["knockout_windows"] == [[1, 2], [2, 3], [3, 4], [4, 5], [1, 5]]
-    record, _ = le.read_image(bridge, processor, image, lp.as_prompts(QUESTIONS), settings)
-    prefix = le.keep_prefix(bridge, processor, image)
-    knockouts = le.read_knockout(bridge, prefix, record["prompts"], [CHOSEN, {}], run)
-    assert list(knockouts[0]) == list(fo.KNOCKOUT)
+    record, _ = model_read.read_image(
+        bridge, processor, image, data_prompts.as_prompts(QUESTIONS), settings
+    )
+    prefix = model_run.keep_prefix(bridge, processor, image)
+    knockouts = model_causal.read_knockout(bridge, prefix, record["prompts"], [CHOSEN, {}], run)
+    assert list(knockouts[0]) == list(schema.KNOCKOUT)
     assert list(knockouts[1]) == ["image_last", "question_last", "image"]
     for prompt, knockout in zip(record["prompts"], knockouts, strict=True):
         for way, probs in knockout.items():
@@ -185,26 +191,30 @@ def test_what_is_saved_is_the_probability_of_the_first_answer_token(both, image)
 
 
 def test_a_prompt_that_is_not_run_at_once_is_left_out(llava, image, monkeypatch):
-    run = le.describe_run(*llava, lm.Settings(""), 0.0)
-    record, _ = le.read_image(*llava, image, lp.as_prompts(QUESTIONS), lm.Settings(""))
+    run = model_images.describe_run(*llava, load.Settings(""), 0.0)
+    record, _ = model_read.read_image(
+        *llava, image, data_prompts.as_prompts(QUESTIONS), load.Settings("")
+    )
     shorter = min(prompt["n_prompt"] for prompt in record["prompts"])
-    monkeypatch.setattr(le, "PIECE", shorter)
-    prefix = le.keep_prefix(*llava, image)
-    knockouts = le.read_knockout(llava[0], prefix, record["prompts"], [{}, {}], run)
+    monkeypatch.setattr(model_causal, "PIECE", shorter)
+    prefix = model_run.keep_prefix(*llava, image)
+    knockouts = model_causal.read_knockout(llava[0], prefix, record["prompts"], [{}, {}], run)
     assert [bool(knockout) for knockout in knockouts] == [
         prompt["n_prompt"] == shorter for prompt in record["prompts"]
     ]
 
 
 def test_nan_is_named(llava, image, monkeypatch):
-    run = le.describe_run(*llava, lm.Settings(""), 0.0)
-    record, _ = le.read_image(*llava, image, lp.as_prompts(QUESTIONS), lm.Settings(""))
-    prefix = le.keep_prefix(*llava, image)
+    run = model_images.describe_run(*llava, load.Settings(""), 0.0)
+    record, _ = model_read.read_image(
+        *llava, image, data_prompts.as_prompts(QUESTIONS), load.Settings("")
+    )
+    prefix = model_run.keep_prefix(*llava, image)
     monkeypatch.setattr(
-        le, "lens_logits", lambda bridge, resid: torch.full((len(resid), 9), torch.nan)
+        model_causal, "lens_logits", lambda bridge, resid: torch.full((len(resid), 9), torch.nan)
     )
     with pytest.raises(FloatingPointError, match="attention cut"):
-        le.read_knockout(llava[0], prefix, record["prompts"], [{}, {}], run)
+        model_causal.read_knockout(llava[0], prefix, record["prompts"], [{}, {}], run)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -213,14 +223,18 @@ def test_nan_is_named(llava, image, monkeypatch):
 
 
 def test_windows_are_about_ten_of_a_quarter_of_the_blocks_and_one_of_all():
-    of_32 = le.knockout_windows(32, 9 / 32)
+    of_32 = model_causal.knockout_windows(32, 9 / 32)
     assert of_32[0] == [1, 9] and of_32[-2:] == [[24, 32], [1, 32]] and len(of_32) == 11
     assert all(last - first == 8 for first, last in of_32[:-1])
     steps = np.diff([first for first, _ in of_32[:-1]])
     assert set(steps) == {2, 3}
-    assert le.knockout_windows(8, 9 / 32)[:2] == [[1, 3], [2, 4]]
-    assert le.knockout_windows(6, 0.1) == [[1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [1, 6]]
-    assert le.knockout_windows(2, 9 / 32) == le.knockout_windows(2, 2.0) == [[1, 2]]
+    assert model_causal.knockout_windows(8, 9 / 32)[:2] == [[1, 3], [2, 4]]
+    assert model_causal.knockout_windows(6, 0.1) == [[1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [1, 6]]
+    assert (
+        model_causal.knockout_windows(2, 9 / 32)
+        == model_causal.knockout_windows(2, 2.0)
+        == [[1, 2]]
+    )
 
 
 def an_object(category, box):
@@ -240,7 +254,7 @@ def test_patches_of_the_objects_and_as_many_outside_all_their_boxes():
 
     def cut(*categories, seed=0):
         prompt = {"categories": list(categories), "question": "?"}
-        return lp.patches_to_cut(prompt, objects, 4, 40, seed)
+        return crop.patches_to_cut(prompt, objects, 4, 40, seed)
 
     assert cut("dog")["object"] == [0, 1, 12]
     assert cut("dog", "cat")["object"] == [0, 1, 12, 15]
@@ -276,11 +290,11 @@ def changed(prompt, **knockout):
     ],
 )
 def test_a_damaged_knockout_is_refused(records, results, damage):
-    run, record = lu.Results(results).run, records[0]
-    fo.check_record(record, run, record["name"])
+    run, record = store.Results(results).run, records[0]
+    checks.check_record(record, run, record["name"])
     with pytest.raises((ValueError, KeyError), match="knockout"):
         damaged = {**record, "prompts": [damage(record["prompts"][0])]}
-        fo.check_record(damaged, run, record["name"])
+        checks.check_record(damaged, run, record["name"])
 
 
 @pytest.mark.parametrize(
@@ -297,26 +311,29 @@ def test_a_damaged_knockout_is_refused(records, results, damage):
     ],
 )
 def test_damaged_windows_are_refused(results, windows):
-    run = lu.Results(results).run
+    run = store.Results(results).run
     with pytest.raises((ValueError, TypeError)):
-        fo.check_run({**run, "knockout_windows": windows})
+        checks.check_run({**run, "knockout_windows": windows})
 
 
 def test_switched_off_it_leaves_nothing_to_check_or_to_draw(llava, records, results):
-    run = le.describe_run(*llava, lm.Settings("", knockout=False), 0.0)
+    run = model_images.describe_run(*llava, load.Settings("", knockout=False), 0.0)
     assert run["knockout_windows"] == []
     without = [
         {**record, "prompts": [{**prompt, "knockout": {}} for prompt in record["prompts"]]}
         for record in records
     ]
-    of_results = {**lu.Results(results).run, "knockout_windows": []}
+    of_results = {**store.Results(results).run, "knockout_windows": []}
     for record, with_it in zip(without, records, strict=True):
-        fo.check_record(record, of_results, record["name"])
+        checks.check_record(record, of_results, record["name"])
         with pytest.raises(ValueError, match="knockout"):
-            fo.check_record(with_it, of_results, record["name"])
-    table, answers = lt.knockouts(without, of_results), lt.tabulate(without, of_results)["answers"]
-    assert table.empty and lt.readable_and_used(table, answers, of_results).empty
-    assert lr.report_knockout(of_results, table, answers) == []
+            checks.check_record(with_it, of_results, record["name"])
+    table, answers = (
+        analysis_causal.knockouts(without, of_results),
+        analysis_answers.tabulate(without, of_results)["answers"],
+    )
+    assert table.empty and analysis_causal.readable_and_used(table, answers, of_results).empty
+    assert report_image.report_knockout(of_results, table, answers) == []
 
 
 def test_what_is_read_goes_through_files_processes_and_another_session(
@@ -324,8 +341,8 @@ def test_what_is_read_goes_through_files_processes_and_another_session(
 ):
     """Two processes, one of which goes on where a killed run was, write what one process writes;
     results with other windows are refused."""
-    paths = ld.find_images(photographs)
-    annotations, categories, _ = ld.read_annotations(photographs)
+    paths = images.find_images(photographs)
+    annotations, categories, _ = data_annotations.read_annotations(photographs)
     annotations["china.jpg"][0]["box"] = [
         250.0,
         150.0,
@@ -334,9 +351,11 @@ def test_what_is_read_goes_through_files_processes_and_another_session(
     ]  # leaves patches for the control
 
     def read(folder, names, **settings):
-        of = lm.Settings(str(llava_folder), "float32", "cpu", max_new_tokens=2, **settings)
-        le.read_images({n: paths[n] for n in names}, annotations, categories, tmp_path / folder, of)
-        return lu.Results(tmp_path / folder)
+        of = load.Settings(str(llava_folder), "float32", "cpu", max_new_tokens=2, **settings)
+        model_images.read_images(
+            {n: paths[n] for n in names}, annotations, categories, tmp_path / folder, of
+        )
+        return store.Results(tmp_path / folder)
 
     whole = read("one", paths)
     first, *others = paths
@@ -350,7 +369,7 @@ def test_what_is_read_goes_through_files_processes_and_another_session(
             ways.add(tuple(prompt["knockout"]))
             for way, probs in prompt["knockout"].items():
                 np.testing.assert_array_equal(probs, again["knockout"][way])
-    assert ways == {tuple(fo.KNOCKOUT), tuple(fo.KNOCKOUT)[2:]}
+    assert ways == {tuple(schema.KNOCKOUT), tuple(schema.KNOCKOUT)[2:]}
     with pytest.raises(ValueError, match="knockout_windows"):
         read("two", paths, knockout=False)
     with pytest.raises(ValueError, match="knockout_windows"):
@@ -361,7 +380,7 @@ def test_what_is_read_goes_through_files_processes_and_another_session(
 # Tables and sentences: simulated answers
 # ------------------------------------------------------------------------------------------------
 
-WINDOWS = le.knockout_windows(32, 9 / 32)
+WINDOWS = model_causal.knockout_windows(32, 9 / 32)
 RUN = {"n_layers": 32, "layers": ["emb", *map(str, range(1, 33))], "knockout_windows": WINDOWS}
 CENTRES = np.array([(first + last) / 2 for first, last in WINDOWS[:-1]] + [33])
 WITH_OBJECTS = ["object", "presence", "colour", "relation"]
@@ -370,7 +389,7 @@ WITH_OBJECTS = ["object", "presence", "colour", "relation"]
 def simulated(n_images, loss_of, readable_of=lambda image: 20):
     """`knockouts` and the needed columns of `answers` of images with a prompt of each kind that has
     objects; `loss_of(image, way, kind)` is a loss `[window]`."""
-    cases = list(itertools.product(range(n_images), enumerate(WITH_OBJECTS), fo.OF_OBJECTS))
+    cases = list(itertools.product(range(n_images), enumerate(WITH_OBJECTS), schema.OF_OBJECTS))
     windows = len(CENTRES)
     table = pd.DataFrame({
         "image": np.repeat([f"{image:03}" for image, _, _ in cases], windows),
@@ -400,17 +419,17 @@ def test_a_window_that_does_nothing_is_named_in_fewer_than_1_in_20_data_sets():
             return -np.round((shaken[:, None] * rng.normal(0.2, 1, shape)).clip(-1, 1), 3)
 
         of_kinds = [changes() for _ in WITH_OBJECTS]
-        windows = [lr.window_of_use(*both[:, :, :-1])[0] for both in of_kinds]
+        windows = [report_image.window_of_use(*both[:, :, :-1])[0] for both in of_kinds]
         named += any(window is not None for window in windows)
         if number % 50 == 0:  # the report says what `window_of_use` says
 
             def loss_of(image, way, kind, of_kinds=of_kinds):
-                return -of_kinds[WITH_OBJECTS.index(kind)][fo.OF_OBJECTS.index(way), image]
+                return -of_kinds[WITH_OBJECTS.index(kind)][schema.OF_OBJECTS.index(way), image]
 
-            lines = lr.report_knockout(RUN, *simulated(n_images, loss_of))
+            lines = report_image.report_knockout(RUN, *simulated(n_images, loss_of))
             falls = ["falls most" in line for line in lines]
             expected = [window is not None for window in windows]
-            assert falls == (expected if n_images >= st.MIN_IMAGES else [])
+            assert falls == (expected if n_images >= stats.MIN_IMAGES else [])
     assert named < 25
 
 
@@ -425,17 +444,17 @@ def test_a_window_that_does_something_is_named_with_its_control():
         return bump(12, 0.3 if way == "object" else 0.02) + rng.normal(0, 0.01, len(CENTRES))
 
     table, answers = simulated(24, loss_of, lambda image: 20 + image % 3)
-    lines = lr.report_knockout(RUN, table, answers)
+    lines = report_image.report_knockout(RUN, table, answers)
     abouts = [line.split(",")[0] for line in lines]
-    assert abouts == [f"Asked about {lr.ABOUT[kind]}" for kind in WITH_OBJECTS]
+    assert abouts == [f"Asked about {analysis_report.ABOUT[kind]}" for kind in WITH_OBJECTS]
     for line in lines:
         assert "in blocks 8 to 16" in line or "in blocks 9 to 17" in line
         assert "as many other patches by 0.02 (" in line and "lies before the layer" in line
-    used = lt.readable_and_used(table, answers, RUN)
+    used = analysis_causal.readable_and_used(table, answers, RUN)
     assert len(used) == 96 and set(used["used"]) <= {12.0, 13.0, 10.0}
     assert (used["lead"] == used["readable"] - used["used"]).all()
     # Fewer images than a claim takes: nothing is said. The window of all blocks is never named.
-    assert lr.report_knockout(RUN, table[table["image"] < "011"], answers) == []
+    assert report_image.report_knockout(RUN, table[table["image"] < "011"], answers) == []
 
 
 def test_used_before_readable_is_claimed_by_the_test_only():
@@ -454,7 +473,7 @@ def test_used_before_readable_is_claimed_by_the_test_only():
 
         table, answers = simulated(24, loss_of, readable_of)
         table = table[table["kind"] == "colour"]
-        report = "".join(lr.report_knockout(RUN, table, answers))
+        report = "".join(report_image.report_knockout(RUN, table, answers))
         claims += "lies before" in report or "lies after" in report
         assert "no sure order" in report or "lies before" in report or "lies after" in report
     assert claims < 5
@@ -467,9 +486,9 @@ def test_answers_that_the_control_changes_as_much_are_not_used():
             return bump(12, 0.3 if way == "object" else -0.4)
         return bump(12 if image % 2 else 20, 0.3) * (way == "object")
 
-    used = lt.readable_and_used(*simulated(14, loss_of), RUN)
+    used = analysis_causal.readable_and_used(*simulated(14, loss_of), RUN)
     assert set(used["image"]) == {f"{image:03}" for image in range(1, 14)}
-    lead, (low, high), p = lt.median_lead(used[used["kind"] == "colour"])
+    lead, (low, high), p = analysis_causal.median_lead(used[used["kind"] == "colour"])
     assert low <= lead <= high and 0 < p <= 1
 
 
@@ -482,23 +501,23 @@ class Demo:
     """The demo's scenes, read once; `read` gives their knockouts."""
 
     def __init__(self):
-        self.bridge, self.processor = lm.load_llava(ROOT / "demo/model", "float32", "cpu")
-        settings = lm.Settings("demo/model", top_k=1, max_new_tokens=1)
-        self.run = le.describe_run(self.bridge, self.processor, settings, 0.0)
+        self.bridge, self.processor = load.load_llava(ROOT / "demo/model", "float32", "cpu")
+        settings = load.Settings("demo/model", top_k=1, max_new_tokens=1)
+        self.run = model_images.describe_run(self.bridge, self.processor, settings, 0.0)
         folder = ROOT / "demo/scenes"
-        annotations, categories, _ = ld.read_annotations(folder)
+        annotations, categories, _ = data_annotations.read_annotations(folder)
         self.records, self.prefixes = [], []
-        for name, path in ld.find_images(folder).items():
-            image, model = ld.open_image(path), (self.bridge, self.processor)
-            objects = ld.objects_in_crop(
+        for name, path in images.find_images(folder).items():
+            image, model = images.open_image(path), (self.bridge, self.processor)
+            objects = crop.objects_in_crop(
                 annotations[path.name], image.size, self.processor.image_processor
             )
-            prompts = lp.make_prompts(objects, categories, f"0 {name}")
+            prompts = data_prompts.make_prompts(objects, categories, f"0 {name}")
             prompts = [prompt for prompt in prompts if prompt["kind"] in WITH_OBJECTS]
-            record, _ = le.read_image(*model, image, prompts, settings)
+            record, _ = model_read.read_image(*model, image, prompts, settings)
             self.records.append({"name": name, "objects": objects, **record})
-            self.prefixes.append(le.keep_prefix(*model, image))
-        self.answers = lt.tabulate(self._with_grey(), self.run)["answers"]
+            self.prefixes.append(model_run.keep_prefix(*model, image))
+        self.answers = analysis_answers.tabulate(self._with_grey(), self.run)["answers"]
 
     def _with_grey(self):
         """What `tabulate` wants besides, of no interest here."""
@@ -519,7 +538,7 @@ class Demo:
                 prompts = [self._answered(prompt, other) for prompt in prompts]
             prefix = self.prefixes[(number + next_prefix) % n_images]
             patches = [
-                lp.patches_to_cut(
+                crop.patches_to_cut(
                     prompt,
                     record["objects"],
                     self.run["grid"],
@@ -528,13 +547,13 @@ class Demo:
                 )
                 for prompt in prompts
             ]
-            knockouts = le.read_knockout(self.bridge, prefix, prompts, patches, self.run)
-            undisturbed = le.read_control(self.bridge, prefix, prompts)
+            knockouts = model_causal.read_knockout(self.bridge, prefix, prompts, patches, self.run)
+            undisturbed = model_read.read_control(self.bridge, prefix, prompts)
             for prompt, knockout, control in zip(prompts, knockouts, undisturbed, strict=True):
                 at_all = np.repeat(control["target_prob"][:, None], prompt["n_prompt"], axis=1)
                 prompt.update(knockout=knockout, readings={"target_prob": at_all})
             read.append({"name": record["name"], "prompts": prompts})
-        return lt.knockouts(read, self.run)
+        return analysis_causal.knockouts(read, self.run)
 
     def _answered(self, prompt, others):
         for other in others:
@@ -559,24 +578,27 @@ def test_the_demo_takes_colours_from_the_object_before_they_are_readable(demo):
     }
     shown = [2.0, 3.0, 4.0, 9.0]
     for (kind, way), expected in trial.items():
-        curve = lt.knockout_curves(table)[kind]
+        curve = analysis_causal.knockout_curves(table)[kind]
         curve = curve[curve["way"] == way].set_index("layer").loc[shown]
         # The trial's numbers are rounded, and of other patches for the control.
         assert (curve["low"] - 0.02 <= np.array(expected) / 100).all()
         assert (curve["high"] + 0.02 >= np.array(expected) / 100).all()
     # Of relations the trial gave -24, -28, -22 and -29. Which pair is asked about decides: with
     # four seeds they are -14 to -21, -10 to -22, -1 to -10 and -17 to -29.
-    relation = lt.knockout_curves(table)["relation"].set_index(["way", "layer"])
+    relation = analysis_causal.knockout_curves(table)["relation"].set_index(["way", "layer"])
     assert -0.45 < relation.loc[("object", 9.0), "mean"] < -0.1
     assert abs(relation.loc[("background", 9.0), "mean"]) < 0.02
-    lines = lr.report_knockout(demo.run, table, demo.answers)
+    lines = report_image.report_knockout(demo.run, table, demo.answers)
     by_kind = {
-        kind: line for kind in WITH_OBJECTS for line in lines if f"about {lr.ABOUT[kind]}," in line
+        kind: line
+        for kind in WITH_OBJECTS
+        for line in lines
+        if f"about {analysis_report.ABOUT[kind]}," in line
     }
     assert len(lines) == len(by_kind) == 4
     assert "in blocks 2 to 4," in by_kind["colour"] and "in blocks 2 to 4," in by_kind["object"]
     assert "no window of blocks is found" in by_kind.pop("relation")
-    used = lt.readable_and_used(table, demo.answers, demo.run)
+    used = analysis_causal.readable_and_used(table, demo.answers, demo.run)
     for kind, line in by_kind.items():
         lead = used[used["kind"] == kind].groupby("image")["lead"].mean()
         sure = wilcoxon(lead, zero_method="zsplit").pvalue < 0.0125 and lead.median() != 0
@@ -591,7 +613,7 @@ def test_the_demo_takes_colours_from_the_object_before_they_are_readable(demo):
 
 @pytest.mark.parametrize("planted", [{"next_prefix": 1}, {"next_answer": 5}])
 def test_of_shuffled_answers_nothing_is_claimed(demo, planted):
-    lines = lr.report_knockout(demo.run, demo.read(**planted), demo.answers)
+    lines = report_image.report_knockout(demo.run, demo.read(**planted), demo.answers)
     assert len(lines) == 4 and "falls most" not in "".join(lines)
 
 
@@ -604,7 +626,7 @@ def test_figures_of_32_layers_and_five_kinds_and_of_few_images():
     ]
     table = pd.concat([table, *others])
     for few in (table, table[table["image"] < "002"]):
-        figure = lf.plot_knockout(few, RUN)
+        figure = all_images.plot_knockout(few, RUN)
         assert [axis.get_title(loc="left") or axis.get_title() for axis in figure.axes[:5]] == [
             *WITH_OBJECTS,
             "description",
@@ -613,6 +635,6 @@ def test_figures_of_32_layers_and_five_kinds_and_of_few_images():
         for axis in figure.axes[:5]:  # no label of the x axis is on another
             boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
             assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
-        used = lf.plot_used(few, answers, RUN)
+        used = all_images.plot_used(few, answers, RUN)
         assert len([axis for axis in used.axes if axis.has_data()]) == 4
     plt.close("all")

@@ -4,17 +4,20 @@ one uncached pass."""
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPTS, ROOT
 from scipy.spatial.distance import jensenshannon
 from transformers import AutoProcessor, DynamicCache, LlavaForConditionalGeneration
 
-import lens_data as ld
-import lens_format as fo
-import lens_model as lm
-import lens_prompts as lp
-import lens_read as le
-import lens_tables as lt
-import lens_utils as lu
+from llava_lens import schema, store
+from llava_lens import words as words_py
+from llava_lens.analysis import curves
+from llava_lens.data import images
+from llava_lens.data import prompts as data_prompts
+from llava_lens.model import images as model_images
+from llava_lens.model import lens as model_lens
+from llava_lens.model import load
+from llava_lens.model import read as model_read
+from llava_lens.model import run as model_run
+from tests.conftest import PROMPTS, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +36,11 @@ def load_hf(folder, dtype):
 
 @pytest.fixture(scope="module")
 def image(photographs):
-    return ld.open_image(photographs / "china.jpg")
+    return images.open_image(photographs / "china.jpg")
 
 
 def read_image(llava, image, prompts, words=(), **settings):
-    return le.read_image(*llava, image, prompts, lm.Settings("", **settings), words)
+    return model_read.read_image(*llava, image, prompts, load.Settings("", **settings), words)
 
 
 def hf_inputs(hf, image, question, answer_ids=()):
@@ -100,12 +103,12 @@ def test_residual_streams_distributions_and_logits(
 ):
     """Largest differences, in standard deviations of the residual stream and the logits, and as
     probabilities."""
-    bridge, processor = lm.load_llava(llava_folder, dtype, "cpu")
+    bridge, processor = load.load_llava(llava_folder, dtype, "cpu")
     assert bridge.W_U.dtype == getattr(torch, dtype)
     question = PROMPTS[0]["question"]
-    pixel_values, (input_ids,) = lm.encode_prompts(processor, image, [question])
+    pixel_values, (input_ids,) = model_run.encode_prompts(processor, image, [question])
     with torch.inference_mode():
-        residuals, logits = lm.run_and_capture(
+        residuals, logits = model_run.run_and_capture(
             bridge, input_ids, DynamicCache(), pixel_values=pixel_values.to(bridge.cfg.dtype)
         )
     reference = (hf[0] if hf_dtype == torch.float64 else load_hf(llava_folder, hf_dtype), hf[1])
@@ -116,7 +119,7 @@ def test_residual_streams_distributions_and_logits(
     assert len(residuals) == len(expected_residuals) == 6
     for resid, expected, probs in zip(residuals, expected_residuals, expected_probs, strict=True):
         assert (resid.double() - expected).abs().max() < tolerance * scale
-        lens = lm.lens_logits(bridge, resid).softmax(-1)
+        lens = model_lens.lens_logits(bridge, resid).softmax(-1)
         assert lens.dtype == torch.float32
         assert (lens - probs).abs().max() < tolerance
         assert torch.allclose(lens.sum(-1), torch.ones(len(lens)), atol=1e-5)
@@ -128,7 +131,7 @@ def test_residual_streams_distributions_and_logits(
 
 def test_prompts_are_tokenised_as_by_the_processor(llava, hf, image):
     questions = [prompt["question"] for prompt in PROMPTS]
-    pixel_values, sequences = lm.encode_prompts(llava[1], image, questions)
+    pixel_values, sequences = model_run.encode_prompts(llava[1], image, questions)
     for question, sequence in zip(questions, sequences, strict=True):
         expected = hf_inputs(hf, image, question)
         assert sequence.tolist() == expected["input_ids"][0].tolist()
@@ -214,10 +217,10 @@ def test_mean_probability_and_top_tokens_against_brute_force(read, run, hf, imag
         ]
         per_segment["prompt"].append(probs[:, -n_text:][:, : prompt["n_prompt"]])
         per_segment["answer"].append(probs[:, -n_text:][:, prompt["n_prompt"] :])
-    for segment, name in enumerate(fo.SEGMENTS):
+    for segment, name in enumerate(schema.SEGMENTS):
         expected = np.concatenate(per_segment[name], axis=1).mean(axis=1)
         assert np.abs(mean[segment] - expected).max() < 2e-5
-        table = lt.top_tokens(mean[segment], run)
+        table = curves.top_tokens(mean[segment], run)
         scores = expected.mean(axis=0)
         assert len(table) == 30 and np.abs(table["mean"] - np.sort(scores)[::-1][:30]).max() < 2e-5
         assert np.abs(scores[table["id"]] - table["mean"]).max() < 2e-5
@@ -230,10 +233,12 @@ def test_slices_change_nothing(llava, monkeypatch):
     segments, targets = [0] * 4 + [1] * 7, [-1] * 9 + [3, 5]
     readings, sums = [], []
     for slice_size in (3, 100):
-        monkeypatch.setattr(le, "SLICE", slice_size)
+        monkeypatch.setattr(model_read, "SLICE", slice_size)
         prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
         with torch.inference_mode():
-            readings.append(le.read_positions(bridge, residuals, segments, targets, prob_sum, 10))
+            readings.append(
+                model_read.read_positions(bridge, residuals, segments, targets, prob_sum, 10)
+            )
         sums.append(prob_sum)
     for name in readings[0]:
         np.testing.assert_allclose(readings[0][name], readings[1][name], rtol=1e-4, atol=1e-5)
@@ -247,7 +252,7 @@ def test_top_k_is_torchs_own(d_vocab, k):
     torch.manual_seed(0)
     p = torch.softmax(torch.randn(7, d_vocab) * 5, -1)
     p[3] = torch.softmax(torch.arange(d_vocab).float() % 3, -1)  # many equal ones
-    values, ids = lm.top_k_of(p, k)
+    values, ids = model_lens.top_k_of(p, k)
     assert torch.equal(values, p.topk(k).values) and torch.equal(p.gather(1, ids), values)
     assert all(len(set(row.tolist())) == k for row in ids)
 
@@ -273,7 +278,7 @@ def distribution_pairs():
 
 @pytest.mark.parametrize("p, q", list(distribution_pairs()))
 def test_jsd_against_scipy(p, q):
-    jsd = lm.jsd_bits(p, q)
+    jsd = model_lens.jsd_bits(p, q)
     expected = (
         np.nan_to_num(jensenshannon(p.double(), q.double(), base=2, axis=-1)) ** 2
     )  # scipy: NaN for some equal pairs
@@ -282,17 +287,22 @@ def test_jsd_against_scipy(p, q):
 
 
 def test_last_layer_check_passes_and_finds_a_second_norm(llava_folder, image, monkeypatch):
-    bridge, processor = lm.load_llava(llava_folder, "float32", "cpu")
+    bridge, processor = load.load_llava(llava_folder, "float32", "cpu")
     # In a random model the norm's gain is 1, and norming twice is norming once: give it a gain,
     # as training does.
     bridge.ln_final.weight.data.uniform_(0.5, 1.5)
-    assert le.check_last_layer(bridge, processor, image) <= lm.LAST_LAYER_TOLERANCE["float32"]
-    once = lm.lens_logits
+    assert (
+        model_lens.check_last_layer(bridge, processor, image)
+        <= model_lens.LAST_LAYER_TOLERANCE["float32"]
+    )
+    once = model_lens.lens_logits
     monkeypatch.setattr(
-        le, "lens_logits", lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0])
+        model_lens,
+        "lens_logits",
+        lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0]),
     )
     with pytest.raises(RuntimeError, match="last layer differs"):
-        le.check_last_layer(bridge, processor, image)
+        model_lens.check_last_layer(bridge, processor, image)
 
 
 def test_infinity_is_an_error_that_names_the_layer(llava, image):
@@ -322,30 +332,30 @@ def test_the_model_is_where_its_weights_are(llava_folder, monkeypatch):
     monkeypatch.setattr(
         "transformer_lens.model_bridge.sources.transformers.source.get_device", lambda: "cuda"
     )
-    assert str(lm.load_llava(llava_folder, "float32", "cpu")[0].cfg.device) == "cpu"
+    assert str(load.load_llava(llava_folder, "float32", "cpu")[0].cfg.device) == "cpu"
 
 
 def test_an_unknown_dtype_is_refused(llava_folder):
     with pytest.raises(ValueError, match="'fp16': it must be one of float32, float16"):
-        lm.load_llava(llava_folder, "fp16")
+        load.load_llava(llava_folder, "fp16")
 
 
 def test_what_is_no_llava_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=str(tmp_path)):
-        lm.load_llava(tmp_path)
+        load.load_llava(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="'llama' model"):
-        lm.load_llava(tmp_path)
+        load.load_llava(tmp_path)
 
 
 def test_a_cache_that_stays_empty_is_an_error(llava, image, monkeypatch):
     """As with transformers 5.24 and TransformerLens 4.3: no prompt would see the image."""
 
-    class Empty(lm.DynamicCache):
+    class Empty(model_run.DynamicCache):
         def update(self, keys, values, *args, **kwargs):
             return keys, values
 
-    monkeypatch.setattr(lm, "DynamicCache", Empty)
+    monkeypatch.setattr(model_run, "DynamicCache", Empty)
     with pytest.raises(RuntimeError, match="holds 0 of .* positions: transformers .* don't fit"):
         read_image(llava, image, PROMPTS[:1])
 
@@ -354,7 +364,7 @@ def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image, monke
     """By 7 tokens at a time, so that pieces end within the prompt, at its end and within the
     answer; and never more than these are held."""
     whole, whole_mean = read_image(llava, image, PROMPTS, max_new_tokens=9)
-    monkeypatch.setattr(lm, "PIECE", 7)
+    monkeypatch.setattr(model_run, "PIECE", 7)
     pieces, pieces_mean = read_image(llava, image, PROMPTS, max_new_tokens=9)
     for one, other in zip(whole["prompts"], pieces["prompts"], strict=True):
         assert (
@@ -372,7 +382,7 @@ def test_a_prompt_beyond_the_context_is_refused(llava, image):
         r"A prompt has, with its image and max_new_tokens, \d+ tokens, and the model's context \d+"
     )
     with pytest.raises(ValueError, match=message):
-        read_image(llava, image, lp.as_prompts(["dog " * 5000]))
+        read_image(llava, image, data_prompts.as_prompts(["dog " * 5000]))
 
 
 @pytest.mark.parametrize(
@@ -407,7 +417,7 @@ def test_a_logit_of_minus_infinity_is_an_error_though_its_softmax_is_zero(llava,
 def test_the_lens_alone_overflowing_is_an_error(llava):
     bridge, _ = llava
     residuals = [torch.randn(4, 64) for _ in range(6)]
-    once = lm.lens_logits
+    once = model_lens.lens_logits
 
     def overflowing(bridge, resid):
         logits = once(bridge, resid)
@@ -422,9 +432,9 @@ def test_the_lens_alone_overflowing_is_an_error(llava):
         pytest.raises(FloatingPointError, match="lens's logits, first at layer 2 of 5"),
         torch.inference_mode(),
     ):
-        patch.setattr(le, "lens_logits", overflowing)
+        patch.setattr(model_read, "lens_logits", overflowing)
         prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
-        le.read_positions(bridge, residuals, [0] * 4, [-1] * 4, prob_sum, 3)
+        model_read.read_positions(bridge, residuals, [0] * 4, [-1] * 4, prob_sum, 3)
 
 
 def test_the_words_are_read_from_the_full_distribution(llava, image):
@@ -435,14 +445,14 @@ def test_the_words_are_read_from_the_full_distribution(llava, image):
         {"category": "y", "present": False, "way": "random", "token_ids": [11]},
     ]
     record, _ = read_image(llava, image, PROMPTS[:1], words, top_k=1, max_new_tokens=1)
-    pixel_values, (ids,) = lm.encode_prompts(processor, image, [PROMPTS[0]["question"]])
+    pixel_values, (ids,) = model_run.encode_prompts(processor, image, [PROMPTS[0]["question"]])
     with torch.inference_mode():
-        residuals, _ = lm.run_and_capture(
+        residuals, _ = model_run.run_and_capture(
             bridge, ids, None, pixel_values=pixel_values, use_cache=False
         )
         for layer, resid in enumerate(residuals):
             patches = resid[ids == bridge.original_model.config.image_token_id]
-            p = lm.lens_logits(bridge, patches).double().softmax(-1)
+            p = model_lens.lens_logits(bridge, patches).double().softmax(-1)
             for word, kept in zip(words, record["words"], strict=True):
                 np.testing.assert_allclose(
                     kept["log2_probs"][layer], p[:, word["token_ids"]].sum(-1).log2(), atol=0.02
@@ -455,17 +465,20 @@ def test_the_grey_control_is_a_run_on_a_grey_image(llava, records):
     """Each prompt read from the one prefix equals a whole run on a grey image, whatever was asked
     before it."""
     bridge, processor = llava
-    grey = ld.open_image(ROOT / "demo/scenes/scene_00.png").resize((90, 70))
+    grey = images.open_image(ROOT / "demo/scenes/scene_00.png").resize((90, 70))
     grey.paste((128, 128, 128), (0, 0, 90, 70))
     for record in records[:2]:
         for prompt in record["prompts"]:
-            pixel_values, (ids,) = lm.encode_prompts(processor, grey, [prompt["question"]])
+            pixel_values, (ids,) = model_run.encode_prompts(processor, grey, [prompt["question"]])
             with torch.inference_mode():
-                residuals, _ = lm.run_and_capture(
+                residuals, _ = model_run.run_and_capture(
                     bridge, ids, None, pixel_values=pixel_values, use_cache=False
                 )
                 p = torch.stack(
-                    [lm.lens_logits(bridge, resid[-1:]).softmax(-1)[0] for resid in residuals]
+                    [
+                        model_lens.lens_logits(bridge, resid[-1:]).softmax(-1)[0]
+                        for resid in residuals
+                    ]
                 )
             target = p[:, prompt["answer_ids"][0]]
             np.testing.assert_allclose(prompt["grey"]["target_prob"], target, atol=1e-5)
@@ -475,7 +488,7 @@ def test_the_grey_control_is_a_run_on_a_grey_image(llava, records):
 
 def test_token_labels_are_unique_and_keep_the_leading_space(llava):
     bridge, processor = llava
-    labels = lm.token_labels(processor.tokenizer, bridge.cfg.d_vocab)
+    labels = words_py.token_labels(processor.tokenizer, bridge.cfg.d_vocab)
     assert len(labels) == bridge.cfg.d_vocab == len(set(labels))
     last = f"<row{bridge.cfg.d_vocab - 1}>"
     assert {"▁dog", "<0x0A>", "<s>", "<image>", "▁狗", last} <= set(labels)
@@ -498,20 +511,20 @@ WEIGHTS = 7_063_427_072 * 2
     ],
 )
 def test_placement(free, device_map):
-    assert lm.placement(WEIGHTS, free) == device_map
+    assert load.placement(WEIGHTS, free) == device_map
 
 
 @pytest.mark.parametrize("free", [[8 * GIB], [7 * GIB, 7 * GIB]])
 def test_no_room_is_said_in_numbers(free):
     with pytest.raises(MemoryError, match=r"13\.2 GiB.* free are only"):
-        lm.placement(WEIGHTS, free)
+        load.placement(WEIGHTS, free)
 
 
 @pytest.mark.parametrize("free, copies", [([], 1), ([GIB], 1), ([2 * GIB, 0, 2 * GIB], 2)])
 def test_as_many_copies_as_have_room(llava_folder, monkeypatch, free, copies):
     gpus = [{"free": one} for one in free]
-    monkeypatch.setattr(lm, "probe_gpus", lambda: {"gpus": gpus})
-    assert lm.copies_that_fit(str(llava_folder), "float32") == copies
+    monkeypatch.setattr(load, "probe_gpus", lambda: {"gpus": gpus})
+    assert load.copies_that_fit(str(llava_folder), "float32") == copies
 
 
 def test_the_other_image_is_the_one_before_and_an_unreadable_one_is_passed_over():
@@ -525,7 +538,7 @@ def test_the_other_image_is_the_one_before_and_an_unreadable_one_is_passed_over(
 
     def before(names, name, **at_hand):
         run.clear()
-        return le._prefix_before(names.split(), name, at_hand, prefix_of), list(run)
+        return model_images._prefix_before(names.split(), name, at_hand, prefix_of), list(run)
 
     assert before("a b c", "b") == (["a"], ["a"])
     assert before("a b c", "a") == (["c"], ["c"])  # the last one
@@ -540,16 +553,21 @@ def test_the_control_other_is_what_the_model_says_after_the_image_before(
 ):
     """By itself for the second image; the first one's is the last image, however images are shared
     and whatever was read before."""
-    paths, settings = ld.find_images(photographs), lm.Settings(str(llava_folder), "float32", "cpu")
-    le.read_images(paths, {}, [], tmp_path / "all", settings)
-    records = list(lu.Results(tmp_path / "all").records())
+    paths, settings = (
+        images.find_images(photographs),
+        load.Settings(str(llava_folder), "float32", "cpu"),
+    )
+    model_images.read_images(paths, {}, [], tmp_path / "all", settings)
+    records = list(store.Results(tmp_path / "all").records())
     for number, record in enumerate(records):
-        prefix = le.keep_prefix(*llava, ld.open_image(paths[records[number - 1]["name"]]))
-        expected = le.read_control(llava[0], prefix, record["prompts"])
+        prefix = model_run.keep_prefix(
+            *llava, images.open_image(paths[records[number - 1]["name"]])
+        )
+        expected = model_read.read_control(llava[0], prefix, record["prompts"])
         for prompt, control in zip(record["prompts"], expected, strict=True):
             for name, values in control.items():
                 np.testing.assert_allclose(prompt["other"][name], values, rtol=1e-4)
     (first, *_) = paths
     alone = tmp_path / "alone"
-    le.read_images({first: paths[first]}, {}, [], alone, settings)
-    assert all("other" not in prompt for prompt in lu.Results(alone).record(first)["prompts"])
+    model_images.read_images({first: paths[first]}, {}, [], alone, settings)
+    assert all("other" not in prompt for prompt in store.Results(alone).record(first)["prompts"])

@@ -6,11 +6,11 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-import lens_utils as lu
+from llava_lens import store
+from tests.conftest import ROOT
 
 
 def execute(path, folder, **parameters):
@@ -53,7 +53,7 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
     assert "skipped aaa_broken.jpg" in text
     assert "1 of them annotated with 3 categories" in text
 
-    records = {record["name"]: record for record in lu.Results(tmp_path / "results").records()}
+    records = {record["name"]: record for record in store.Results(tmp_path / "results").records()}
     assert list(records) == ["china.jpg", "flower.jpg", "grace_hopper.jpg"]
     kinds = [prompt["kind"] for prompt in records["china.jpg"]["prompts"]]
     assert kinds == ["object", "presence", "presence", "colour", "relation", "description"]
@@ -66,7 +66,7 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
     text, _ = execute("Make_Analyse.ipynb", tmp_path, **parameters)
     assert "3 images read, 2 of them in this session" in text and "skipped aaa_broken.jpg" in text
     assert (tmp_path / "results/images/china.jpg.pkl").read_bytes() == before
-    again = lu.Results(tmp_path / "results").record("flower.jpg")
+    again = store.Results(tmp_path / "results").record("flower.jpg")
     np.testing.assert_array_equal(
         again["patches"]["top_probs"], records["flower.jpg"]["patches"]["top_probs"]
     )
@@ -97,7 +97,7 @@ def test_own_prompts(tmp_path, llava_folder, photographs):
         max_new_tokens=2,
         limit=1,
     )
-    (record,) = lu.Results(tmp_path / "results").records()
+    (record,) = store.Results(tmp_path / "results").records()
     asked = [(prompt["kind"], prompt["question"]) for prompt in record["prompts"]]
     assert asked == [("own", "What is it?")]
 

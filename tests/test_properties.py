@@ -11,9 +11,9 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-import lens_data as ld
-import lens_model as lm
-import lens_utils as lu
+from llava_lens import words
+from llava_lens.data import crop
+from llava_lens.model import lens
 
 settings.register_profile(
     "here",
@@ -39,7 +39,7 @@ def distributions(draw, n=2):
 
 @given(distributions(1))
 def test_entropy(p):
-    entropy = float(lm.entropy_bits(p)[0])
+    entropy = float(lens.entropy_bits(p)[0])
     assert entropy == pytest.approx(scipy.stats.entropy(p[0].double().numpy(), base=2), abs=1e-5)
     assert -1e-5 <= entropy <= np.log2(p.shape[1]) + 1e-5
 
@@ -47,7 +47,7 @@ def test_entropy(p):
 @given(distributions(3))
 def test_divergence(pqr):
     p, q, r = pqr
-    jsd = lambda a, b: float(lm.jsd_bits(a, b))  # noqa: E731
+    jsd = lambda a, b: float(lens.jsd_bits(a, b))  # noqa: E731
     assert jsd(p, q) == pytest.approx(
         scipy.spatial.distance.jensenshannon(p.double(), q.double(), base=2) ** 2, abs=1e-5
     )
@@ -63,12 +63,12 @@ def test_divergence(pqr):
 @given(distributions(40), st.integers(1, 39))
 def test_many_are_what_each_is_alone(p, n):
     """Whatever the pieces in which they are worked on."""
-    entropies, divergences = lm.entropy_bits(p), lm.jsd_bits(p[:n], p[n : n + 1].expand(n, -1))
-    np.testing.assert_array_equal(entropies, torch.cat([lm.entropy_bits(one[None]) for one in p]))
+    entropies, divergences = lens.entropy_bits(p), lens.jsd_bits(p[:n], p[n : n + 1].expand(n, -1))
+    np.testing.assert_array_equal(entropies, torch.cat([lens.entropy_bits(one[None]) for one in p]))
     np.testing.assert_array_equal(
-        divergences, torch.cat([lm.jsd_bits(one[None], p[n : n + 1]) for one in p[:n]])
+        divergences, torch.cat([lens.jsd_bits(one[None], p[n : n + 1]) for one in p[:n]])
     )
-    np.testing.assert_array_equal(lm.rank_of(p, p[:, :1]), (p > p[:, :1]).sum(-1) + 1)
+    np.testing.assert_array_equal(lens.rank_of(p, p[:, :1]), (p > p[:, :1]).sum(-1) + 1)
 
 
 CORPUS = [
@@ -107,7 +107,7 @@ def sentencepiece_style():
 def test_every_token_has_a_label_of_its_own_that_leads_back(make):
     tokenizer = make()
     d_vocab = len(tokenizer) + 62  # as LLaVA-1.5, with rows past the tokenizer
-    labels = lm.token_labels(tokenizer, d_vocab)
+    labels = words.token_labels(tokenizer, d_vocab)
     assert len(labels) == d_vocab == len(set(labels))
     assert tokenizer.convert_tokens_to_ids(labels[: len(tokenizer)]) == list(range(len(tokenizer)))
     assert labels[len(tokenizer) :] == [f"<row{row}>" for row in range(len(tokenizer), d_vocab)]
@@ -136,6 +136,8 @@ def test_boxes_and_patches_are_where_the_processor_puts_the_pixels(llava, width,
     seen = processor(images=Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
     seen = (seen.transpose(1, 2, 0) * processor.image_std + processor.image_mean).mean(-1)
     patches = seen.reshape(4, 14, 4, 14).mean((1, 3)).ravel()
-    box, visible = ld.box_in_crop((x0, y0, x1 - x0, y1 - y0), (width, height), processor)
-    assert np.abs(lu.patch_coverage(box, 4, 56) - patches).max() < 0.03  # bicubic blur at the edges
+    box, visible = crop.box_in_crop((x0, y0, x1 - x0, y1 - y0), (width, height), processor)
+    assert (
+        np.abs(crop.patch_coverage(box, 4, 56) - patches).max() < 0.03
+    )  # bicubic blur at the edges
     assert 0 <= visible <= 1

@@ -12,10 +12,11 @@ import pytest
 import torch
 from accelerate import notebook_launcher
 
-import lens_data as ld
-import lens_model as lm
-import lens_read as le
-import lens_utils as lu
+from llava_lens import store
+from llava_lens.data import annotations as data_annotations
+from llava_lens.data import images
+from llava_lens.model import images as model_images
+from llava_lens.model import load
 
 N_IMAGES = 2
 
@@ -39,7 +40,7 @@ def assert_close(a, b, where=""):
 
 
 def assert_same_results(results, others):
-    results, others = lu.Results(results), lu.Results(others)
+    results, others = store.Results(results), store.Results(others)
     assert_close(results.run, others.run)
     assert results.names == others.names
     for record, its in zip(results.records(), others.records(), strict=True):
@@ -58,9 +59,9 @@ def free_port() -> str:
 def attempt(llava_folder, photographs, tmp_path_factory):
     """A function that runs a whole run in a forked process, after `first` there, and kills it after
     `seconds`; returns the exit status (-9: killed) and the error."""
-    image_paths = dict(list(ld.find_images(photographs).items())[:N_IMAGES])
-    annotations, categories, _ = ld.read_annotations(photographs)
-    settings = lm.Settings(str(llava_folder), "float32", "cpu", max_new_tokens=4)
+    image_paths = dict(list(images.find_images(photographs).items())[:N_IMAGES])
+    annotations, categories, _ = data_annotations.read_annotations(photographs)
+    settings = load.Settings(str(llava_folder), "float32", "cpu", max_new_tokens=4)
     error_file = tmp_path_factory.mktemp("attempt") / "error.txt"
 
     def attempt(results, first=lambda: None, seconds=None, processes=1):
@@ -73,10 +74,13 @@ def attempt(llava_folder, photographs, tmp_path_factory):
                 torch.set_num_threads(1)  # a pool of threads does not survive a fork
                 os.environ["ACCELERATE_USE_CPU"] = "1"
                 first()
-                lu.Results(results).continue_from()
+                store.Results(results).continue_from()
                 arguments = image_paths, annotations, categories, results, settings
                 notebook_launcher(
-                    le.read_images, arguments, num_processes=processes, use_port=free_port()
+                    model_images.read_images,
+                    arguments,
+                    num_processes=processes,
+                    use_port=free_port(),
                 )
                 os._exit(0)
             except BaseException as error:
@@ -104,9 +108,9 @@ def unbroken(tmp_path_factory, attempt):
 
 def test_two_processes_share_the_images_and_change_nothing(tmp_path, attempt, unbroken):
     assert attempt(tmp_path / "two", processes=2) == (0, "")
-    parts = lu.Results(tmp_path / "two").parts
+    parts = store.Results(tmp_path / "two").parts
     assert [len(part["images"]) for part in parts.values()] == [1, 1]
-    assert sorted(parts[0]["images"] + parts[1]["images"]) == lu.Results(unbroken).names
+    assert sorted(parts[0]["images"] + parts[1]["images"]) == store.Results(unbroken).names
     assert_same_results(tmp_path / "two", unbroken)
 
 
@@ -126,13 +130,13 @@ def test_fewer_images_than_processes(tmp_path, attempt, unbroken):
 def uncounted(results):
     """Records that do not count yet, and so are read again."""
     saved = {path.name.removesuffix(".pkl") for path in results.glob("images/*.pkl")}
-    return saved - set(lu.Results(results).names if (results / "run.pkl").exists() else [])
+    return saved - set(store.Results(results).names if (results / "run.pkl").exists() else [])
 
 
 def die_at(step: int):
     """Make this process kill itself at its `step`-th step of saving: whenever a file is to be
     written, to be renamed or has been renamed."""
-    steps, (save, fsync, replace) = iter(range(step + 1)), (lu.save, os.fsync, os.replace)
+    steps, (save, fsync, replace) = iter(range(step + 1)), (store.save, os.fsync, os.replace)
 
     def dying(function, after=False):
         def die_or_do(*arguments, **named):
@@ -143,7 +147,7 @@ def die_at(step: int):
 
         return die_or_do
 
-    lu.save, os.fsync, os.replace = dying(save), dying(fsync), dying(replace, after=True)
+    store.save, os.fsync, os.replace = dying(save), dying(fsync), dying(replace, after=True)
 
 
 def test_killed_at_every_step_of_saving_and_at_random_moments(tmp_path, attempt, unbroken):

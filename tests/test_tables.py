@@ -5,43 +5,44 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-import lens_format as fo
-import lens_prompts as lp
-import lens_report as lr
-import lens_tables as lt
-import lens_utils as lu
+from llava_lens import kinds as kinds_py
+from llava_lens import schema, store
+from llava_lens import text as text_py
+from llava_lens.analysis import answers as analysis_answers
+from llava_lens.analysis import curves, grading, report_image, stats
+from llava_lens.analysis import report as analysis_report
 
 
 @pytest.fixture
 def mean(results):
-    return lu.Results(results).mean_probability()
+    return store.Results(results).mean_probability()
 
 
 def test_a_prompt_or_layer_that_is_not_there_is_refused_with_what_is(results, run):
-    record = lu.Results(results).record()
+    record = store.Results(results).record()
     for number in (3, -1):
         message = f"prompt is {number}: china.jpg has the prompts 0 to 2"
         with pytest.raises(ValueError, match=message):
-            lt.choose_prompt(record, number)
+            analysis_answers.choose_prompt(record, number)
     with pytest.raises(ValueError, match=r"layers_shown is \[0, 6\]: the layers are 0 \(emb\), 1"):
-        lt.layer_positions(run, [0, 6])
+        analysis_answers.layer_positions(run, [0, 6])
 
 
 def test_the_prompt_and_the_layers_are_those_that_were_chosen(results, run):
-    record = lu.Results(results).record("flower.jpg")
-    assert lt.choose_prompt(record, 1)["question"] == lp.object_question()
-    assert lt.layer_positions(run, [5, 0]) == [5, 0]
-    assert lt.layer_positions(run, []) == [0, 1, 2, 4, 5]
+    record = store.Results(results).record("flower.jpg")
+    assert analysis_answers.choose_prompt(record, 1)["question"] == kinds_py.object_question()
+    assert analysis_answers.layer_positions(run, [5, 0]) == [5, 0]
+    assert analysis_answers.layer_positions(run, []) == [0, 1, 2, 4, 5]
 
 
 def test_where_not_every_layer_was_read_a_number_is_no_position():
     run = {"layers": ["emb", "4", "8"]}
-    assert lt.layer_numbers(run).tolist() == [0, 4, 8]
-    assert lt.layer_positions(run, [8, 4]) == [2, 1]
-    labels = [lt.layer_label(run, number) for number in (0, 4, 6.5, 8, 9)]
+    assert schema.layer_numbers(run).tolist() == [0, 4, 8]
+    assert analysis_answers.layer_positions(run, [8, 4]) == [2, 1]
+    labels = [schema.layer_label(run, number) for number in (0, 4, 6.5, 8, 9)]
     assert labels == ["emb", "4", "6.5", "8", "never"]
     with pytest.raises(ValueError, match=r"the layers are 0 \(emb\), 4, 8\."):
-        lt.layer_positions(run, [2])
+        analysis_answers.layer_positions(run, [2])
 
 
 def test_tables_have_the_numbers_of_the_layers_that_were_read(records, run, tables):
@@ -63,13 +64,13 @@ def test_tables_have_the_numbers_of_the_layers_that_were_read(records, run, tabl
             for prompt in record["prompts"]
         ]
         thin.append({**record, "patches": thinned(record["patches"]), "prompts": prompts})
-    few = lt.tabulate(thin, {**run, "layers": ["1", "3", "5"]})
+    few = analysis_answers.tabulate(thin, {**run, "layers": ["1", "3", "5"]})
     for name, table in few.items():
         whole = tables[name][tables[name]["layer"].isin(kept)]
         assert table["layer"].tolist() == whole["layer"].tolist()
     ranks = [prompt["word_rank"] for record in thin for prompt in record["prompts"]]
-    settled = [[*kept, 6][lt.settling_layer(rank)] for rank in ranks]
-    assert lt.first_tokens(few["answers"])["settling_layer"].tolist() == settled
+    settled = [[*kept, 6][stats.settling_layer(rank)] for rank in ranks]
+    assert curves.first_tokens(few["answers"])["settling_layer"].tolist() == settled
 
 
 def test_layer_table_against_a_loop(tables, records):
@@ -107,13 +108,15 @@ def test_answer_table(tables, records, run):
     assert (answers["settling_layer"] <= 5).all()
     graded = answers[answers["truth"].notna()]
     assert set(graded["kind"]) == {"object"}
-    assert (graded["right"] == [lt.is_right("object", a, "temple") for a in graded["answer"]]).all()
+    assert (
+        graded["right"] == [grading.is_right("object", a, "temple") for a in graded["answer"]]
+    ).all()
     assert answers[answers["truth"].isna()]["right"].isna().all()
     # The same whichever comes first.
     turned = [
         {**record, "prompts": record["prompts"][1:] + record["prompts"][:1]} for record in records
     ]
-    again = lt.tabulate(turned, run)["answers"]
+    again = analysis_answers.tabulate(turned, run)["answers"]
     assert again["right"].isna().sum() == answers["right"].isna().sum()
     assert again["right"].dropna().sum() == answers["right"].dropna().sum()
 
@@ -122,12 +125,19 @@ def test_the_words_to_show_end_with_a_control():
     present = {"dog": True, "hot dog": True, "cat": False, "red": True, "tree": True, "sky": False}
     words = [{"category": name, "present": there} for name, there in present.items()]
     record = {"name": "china.jpg", "words": words}
-    assert lt.choose_words(record, []) == ["dog", "hot dog", "red", "tree", "cat", "sky"]
-    assert lt.choose_words(record, ["sky", "tree"]) == ["sky", "tree"]
-    assert lt.choose_words({"name": "china.jpg", "words": []}, []) == []
+    assert analysis_answers.choose_words(record, []) == [
+        "dog",
+        "hot dog",
+        "red",
+        "tree",
+        "cat",
+        "sky",
+    ]
+    assert analysis_answers.choose_words(record, ["sky", "tree"]) == ["sky", "tree"]
+    assert analysis_answers.choose_words({"name": "china.jpg", "words": []}, []) == []
     message = "'frisbee' not watched in china.jpg; watched categories: dog, hot dog, cat, red, tree"
     with pytest.raises(ValueError, match=message):
-        lt.choose_words(record, ["dog", "frisbee"])
+        analysis_answers.choose_words(record, ["dog", "frisbee"])
 
 
 EMPTY = (
@@ -139,7 +149,7 @@ EMPTY = (
 
 def report(run, tables, mean):
     """The report of results without annotations and without knockout."""
-    return lr.report(run, tables, *EMPTY, mean)
+    return analysis_report.report(run, tables, *EMPTY, mean)
 
 
 def test_report_counts_what_was_loaded(run, tables, mean):
@@ -152,10 +162,10 @@ def test_report_counts_what_was_loaded(run, tables, mean):
     if len(whole):
         assert f"{whole['readable_layer'].median():g} (too few" in text
     wrong = objects[~objects["right"].dropna().astype(bool)]
-    below = lr.report_answers(run, tables["answers"])
+    below = analysis_report.report_answers(run, tables["answers"])
     assert f"{len(wrong)} of {objects['right'].notna().sum()} graded answers are wrong" in below
-    assert all(lr.as_code(image) in below for image in wrong["image"])
-    assert "too few images to tell a peak" in lr.report_changes(run, tables["layers"])
+    assert all(text_py.as_code(image) in below for image in wrong["image"])
+    assert "too few images to tell a peak" in analysis_report.report_changes(run, tables["layers"])
 
 
 def settled(**kinds):
@@ -179,7 +189,7 @@ def settled(**kinds):
 
 def test_an_order_is_claimed_only_where_a_paired_test_allows_it():
     noise = np.arange(20) % 3
-    colours_objects, colours_relations, objects_relations = lr.order_of_kinds(
+    colours_objects, colours_relations, objects_relations = analysis_report.order_of_kinds(
         settled(colour=3 + noise, object=3 + noise[::-1], relation=6 + noise)
     )
     assert colours_objects.startswith("No order is shown between")
@@ -194,19 +204,19 @@ def test_an_order_is_claimed_only_where_a_paired_test_allows_it():
 def test_an_order_is_claimed_only_where_both_scales_say_so():
     noise = np.arange(20) % 3
     table = settled(colour=3 + noise, object=6 + noise)
-    assert "are drawn from the image before" in lr.order_of_kinds(table)[0]
+    assert "are drawn from the image before" in analysis_report.order_of_kinds(table)[0]
     for other in (lambda layers: layers * 0 + 3, lambda layers: -layers):
         changed = table.assign(
             drawn_layer_by_probability=other(table["drawn_layer_by_probability"])
         )
-        assert "No order is shown" in lr.order_of_kinds(changed)[0]
+        assert "No order is shown" in analysis_report.order_of_kinds(changed)[0]
 
 
 def test_an_order_is_found_in_either_direction_and_not_from_few_images():
     noise = np.arange(20) % 3
 
     def sentence(**kinds):
-        return lr.order_of_kinds(settled(**kinds))[0]
+        return analysis_report.order_of_kinds(settled(**kinds))[0]
 
     earlier = (
         "objects are drawn from the image before answers about colours: of 20 images, objects "
@@ -223,7 +233,9 @@ def test_an_order_is_found_in_either_direction_and_not_from_few_images():
 def test_the_order_is_that_of_the_test_not_of_the_mean():
     """Most images one layer later, a few very much earlier: the mean and the rank test differ in
     direction."""
-    sentence = lr.order_of_kinds(settled(colour=[3] * 25 + [31] * 3, object=[4] * 25 + [3] * 3))[0]
+    sentence = analysis_report.order_of_kinds(
+        settled(colour=[3] * 25 + [31] * 3, object=[4] * 25 + [3] * 3)
+    )[0]
     assert (
         "colours are drawn from the image before answers about objects: of 28 images, colours "
         "earlier on 25 and later on 3" in sentence
@@ -235,8 +247,10 @@ def test_the_first_answer_of_a_kind_counts_that_has_such_a_layer():
     table = settled(colour=3 + noise, object=6 + noise)
     said_anyway = table.assign(drawn_layer=np.nan, drawn_layer_by_probability=np.nan)
     more = table.assign(drawn_layer=30.0 - table["drawn_layer"])
-    assert lr.order_of_kinds(pd.concat([said_anyway, table, more])) == lr.order_of_kinds(table)
-    assert "0 images draw both" in lr.order_of_kinds(said_anyway)[0]
+    assert analysis_report.order_of_kinds(
+        pd.concat([said_anyway, table, more])
+    ) == analysis_report.order_of_kinds(table)
+    assert "0 images draw both" in analysis_report.order_of_kinds(said_anyway)[0]
 
 
 def test_settling_table():
@@ -247,7 +261,7 @@ def test_settling_table():
         answers = settled(colour=rng.integers(2, 9, n)).assign(
             token=0, layer=0, right=[True, None] * (n // 2) + [False] * (n % 2)
         )
-        return answers, lt.settling_table(answers).loc["colour"]
+        return answers, analysis_answers.settling_table(answers).loc["colour"]
 
     answers, many = table(400)
     _, few = table(13)
@@ -261,7 +275,9 @@ def test_settling_table():
 
 def test_an_answer_that_never_settles_is_named(run, tables):
     answers = tables["answers"].assign(settling_layer=len(run["layers"]), whole_word=True)
-    assert "| never (too few images for an interval) |" in lr.report_answers(run, answers)
+    assert "| never (too few images for an interval) |" in analysis_report.report_answers(
+        run, answers
+    )
 
 
 def test_a_peak_has_a_range(run):
@@ -271,7 +287,7 @@ def test_a_peak_has_a_range(run):
         image, layer = np.indices(change.shape)
         columns = {"image": image.ravel(), "layer": layer.ravel(), "segment": "image"}
         values = {"jsd_prev": change.ravel(), "jsd_final": change.ravel()}
-        return lr.report_changes(run, pd.DataFrame({**columns, **values}))
+        return analysis_report.report_changes(run, pd.DataFrame({**columns, **values}))
 
     sure, plateau, flat = (0.1 * rng.random((30, 6)) for _ in range(3))
     sure[:, 4] += 1
@@ -283,8 +299,8 @@ def test_a_peak_has_a_range(run):
 
 
 def test_the_lens_s_bias_against_scipy(run, mean):
-    curve = lt.bias_curve(mean, run).set_index(["segment", "layer"])["bias"]
-    for segment, distributions in zip(fo.SEGMENTS, mean, strict=True):
+    curve = curves.bias_curve(mean, run).set_index(["segment", "layer"])["bias"]
+    for segment, distributions in zip(schema.SEGMENTS, mean, strict=True):
         for layer, distribution in enumerate(distributions):
             expected = scipy.stats.entropy(distributions[-1], distribution, base=2)
             assert curve[segment, layer] == pytest.approx(expected, abs=1e-4)
@@ -297,7 +313,7 @@ def test_right_and_wrong_answers_apart_by_hand():
          "grey_probability": 0.0}
         for i in range(5)
     ]  # fmt: skip
-    table = lt.right_and_wrong(pd.DataFrame(rows)).set_index("right")
+    table = analysis_answers.right_and_wrong(pd.DataFrame(rows)).set_index("right")
     assert table.loc[True, ["images", "readable_layer"]].tolist() == [3, 2]
     assert table.loc[False, ["images", "readable_layer"]].tolist() == [2, 7]
     assert table["gain"].to_dict() == pytest.approx({True: 0.8, False: 0.55})
@@ -308,9 +324,11 @@ def test_no_text_of_a_stranger_is_mark_up_in_the_report(run, tables, mean):
     answers = tables["answers"].assign(
         answer=nasty, truth="dog", right=False, question=nasty, image=nasty
     )
-    text = report(run, {**tables, "answers": answers}, mean) + lr.report_answers(run, answers)
+    text = report(run, {**tables, "answers": answers}, mean) + analysis_report.report_answers(
+        run, answers
+    )
     categories = pd.DataFrame({"images": [1], "auroc": [1.0], "above_absent": [0.5], "graded": [0],
                                "right": [np.nan]}, index=[nasty])  # fmt: skip
-    text += lr.report_categories(categories)
+    text += report_image.report_categories(categories)
     assert "<script" not in text and "$" not in text and "*b*" not in text
     assert "&#60;script&#62;" in text

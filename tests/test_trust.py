@@ -23,25 +23,25 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from PIL import Image
-from test_hostile import Within, make_readings, make_results
-from test_notebooks import execute
 
-import lens_data as ld
-import lens_figures as lf
-import lens_format as fo
-import lens_grounding as lg
-import lens_kaggle as lk
-import lens_model as lm
-import lens_prompts as lp
-import lens_read as le
-import lens_report as lr
-import lens_tables as lt
-import lens_utils as lu
+from llava_lens import checks as checks_py
+from llava_lens import files, pickles, schema, store
+from llava_lens import text as text_py
+from llava_lens.analysis import answers as analysis_answers
+from llava_lens.analysis import causal, grounding, presence, report, report_image
+from llava_lens.data import annotations, crop, watched
+from llava_lens.data import images as data_images
+from llava_lens.data import prompts as data_prompts
+from llava_lens.figures import one_image, style
+from llava_lens.model import images as model_images
+from llava_lens.model import load
+from tests.conftest import ROOT
+from tests.test_hostile import Within, make_readings, make_results
+from tests.test_notebooks import execute
 
 # ---- Code from a stranger's data set ------------------------------------------------------------
 
@@ -196,11 +196,13 @@ def hostile_results(folder, payloads):
     singles = ("model", "revision", "dtype", "chat")
     run |= {name: texts[at % len(texts)] for at, name in enumerate(singles)}
     run["packages"] = run["questions"] = {text: text for text in texts[:3]}
-    run["tokens"] = [payload[: fo.MOST_LABEL] for payload in (payloads * 20)[: len(run["tokens"])]]
+    run["tokens"] = [
+        payload[: schema.MOST_LABEL] for payload in (payloads * 20)[: len(run["tokens"])]
+    ]
     run["categories"] = texts
     asked = {"kind": "own", "question": texts[0], "truth": texts[1], "categories": [texts[-1]]}
     run["own_prompts"] = [asked | {"truth_from": texts[2 % len(texts)], "way": ""}]
-    lu.save(folder / "run.pkl", run, fo.check_run)
+    pickles.save(folder / "run.pkl", run, checks_py.check_run)
     part["images"] = []
     for at, text in enumerate(texts):
         name = f"{at:02}" + re.sub(r"[/\\]", "|", payloads[at])
@@ -218,11 +220,11 @@ def hostile_results(folder, payloads):
             {**record["words"][0], "category": texts[at - 1], "present": False, "way": "random"},
         ]
         saved = {**record, "name": name, **shown}
-        check = partial(fo.check_record, run=run, name=name)
-        lu.save(folder / "images" / f"{name}.pkl", saved, check)
+        check = partial(checks_py.check_record, run=run, name=name)
+        pickles.save(folder / "images" / f"{name}.pkl", saved, check)
     n = len(texts)
     part |= {"skipped": dict(zip(texts, texts, strict=True)), "sums": part["sums"] * n}
-    lu.save(folder / "parts/0.pkl", part | {"n_images": part["n_images"] * n})
+    pickles.save(folder / "parts/0.pkl", part | {"n_images": part["n_images"] * n})
     return folder
 
 
@@ -290,7 +292,7 @@ def test_no_text_of_a_stranger_is_anything_but_text(tmp_path, host):
 
 
 def test_as_code_leaves_no_sign_of_a_markup():
-    said = lr.as_code("_a_ *b* [c](d) <e> $f$ `g` www.h.org i@j.k")
+    said = text_py.as_code("_a_ *b* [c](d) <e> $f$ `g` www.h.org i@j.k")
     assert re.sub(r"&#\d+;|</?code>", "", said) == re.sub(
         r"[^\w ]|_", "", html.unescape(said)[6:-7]
     )
@@ -324,21 +326,21 @@ def test_nothing_is_written_to_results_nor_through_their_links(tmp_path):
     of_image = {"0_top1", "0_jsd_prev", "0_jsd_final", "0_entropy", "patches", "words"}
     of_all = {*["settling", "mean_series", "mean_series_by_kind", "answers", "knockout"]}
     of_all |= {*["grounding", "gallery", "presence"]}
-    of_all |= {f"top_tokens_{segment}" for segment in fo.SEGMENTS}
+    of_all |= {f"top_tokens_{segment}" for segment in schema.SEGMENTS}
     drawn = {path.stem for path in (tmp_path / "my/report/figures").iterdir()}
     assert drawn == {f"00a_{name}" for name in of_image} | of_all
 
 
 @pytest.mark.parametrize("linked", ["run.pkl", "parts", "images", "parts/0.pkl", "images/00a.pkl"])
 def test_links_in_results_are_refused_when_read(tmp_path, linked):
-    results = lu.Results(hostile_results(tmp_path / "results", ["a", "b"]))
+    results = store.Results(hostile_results(tmp_path / "results", ["a", "b"]))
     (tmp_path / "linked").symlink_to(results.folder)  # to the whole folder a user may link
-    assert len(list(lu.Results.find(tmp_path / "linked").records())) == 2
+    assert len(list(store.Results.find(tmp_path / "linked").records())) == 2
     (results.folder / linked).rename(tmp_path / "elsewhere")
     (results.folder / linked).symlink_to(tmp_path / "elsewhere")
     for call in (
-        lambda: list(lu.Results(results.folder).records()),
-        lambda: lu.Results(tmp_path / "new").continue_from(results.folder),
+        lambda: list(store.Results(results.folder).records()),
+        lambda: store.Results(tmp_path / "new").continue_from(results.folder),
     ):
         with pytest.raises(ValueError, match="is a link"):
             call()
@@ -348,8 +350,8 @@ def test_what_is_saved_does_not_go_through_a_link(tmp_path):
     (tmp_path / "victim").write_text("precious")
     for name in ("a.pkl", f"a.pkl.{os.getpid()}.tmp"):
         (tmp_path / name).symlink_to(tmp_path / "victim")
-    lu.save(tmp_path / "a.pkl", {"a": 1})
-    assert (tmp_path / "victim").read_text() == "precious" and lu.load(tmp_path / "a.pkl")
+    pickles.save(tmp_path / "a.pkl", {"a": 1})
+    assert (tmp_path / "victim").read_text() == "precious" and pickles.load(tmp_path / "a.pkl")
 
 
 # ---- Sizes and kinds of files -------------------------------------------------------------------
@@ -380,7 +382,7 @@ def test_a_crop_has_one_scan(tmp_path):
     for times in (1, 2, 300_000):
         many = crop_record(scans(times))[0]
         with Within(), pytest.raises(ValueError, match="no plain image"):
-            fo.check_record(many, run, "a.jpg")
+            checks_py.check_record(many, run, "a.jpg")
     with Image.open(io.BytesIO(scans(1))) as image:
         image.load()  # it is a JPEG
         assert image.getpixel((0, 0)) == (128, 128, 128)
@@ -403,7 +405,7 @@ def test_a_gzip_is_one_plain_member(tmp_path, content):
     (tmp_path / "a.pkl").write_bytes(content)
     start = time.process_time()
     with Within(), pytest.raises(ValueError, match="a.pkl"):
-        lu.load(tmp_path / "a.pkl")
+        pickles.load(tmp_path / "a.pkl")
     assert time.process_time() - start < 3
 
 
@@ -416,19 +418,19 @@ def test_a_pipe_and_a_file_of_gigabytes_are_refused_unread(tmp_path):
             with Within():
                 if name == "a.pkl":
                     with pytest.raises(ValueError, match="a.pkl"):
-                        lu.load(tmp_path / name)
+                        pickles.load(tmp_path / name)
                 elif name == "a.png":
                     with pytest.raises(OSError, match="a.png.*(MiB|no file)"):
-                        ld.open_image(tmp_path / name)
+                        data_images.open_image(tmp_path / name)
                 else:
-                    objects, _, problems = ld.read_annotations(tmp_path)
+                    objects, _, problems = annotations.read_annotations(tmp_path)
                     assert not objects and "a.json" in problems[0]
             (tmp_path / name).unlink()
             os.mkfifo(tmp_path / name)
         (tmp_path / name).unlink()
     Image.new("RGB", (9, 9)).save(tmp_path / "b.png")
     (tmp_path / "c.png").symlink_to("b.png")
-    assert ld.open_image(tmp_path / "c.png").size == (9, 9)
+    assert data_images.open_image(tmp_path / "c.png").size == (9, 9)
 
 
 # ---- Another model, other images, another run ---------------------------------------------------
@@ -437,8 +439,8 @@ def test_a_pipe_and_a_file_of_gigabytes_are_refused_unread(tmp_path):
 def test_a_weight_anywhere_makes_another_fingerprint(llava):
     """A hundredth of any tensor, wherever it lies; nothing else does."""
     model = llava[0].original_model
-    fingerprint = le._fingerprint(model)
-    assert fingerprint == le._fingerprint(model)
+    fingerprint = model_images._fingerprint(model)
+    assert fingerprint == model_images._fingerprint(model)
     for at, (name, weight) in enumerate(model.state_dict().items()):
         values = weight.flatten() if weight.is_contiguous() else None
         assert values is None or values.data_ptr() == weight.data_ptr(), name
@@ -447,24 +449,24 @@ def test_a_weight_anywhere_makes_another_fingerprint(llava):
         changed = values[start : start + size]
         before = changed.clone()
         changed += 1
-        assert le._fingerprint(model) != fingerprint, name
+        assert model_images._fingerprint(model) != fingerprint, name
         changed.copy_(before)
-    assert le._fingerprint(model) == fingerprint
+    assert model_images._fingerprint(model) == fingerprint
 
 
 @pytest.fixture
 def read_ones(tmp_path, read, results, photographs):
     """`(results, image_paths, digests)` of the three photographs, read by two processes."""
-    copy, run = lu.Results(tmp_path / "results"), lu.Results(results).run
+    copy, run = store.Results(tmp_path / "results"), store.Results(results).run
     for process, images in ((0, read[:2]), (1, read[2:])):
-        part = lu.Results(copy.folder)
+        part = store.Results(copy.folder)
         part.begin(run, process)
         for record, mean in images:
             part.add(record, mean)
     shutil.copytree(photographs, tmp_path / "images")
-    image_paths = ld.find_images(tmp_path / "images")
-    digests = {name: ld.digests_of(path, []) for name, path in image_paths.items()}
-    assert len(image_paths) == 3 and lu.Results(copy.folder).left(image_paths, digests) == {}
+    image_paths = data_images.find_images(tmp_path / "images")
+    digests = {name: data_images.digests_of(path, []) for name, path in image_paths.items()}
+    assert len(image_paths) == 3 and store.Results(copy.folder).left(image_paths, digests) == {}
     return copy.folder, image_paths, digests
 
 
@@ -475,25 +477,27 @@ def test_other_images_and_annotations_under_the_same_names_are_refused(read_ones
     shutil.copy(image_paths[names[1]], image_paths[names[0]])
     dog = {"category": "dog", "box": [1.0, 2.0, 3.0, 4.0], "crowd": False, "color": None}
     for name, objects in ((names[0], []), (names[1], [{**dog, "image_size": None}])):
-        digests[name] = ld.digests_of(image_paths[name], objects)
+        digests[name] = data_images.digests_of(image_paths[name], objects)
     with pytest.raises(ValueError) as error:
-        lu.Results(folder).left(image_paths, digests)
+        store.Results(folder).left(image_paths, digests)
     said = str(error.value)
     assert f"{names[0]} (image), {names[1]} (annotations)" in said and names[2] not in said
-    assert "read_again" in said and lu.Results(folder).names == names
-    left = lu.Results(folder).left(image_paths, digests, read_again=True)
+    assert "read_again" in said and store.Results(folder).names == names
+    left = store.Results(folder).left(image_paths, digests, read_again=True)
     # With all of the same process: nothing can be taken out of the sums.
-    assert list(left) == names[:2] and lu.Results(folder).names == names[2:]
+    assert list(left) == names[:2] and store.Results(folder).names == names[2:]
     del digests[names[0]], digests[names[1]]
-    assert list(lu.Results(folder).left(image_paths, digests)) == names[:2]
+    assert list(store.Results(folder).left(image_paths, digests)) == names[:2]
 
 
 def test_digests_are_of_content(tmp_path, photographs):
     dog = {"category": "dog", "box": [1.0, 2.0, 3.0, 4.0], "image_size": (5, 6)}
     shutil.copy(photographs / "china.jpg", tmp_path / "other.png")
-    one = ld.digests_of(photographs / "china.jpg", [dog])
-    assert one == ld.digests_of(tmp_path / "other.png", [dict(reversed(dog.items()))])
-    other = ld.digests_of(photographs / "flower.jpg", [{**dog, "box": [1.0, 2.0, 3.0, 5.0]}])
+    one = data_images.digests_of(photographs / "china.jpg", [dog])
+    assert one == data_images.digests_of(tmp_path / "other.png", [dict(reversed(dog.items()))])
+    other = data_images.digests_of(
+        photographs / "flower.jpg", [{**dog, "box": [1.0, 2.0, 3.0, 5.0]}]
+    )
     assert one.keys() == other.keys() == {"image_digest", "annotations_digest"}
     assert not {*one.values()} & {*other.values()}
 
@@ -501,8 +505,7 @@ def test_digests_are_of_content(tmp_path, photographs):
 HOLDS = """
 import sys, time
 sys.path.insert(0, {root!r})
-import lens_kaggle as lk
-with lk.locked({folder!r}):
+with files.locked({folder!r}):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -532,14 +535,14 @@ def test_a_second_run_in_one_folder_says_so_and_stops(tmp_path, results, other_r
     other = other_run(folder)
     half.write_bytes(b"of the other run")
     message = f"Another run \\(process {other.pid}\\) is writing to .*{folder.name}"
-    with pytest.raises(ValueError, match=message), lk.locked(folder):
+    with pytest.raises(ValueError, match=message), files.locked(folder):
         pytest.fail("two runs hold it")
     with pytest.raises(ValueError, match=message):
-        lu.Results(folder).continue_from()
-    assert half.exists() and len(lu.Results(folder).names) == 3  # to read it is no matter
+        store.Results(folder).continue_from()
+    assert half.exists() and len(store.Results(folder).names) == 3  # to read it is no matter
     other.kill()
     other.wait()
-    lu.Results(folder).continue_from()
+    store.Results(folder).continue_from()
     assert not half.exists() and not (folder / "lock").exists()
 
 
@@ -547,7 +550,7 @@ def test_a_second_run_in_one_folder_says_so_and_stops(tmp_path, results, other_r
 def test_a_lock_that_no_living_process_holds_is_taken_over(tmp_path, content):
     """Also one of this process, as after a restart that gives the same numbers again."""
     (tmp_path / "lock").write_text(content.format(pid=os.getpid()))
-    with lk.locked(tmp_path):
+    with files.locked(tmp_path):
         assert (tmp_path / "lock").read_text() == str(os.getpid())
         # Processes that it has launched share it.
         child = os.fork()
@@ -557,16 +560,16 @@ def test_a_lock_that_no_living_process_holds_is_taken_over(tmp_path, content):
     assert os.listdir(tmp_path) == []
     (tmp_path / "elsewhere").write_text("1")
     (tmp_path / "lock").symlink_to("elsewhere")
-    with lk.locked(tmp_path):
+    with files.locked(tmp_path):
         pass
     assert (tmp_path / "elsewhere").read_text() == "1"
 
 
 def test_a_lock_is_given_back_after_an_error_and_a_foreign_one_is_left(tmp_path):
-    with pytest.raises(KeyboardInterrupt), lk.locked(tmp_path / "new"):
+    with pytest.raises(KeyboardInterrupt), files.locked(tmp_path / "new"):
         raise KeyboardInterrupt
     assert os.listdir(tmp_path / "new") == []
-    with lk.locked(tmp_path):
+    with files.locked(tmp_path):
         (tmp_path / "lock").write_text("1")
     assert (tmp_path / "lock").read_text() == "1"
 
@@ -595,35 +598,35 @@ def test_the_first_notebook_reads_under_the_lock(tmp_path, other_run, photograph
     ],
 )
 def test_texts_of_numpy_are_made_plain(tmp_path, prompts):
-    asked = lp.as_prompts(prompts)
+    asked = data_prompts.as_prompts(prompts)
     for prompt in asked:
         assert {type(value) for value in prompt.values()} <= {str, type(None), list}
         assert {type(key) for key in prompt} == {str}
     run = make_results()[0] | {"own_prompts": asked}
-    lu.save(tmp_path / "run.pkl", run, fo.check_run)
+    pickles.save(tmp_path / "run.pkl", run, checks_py.check_run)
 
 
 def test_a_run_that_could_not_be_saved_is_refused_before_it_begins(tmp_path, llava):
     """With the check that loading makes."""
-    settings = lm.Settings("m", top_k=np.int64(3), seed=np.int32(1), per_kind=np.int8(2))
-    run = le.describe_run(*llava, settings, 0.0)
-    lu.Results(tmp_path).refuse_another(run)  # numbers are made plain
+    settings = load.Settings("m", top_k=np.int64(3), seed=np.int32(1), per_kind=np.int8(2))
+    run = model_images.describe_run(*llava, settings, 0.0)
+    store.Results(tmp_path).refuse_another(run)  # numbers are made plain
     for change in ({"model": np.str_("m")}, {"top_k": 0}, {"seed": "0"}, {"last_layer_jsd": 2.0}):
         with pytest.raises(ValueError, match=next(iter(change))):
-            lu.Results(tmp_path).refuse_another({**run, **change})
-    prompt = {**lp.as_prompts(["?"])[0], "question": np.str_("?")}
+            store.Results(tmp_path).refuse_another({**run, **change})
+    prompt = {**data_prompts.as_prompts(["?"])[0], "question": np.str_("?")}
     with pytest.raises(ValueError, match="own_prompts 0, question"):
-        lu.Results(tmp_path).refuse_another({**run, "own_prompts": [prompt]})
+        store.Results(tmp_path).refuse_another({**run, "own_prompts": [prompt]})
 
 
 @pytest.mark.parametrize("token", ["</s>", "<s>", "<unk>", "<pad>", "<image>"])
 def test_special_tokens_in_a_question_or_category_are_refused(token, photographs, tmp_path):
     with pytest.raises(ValueError, match="Prompt 0 .*has its own"):
-        lp.as_prompts([f"What is {token}?"])
+        data_prompts.as_prompts([f"What is {token}?"])
     data = json.loads((photographs / "instances_test.json").read_text())
     data["categories"][2]["name"] = f"a {token}"
     (tmp_path / "instances.json").write_text(json.dumps(data))
-    _, categories, problems = ld.read_annotations(tmp_path)
+    _, categories, problems = annotations.read_annotations(tmp_path)
     assert categories == ["temple", "tree"] and "can't be asked about" in problems[0]
 
 
@@ -650,7 +653,7 @@ def with_box(box):
 def test_the_box_of_a_present_word_is_in_the_crop(box):
     run, record = with_box(box)
     with pytest.raises(ValueError, match="box|no object's"):
-        fo.check_record(record, run, "a.jpg")
+        checks_py.check_record(record, run, "a.jpg")
 
 
 def test_what_is_watched_can_be_saved(llava):
@@ -658,22 +661,22 @@ def test_what_is_watched_can_be_saved(llava):
     tiny = {"category": "dog", "color": None, "crowd": False, "image_size": (56, 56)}
     boxes = [[1.0, 1.0, 1e-9, 5.0], [-4.0, 1.0, 4.005, 1.0], [-4.0, -3.0, 2.0, 1.0]]
     objects = [{**tiny, "box": box} for box in boxes]
-    objects = ld.objects_in_crop(objects, (56, 56), llava[1].image_processor)
-    words = lp.words_to_watch(llava[1].tokenizer, objects, ["dog", "cat"])
+    objects = crop.objects_in_crop(objects, (56, 56), llava[1].image_processor)
+    words = watched.words_to_watch(llava[1].tokenizer, objects, ["dog", "cat"])
     assert not [word for word in words if word["present"]]
     run, record = with_box([7.0, 7.0, 1.0, 0.5])
-    fo.check_record(record, run, "a.jpg")
-    assert lg.patches_of(record, run, "dog").tolist() == [False, False, False, True]
+    checks_py.check_record(record, run, "a.jpg")
+    assert grounding.patches_of(record, run, "dog").tolist() == [False, False, False, True]
 
 
 def test_each_mean_distribution_sums_to_one():
     run, _, part = make_results()
-    fo.check_part(part, run)
+    checks_py.check_part(part, run)
     for wrong in (part["sums"] * 0.5, part["sums"] * 1.01, np.zeros_like(part["sums"])):
         with pytest.raises(ValueError, match="sums"):
-            fo.check_part({**part, "sums": wrong}, run)
+            checks_py.check_part({**part, "sums": wrong}, run)
     none = {"n_images": np.array([1, 1, 0]), "sums": part["sums"] * [[[1]], [[1]], [[0]]]}
-    fo.check_part({**part, **none}, run)  # no answer has positions
+    checks_py.check_part({**part, **none}, run)  # no answer has positions
 
 
 @pytest.mark.parametrize("n_images, said", [(1, "1 image"), (2, "2 images")])
@@ -682,12 +685,12 @@ def test_images_and_categories_are_counted_as_numbers(n_images, said):
     absent = {**record["words"][0], "category": "cat", "present": False, "way": "random"}
     record["words"] = [*record["words"], absent]
     records = [{**record, "name": f"{number}.jpg"} for number in range(n_images)]
-    grounded, confident = lg.grounding(records, run), lg.category_confidence(records)
-    answers = lt.tabulate(records, run)["answers"]
-    text = "\n".join(lr.report_grounding(run, grounded, confident))
+    grounded, confident = grounding.grounding(records, run), presence.category_confidence(records)
+    answers = analysis_answers.tabulate(records, run)["answers"]
+    text = "\n".join(report_image.report_grounding(run, grounded, confident))
     assert f"less on {said} (" in text
-    categories = lg.categories_table(grounded, lg.best_layer(grounded), answers)
-    text += lr.report_categories(categories)
+    categories = grounding.categories_table(grounded, grounding.best_layer(grounded), answers)
+    text += report_image.report_categories(categories)
     assert f"</code> | {n_images} |" in text and "True" not in text and "False" not in text
 
 
@@ -713,8 +716,8 @@ def a_large_prompt(n_pos, n_layers=201, question="Why? " * 300):
 def test_of_a_long_prompt_the_last_positions_are_drawn(n_layers, n_pos):
     run, prompt = a_large_prompt(n_pos, n_layers)
     n_shown = min(64, 4000 // n_layers)
-    lf.use_style()
-    for plot in (lf.plot_top1, partial(lf.plot_series, series="jsd_final")):
+    style.use_style()
+    for plot in (one_image.plot_top1, partial(one_image.plot_series, series="jsd_final")):
         start = time.process_time()
         figure = plot(run, prompt)
         figure.canvas.draw()
@@ -748,7 +751,7 @@ def test_of_a_fine_grid_the_colours_are_drawn_and_of_many_boxes_the_largest(monk
         {**record["objects"][0], "category": category, "box": box, "share": box[3]} for box in boxes
     ]
     start = time.process_time()
-    figure = lf.plot_patches(run, record, [0, 1, 2, 0, 1])
+    figure = one_image.plot_patches(run, record, [0, 1, 2, 0, 1])
     figure.canvas.draw()
     assert time.process_time() - start < 20
     drawn = [patch.get_height() for patch in figure.axes[0].patches]
@@ -767,13 +770,15 @@ def test_the_report_cuts_long_texts():
         item["category"] = "d" * 5000
     run["model"] = "a" * 5000
     records = [{**record, "name": f"{number}.jpg"} for number in range(5)]
-    tables, grounded = lt.tabulate(records, run), lg.grounding(records, run)
-    confident, cut = lg.category_confidence(records), lt.knockouts(records, run)
-    text = lr.report(run, tables, grounded, confident, cut, np.full((3, 3, 20), 1 / 20))
+    tables, grounded = analysis_answers.tabulate(records, run), grounding.grounding(records, run)
+    confident, cut = presence.category_confidence(records), causal.knockouts(records, run)
+    text = report.report(run, tables, grounded, confident, cut, np.full((3, 3, 20), 1 / 20))
     assert len(text) < 10_000 and "a" * 150 in text and "…" in html.unescape(text)
-    text = lr.summary(run, tables["answers"], grounded)
-    best = lg.best_layer(grounded)
-    text += lr.report_categories(lg.categories_table(grounded, best, tables["answers"]))
+    text = report.summary(run, tables["answers"], grounded)
+    best = grounding.best_layer(grounded)
+    text += report_image.report_categories(
+        grounding.categories_table(grounded, best, tables["answers"])
+    )
     assert len(text) < 10_000 and "d" * 150 in text and "…" in html.unescape(text)
 
 
@@ -796,9 +801,9 @@ def test_texts_and_numbers_of_readings_are_bounded(what, where, new):
         long = long | {"token_ids": ids, "readings": make_readings(400_000)}
         new = [long | {"n_prompt": 399_999}]
     checks = {
-        "run": fo.check_run,
-        "record": partial(fo.check_record, run=run, name="a.jpg"),
-        "part": partial(fo.check_part, run=run),
+        "run": checks_py.check_run,
+        "record": partial(checks_py.check_record, run=run, name="a.jpg"),
+        "part": partial(checks_py.check_part, run=run),
     }
     checks[what](value)
     with Within(), pytest.raises(ValueError, match=where):
@@ -809,7 +814,7 @@ def test_a_category_with_a_long_name_cannot_be_asked_about(photographs, tmp_path
     data = json.loads((photographs / "instances_test.json").read_text())
     data["categories"][2]["name"] = "a" * 101
     (tmp_path / "instances.json").write_text(json.dumps(data))
-    assert ld.read_annotations(tmp_path)[1] == ["temple", "tree"]
+    assert annotations.read_annotations(tmp_path)[1] == ["temple", "tree"]
 
 
 # ---- Images -------------------------------------------------------------------------------------
@@ -820,7 +825,7 @@ def test_images_of_fewer_bits_than_their_file_has_are_not_dark(tmp_path, bits):
     ramp = np.linspace(0, 2**bits - 1, 256).round().reshape(16, 16)
     for name, kind in (("deep.png", np.uint16), ("deep.tif", np.int32)):
         Image.fromarray(ramp.astype(kind)).save(tmp_path / name)
-        pixels = np.asarray(ld.open_image(tmp_path / name))[..., 0].ravel().astype(int)
+        pixels = np.asarray(data_images.open_image(tmp_path / name))[..., 0].ravel().astype(int)
         assert np.abs(pixels - np.arange(256)).max() <= 1, name
 
 
@@ -828,7 +833,7 @@ def test_images_of_fewer_bits_than_their_file_has_are_not_dark(tmp_path, bits):
 def test_whole_numbers_of_an_unknown_range_are_refused(tmp_path, value):
     Image.fromarray(np.full((9, 9), value, np.int32)).save(tmp_path / "deep.tif")
     with pytest.raises(OSError, match="deep.tif.* of an unknown range"):
-        ld.open_image(tmp_path / "deep.tif")
+        data_images.open_image(tmp_path / "deep.tif")
 
 
 def test_results_reports_and_checkpoints_among_images_are_not_images(tmp_path):
@@ -844,7 +849,7 @@ def test_results_reports_and_checkpoints_among_images_are_not_images(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "run/results/run.pkl").touch()
     (tmp_path / "report/explorer").mkdir()
-    assert list(ld.find_images(tmp_path)) == ["a.png", "sub__figures__b.png"]
+    assert list(data_images.find_images(tmp_path)) == ["a.png", "sub__figures__b.png"]
 
 
 # ---- Names and folders at the limits, kills and deletions ---------------------------------------
@@ -854,7 +859,7 @@ def test_folders_without_end_are_refused(tmp_path):
     make = "for _ in range(3000): os.mkdir('d'); os.chdir('d')"
     try:
         subprocess.run([sys.executable, "-c", f"import os\n{make}"], cwd=tmp_path, check=True)
-        for call in (ld.find_images, ld.read_annotations, lu.Results.find):
+        for call in (data_images.find_images, annotations.read_annotations, store.Results.find):
             with pytest.raises(ValueError, match="folders .* deep"):
                 call(tmp_path)
     finally:  # pytest can't remove them
@@ -865,26 +870,26 @@ def test_names_of_255_bytes_are_refused_in_results_and_shortened_among_images(tm
     run, _, part = make_results()
     name = "a" * 251 + ".jpg"
     with pytest.raises(ValueError, match="name of a file"):
-        fo.check_part({**part, "images": [name]}, run)
+        checks_py.check_part({**part, "images": [name]}, run)
     (tmp_path / name).touch()
-    (short,) = ld.find_images(tmp_path)
-    fo.check_part({**part, "images": [short]}, run)
+    (short,) = data_images.find_images(tmp_path)
+    checks_py.check_part({**part, "images": [short]}, run)
 
 
 def test_what_is_skipped_survives_a_kill_and_deleted_results_are_noticed(tmp_path, read, results):
-    run, out = lu.Results(results).run, lu.Results(tmp_path / "results")
+    run, out = store.Results(results).run, store.Results(tmp_path / "results")
     out.begin(run)
     out.skip("b.jpg", "it is damaged")
-    assert lu.Results(out.folder).skipped == {"b.jpg": "it is damaged"}
+    assert store.Results(out.folder).skipped == {"b.jpg": "it is damaged"}
     out.add(*read[0])
     shutil.rmtree(out.folder)
     with pytest.raises(FileNotFoundError, match="was deleted .*run this again"):
         out.add(*read[1])
     assert not out.folder.exists()
-    again = lu.Results(out.folder)
+    again = store.Results(out.folder)
     again.begin(run)
     again.add(*read[1])
-    assert lu.Results(out.folder).names == [read[1][0]["name"]]
+    assert store.Results(out.folder).names == [read[1][0]["name"]]
 
 
 TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "'=x", "'", "", "None", "NA", "nan", "1", 'a,"b"\n']
@@ -893,8 +898,8 @@ TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "'=x", "'", "", "None", "NA", "n
 def test_texts_in_the_summary_are_no_formulas_and_come_back(tmp_path):
     run, record, _ = make_results()
     prompts = [record["prompts"][0] | {"answer": text, "question": text or "?"} for text in TEXTS]
-    answers = lt.tabulate([record | {"prompts": prompts}], run)["answers"]
-    lt.save_summary(tmp_path / "deep/summary.csv", answers)
+    answers = analysis_answers.tabulate([record | {"prompts": prompts}], run)["answers"]
+    analysis_answers.save_summary(tmp_path / "deep/summary.csv", answers)
     cells = pd.read_csv(tmp_path / "deep/summary.csv", dtype=str, keep_default_na=False)
     assert (
         not cells[["answer", "question", "token_label"]]
@@ -902,7 +907,7 @@ def test_texts_in_the_summary_are_no_formulas_and_come_back(tmp_path):
         .any()
         .any()
     )
-    back = lt.load_summary(tmp_path / "deep/summary.csv")
+    back = analysis_answers.load_summary(tmp_path / "deep/summary.csv")
     answers = answers.astype(object).where(answers.notna(), np.nan)
     back = back.astype(object).where(back.notna(), np.nan)
     pd.testing.assert_frame_equal(back, answers)
@@ -939,8 +944,8 @@ def found_for(folder, images):
     for name in images:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    objects, _, problems = ld.read_annotations(folder)
-    by_image, ambiguous = ld.match_annotations(objects, ld.find_images(folder))
+    objects, _, problems = annotations.read_annotations(folder)
+    by_image, ambiguous = annotations.match_annotations(objects, data_images.find_images(folder))
     categories = {name: [item["category"] for item in found] for name, found in by_image.items()}
     return categories, problems + ambiguous
 
@@ -1003,7 +1008,7 @@ def test_annotations_of_other_kinds_are_named(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     for other, text in {"README.txt": "Pictures.", "a.csv": "a,b\n", "b.xml": "<x/>"}.items():
         (tmp_path / other).write_text(text)
-    objects, _, (said,) = ld.read_annotations(tmp_path)
+    objects, _, (said,) = annotations.read_annotations(tmp_path)
     assert not objects and Path(name).name in said and "COCO" in said and "README" not in said
 
 
@@ -1035,5 +1040,5 @@ def test_odd_boxes_and_sizes_are_read_right_or_named(tmp_path, change, size, pro
     assert categories == ({} if problem else {"0.png": ["object 0"]})
     assert len(problems) == bool(problem) and (problem or "") in "".join(problems)
     if not problem:
-        (found,) = ld.read_annotations(tmp_path)[0].values()
+        (found,) = annotations.read_annotations(tmp_path)[0].values()
         assert found[0]["image_size"] == (90, 60) and found[0]["crowd"] is False

@@ -12,16 +12,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-import lens_format as fo
-import lens_grounding as lg
-import lens_model as lm
-import lens_prompts as lp
-import lens_read as le
-import lens_tables as lt
-import lens_utils as lu
+from llava_lens import schema
+from llava_lens import words as words_py
+from llava_lens.analysis import answers as analysis_answers
+from llava_lens.analysis import curves as analysis_curves
+from llava_lens.analysis import presence
+from llava_lens.data import prompts as data_prompts
+from llava_lens.data import watched as data_watched
+from llava_lens.model import lens
+from llava_lens.model import read as model_read
 
 LLAMA = json.loads(Path(__file__).with_name("llama_words.json").read_text("utf-8"))
 
@@ -35,7 +38,7 @@ class Llama:
 
 def watched(category: str) -> set[str]:
     spelled = {i: text for text, i in LLAMA.items()}
-    return {spelled[i] for i in lp.word_ids(LLAMA, category)}
+    return {spelled[i] for i in words_py.word_ids(LLAMA, category)}
 
 
 WITH_A_WORD = [
@@ -48,8 +51,8 @@ AMBIGUOUS = {"bag", "wine", "meter", "mitt", "bat", "glass", "traffic", "stop", 
 
 
 def test_of_cocos_80_categories_33_have_a_word_in_llamas_vocabulary():
-    assert len(lu.WORDS["categories"]) == 80 and len(WITH_A_WORD) == 33
-    assert [name for name in lu.WORDS["categories"] if watched(name)] == WITH_A_WORD
+    assert len(words_py.WORDS["categories"]) == 80 and len(WITH_A_WORD) == 33
+    assert [name for name in words_py.WORDS["categories"] if watched(name)] == WITH_A_WORD
 
 
 @pytest.mark.parametrize(
@@ -81,19 +84,23 @@ def test_a_word_is_whole_tokens(category, words):
 def test_every_watched_token_is_a_name_of_its_category():
     for category in WITH_A_WORD:
         letters = {word.lstrip("▁").lower() for word in watched(category)}
-        assert letters <= set(lu.names_of(category))
+        assert letters <= set(words_py.names_of(category))
         assert not letters & AMBIGUOUS
     assert "man" not in watched("person") and "▁man" in watched("person")
 
 
 def test_other_categories_get_singular_plural_and_capitals():
     vocabulary = {"▁berry": 4, "▁berries": 5, "▁Berry": 6, "berry": 7, "▁Berries": 8, "▁ber": 9}
-    assert lp.word_ids(vocabulary, "Berry") == [4, 5, 6, 8]
-    assert lp.word_ids(vocabulary, "cranberry") == []
+    assert words_py.word_ids(vocabulary, "Berry") == [4, 5, 6, 8]
+    assert words_py.word_ids(vocabulary, "cranberry") == []
 
 
 def test_each_name_belongs_to_one_category():
-    names = [name for category in lu.WORDS["categories"] for name in set(lu.names_of(category))]
+    names = [
+        name
+        for category in words_py.WORDS["categories"]
+        for name in set(words_py.names_of(category))
+    ]
     assert len(names) == len(set(names))
 
 
@@ -103,19 +110,19 @@ def box_of(category: str, visible: float = 1.0) -> dict:
 
 def test_a_category_without_a_word_is_not_watched_present_or_absent():
     objects = [box_of("zebra"), box_of("dog"), box_of("tie", visible=0.05)]
-    words = lp.words_to_watch(Llama(), objects, ["cake", "dog", "fork", "tie", "zebra"])
+    words = data_watched.words_to_watch(Llama(), objects, ["cake", "dog", "fork", "tie", "zebra"])
     assert [(word["category"], word["present"], word["way"]) for word in words] == [
         ("dog", True, ""),
         ("fork", False, "random"),
     ]
-    assert words[0]["token_ids"] == lp.word_ids(LLAMA, "dog")
+    assert words[0]["token_ids"] == words_py.word_ids(LLAMA, "dog")
 
 
 def test_orange_is_not_watched_where_colours_are_asked_about():
     asked = [{"kind": "colour", "categories": ["cup"], "way": ""}]
     objects = [box_of("orange"), box_of("cup")]
     for prompts, present in ([], ["cup", "orange"]), (asked, ["cup"]):
-        words = lp.words_to_watch(Llama(), objects, ["fork", "orange"], prompts)
+        words = data_watched.words_to_watch(Llama(), objects, ["fork", "orange"], prompts)
         assert [word["category"] for word in words if word["present"]] == present
 
 
@@ -137,17 +144,22 @@ def annotated(scenes) -> dict[str, list[dict]]:
 
 
 def test_categories_are_counted_together():
-    together = lp.count_together(annotated([["dog", "dog", "cat"], ["dog"], []]))
+    together = data_watched.count_together(annotated([["dog", "dog", "cat"], ["dog"], []]))
     assert together == {"dog": Counter(dog=2, cat=1), "cat": Counter(dog=1, cat=1)}
 
 
 def test_absent_categories_are_drawn_in_popes_three_ways_in_turn():
-    together, drawn = lp.count_together(annotated(SCENES)), {way: Counter() for way in fo.WAYS}
+    together, drawn = (
+        data_watched.count_together(annotated(SCENES)),
+        {way: Counter() for way in schema.WAYS},
+    )
     absent = [name for name in ALL if name not in ("cup", "bed")]
     for seed in range(300):
-        rows = lp.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
-        assert {way for _, way in rows} == set(fo.WAYS) and len({name for name, _ in rows}) == 3
-        assert rows == lp.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
+        rows = data_watched.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
+        assert {way for _, way in rows} == set(schema.WAYS) and len({name for name, _ in rows}) == 3
+        assert rows == data_watched.draw_absent(
+            absent, {"cup", "bed"}, together, 3, random.Random(seed)
+        )
         name, way = rows[0]
         drawn[way][name] += 1
     # Of those left: frequent are person 7, dog 4, then book, cat and fork with 3 each; beside cup
@@ -159,25 +171,25 @@ def test_absent_categories_are_drawn_in_popes_three_ways_in_turn():
 
 
 def test_without_counts_absent_categories_are_random():
-    rows = lp.draw_absent(ALL, set(), {}, 99, random.Random(0))
+    rows = data_watched.draw_absent(ALL, set(), {}, 99, random.Random(0))
     assert sorted(name for name, _ in rows) == ALL and {way for _, way in rows} == {"random"}
 
 
 def test_the_way_of_an_absent_category_is_kept_from_question_to_watched_word():
     objects_of = annotated(SCENES)
-    together, ways = lp.count_together(objects_of), Counter()
+    together, ways = data_watched.count_together(objects_of), Counter()
     for name, objects in objects_of.items():
-        prompts = lp.make_prompts(objects, ALL, name, 1, together)
+        prompts = data_prompts.make_prompts(objects, ALL, name, 1, together)
         (absent,) = [prompt for prompt in prompts if prompt["truth"] == "no"]
         assert {prompt["way"] for prompt in prompts if prompt is not absent} == {""}
-        words = lp.words_to_watch(Llama(), objects, ALL, prompts, name, together)
+        words = data_watched.words_to_watch(Llama(), objects, ALL, prompts, name, together)
         way_of = {word["category"]: word["way"] for word in words if not word["present"]}
-        assert way_of[absent["categories"][0]] == absent["way"] in fo.WAYS
+        assert way_of[absent["categories"][0]] == absent["way"] in schema.WAYS
         assert len(way_of) == sum(word["present"] for word in words)
-        turn = [fo.WAYS.index(way) for way in way_of.values()]
+        turn = [schema.WAYS.index(way) for way in way_of.values()]
         assert all((b - a) % 3 == 1 for a, b in itertools.pairwise(turn))
         ways.update(way_of.values())
-    assert set(ways) == set(fo.WAYS)
+    assert set(ways) == set(schema.WAYS)
 
 
 def test_accuracy_and_auroc_are_given_by_way():
@@ -190,8 +202,8 @@ def test_accuracy_and_auroc_are_given_by_way():
     rows += [("c", *row[1:]) for row in rows if row[0] == "a"]
     rows += [("d", *row[1:]) for row in rows if row[0] == "b"]
     columns = ["image", "present", "way", "confidence", "said_yes"]
-    table = lt.pd.DataFrame(rows, columns=columns).assign(frequency=0.5, category="dog")
-    table = lg.presence_table(table)
+    table = pd.DataFrame(rows, columns=columns).assign(frequency=0.5, category="dog")
+    table = presence.presence_table(table)
     by_way = table["confidence"].drop("all").to_dict()
     assert by_way == {"random": 1.0, "popular": 1.0, "adversarial": 0.0}
     assert table["asked"].to_dict() == {"all": 8, "random": 4, "popular": 2, "adversarial": 4}
@@ -206,14 +218,14 @@ def test_accuracy_and_auroc_are_given_by_way():
 
 def test_tokens_that_differ_in_space_and_capital_alone_spell_one_word():
     labels = list(LLAMA)
-    alike = lm.spelled_alike(labels)
+    alike = words_py.spelled_alike(labels)
     groups = {
         frozenset(label for label, word in zip(labels, alike, strict=True) if word == alike[i])
         for i in range(len(labels))
     }
     for group in ("▁red Red red ▁Red", "▁yes yes Yes ▁Yes", "▁blue Blue blue ▁Blue", "▁P", "ink"):
         assert frozenset(group.split()) in groups
-    assert lm.spelled_alike(["▁red", "▁RED", "RED", "▁", "<0x0A>", "Red", "▁."]) == [
+    assert words_py.spelled_alike(["▁red", "▁RED", "RED", "▁", "<0x0A>", "Red", "▁."]) == [
         0, 1, 2, 3, 4, 0, 6,
     ]  # fmt: skip
 
@@ -248,14 +260,14 @@ def test_an_answer_that_begins_with_a_piece_has_no_word(answer, word):
     labels = ["</s>", "▁and", "▁", "<0x0A>", ".", "▁P", "ink", "▁A", "bove", "▁a", "▁p"]
     labels += ["▁red", "▁Red", "red", "Red"]
     bridge = SimpleNamespace(tokenizer=Labels(labels), cfg=SimpleNamespace(d_vocab=len(labels)))
-    ids = le._word_ids(bridge, np.array([labels.index(label) for label in answer.split()]))
+    ids = model_read._word_ids(bridge, np.array([labels.index(label) for label in answer.split()]))
     assert [labels[i] for i in ids] == word.split()
 
 
 def test_the_word_of_an_answer_against_sums_over_the_whole_softmax(llava, records):
     """Each spelling by hand, every word ranked in float64; the same from a run with the cache."""
     bridge, processor = llava
-    labels = lm.token_labels(processor.tokenizer, bridge.cfg.d_vocab)
+    labels = words_py.token_labels(processor.tokenizer, bridge.cfg.d_vocab)
     assert bridge.tokenizer.convert_ids_to_tokens(range(400)) == labels[:400]
     words = {}
     for i, label in enumerate(labels):
@@ -266,9 +278,9 @@ def test_the_word_of_an_answer_against_sums_over_the_whole_softmax(llava, record
     with torch.inference_mode():
         several = [word for word, ids in words.items() if len(ids) > 1]
         for spelled in [*several[:3], "▁"]:
-            read = le.read_answer(bridge, residuals, words[spelled][-1])
+            read = model_read.read_answer(bridge, residuals, words[spelled][-1])
             for layer, resid in enumerate(residuals):
-                p = lm.lens_logits(bridge, resid[-1:])[0].double().softmax(-1)
+                p = lens.lens_logits(bridge, resid[-1:])[0].double().softmax(-1)
                 own = p[words[spelled]].sum()
                 sums = torch.stack([p[ids].sum() for ids in words.values()])
                 assert read["word_prob"][layer] == pytest.approx(float(own), rel=1e-4)
@@ -296,7 +308,7 @@ def planted(kind: str, word_from: int, capital_from: int, whole: bool = True) ->
     word, token = layers >= word_from, layers >= capital_from
     ranks = {"word_rank": np.where(word, 1, 50), "target_rank": np.where(token, 1, 60)}
     probs = {"word_prob": 0.9 * word, "target_prob": 0.8 * token}
-    series = {name: np.zeros((33, 1)) for name in lt.SERIES}
+    series = {name: np.zeros((33, 1)) for name in analysis_curves.SERIES}
     readings = {
         **series,
         "top_ids": np.zeros((33, 1, 1), int),
@@ -316,10 +328,13 @@ def planted(kind: str, word_from: int, capital_from: int, whole: bool = True) ->
 def test_a_word_is_found_where_it_was_planted_not_where_its_capital_wins():
     where = {"colour": 10, "object": 14, "relation": 20}
     records = [planted(kind, layer, 25) for kind, layer in where.items()]
-    answers = lt.tabulate(records, RUN)["answers"]
+    answers = analysis_answers.tabulate(records, RUN)["answers"]
     for column in ("settling_layer", "readable_layer"):
-        assert dict(lt.first_tokens(answers)[["kind", column]].to_numpy().tolist()) == where
-        assert lt.settling_table(answers, column)["median"].to_dict() == where
+        assert (
+            dict(analysis_curves.first_tokens(answers)[["kind", column]].to_numpy().tolist())
+            == where
+        )
+        assert analysis_answers.settling_table(answers, column)["median"].to_dict() == where
     # The exact token stays, and says 25 for all three.
     top = answers[answers["token_rank"] == 1].groupby("kind")["layer"].min()
     assert top.to_dict() == dict.fromkeys(where, 25)
@@ -329,10 +344,13 @@ def test_a_word_is_found_where_it_was_planted_not_where_its_capital_wins():
 
 def test_answers_that_begin_with_a_piece_are_left_out_and_counted():
     records = [planted("colour", 10, 10), planted("object", 3, 3, whole=False)]
-    answers = lt.tabulate(records, RUN)["answers"]
-    table = lt.settling_table(answers)
+    answers = analysis_answers.tabulate(records, RUN)["answers"]
+    table = analysis_answers.settling_table(answers)
     assert table["median"]["colour"] == 10 and np.isnan(table["median"]["object"])
-    assert table["answers"].tolist() == [1, 1] and "Left out: 1 of 2" in lt.pieces_note(answers)
-    curves = lt.answer_curves(answers)
+    assert table["answers"].tolist() == [
+        1,
+        1,
+    ] and "Left out: 1 of 2" in analysis_answers.pieces_note(answers)
+    curves = analysis_curves.answer_curves(answers)
     assert all(set(curve["kind"]) == {"colour"} for curve in curves.values())
-    assert list(lt.controls_table(answers).index) == ["colour"]
+    assert list(analysis_answers.controls_table(answers).index) == ["colour"]

@@ -1,6 +1,6 @@
 """Plant truths, let the report speak, and count what it claims.
 
-    python tests/simulate_report.py [number of data sets per row, 200]
+    python benchmarks/simulate_report.py [number of data sets per row, 200]
 
 prints the table of the README: how often each claim of the report is made where it is true and
 where it is not, and how often intervals hold the true value. Records are made as Make_Analyse saves
@@ -19,11 +19,9 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import lens_grounding as lg
-import lens_report as lr
-import lens_stats as st
-import lens_tables as lt
-import lens_utils as lu
+from llava_lens.analysis import answers as analysis_answers
+from llava_lens.analysis import causal, curves, grounding, presence, report, report_image, stats
+from llava_lens.data import crop
 
 N_LAYERS, GRID = 33, 6
 CATEGORIES = [f"thing{number}" for number in range(12)]
@@ -78,7 +76,7 @@ def reading(prob: np.ndarray) -> dict:
     probs = np.column_stack([prob, *(share * (1 - prob) for share in (0.6, 0.2, 0.1, 0.06, 0.04))])
     order = np.argsort(-probs, axis=1)[:, :5]
     rank = 1 + (probs > prob[:, None]).sum(axis=1)
-    series = {name: np.zeros((N_LAYERS, 1)) for name in lt.SERIES}
+    series = {name: np.zeros((N_LAYERS, 1)) for name in curves.SERIES}
     return {
         "top_ids": order[:, None].astype(np.uint16),
         "top_probs": np.take_along_axis(probs, order, axis=1)[:, None],
@@ -118,7 +116,7 @@ def answers_of(rng, n: int, plan: dict, image_effect: float = 2.0, n_prompts: in
     `image_effect` and within them by 1.5."""
     empty = {
         "top_ids": np.zeros((N_LAYERS, 1, 1), np.uint16),
-        **{name: rng.random((N_LAYERS, 1)) for name in lt.SERIES},
+        **{name: rng.random((N_LAYERS, 1)) for name in curves.SERIES},
     }
     records = []
     for number in range(n):
@@ -154,12 +152,14 @@ def first_answers(rng, n, colour=(), others=(), **images) -> pd.DataFrame:
     and `others` say; `images` is for `answers_of`."""
     plan = {"colour": partial(planted, **dict(colour))}
     plan |= dict.fromkeys(("object", "relation"), partial(planted, **dict(others)))
-    return lt.first_tokens(lt.tabulate(answers_of(rng, n, plan, **images), RUN)["answers"])
+    return curves.first_tokens(
+        analysis_answers.tabulate(answers_of(rng, n, plan, **images), RUN)["answers"]
+    )
 
 
 def claims_an_order(rng, n, **plan) -> bool:
     """Whether the report claims any order of `first_answers`."""
-    sentences = lr.order_of_kinds(first_answers(rng, n, **plan))
+    sentences = report.order_of_kinds(first_answers(rng, n, **plan))
     return any("are drawn from the image before" in sentence for sentence in sentences)
 
 
@@ -167,8 +167,8 @@ def orders_by(rng, n, column: str, **plan) -> bool:
     """Whether any order of `first_answers` would be claimed by one column alone."""
     layers = first_answers(rng, n, **plan).pivot(index="image", columns="kind", values=column)
     pairs = [layers[[a, b]].dropna().astype(float) for a, b in itertools.combinations(layers, 2)]
-    p = [st.signed_rank(pair.iloc[:, 0] - pair.iloc[:, 1]) for pair in pairs if len(pair) >= 12]
-    return min(p, default=1) < lr.LEVEL
+    p = [stats.signed_rank(pair.iloc[:, 0] - pair.iloc[:, 1]) for pair in pairs if len(pair) >= 12]
+    return min(p, default=1) < report.LEVEL
 
 
 # ---- Patches -----------------------------------------------------------------------------------
@@ -221,15 +221,15 @@ def patches_of(rng, n: int, **added) -> list:
 
 def patches_in(box) -> np.ndarray:
     """The patches `[patch]` in a box that ends at their edges."""
-    return lu.patch_coverage(box, GRID, 60) > 0.5
+    return crop.patch_coverage(box, GRID, 60) > 0.5
 
 
 def claims_where(rng, n, claim: str, **plan) -> bool:
     """Whether the sentence on patches begins with `claim`."""
     records = patches_of(rng, n, **plan)
-    grounded = lg.grounding(records, FEW_LAYERS)
-    confident = lg.category_confidence(records)
-    lines = lr.report_grounding(FEW_LAYERS, grounded, confident)
+    grounded = grounding.grounding(records, FEW_LAYERS)
+    confident = presence.category_confidence(records)
+    lines = report_image.report_grounding(FEW_LAYERS, grounded, confident)
     return any(line.startswith(claim) for line in lines)
 
 
@@ -251,7 +251,7 @@ def claims_a_peak(rng, n, height=0.0, width=1) -> str:
         "jsd_prev": change.ravel(),
         "jsd_final": change.ravel(),
     })  # fmt: skip
-    text = lr.report_changes(RUN, layers)
+    text = report.report_changes(RUN, layers)
     if "change most" not in text:
         return ""
     numbers = list(map(int, re.findall(r"\d+", re.search("layer[^,]*", text)[0])))
@@ -265,13 +265,13 @@ def names_a_window(rng, n, effect=0.0) -> bool:
         change = rng.standard_t(3, (n, windows)) * 0.05 + rng.normal(0, 0.05, (n, 1))
         if way == "object":
             change[:, 3] -= effect * rng.random(n) * 2
-        for window, layer in enumerate(lt._centres(RUN)):
+        for window, layer in enumerate(causal._centres(RUN)):
             rows.append(pd.DataFrame({"image": np.arange(n), "prompt": 0, "kind": "colour",
                                       "way": way, "layer": layer,
                                       "change": change[:, window]}))  # fmt: skip
     answers = pd.DataFrame({"image": np.arange(n), "prompt": 0, "kind": "colour", "question": "?",
                             "token": 0, "layer": 0, "readable_layer": 20})  # fmt: skip
-    return "falls most" in "".join(lr.report_knockout(RUN, pd.concat(rows), answers))
+    return "falls most" in "".join(report_image.report_knockout(RUN, pd.concat(rows), answers))
 
 
 # ---- Intervals ---------------------------------------------------------------------------------
@@ -280,14 +280,14 @@ def names_a_window(rng, n, effect=0.0) -> bool:
 def holds(rng, n, kind: str, truth: float = 0.5) -> bool | None:
     """Whether an interval holds the true value; None where there is none."""
     if kind == "mean":  # of skewed values, of which three are in an image
-        ends, truth = st.interval(rng.beta(1, 9, (n, 3)).mean(axis=1)), 0.1
+        ends, truth = stats.interval(rng.beta(1, 9, (n, 3)).mean(axis=1)), 0.1
     elif kind == "median":  # of layers, with ties; the true median is 16
-        ends, truth = st.interval(16 + np.rint(rng.normal(0, 3, n)), "median"), 16
+        ends, truth = stats.interval(16 + np.rint(rng.normal(0, 3, n)), "median"), 16
     elif kind == "share":
-        ends = st.interval(rng.random(n) < truth, "share", n)
+        ends = stats.interval(rng.random(n) < truth, "share", n)
     elif kind == "share of three prompts":
         image = rng.beta(4 * truth, 4 * (1 - truth), (n, 1))
-        ends = st.interval((rng.random((n, 3)) < image).mean(axis=1), "share", 3 * n)
+        ends = stats.interval((rng.random((n, 3)) < image).mean(axis=1), "share", 3 * n)
     else:
         images, inside = np.repeat(np.arange(n), 6), np.tile([True] * 3 + [False] * 3, n)
         effect = {"AUROC": 0.0, "AUROC, image effect": 0.7}[kind]
@@ -295,7 +295,7 @@ def holds(rng, n, kind: str, truth: float = 0.5) -> bool | None:
             0, 1, 6 * n
         )
         values += inside * 2**0.5 * {0.5: 0.0, 0.9: 1.2816, 0.98: 2.0537}[truth]
-        ends = st.interval(st.auroc_by_image(values, inside, images), "share", 6 * n)
+        ends = stats.interval(stats.auroc_by_image(values, inside, images), "share", 6 * n)
     return None if np.isnan(ends[0]) else bool(ends[0] <= truth <= ends[1])
 
 
@@ -344,7 +344,7 @@ TRUE = [
 ]  # fmt: skip
 REJECTED = [  # what the order would be with one column of `tabulate` alone, none of it true
     (f"order by {column} alone", plant, partial(orders_by, column=column, **plan))
-    for column in ("readable_layer", *lr.SCALES)
+    for column in ("readable_layer", *report.SCALES)
     for plant, plan in (("equal timing in odds, heights 0.98 and 0.6", EQUAL),
                         ("equal timing in probability, heights 0.98 and 0.6", IN_PROBABILITY))
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Time and memory of Visualise_Analyse on synthetic records of LLaVA-1.5-7B's shape. By hand:
 
-    python tests/bench_visualise.py [number of images, default 100] [--size 7b|tiny]
+    python benchmarks/bench_visualise.py [number of images, default 100] [--size 7b|tiny]
                                     [--values realistic|random]
 
 `7b`: 33 layers, 576 patches, prompts of the six usual lengths, top-10, a vocabulary of 32,064 with
@@ -29,9 +29,8 @@ from PIL import Image, ImageOps
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-import lens_format as fo  # noqa: E402
-import lens_prompts as lp  # noqa: E402
-import lens_utils as lu  # noqa: E402
+from llava_lens import kinds, schema, store
+from llava_lens.data import crop as data_crop
 
 SIZES = {"7b": (33, 24, 336, 32_064), "tiny": (9, 6, 84, 512)}
 TOP_K = 10
@@ -127,7 +126,7 @@ def make_readings(rng, n_pos: int) -> dict:
 def coverage(category: str) -> np.ndarray:
     """The share of each patch `[patch]` that the category's boxes in BOXES cover."""
     covers = [
-        lu.patch_coverage([side * IMAGE_SIZE for side in box], GRID, IMAGE_SIZE)
+        data_crop.patch_coverage([side * IMAGE_SIZE for side in box], GRID, IMAGE_SIZE)
         for name, *box in BOXES
         if name == category
     ]
@@ -310,19 +309,19 @@ def make_crop() -> np.ndarray:
 
 def make_run(rng) -> dict:
     return {
-        "format_version": fo.FORMAT_VERSION,
+        "format_version": schema.FORMAT_VERSION,
         "model": "synthetic",
         "revision": "",
         "dtype": "float16",
         "packages": {},
         "n_layers": N_LAYERS - 1,
         "layers": ["emb", *map(str, range(1, N_LAYERS))],
-        "segments": fo.SEGMENTS,
+        "segments": schema.SEGMENTS,
         "tokens": make_tokens(rng),
         "grid": GRID,
         "image_size": IMAGE_SIZE,
-        "chat": lp.CHAT,
-        "questions": lp.QUESTIONS,
+        "chat": kinds.CHAT,
+        "questions": kinds.QUESTIONS,
         "own_prompts": [],
         "categories": ["dog"],
         "per_kind": 1,
@@ -342,7 +341,7 @@ def main() -> None:
     args = parser.parse_args()
     use(args.size)
     rng, folder = np.random.default_rng(0), Path(tempfile.mkdtemp(prefix="bench_visualise_"))
-    results, jpeg = lu.Results(folder / "results"), make_crop()
+    results, jpeg = store.Results(folder / "results"), make_crop()
     results.begin(make_run(rng))
     mean = rng.dirichlet(np.full(D_VOCAB, 0.01), size=(3, N_LAYERS)).astype(np.float32)
     seconds = 0.0

@@ -2,7 +2,7 @@
 
 Run by hand:
 
-    python tests/bench_lens.py [--size small|7b] [--prompts 1 3 5] [--repeats 5] [--words 0]
+    python benchmarks/bench_lens.py [--size small|7b] [--prompts 1 3 5] [--repeats 5] [--words 0]
                                [--ways floor project ...]
 
 `small`: 8 layers, d_model 512, a vocabulary of 32,064, 576 image tokens, float32 on the CPU. `7b`:
@@ -36,9 +36,9 @@ from transformers import DynamicCache
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "demo")]
 from tiny_llava import make_llava  # noqa: E402
 
-import lens_model as lm  # noqa: E402
-import lens_prompts as lp  # noqa: E402
-import lens_read as le  # noqa: E402
+from llava_lens import kinds
+from llava_lens.data import prompts as data_prompts
+from llava_lens.model import lens, load, read, run
 
 SIZES = {
     "small": dict(
@@ -113,10 +113,10 @@ def plain(bridge, pixel_values, sequences, residuals_of):
         for resid in residuals:
             p = lm_head(norm(resid)).float().softmax(-1)[0]
             p.topk(TOP_K)
-            lm.entropy_bits(p)
-            lm.jsd_bits(p, final)
+            lens.entropy_bits(p)
+            lens.jsd_bits(p, final)
             if previous is not None:
-                lm.jsd_bits(p, previous)
+                lens.jsd_bits(p, previous)
             previous = p
 
 
@@ -187,21 +187,21 @@ def make_model(size: str):
     folder = tempfile.mkdtemp(prefix="bench_lens_")
     torch.set_default_dtype(torch.float16 if size == "7b" else torch.float32)
     torch.manual_seed(0)
-    corpus = [lp.CHAT, lp.object_question(), lp.DESCRIPTION_QUESTION]
+    corpus = [kinds.CHAT, kinds.object_question(), kinds.DESCRIPTION_QUESTION]
     vision, text = SIZES[size]["vision"], SIZES[size]["text"] | {"vocab_size": 32_064}
     make_llava(folder, corpus, image_size=336, patch_size=14, vision=vision, text=text)
     torch.set_default_dtype(torch.float32)
-    return lm.load_llava(folder, "float16" if size == "7b" else "float32")
+    return load.load_llava(folder, "float16" if size == "7b" else "float32")
 
 
 def ways_to_read(bridge, processor, image, n_prompts: int, n_words: int) -> dict:
     """The work to measure, by name of the way."""
-    question = lp.object_question()
-    prompts = lp.as_prompts(
+    question = kinds.object_question()
+    prompts = data_prompts.as_prompts(
         [f"{question} {number}" + " image" * n_words for number in range(n_prompts)]
     )
-    settings = lm.Settings("", top_k=TOP_K, max_new_tokens=N_ANSWER)
-    pixel_values, sequences = lm.encode_prompts(
+    settings = load.Settings("", top_k=TOP_K, max_new_tokens=N_ANSWER)
+    pixel_values, sequences = run.encode_prompts(
         processor, image, [prompt["question"] for prompt in prompts]
     )
     at_image = (sequences[0] == processor.image_token_id).nonzero()[:, 0]
@@ -211,7 +211,7 @@ def ways_to_read(bridge, processor, image, n_prompts: int, n_words: int) -> dict
     inputs = bridge, pixel_values, sequences
     return {
         "floor": lambda: floor(*inputs, n_prefix, first),
-        "project": lambda: le.read_image(bridge, processor, image, prompts, settings),
+        "project": lambda: read.read_image(bridge, processor, image, prompts, settings),
         "plain HF": lambda: plain(*inputs, lambda ids: hf_residuals(bridge, pixel_values, ids)),
         "plain TL": lambda: plain(*inputs, lambda ids: tl_residuals(bridge, pixel_values, ids)),
     }

@@ -1,25 +1,11 @@
-"""The statistics of claims: layers at which a curve has risen, intervals, tests.
-
-Pure functions of arrays, in which images are the unit: rows of one image are not independent. They
-know nothing of records, tables or sentences. The methods are those that kept their promises in
-`tests/simulate_report.py`, which plants truths and counts what is claimed.
-"""
+"""The statistics of claims: intervals, tests, the layer at which a curve has risen."""
 
 from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import binom, norm, rankdata, t, wilcoxon
 
-__all__ = [
-    "settling_layer", "best_rival", "readable_layer", "drawn_layers",
-    "MIN_IMAGES", "interval", "with_interval", "signed_rank", "smallest_difference",
-    "peak_range",
-    "auroc", "auroc_by_image", "kl_bits",
-]  # fmt: skip
-
 TINY, NEARLY_1 = 2.0**-126, 1 - 2.0**-24  # the ends of a float32 probability, for logarithms
-
-# ---- The layer from which on a curve has risen -------------------------------------------------
 
 
 def settling_layer(target_rank: np.ndarray) -> np.ndarray:
@@ -66,8 +52,6 @@ def drawn_layers(prob: np.ndarray, control: np.ndarray) -> np.ndarray:
     few = (gains < gains[:, -1:] / 2).sum(axis=1)
     return np.where(by_odds[-1] >= 1, few, np.nan)
 
-
-# ---- Intervals and tests -----------------------------------------------------------------------
 
 MIN_IMAGES = 12  # for an interval or a test
 
@@ -147,9 +131,6 @@ def peak_range(values: np.ndarray) -> tuple[int, int] | None:
     held = np.flatnonzero(below.mean(axis=0) <= reach)
     first, last = int(held[0]), int(held[-1])
     return (first, last) if last - first + 1 <= n_layers / 2 else None
-
-
-# ---- Comparing distributions -------------------------------------------------------------------
 
 
 def auroc(values: np.ndarray, inside: np.ndarray) -> np.ndarray:

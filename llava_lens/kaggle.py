@@ -1,29 +1,12 @@
-"""The machine: whether this is Kaggle, what its GPUs can do, what must be installed there; what a
-file is before it is opened, and which process holds a folder.
-
-It runs before torch is imported, so it imports only the standard library. It knows nothing of
-images, models or results.
-"""
+"""What this machine can do, and what must be installed on Kaggle. Runs before torch is imported."""
 
 import json
 import os
-import re
-import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
-__all__ = [
-    "KAGGLE_INPUT", "on_kaggle", "data_sets", "probe_gpus", "prepare_kaggle",
-    "check_file", "files_under", "locked",
-]  # fmt: skip
-
-# Let idle torch threads sleep: with one of two cores busy, spinning made reading an image 50 times
-# slower. Torch reads this when it is imported, and the notebooks import this module first.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 KAGGLE_INPUT = Path("/kaggle/input")
 # Tested against the rest of Kaggle's image. torch 2.7.1 is the last with P100 kernels; torchvision
 # and torchaudio must match it.
@@ -125,68 +108,3 @@ def _install(packages: list[str]) -> None:
             "internet; it asks for a verified phone number once) and run this cell again.\n"
             f"{done.stderr[-1000:]}"
         )
-
-
-# ---- Files and processes -----------------------------------------------------------------------
-
-MOST_DEPTH = 64  # of folders
-
-
-def check_file(path, most_bytes: int, follow_links: bool = True) -> None:
-    """Raise ValueError unless `path` is a plain file of at most `most_bytes`, before it is opened:
-    to open a pipe would wait for ever. Raises OSError if there is none."""
-    about = os.stat(path, follow_symlinks=follow_links)
-    if not stat.S_ISREG(about.st_mode):
-        raise ValueError("it is a link or no file")
-    if about.st_size > most_bytes:
-        raise ValueError(f"it has more than {most_bytes >> 20} MiB")
-
-
-def files_under(folder, is_left_out: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
-    """The paths of all files at or under `folder`, but for folders that are left out; links to
-    folders are not followed. Raises ValueError where folders go more than MOST_DEPTH deep."""
-    for where, folders, files in os.walk(folder):
-        here = Path(where)
-        if len(here.parts) - len(Path(folder).parts) > MOST_DEPTH:
-            raise ValueError(f"{str(folder)!r} has folders more than {MOST_DEPTH} deep.")
-        folders[:] = [name for name in folders if not is_left_out(here / name)]
-        yield from (here / name for name in files)
-
-
-@contextmanager
-def locked(folder):
-    """Hold a folder for one run, all of whose processes are launched within.
-
-    Its file `lock` has the number of the process that holds it; the lock of one that is gone is
-    taken over. Raises ValueError if another run holds it.
-    """
-    lock, mine = Path(folder) / "lock", str(os.getpid())
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(lock):
-        if holder := _holder_of(lock):
-            raise ValueError(
-                f"Another run (process {holder}) is writing to {str(folder)!r}: wait for its end, "
-                f"or choose another folder (or delete {str(lock)!r} if there is no such run)."
-            )
-        lock.unlink()
-    with open(lock, "x") as file:  # fails if another run has just made it
-        file.write(mine)
-    try:
-        yield
-    finally:
-        with suppress(FileNotFoundError):  # the folder was deleted meanwhile
-            if lock.read_text() == mine:
-                lock.unlink()
-
-
-def _holder_of(lock: Path) -> int | None:
-    """The process that holds a lock; None for one that is gone, this one, or what is no number."""
-    try:
-        check_file(lock, 20, follow_links=False)
-        number = int(re.fullmatch(rb"[1-9]\d{0,8}", lock.read_bytes())[0])
-        os.kill(number, 0)  # only asks whether it is there
-    except PermissionError:  # it is, and another user's
-        return number
-    except (ValueError, TypeError, ProcessLookupError):
-        return None
-    return None if number == os.getpid() else number

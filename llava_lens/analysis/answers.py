@@ -1,58 +1,24 @@
-"""Records to tables: what the lens reads, in columns.
-
-It is given records, one after the other, and the dict `run` that they have in common. It knows
-nothing of models, of sentences, of drawing, or of where results lie on disk; its statistics are
-those of `lens_stats`.
-
-A layer has a number (0 is the embedding output, l the state after block l) and a position on the
-layer axis of the arrays; these differ where not every layer was read. Arrays are indexed by
-position; every column of a table that tells of layers holds numbers.
-"""
+"""Records to tables of answers and of layers."""
 
 import csv
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lens_format import COLOURS, KINDS, OF_OBJECTS, SEGMENTS, require
-from lens_stats import (
+from llava_lens.analysis.curves import SERIES, _by_kind, first_tokens, per_layer, whole_words
+from llava_lens.analysis.grading import is_right
+from llava_lens.analysis.stats import (
     best_rival,
     drawn_layers,
     interval,
-    kl_bits,
     readable_layer,
     settling_layer,
-    signed_rank,
 )
-from lens_utils import WORDS, names_of, plural_of
-
-__all__ = [
-    "layer_numbers", "layer_label", "layer_positions", "choose_prompt", "choose_words",
-    "is_right", "MEANINGS", "tabulate", "save_summary", "load_summary",
-    "top_tokens", "first_tokens", "whole_words",
-    "pieces_note", "per_image", "layer_curve", "bias_curve", "answer_curves", "settling_table",
-    "controls_table", "right_and_wrong", "knockouts", "knockout_curves", "changes_by_window",
-    "readable_and_used", "median_lead",
-]  # fmt: skip
-
-# ---- Layers, and the choice of what to look at -------------------------------------------------
-
-
-def layer_numbers(run: dict) -> np.ndarray:
-    """The number of each layer that was read `[layer]`."""
-    return np.array([0 if label == "emb" else int(label) for label in run["layers"]])
-
-
-def layer_label(run: dict, number: float) -> str:
-    """The label of a layer number; a median may lie between two. One past the last is `never`."""
-    if np.isnan(number):
-        return "not known"
-    if number >= layer_numbers(run)[-1] + 1:
-        return "never"
-    return "emb" if number == 0 else f"{number:.1f}".removesuffix(".0")
+from llava_lens.kinds import KINDS
+from llava_lens.schema import layer_numbers
+from llava_lens.text import require
 
 
 def layer_positions(run: dict, numbers: list[int]) -> list[int]:
@@ -86,59 +52,6 @@ def choose_words(record: dict, categories: list[str]) -> list[str]:
     present = [category for category, is_present in watched.items() if is_present]
     absent = [category for category, is_present in watched.items() if not is_present]
     return categories or present[:6] + absent[:4]  # a figure of ten rows is tall enough
-
-
-# ---- Records to tables -------------------------------------------------------------------------
-
-
-SERIES = ("jsd_prev", "jsd_final", "entropy")  # of a record's readings
-
-
-# What the words of an answer mean, by kind of prompt; objects have the names of categories.
-MEANINGS = {
-    "presence": {"yes": "yes", "no": "no", "not": "no"},
-    "colour": {**{term: term for term in COLOURS}, "grey": "gray"},
-    "relation": {
-        "left": "left", "right": "right", "above": "above", "over": "above", "on top": "above",
-        "below": "below", "under": "below", "beneath": "below",
-    },
-}  # fmt: skip
-
-
-def is_right(kind: str, answer: str, truth: str, categories: Iterable[str] = ()) -> bool | None:
-    """Whether an answer is right; None where it can't be graded.
-
-    By its first sentence, without case. Presence: the first of yes, no and not. Colour and
-    relation: the one term of `MEANINGS` that it has; none or two can't be graded, nor white against
-    gray, between which light decides. Object: the first name of one of `categories` or COCO's
-    (`names_of`), the longest first, so that a hot dog is no dog. Where the truth has no such term,
-    as with own prompts, it is the exact text, but for a full stop.
-
-    Source of the double words: CHAIR (Rohrbach et al., arXiv 1809.02156).
-    """
-    meanings = _names(categories) if kind == "object" else MEANINGS.get(kind, {})
-    true = _meant(kind, truth, meanings)
-    if true is None:
-        return answer.strip().rstrip(".").lower() == truth.lower()
-    said = _meant(kind, re.split("[.!?\n]", answer.strip())[0], meanings)
-    return None if said is None or {said, true} == {"white", "gray"} else said == true
-
-
-def _names(categories: Iterable[str]) -> dict[str, str]:
-    """The category by each of its names; none by the phrases that are no category's."""
-    known = [*WORDS["categories"], *categories]
-    names = {name: category.lower() for category in known for name in names_of(category)}
-    no_names = [text for phrase in WORDS["no_category"] for text in (phrase, plural_of(phrase))]
-    return names | dict.fromkeys(no_names, "")
-
-
-def _meant(kind: str, text: str, meanings: dict[str, str]) -> str | None:
-    """What `text` says in the terms of `meanings`, None where it says none, or several at once."""
-    terms = "|".join(map(re.escape, sorted(meanings, key=len, reverse=True)))
-    found = [meanings[term] for term in re.findall(rf"\b(?:{terms})\b", text.lower()) if term]
-    found = [meaning for meaning in found if meaning]
-    one = kind in ("presence", "object") or len(set(found)) == 1
-    return found[0] if found and one else None
 
 
 def tabulate(records: Iterable[dict], run: dict) -> dict[str, pd.DataFrame]:
@@ -252,48 +165,6 @@ def _against_controls(
     return by_layer, dict(zip(names, map(float, drawn), strict=True))
 
 
-def per_layer(rows: list[tuple[dict, dict]], numbers: np.ndarray) -> pd.DataFrame:
-    """A table of a row per one of `rows` and layer; each of `rows` is its values that hold at all
-    layers and its columns `[layer]`."""
-    constants, columns = zip(*rows, strict=True)
-    table = {}
-    for name, value in constants[0].items():
-        # Not pandas' own kind of text, which would copy a question to all rows: these refer to it.
-        dtype = type(value) if type(value) in (int, float) else object
-        values = np.array([constant[name] for constant in constants], dtype=dtype)
-        table[name] = np.repeat(values, len(numbers))
-    table["layer"] = np.tile(numbers, len(rows))
-    for name in columns[0]:
-        table[name] = np.concatenate([column[name] for column in columns])
-    series = {name: pd.Series(values, dtype=values.dtype) for name, values in table.items()}
-    return pd.DataFrame(series)
-
-
-def top_tokens(mean: np.ndarray, run: dict, n: int = 30) -> pd.DataFrame:
-    """The `n` tokens with the largest mean probability over all layers, from `mean`
-    `[layer, d_vocab]`.
-
-    Columns: `token`, `id`, `mean` over the layers, then one column per layer, by label.
-    """
-    over_layers = mean.mean(axis=0)
-    ids = np.argsort(-over_layers, kind="stable")[:n]
-    columns = {"token": [run["tokens"][i] for i in ids], "id": ids, "mean": over_layers[ids]}
-    per_layer = dict(zip(run["layers"], mean[:, ids], strict=True))
-    return pd.DataFrame({**columns, **per_layer})
-
-
-def first_tokens(answers: pd.DataFrame) -> pd.DataFrame:
-    """A row per image and prompt: of the columns of `answers` (`tabulate`), those that don't vary
-    by layer are the first answer token's."""
-    return answers[(answers["token"] == 0) & (answers["layer"] == answers["layer"].min())]
-
-
-def whole_words(answers: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `answers` on first tokens that are a whole word. Where it is a piece, it may be
-    one of another word, and says nothing about the answer's."""
-    return answers[(answers["token"] == 0) & answers["whole_word"].astype(bool)]
-
-
 def pieces_note(answers: pd.DataFrame) -> str:
     """The number of answers that `whole_words` leaves out."""
     whole = first_tokens(answers)["whole_word"].astype(bool)
@@ -324,75 +195,6 @@ def load_summary(path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
     plain = {name: table[name].str.removeprefix("'") for name in TEXT_COLUMNS}
     return table.assign(**plain)
-
-
-# ---- Means over images, and their intervals ----------------------------------------------------
-
-
-def per_image(table: pd.DataFrame, column: str, by: str = "layer") -> pd.DataFrame:
-    """The mean of `column` within each image `[image, by]`: images, not rows, are independent."""
-    return table.groupby(["image", by])[column].mean().unstack(by).astype(float)
-
-
-def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
-    """The mean of `column` over images per group and layer, with its interval.
-
-    Columns: `by`, `layer` (number), `mean`, `low` and `high` (`interval`; NaN for a group of fewer
-    than MIN_IMAGES images). A layer without values, such as JSD to the layer before the first, is
-    left out.
-    """
-    curves = [pd.DataFrame(columns=[by, "layer", "mean", "low", "high"])]
-    for group, rows in table.groupby(by, sort=False):
-        values = per_image(rows, column).dropna(how="all").dropna(axis=1, how="all")
-        if values.empty:
-            continue
-        low, high = interval(values.to_numpy())
-        mean = values.mean().to_numpy()
-        curve = {by: group, "layer": values.columns, "mean": mean, "low": low, "high": high}
-        curves.append(pd.DataFrame(curve))
-    return pd.concat(curves[1:] or curves, ignore_index=True)
-
-
-def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
-    """The lens's own bias at each layer, per segment: the Kullback-Leibler divergence, in bits, of
-    the mean distribution there from the mean distribution at the last layer, `[segment, layer,
-    d_vocab]`.
-
-    A lens that prefers some tokens whatever the input has a large one. Columns: `segment`, `layer`,
-    `bias`. Source: Belrose et al., arXiv 2303.08112.
-    """
-    rows = []
-    for segment, mean in zip(SEGMENTS, mean_probability, strict=True):
-        if mean.any():  # a run of one-token answers has no answer positions
-            bias = kl_bits(mean[-1], mean)
-            rows += zip([segment] * len(bias), layer_numbers(run), bias, strict=True)
-    return pd.DataFrame(rows, columns=["segment", "layer", "bias"])
-
-
-def answer_curves(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The curves (`layer_curve`) of the answer's first word (`whole_words`) by `kind`.
-
-    - `probability`, `control_probability`: mean probability with the image and with another one (a
-      grey one, where there is no other)
-    - `rank`, `control_rank`: mean log10 of its rank, so 10 to its power is the geometric mean
-    """
-    first = whole_words(answers)
-    control = {c: first[f"other_{c}"].fillna(first[f"grey_{c}"]) for c in ("probability", "rank")}
-    first = first.assign(
-        control_probability=control["probability"],
-        rank=np.log10(first["rank"]),
-        control_rank=np.log10(control["rank"]),
-    )
-    columns = ("probability", "control_probability", "rank", "control_rank")
-    return {column: layer_curve(first, column, "kind") for column in columns}
-
-
-def _by_kind(first: pd.DataFrame, row_of) -> pd.DataFrame:
-    """A row per kind of prompt that there is: `row_of(its rows)`."""
-    kinds = filter(set(first["kind"]).__contains__, KINDS)
-    return pd.DataFrame.from_dict(
-        {kind: row_of(first[first["kind"] == kind]) for kind in kinds}, orient="index"
-    )
 
 
 def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
@@ -471,71 +273,3 @@ def right_and_wrong(answers: pd.DataFrame) -> pd.DataFrame:
             rows.append((*row, gains.mean(), *interval(gains).clip(-1, 1)))
     columns = ["kind", "right", "images", "readable_layer", "low", "high"]
     return pd.DataFrame(rows, columns=[*columns, "gain", "gain_low", "gain_high"])
-
-
-# ---- Attention knockout ------------------------------------------------------------------------
-
-
-def knockouts(records: Iterable[dict], run: dict) -> pd.DataFrame:
-    """What cutting attention does to P(first answer token): a row per image, prompt, way (KNOCKOUT)
-    and window.
-
-    - `layer`: the centre of the window's blocks, block l making layer l; one past the last layer
-      for the window of all blocks
-    - `change`: P with the cut minus P without; not as a share of P, which nothing would bound
-    """
-    rows = []
-    for record in records:
-        for number, prompt in enumerate(record["prompts"]):
-            about = {"image": record["name"], "prompt": number, "kind": prompt["kind"]}
-            undisturbed = prompt["readings"]["target_prob"][-1, prompt["n_prompt"] - 1]
-            for way, probs in prompt["knockout"].items():
-                rows.append(({**about, "way": way}, {"change": probs - undisturbed}))
-    if rows:
-        return per_layer(rows, _centres(run))
-    return pd.DataFrame(columns=["image", "prompt", "kind", "way", "layer", "change"])
-
-
-def _centres(run: dict) -> np.ndarray:
-    """`layer` of `knockouts` `[window]`."""
-    centres = np.mean(run["knockout_windows"], axis=1)
-    return np.append(centres[:-1], run["n_layers"] + 1)
-
-
-def knockout_curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The mean change by way (`layer_curve` of `knockouts`), for each kind of prompt there is."""
-    kinds = filter(set(table["kind"]).__contains__, KINDS)
-    return {kind: layer_curve(table[table["kind"] == kind], "change", "way") for kind in kinds}
-
-
-def changes_by_window(table: pd.DataFrame, run: dict, way: str, rows=("image",)) -> pd.DataFrame:
-    """The mean change `[*rows, window]` of a way in the windows of some blocks; columns are
-    `layer`."""
-    moved = table[(table["way"] == way) & (table["layer"] <= run["n_layers"])]
-    return moved.groupby([*rows, "layer"])["change"].mean().unstack("layer")
-
-
-def readable_and_used(table: pd.DataFrame, answers: pd.DataFrame, run: dict) -> pd.DataFrame:
-    """A row per answer that some window's cut to its object's patches lowers by more than any
-    window's cut to the control's changes it, from `knockouts` and `answers` of `tabulate`.
-
-    `used` is the centre of the window that lowers it most, `readable` its readable layer (first
-    token), `lead` by how many layers it is used before it is readable.
-    """
-    own, control = (changes_by_window(table, run, way, ("image", "prompt")) for way in OF_OBJECTS)
-    own = own[-own.min(axis=1) > control.abs().max(axis=1)]
-    found = first_tokens(answers).set_index(["image", "prompt"]).loc[own.index]
-    found = found[["kind", "question", "readable_layer"]].rename(
-        columns={"readable_layer": "readable"}
-    )
-    found["used"] = own.idxmin(axis=1).astype(float) if len(own) else 0.0
-    return found.assign(lead=found["readable"] - found["used"]).reset_index()
-
-
-def median_lead(used: pd.DataFrame) -> tuple[float, np.ndarray, float]:
-    """Of `readable_and_used` the median over images of the mean `lead`, its `interval` `[2]`, and p
-    of Wilcoxon's signed-rank test, two-sided."""
-    lead = used.groupby("image")["lead"].mean()
-    if lead.empty:
-        return np.nan, np.full(2, np.nan), 1.0
-    return lead.median(), interval(lead.to_numpy(), "median"), signed_rank(lead)

@@ -1,0 +1,286 @@
+"""Read one image: all prompts, patches and controls."""
+
+import io
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+
+from llava_lens.model.lens import SLICE, entropy_bits, jsd_bits, lens_logits, rank_of, top_k_of
+from llava_lens.model.load import Settings
+from llava_lens.model.run import (
+    PIECE,
+    _as_cache,
+    _as_prefix,
+    encode_prompts,
+    image_span,
+    raise_not_finite,
+    run_prefix,
+    run_prompt,
+)
+from llava_lens.schema import SEGMENTS
+from llava_lens.text import require
+from llava_lens.words import labels_and_words
+
+IMAGE, PROMPT, ANSWER = range(len(SEGMENTS))
+
+
+def read_positions(  # noqa: PLR0913 (what one pass over the distributions reads and adds up)
+    bridge, residuals: list, segments: list, targets: list, prob_sum, top_k: int, words=()
+) -> dict[str, np.ndarray]:
+    """Read every layer at every position of `residuals` (`[pos, d_model]` per layer).
+
+    `targets` `[pos]` are the ids whose probability and rank are wanted; -1 stands for the last
+    layer's top-1. The distributions are added to `prob_sum` `[segment, layer, d_vocab]` as
+    `segments` `[pos]` says. SLICE positions at a time bound the memory. Returns
+
+    - `top_ids` `[layer, pos, top_k]`, `top_probs` `[layer, pos, top_k]` float32
+    - `jsd_prev` (NaN at the first layer), `jsd_final`, `entropy` `[layer, pos]` float32, bits
+    - `target_prob` `[layer, pos]` float32, `target_rank` `[layer, pos]`, 1 = top
+    - `words` `[layer, pos, word]` float32, if there are `words` (lists of token ids): the sum of
+      the probabilities of each one's tokens
+
+    Raises FloatingPointError for NaN or infinity in the logits.
+    """
+    device, last = prob_sum.device, len(residuals) - 1
+    segments, targets = (torch.tensor(values, device=device) for values in (segments, targets))
+    readings = _empty_readings((len(residuals), len(segments)), top_k, len(words), device)
+    one_hot = (segments == torch.arange(len(SEGMENTS), device=device)[:, None]).float()
+    for start in range(0, len(segments), SLICE):
+        here = slice(start, start + SLICE)
+        final_logits = lens_logits(bridge, residuals[-1][here])
+        final = final_logits.softmax(-1)
+        final_entropy = entropy_bits(final)
+        target = torch.where(targets[here] >= 0, targets[here], final.argmax(-1))[:, None]
+        before, entropy_before = final, final_entropy  # no matter: layer 0 has none before it
+        for layer, resid in enumerate(residuals):
+            logits = final_logits if layer == last else lens_logits(bridge, resid[here])
+            p = final if layer == last else logits.softmax(-1)
+            entropy = final_entropy if layer == last else entropy_bits(p)
+            # Finite only if all logits are: softmax would hide a -inf.
+            readings["logit_sum"][layer, here] = logits.sum(-1)
+            readings["entropy"][layer, here] = entropy
+            readings["jsd_final"][layer, here] = jsd_bits(p, final, entropy, final_entropy)
+            if layer > 0:
+                readings["jsd_prev"][layer, here] = jsd_bits(p, before, entropy, entropy_before)
+            before, entropy_before = p, entropy
+            top_probs, top_ids = top_k_of(p, top_k)
+            readings["top_probs"][layer, here] = top_probs
+            readings["top_ids"][layer, here] = top_ids
+            target_prob = p.gather(1, target)
+            readings["target_prob"][layer, here] = target_prob[:, 0]
+            readings["target_rank"][layer, here] = rank_of(p, target_prob)
+            prob_sum[:, layer] += one_hot[:, here] @ p
+            for number, ids in enumerate(words):
+                readings["words"][layer, here, number] = p[:, ids].sum(-1)
+    return _as_arrays(readings, bridge.cfg.d_vocab)
+
+
+def read_answer(bridge, residuals: list, token_id: int) -> dict[str, np.ndarray]:
+    """Read every layer at the last position of `residuals`, where an answer begins with `token_id`.
+
+    Returns `target_prob` and `target_rank` `[layer]` of that token, and `word_prob` and `word_rank`
+    of its word: the probabilities of tokens that are `spelled_alike` are summed, and words are
+    ranked by these sums. So the word of the most probable token need not be the top word. Raises
+    FloatingPointError for NaN or infinity.
+    """
+    logits = lens_logits(bridge, torch.cat([resid[-1:] for resid in residuals]))
+    if not logits.isfinite().all():
+        raise_not_finite("the lens's logits where the answer begins")
+    p, d_vocab = logits.softmax(-1), bridge.cfg.d_vocab  # [layer, d_vocab]
+    alike = torch.tensor(labels_and_words(bridge.tokenizer, d_vocab)[1], device=p.device)
+    words = torch.zeros_like(p).index_add_(1, alike, p)
+    readings = {}
+    for name, probs, at in ("target", p, token_id), ("word", words, alike[token_id]):
+        rank = rank_of(probs, probs[:, at, None]).cpu().numpy()
+        readings[f"{name}_prob"] = probs[:, at].cpu().numpy()
+        readings[f"{name}_rank"] = rank.astype(np.min_scalar_type(d_vocab))
+    return readings
+
+
+def _word_ids(bridge, answer_ids: np.ndarray) -> list[int]:
+    """The tokens that spell the first word of an answer; empty if its first token is no whole word,
+    since the second goes on with it or since it is a sign or a byte."""
+    labels, alike = labels_and_words(bridge.tokenizer, bridge.cfg.d_vocab)
+    first, *rest = answer_ids
+    goes_on = rest and labels[rest[0]].isalpha()
+    if goes_on or not labels[first].removeprefix("▁").isalpha():
+        return []
+    return [token_id for token_id, word in enumerate(alike) if word == alike[first]]
+
+
+def _empty_readings(shape: tuple[int, int], top_k: int, n_words: int, device) -> dict:
+    floats = ("jsd_prev", "jsd_final", "entropy", "target_prob", "logit_sum")
+    readings = {name: torch.full(shape, torch.nan, device=device) for name in floats}
+    readings["target_rank"] = torch.zeros(shape, dtype=torch.int32, device=device)
+    readings["top_ids"] = torch.zeros(*shape, top_k, dtype=torch.int32, device=device)
+    readings["top_probs"] = torch.zeros(*shape, top_k, device=device)
+    if n_words:
+        readings["words"] = torch.zeros(*shape, n_words, device=device)
+    return readings
+
+
+def _as_arrays(readings: dict, d_vocab: int) -> dict[str, np.ndarray]:
+    arrays = {name: values.cpu().numpy() for name, values in readings.items()}
+    broken = np.flatnonzero(~np.isfinite(arrays.pop("logit_sum")).all(axis=1))
+    if broken.size:  # the residual stream was finite, so it is the unembedding that overflowed
+        n_layers = len(arrays["entropy"]) - 1
+        raise_not_finite(f"the lens's logits, first at layer {broken[0]} of {n_layers}")
+    id_type = np.min_scalar_type(d_vocab)  # uint16 for LLaVA-1.5
+    return arrays | {name: arrays[name].astype(id_type) for name in ("top_ids", "target_rank")}
+
+
+def read_image(
+    bridge, processor, image: Image.Image, prompts: list[dict], settings: Settings, words=()
+) -> tuple[dict, np.ndarray]:
+    """`(record, mean_probability)` of one image (RGB) with its prompts, as plain values.
+
+    The prefix up to the last image token runs once; each prompt and its greedy answer go on from
+    its key-value cache. A reading is about the token that comes next. Answer positions hold the
+    answer's tokens fed back as input, so the first answer token is read at the prompt's last
+    position. The record has RECORD's fields but `name`, `objects` and the digests; `words` are
+    those of `lens_prompts.words_to_watch`. `mean_probability` `[segment, layer, d_vocab]`, float32,
+    is over the segment's positions, NaN where it has none.
+
+    Raises ValueError for `top_k` outside 1 ... d_vocab, for no prompt or new token and for a prompt
+    beyond the model's context; FloatingPointError for NaN or infinity.
+    """
+    return read_image_and_prefix(bridge, processor, image, prompts, settings, words)[:2]
+
+
+def read_image_and_prefix(
+    bridge, processor, image: Image.Image, prompts: list[dict], settings: Settings, words=()
+) -> tuple[dict, np.ndarray, list[tuple]]:
+    """What `read_image` returns, and the image's prefix as of `keep_prefix`."""
+    pixel_values, sequences = encode_prompts(
+        processor, image, [prompt["question"] for prompt in prompts]
+    )
+    _check_request(bridge, sequences, settings)
+    prob_sum = torch.zeros(
+        len(SEGMENTS), bridge.cfg.n_layers + 1, bridge.cfg.d_vocab, device=bridge.W_U.device
+    )
+    read = partial(read_positions, bridge, prob_sum=prob_sum, top_k=settings.top_k)
+    with torch.inference_mode():
+        cache, residuals = run_prefix(bridge, pixel_values, sequences[0])
+        n_patches = len(residuals[0])
+        watched = [word["token_ids"] for word in words]
+        patches = read(residuals, [IMAGE] * n_patches, [-1] * n_patches, words=watched)
+        log2_probs = _as_log2(patches.pop("words", None))
+        answers = []
+        for sequence in sequences:
+            prompt_ids = sequence[image_span(bridge, sequence)[1] :]
+            answers.append(_read_prompt(bridge, cache, prompt_ids, settings.max_new_tokens, read))
+    for answer in answers:
+        answer["answer"] = processor.decode(answer["answer_ids"], skip_special_tokens=True).strip()
+    record = {
+        "patches": patches,
+        "words": [{**word, "log2_probs": log2_probs[i]} for i, word in enumerate(words)],
+        "prompts": [{**prompt, **answer} for prompt, answer in zip(prompts, answers, strict=True)],
+        "crop": crop_as_jpeg(pixel_values[0].numpy(), processor.image_processor),
+    }
+    n_prompt = sum(answer["n_prompt"] for answer in answers)
+    n_text = sum(len(answer["token_ids"]) for answer in answers)
+    n_read = torch.tensor([n_patches, n_prompt, n_text - n_prompt], device=prob_sum.device)
+    mean = prob_sum / n_read[:, None, None]  # 0 / 0 is NaN
+    return record, mean.cpu().numpy(), _as_prefix(cache)
+
+
+def _check_request(bridge, sequences: list, settings: Settings) -> None:
+    d_vocab = bridge.cfg.d_vocab
+    most = f"top_k is {settings.top_k}: it must be from 1 to the vocabulary's {d_vocab}."
+    require(settings.top_k <= d_vocab, most)
+    require(sequences, "There are no prompts: there must be one at least.")
+    longest = max(map(len, sequences)) + settings.max_new_tokens
+    context = bridge.original_model.config.text_config.max_position_embeddings
+    require(
+        longest <= context,
+        f"A prompt has, with its image and max_new_tokens, {longest} tokens, and the model's "
+        f"context {context}: shorten it.",
+    )
+
+
+def _as_log2(probs: np.ndarray | None) -> np.ndarray:
+    """`probs` `[layer, patch, word]` as log2 `[word, layer, patch]` in float16, which is right to a
+    hundredth of the probability."""
+    if probs is None:
+        return np.zeros((0, 0, 0), np.float16)
+    log2_probs = np.log2(np.maximum(probs, np.float32(2**-126))).astype(np.float16)
+    return np.ascontiguousarray(log2_probs.transpose(2, 0, 1))
+
+
+def _read_prompt(bridge, cache, prompt_ids, max_new_tokens: int, read) -> dict:
+    """Run and read one prompt and its answer, then take both out of the cache again.
+
+    Returns PROMPT's `token_ids`, `n_prompt`, `answer_ids`, `readings`, `word_ids`, `word_prob` and
+    `word_rank`.
+    """
+    n_prompt, token_ids, answer_ids, readings = len(prompt_ids), [], [], []
+    waiting, segments, targets = [], [], []  # run, but not read yet
+
+    def read_waiting():
+        residuals = [torch.cat(layer) for layer in zip(*waiting, strict=True)]
+        readings.append(read(residuals, segments, targets))
+        for values in (waiting, segments, targets):
+            values.clear()
+
+    for ids, residuals, next_id in run_prompt(bridge, cache, prompt_ids, max_new_tokens):
+        segment = PROMPT if len(token_ids) < n_prompt else ANSWER
+        token_ids += ids.tolist()
+        waiting.append(residuals)
+        segments += [segment] * len(ids)
+        targets += [-1] * (len(ids) - 1) + [next_id]
+        if next_id >= 0 and not answer_ids:
+            first = read_answer(bridge, residuals, next_id)
+        answer_ids += [next_id] * (next_id >= 0)
+        if len(targets) >= PIECE:
+            read_waiting()
+    if waiting:
+        read_waiting()
+    cache.crop(-len(token_ids))  # back to the prefix, for the next prompt
+    return {
+        "token_ids": np.array(token_ids),
+        "n_prompt": n_prompt,
+        "answer_ids": np.array(answer_ids),
+        "word_ids": _word_ids(bridge, answer_ids),
+        "word_prob": first["word_prob"],
+        "word_rank": first["word_rank"],
+        "readings": {
+            name: np.concatenate([piece[name] for piece in readings], axis=1)
+            for name in readings[0]
+        },
+    }
+
+
+def grey_image(processor) -> Image.Image:
+    """A plain grey image of the size of the crop, the control's."""
+    crop = processor.image_processor.crop_size
+    return Image.new("RGB", (crop["width"], crop["height"]), (128, 128, 128))
+
+
+def read_control(bridge, prefix: list[tuple], prompts: list[dict]) -> list[dict]:
+    """Control: the same prompts after the prefix of another image (`keep_prefix`).
+
+    Per prompt of a record what `read_answer` gives for the answer that it got with its own image.
+    Raises FloatingPointError for NaN or infinity.
+    """
+    controls = []
+    with torch.inference_mode():
+        cache = _as_cache(prefix)
+        for prompt in prompts:
+            ids = torch.tensor(prompt["token_ids"][: prompt["n_prompt"]])
+            *_, (_, residuals, _) = run_prompt(bridge, cache, ids, max_new_tokens=1)
+            cache.crop(-len(ids))
+            controls.append(read_answer(bridge, residuals, int(prompt["answer_ids"][0])))
+    return controls
+
+
+def crop_as_jpeg(pixel_values: np.ndarray, image_processor) -> np.ndarray:
+    """The image as the model saw it, from the model's own input `[3, height, width]`: the bytes of
+    a JPEG."""
+    mean, std = image_processor.image_mean, image_processor.image_std
+    pixels = (pixel_values.transpose(1, 2, 0) * std + mean) * 255
+    jpeg = io.BytesIO()
+    image = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+    image.save(jpeg, "JPEG", quality=90)
+    return np.frombuffer(jpeg.getvalue(), np.uint8)

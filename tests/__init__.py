@@ -1,0 +1,1 @@
+"""Tests mirror the package: one file per module, under the same path."""
