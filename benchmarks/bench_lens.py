@@ -187,7 +187,7 @@ def make_model(size: str):
     folder = tempfile.mkdtemp(prefix="bench_lens_")
     torch.set_default_dtype(torch.float16 if size == "7b" else torch.float32)
     torch.manual_seed(0)
-    corpus = [kinds.CHAT, kinds.object_question(), kinds.DESCRIPTION_QUESTION]
+    corpus = [kinds.CHAT, kinds.question_of("object"), kinds.question_of("description")]
     vision, text = SIZES[size]["vision"], SIZES[size]["text"] | {"vocab_size": 32_064}
     make_llava(folder, corpus, image_size=336, patch_size=14, vision=vision, text=text)
     torch.set_default_dtype(torch.float32)
@@ -196,7 +196,7 @@ def make_model(size: str):
 
 def ways_to_read(bridge, processor, image, n_prompts: int, n_words: int) -> dict:
     """The work to measure, by name of the way."""
-    question = kinds.object_question()
+    question = kinds.question_of("object")
     prompts = data_prompts.as_prompts(
         [f"{question} {number}" + " image" * n_words for number in range(n_prompts)]
     )

@@ -321,7 +321,7 @@ def make_run(rng) -> dict:
         "grid": GRID,
         "image_size": IMAGE_SIZE,
         "chat": kinds.CHAT,
-        "questions": kinds.QUESTIONS,
+        "questions": {name: kind.template for name, kind in kinds.KINDS.items() if kind.template},
         "own_prompts": [],
         "categories": ["dog"],
         "per_kind": 1,

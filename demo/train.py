@@ -47,15 +47,7 @@ from llava_lens.data.annotations import read_annotations  # noqa: E402
 from llava_lens.data.crop import objects_in_crop
 from llava_lens.data.images import open_image
 from llava_lens.data.prompts import make_prompts
-from llava_lens.kinds import (
-    CHAT,
-    DESCRIPTION_QUESTION,
-    QUESTIONS,
-    colour_question,
-    object_question,
-    presence_question,
-    relation_question,
-)
+from llava_lens.kinds import CHAT, question_of
 
 IMAGE_SIZE, PATCH_SIZE = 84, 14
 GRID = IMAGE_SIZE // PATCH_SIZE
@@ -80,7 +72,7 @@ LANGUAGE_STAGES = {  # `others`, `relations`: questions per scene
     "2 language": dict(steps=1000, lr=1.5e-3, others=5, relations=1, patch_weight=0),
     "3 language": dict(steps=1500, lr=1e-3, others=2, relations=4, patch_weight=0.1),
 }
-KINDS = list(QUESTIONS)
+KINDS = ["object", "presence", "colour", "relation", "description"]
 WORDS = KINDS[:4]  # the kinds that are answered in a word
 
 # ------------------------------------------------------------------------------------------------
@@ -301,10 +293,10 @@ def make_lesson(objects: list[dict], rng: random.Random, others: int, relations:
 
 def make_corpus() -> list[str]:
     """Every word that the model reads or writes."""
-    questions = [object_question(), DESCRIPTION_QUESTION]
+    questions = [question_of("object"), question_of("description")]
     for a in CATEGORIES:
-        questions += [presence_question(a), colour_question(a)] + [
-            relation_question(a, b) for b in CATEGORIES if b != a
+        questions += [question_of("presence", category=a), question_of("colour", category=a)] + [
+            question_of("relation", a=a, b=b) for b in CATEGORIES if b != a
         ]
     answers = [
         "yes no left right above below a and , background",

@@ -33,11 +33,11 @@ def llava_folder(tmp_path_factory):
     torch.manual_seed(0)
     corpus = [
         kinds.CHAT,
-        kinds.object_question(),
-        kinds.presence_question("dog"),
-        kinds.colour_question("cat"),
-        kinds.relation_question("dog", "cat"),
-        kinds.DESCRIPTION_QUESTION,
+        kinds.question_of("object"),
+        kinds.question_of("presence", category="dog"),
+        kinds.question_of("colour", category="cat"),
+        kinds.question_of("relation", a="dog", b="cat"),
+        kinds.question_of("description"),
         "Привет мир 狗 猫 $5 <b>",
     ]
     make_llava(
@@ -113,7 +113,7 @@ def photographs(tmp_path_factory):
 PROMPTS = data_prompts.as_prompts(
     [
         "What is this? 狗",
-        {"question": kinds.object_question(), "kind": "object", "truth": "temple"},
+        {"question": kinds.question_of("object"), "kind": "object", "truth": "temple"},
         "Describe $5 to <b>me</b>.",
     ]
 )

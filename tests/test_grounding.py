@@ -336,7 +336,7 @@ def test_presence_answers(demo_tables, demo_confidence):
     assert len(answers) == len(asked) == 48 and answers["present"].sum() == 24
     right = (answers["said_yes"] == 1) == answers["present"]
     assert right.mean() == pytest.approx(asked["right"].astype(float).mean())
-    questions = answers["category"].map(kinds.presence_question)
+    questions = answers["category"].map(lambda name: kinds.question_of("presence", category=name))
     said = zip(answers["image"], questions, answers["said_yes"] == 1, strict=True)
     assert sorted(said) == sorted(
         zip(asked["image"], asked["question"], asked["answer"].str.lower() == "yes", strict=True)

@@ -15,7 +15,6 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from llava_lens import checks, kinds, schema, store
 from llava_lens.analysis import answers as analysis_answers
 from llava_lens.analysis import causal as analysis_causal
-from llava_lens.analysis import report as analysis_report
 from llava_lens.analysis import report_image, stats
 from llava_lens.data import annotations as data_annotations
 from llava_lens.data import crop, images
@@ -28,7 +27,7 @@ from llava_lens.model import read as model_read
 from llava_lens.model import run as model_run
 from tests.conftest import ROOT
 
-QUESTIONS = ["What is this? 狗", kinds.relation_question("dog", "cat")]
+QUESTIONS = ["What is this? 狗", kinds.question_of("relation", a="dog", b="cat")]
 CHOSEN = {"object": [0, 5, 6], "background": [3, 12, 15]}  # of the tiny model's 16 patches
 N_BLOCKS = 5
 
@@ -446,7 +445,7 @@ def test_a_window_that_does_something_is_named_with_its_control():
     table, answers = simulated(24, loss_of, lambda image: 20 + image % 3)
     lines = report_image.report_knockout(RUN, table, answers)
     abouts = [line.split(",")[0] for line in lines]
-    assert abouts == [f"Asked about {analysis_report.ABOUT[kind]}" for kind in WITH_OBJECTS]
+    assert abouts == [f"Asked about {kinds.KINDS[kind].title}" for kind in WITH_OBJECTS]
     for line in lines:
         assert "in blocks 8 to 16" in line or "in blocks 9 to 17" in line
         assert "as many other patches by 0.02 (" in line and "lies before the layer" in line
@@ -593,7 +592,7 @@ def test_the_demo_takes_colours_from_the_object_before_they_are_readable(demo):
         kind: line
         for kind in WITH_OBJECTS
         for line in lines
-        if f"about {analysis_report.ABOUT[kind]}," in line
+        if f"about {kinds.KINDS[kind].title}," in line
     }
     assert len(lines) == len(by_kind) == 4
     assert "in blocks 2 to 4," in by_kind["colour"] and "in blocks 2 to 4," in by_kind["object"]

@@ -220,7 +220,7 @@ def test_an_image_that_is_not_there_is_refused_with_what_is(results):
 def test_the_record_is_the_one_that_was_chosen(results):
     record = store.Results(results).record("flower.jpg")
     assert record["name"] == "flower.jpg"
-    assert record["prompts"][1]["question"] == kinds.object_question()
+    assert record["prompts"][1]["question"] == kinds.question_of("object")
     assert store.Results(results).record()["name"] == "china.jpg"
 
 

@@ -30,7 +30,7 @@ def test_a_prompt_or_layer_that_is_not_there_is_refused_with_what_is(results, ru
 
 def test_the_prompt_and_the_layers_are_those_that_were_chosen(results, run):
     record = store.Results(results).record("flower.jpg")
-    assert analysis_answers.choose_prompt(record, 1)["question"] == kinds_py.object_question()
+    assert analysis_answers.choose_prompt(record, 1)["question"] == kinds_py.question_of("object")
     assert analysis_answers.layer_positions(run, [5, 0]) == [5, 0]
     assert analysis_answers.layer_positions(run, []) == [0, 1, 2, 4, 5]
 

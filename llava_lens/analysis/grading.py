@@ -3,32 +3,22 @@
 import re
 from collections.abc import Iterable
 
-from llava_lens.kinds import COLOURS
+from llava_lens.kinds import KINDS
 from llava_lens.words import WORDS, names_of, plural_of
-
-# What the words of an answer mean, by kind of prompt; objects have the names of categories.
-MEANINGS = {
-    "presence": {"yes": "yes", "no": "no", "not": "no"},
-    "colour": {**{term: term for term in COLOURS}, "grey": "gray"},
-    "relation": {
-        "left": "left", "right": "right", "above": "above", "over": "above", "on top": "above",
-        "below": "below", "under": "below", "beneath": "below",
-    },
-}  # fmt: skip
 
 
 def is_right(kind: str, answer: str, truth: str, categories: Iterable[str] = ()) -> bool | None:
     """Whether an answer is right; None where it can't be graded.
 
     By its first sentence, without case. Presence: the first of yes, no and not. Colour and
-    relation: the one term of `MEANINGS` that it has; none or two can't be graded, nor white against
+    relation: the one term of its kind's `meanings` that it has; none or two can't be graded, nor white against
     gray, between which light decides. Object: the first name of one of `categories` or COCO's
     (`names_of`), the longest first, so that a hot dog is no dog. Where the truth has no such term,
     as with own prompts, it is the exact text, but for a full stop.
 
     Source of the double words: CHAIR (Rohrbach et al., arXiv 1809.02156).
     """
-    meanings = _names(categories) if kind == "object" else MEANINGS.get(kind, {})
+    meanings = _names(categories) if KINDS[kind].about_objects else KINDS[kind].meanings
     true = _meant(kind, truth, meanings)
     if true is None:
         return answer.strip().rstrip(".").lower() == truth.lower()
@@ -49,5 +39,5 @@ def _meant(kind: str, text: str, meanings: dict[str, str]) -> str | None:
     terms = "|".join(map(re.escape, sorted(meanings, key=len, reverse=True)))
     found = [meanings[term] for term in re.findall(rf"\b(?:{terms})\b", text.lower()) if term]
     found = [meaning for meaning in found if meaning]
-    one = kind in ("presence", "object") or len(set(found)) == 1
+    one = KINDS[kind].takes_first or len(set(found)) == 1
     return found[0] if found and one else None

@@ -2,13 +2,13 @@
 
 import itertools
 from functools import partial
+from math import comb
 
 import numpy as np
 import pandas as pd
 
 from llava_lens.analysis.answers import controls_table, pieces_note, right_and_wrong, settling_table
 from llava_lens.analysis.curves import bias_curve, first_tokens, per_image, whole_words
-from llava_lens.analysis.grading import MEANINGS
 from llava_lens.analysis.report_image import _where, report_grounding, report_knockout
 from llava_lens.analysis.stats import (
     MIN_IMAGES,
@@ -17,7 +17,7 @@ from llava_lens.analysis.stats import (
     smallest_difference,
     with_interval,
 )
-from llava_lens.kinds import ABOUT
+from llava_lens.kinds import KINDS
 from llava_lens.schema import DEMO_NOTE, SEGMENTS, UNIT, layer_label
 from llava_lens.text import (
     _count,
@@ -78,7 +78,7 @@ def summary(run: dict, answers: pd.DataFrame, grounded: pd.DataFrame) -> str:
     for kind in filter(set(readable.index).__contains__, COMPARED):
         ends = readable.loc[kind, ["low", "high"]]
         layer = with_interval(readable.loc[kind, "median"], ends, label)
-        line = f"Answers about {ABOUT[kind]} are readable from layer {layer} on, in the median of "
+        line = f"Answers about {KINDS[kind].title} are readable from layer {layer} on, in the median of "
         line += _count(int(readable.loc[kind, "images"]), "image")
         if drawn.loc[kind, "with_column"]:
             ends = drawn.loc[kind, ["low", "high"]]
@@ -112,7 +112,7 @@ def _when(run: dict, answers: pd.DataFrame) -> str:
     names = ["readable_layer", "readable_quarter", "readable_three_quarters"]
     names += ["drawn_layer", "drawn_layer_by_probability"]
     half, quarter, more, by_odds, by_probability = (settling_table(answers, name) for name in names)
-    for kind in sorted(half.index, key=list(ABOUT).index):
+    for kind in sorted(half.index, key=list(KINDS).index):
         medians = [
             with_interval(table.loc[kind, "median"], table.loc[kind, ["low", "high"]], label)
             for table in (half, by_odds, by_probability)
@@ -134,7 +134,7 @@ def _when(run: dict, answers: pd.DataFrame) -> str:
         right = _right(half.loc[kind])
         readable = f"{medians[0]}; [{', '.join(others)}]"
         rows.append(
-            [ABOUT[kind], f"{half.loc[kind, 'images']:.0f}", right, *cells, readable, drawn]
+            [KINDS[kind].title, f"{half.loc[kind, 'images']:.0f}", right, *cells, readable, drawn]
         )
     return "\n".join([*lines, _table(header, rows)])
 
@@ -148,8 +148,8 @@ def _right(row: pd.Series) -> str:
     return f"{share} of {row['graded']:.0f}{ungraded}"
 
 
-LEVEL = 0.05 / 3  # Bonferroni over three pairs
-COMPARED = ("colour", "object", "relation")
+COMPARED = [name for name, kind in KINDS.items() if kind.in_order]
+LEVEL = 0.05 / comb(len(COMPARED), 2)  # Bonferroni over the pairs
 SCALES = {"drawn_layer": "by odds", "drawn_layer_by_probability": "by probability"}
 
 
@@ -175,7 +175,7 @@ def order_of_kinds(first: pd.DataFrame) -> list[str]:
 
 def _order_of_two(by_odds: pd.DataFrame, by_probability: pd.DataFrame) -> str:
     """The sentence on two kinds, from their layers `[image, kind]` on both scales."""
-    a, b = (ABOUT[kind] for kind in by_odds.columns)
+    a, b = (KINDS[kind].title for kind in by_odds.columns)
     n, have_both = len(by_odds), "draw both from the image"
     if n < MIN_IMAGES:
         have_both = have_both.replace("draw", "draws", int(n == 1))
@@ -263,16 +263,16 @@ def report_answers(run: dict, answers: pd.DataFrame) -> str:
     """Right and wrong: beside chance, apart from each other, and the first wrong ones."""
     label, kinds = partial(layer_label, run), settling_table(answers)
     rows = []
-    for kind in sorted(kinds.index, key=list(ABOUT).index):
+    for kind in sorted(kinds.index, key=list(KINDS).index):
         row = kinds.loc[kind]
         majority = _percent(row["majority"]) if row["graded"] else "-"
         settles = with_interval(row["median"], row[["low", "high"]], label)
-        rows.append([ABOUT[kind], _right(row), _chance(kind, run), majority, settles])
+        rows.append([KINDS[kind].title, _right(row), _chance(kind, run), majority, settles])
     header = ["asked about", "right", "chance", "always the commonest answer", "settles at layer"]
     parts, apart = [_table(header, rows)], right_and_wrong(answers)
     rows = [
         [
-            ABOUT[row["kind"]],
+            KINDS[row["kind"]].title,
             "right" if row["right"] else "wrong",
             f"{row['images']:.0f}",
             with_interval(row["readable_layer"], row[["low", "high"]], label),
@@ -294,7 +294,7 @@ def report_answers(run: dict, answers: pd.DataFrame) -> str:
 
 def _chance(kind: str, run: dict) -> str:
     """How often a draw among a kind's possible answers would be right."""
-    meanings = set(MEANINGS.get(kind, {}).values())
+    meanings = set(KINDS[kind].meanings.values())
     n = len(run["categories"]) if kind == "object" else len(meanings)
     return f"{1 / n:.0%}" if n else "-"
 

@@ -7,7 +7,7 @@ from llava_lens.analysis.causal import changes_by_window, median_lead, readable_
 from llava_lens.analysis.curves import per_image
 from llava_lens.analysis.presence import presence_table
 from llava_lens.analysis.stats import MIN_IMAGES, interval, peak_range, signed_rank, with_interval
-from llava_lens.kinds import ABOUT, KINDS
+from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, layer_label, layer_numbers
 from llava_lens.text import _count, _ends, _number, _percent, _table, _two, as_code
 
@@ -127,7 +127,7 @@ def _where_taken(run: dict, kind: str, table: pd.DataFrame, answers: pd.DataFram
         return ""
     own, control = (changes_by_window(table, run, way).to_numpy() for way in OF_OBJECTS)
     best, p = window_of_use(own, control)
-    on = f"Asked about {ABOUT[kind]}, {len(own)} images"
+    on = f"Asked about {KINDS[kind].title}, {len(own)} images"
     if best is None:
         return (
             f"{on}: no window of blocks is found in which P(answer) surely falls by {LEAST_LOSS} "

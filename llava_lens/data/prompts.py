@@ -8,15 +8,7 @@ import numpy as np
 
 from llava_lens.data.colours import may_have_colour
 from llava_lens.data.watched import draw_absent
-from llava_lens.kinds import (
-    CHAT,
-    DESCRIPTION_QUESTION,
-    KINDS,
-    colour_question,
-    object_question,
-    presence_question,
-    relation_question,
-)
+from llava_lens.kinds import CHAT, KINDS, question_of
 from llava_lens.text import is_text, require
 from llava_lens.words import SPECIAL_TOKENS
 
@@ -77,25 +69,28 @@ def make_prompts(
     single = [item for item in clear if count[item["category"]] == 1]
     main = _main_category(clear, objects)
     if main or not objects:
-        draw("object", [(object_question(), main, [main] if main else [])])
+        draw("object", [(question_of("object"), main, [main] if main else [])])
     if objects:
         present = sorted({item["category"] for item in clear})
         absent = [name for name in categories if name not in count]
-        draw("presence", [(presence_question(name), "yes", [name]) for name in present])
+        draw(
+            "presence",
+            [(question_of("presence", category=name), "yes", [name]) for name in present],
+        )
         for name, way in draw_absent(absent, {*count}, together or {}, per_kind, rng):
-            add("presence", presence_question(name), "no", [name], way)
+            add("presence", question_of("presence", category=name), "no", [name], way)
     # First those whose colour is known; of the others only what may have one.
     colours = [item for item in single if item["color"] or may_have_colour(item)]
     colours = sorted(rng.sample(colours, len(colours)), key=lambda item: item["color"] is None)
     for item in colours[:per_kind]:
-        about = colour_question(item["category"]), item["color"], [item["category"]]
+        about = question_of("colour", category=item["category"]), item["color"], [item["category"]]
         add("colour", *about, truth_from=item.get("color_from", "annotation"))
     relations = [
         (a["category"], b["category"], relation_of(a["box"], b["box"]))
         for a, b in itertools.permutations(single, 2)
     ]
-    draw("relation", [(relation_question(a, b), r, [a, b]) for a, b, r in relations if r])
-    draw("description", [(DESCRIPTION_QUESTION, None, [])])
+    draw("relation", [(question_of("relation", a=a, b=b), r, [a, b]) for a, b, r in relations if r])
+    draw("description", [(question_of("description"), None, [])])
     return prompts
 
 

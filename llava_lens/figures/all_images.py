@@ -60,7 +60,7 @@ def plot_top_tokens(table: pd.DataFrame, run: dict, title: str):
 def plot_mean_series(layers: pd.DataFrame, run: dict, by: str = "segment", bias=None):
     """Mean of each of SERIES per layer, per `segment` or, over the prompts' positions, per `kind`,
     with 95 % bands; and, where `bias_curve` is given as `bias`, the lens's bias."""
-    order = SEGMENTS if by == "segment" else KINDS
+    order = SEGMENTS if by == "segment" else list(KINDS)
     rows = layers if by == "segment" else layers[layers["segment"] == "prompt"]
     shape, height = ((1, len(SERIES)), 3.4) if bias is None else ((2, 2), 6)
     figure, axes = plt.subplots(*shape, figsize=(10, height))
@@ -85,9 +85,9 @@ def plot_answers(answers: pd.DataFrame, run: dict):
     curves = answer_curves(answers)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
     for axis, column in zip(axes, ("probability", "rank"), strict=True):
-        _layer_curves(axis, run, curves[column], "kind", KINDS)
+        _layer_curves(axis, run, curves[column], "kind", list(KINDS))
         for kind, rows in curves[f"control_{column}"].groupby("kind"):
-            axis.plot(rows["layer"], rows["mean"], ":", color=_colour_of(kind, KINDS))
+            axis.plot(rows["layer"], rows["mean"], ":", color=_colour_of(kind, list(KINDS)))
     _legend_below(figure, axes[0])
     title = "Probability of the answer (dotted: with another image)"
     axes[0].set(title=title, ylabel="mean probability", ylim=(0, 1.02))

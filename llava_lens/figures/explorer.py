@@ -144,7 +144,7 @@ def save_explorer_index(folder, run: dict, records: Iterable[dict], answers: pd.
                 ],
             }
         )
-    return _write_page(Path(folder) / "index.html", {"index": rows, "kinds": KINDS})
+    return _write_page(Path(folder) / "index.html", {"index": rows, "kinds": list(KINDS)})
 
 
 def _write_page(path, value: dict) -> Path:

@@ -17,7 +17,7 @@ from llava_lens.data.crop import objects_in_crop, patches_to_cut
 from llava_lens.data.images import digests_of, open_image
 from llava_lens.data.prompts import make_prompts
 from llava_lens.data.watched import count_together, words_to_watch
-from llava_lens.kinds import CHAT, QUESTIONS
+from llava_lens.kinds import CHAT, KINDS
 from llava_lens.model.causal import knockout_windows, read_knockout
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE, check_last_layer
 from llava_lens.model.load import Settings, load_llava
@@ -51,7 +51,7 @@ def describe_run(
         "grid": vision.image_size // vision.patch_size,
         "image_size": vision.image_size,
         "chat": CHAT,
-        "questions": QUESTIONS,
+        "questions": {name: kind.template for name, kind in KINDS.items() if kind.template},
         "own_prompts": settings.prompts,
         "categories": list(categories),
         "per_kind": settings.per_kind,

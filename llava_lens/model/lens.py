@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from llava_lens.kinds import DESCRIPTION_QUESTION
+from llava_lens.kinds import question_of
 from llava_lens.model.run import encode_prompts, run_and_capture
 from llava_lens.schema import UNIT
 
@@ -74,7 +74,7 @@ def check_last_layer(bridge, processor, image: Image.Image) -> float:
     LAST_LAYER_TOLERANCE, which leaves room only for the rounding of matrix products of another
     shape.
     """
-    pixel_values, (input_ids,) = encode_prompts(processor, image, [DESCRIPTION_QUESTION])
+    pixel_values, (input_ids,) = encode_prompts(processor, image, [question_of("description")])
     dtype = str(bridge.cfg.dtype).removeprefix("torch.")
     with torch.inference_mode():
         pixels = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)

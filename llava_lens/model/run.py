@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from llava_lens.kinds import CHAT, DESCRIPTION_QUESTION
+from llava_lens.kinds import CHAT
 
 PIECE = 256  # prompt tokens that are run at once: a bound for the memory of any prompt
 
