@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from llava_lens.kinds import CHAT
+from llava_lens.kinds import CHAT, question_of
 
 PIECE = 256  # prompt tokens that are run at once: a bound for the memory of any prompt
 
@@ -119,7 +119,7 @@ def run_prompt(bridge, cache, prompt_ids, max_new_tokens: int) -> Iterator[tuple
 def keep_prefix(bridge, processor, image: Image.Image) -> list[tuple]:
     """The key-value cache of an image's prefix, per layer `(keys, values, device)`, kept in the
     CPU's memory."""
-    pixel_values, (input_ids,) = encode_prompts(processor, image, [DESCRIPTION_QUESTION])
+    pixel_values, (input_ids,) = encode_prompts(processor, image, [question_of("description")])
     with torch.inference_mode():
         cache, _ = run_prefix(bridge, pixel_values, input_ids)
     return _as_prefix(cache)
