@@ -1,7 +1,164 @@
-"""The pipeline on one page: what both notebooks call."""
+"""The pipeline on one page: what both notebooks call, in the order of the data's way.
+
+prepare()
+images = load_images("demo/scenes")
+analyse(images, "results", model="demo/model")
+what_was_saved("results", images)
+
+results = open_results("results")
+tables = tabulate(results)
+"""
 
 import os
+import time
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from llava_lens import kaggle, schema
+from llava_lens.data.annotations import find_data_set, match_annotations, read_annotations
+from llava_lens.data.images import digests_of, find_images
+from llava_lens.data.prompts import as_prompts
+from llava_lens.files import locked
+from llava_lens.store import Results
+from llava_lens.text import require
 
 # Idle torch threads sleep: with one of two cores busy, spinning made reading an image 50 times
-# slower. torch reads this once, when it is imported.
+# slower. torch reads this once, when `analyse` imports it; nothing above does.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+STARTED = time.monotonic()  # of the session, from which `hours` are counted
+DEMO, HUB = "demo/model", "llava-hf/llava-1.5-7b-hf"
+
+
+class Images(NamedTuple):
+    """What there is to read: images by name, and what their annotations say."""
+
+    folder: Path
+    paths: dict[str, Path]  # by name
+    annotations: dict[str, list[dict]]  # objects by name, of `match_annotations`
+    categories: list[str]  # names of all categories of the data set
+    problems: list[str]  # a sentence for each thing that can't be used
+
+
+def prepare() -> None:
+    """On Kaggle: say what machine this is, and install what it lacks. Elsewhere: nothing.
+
+    Must run before torch is imported. Raises RuntimeError with the remedy if the machine can't do
+    the work.
+    """
+    # A widget for progress could not be seen in the saved page.
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    kaggle.prepare_kaggle()
+
+
+def load_images(folder=None, limit: int | None = None) -> Images:
+    """Find the images under `folder`, read their annotations, and say what was found.
+
+    Without a folder: Kaggle's attached data set, or the demo's scenes. With `limit` only the first
+    so many images. Raises ValueError for a bad `limit`, FileNotFoundError where there is no image.
+    """
+    is_count = limit is None or type(limit) is int and limit >= 1
+    require(is_count, f"limit is {limit!r}: it must be None or a whole number of 1 or more.")
+    folder = Path(folder or (find_data_set() if kaggle.on_kaggle() else "demo/scenes"))
+    everything = find_images(folder)
+    objects, categories, problems = read_annotations(folder)
+    annotations, ambiguous = match_annotations(objects, everything)
+    paths = dict(list(everything.items())[:limit])
+    images = Images(folder, paths, annotations, categories, problems + ambiguous)
+    annotated = len(annotations.keys() & paths.keys())
+    print(f"{len(paths)} images under {folder}", end=", ")
+    print(f"{annotated} of them annotated with {len(categories)} categories")
+    for problem in images.problems[:20]:
+        print(f"not used: {problem}")
+    if images.problems[20:]:
+        print(f"not used: {len(images.problems) - 20} more")
+    return images
+
+
+def analyse(images: Images, results="results", **settings) -> None:
+    """Read every image that has no record in the folder `results` yet.
+
+    `settings` are the parameters of Make_Analyse: `processes`, `hours`, `go_on_from`, and those of
+    `llava_lens.model.load.Settings`. The model is loaded once per process, and the lens is checked
+    on the first image. A run that was stopped goes on from what is there. Raises ValueError, which
+    names it, for a setting or a folder that can't be used, and what `read_images` raises.
+    """
+    from accelerate import notebook_launcher
+
+    from llava_lens.model.images import read_images
+    from llava_lens.model.load import Settings, copies_that_fit
+
+    settings = {"model": HUB if kaggle.on_kaggle() else DEMO} | _given(settings)
+    processes, hours = settings.pop("processes", None), settings.pop("hours", 8.0)
+    go_on_from = settings.pop("go_on_from", None)
+    settings["prompts"] = as_prompts(settings.get("prompts", []))
+    on_cpu = settings.get("device") == "cpu" or not kaggle.probe_gpus()["gpus"]
+    settings.setdefault("dtype", "float32" if on_cpu else "float16")
+    settings = Settings(**settings, deadline=STARTED + 3600 * hours)
+    if settings.model == DEMO:
+        print(schema.DEMO_NOTE)
+    to_read = _unread(images, results, go_on_from)
+    print(f"{len(to_read)} of {len(images.paths)} images are to be read into {results}")
+    if not processes:
+        processes = 1 if settings.device else copies_that_fit(settings.model, settings.dtype)
+    arguments = images.paths, images.annotations, images.categories, results, settings
+    with locked(results):
+        if processes > 1:
+            notebook_launcher(read_images, arguments, num_processes=processes)
+        else:
+            read_images(*arguments)
+
+
+def _given(settings: dict) -> dict:
+    """The settings that were given: None stands for a default."""
+    return {
+        name: str(value) if name == "model" else value
+        for name, value in settings.items()
+        if value is not None or name == "prompts"
+    }
+
+
+def _unread(images: Images, results, go_on_from) -> dict[str, Path]:
+    """The images that have no record in `results` yet, by name. Raises ValueError where an image or
+    its annotations have changed since they were read."""
+    Results(results).continue_from(go_on_from)
+    earlier = Results(results)
+    digests = {
+        name: digests_of(path, images.annotations.get(name, []))
+        for name, path in images.paths.items()
+        if name in earlier.names
+    }
+    return earlier.unread(images.paths, digests)
+
+
+def what_was_saved(results, images: Images) -> None:
+    """Say what the folder `results` holds: sizes, skipped images, images that are not in `images`,
+    and what to do next."""
+    out = Results(results)
+    sizes = [out.record_path(name).stat().st_size / 1e6 for name in out.names]
+    each = sum(sizes) / max(1, len(sizes))
+    print(f"Results are in {out.folder.resolve()}")
+    print(f"{len(sizes)} images read, {sum(sizes):.1f} MB of records, {each:.2f} MB per image")
+    for name, reason in out.skipped.items():
+        print(f"skipped {name}: {reason}")
+    if others := sorted(set(out.names) - images.paths.keys()):
+        print(f"{len(others)} images there are not under {images.folder} ({others[0]} ...).")
+        print(
+            "They count in all statistics. For these images alone, set `results` to a new folder."
+        )
+    print(
+        "Next: Visualise_Analyse.ipynb. On Kaggle, save this version and attach its output there."
+    )
+
+
+def open_results(folder=None) -> Results:
+    """The results in or under `folder`, and say what they are.
+
+    Without a folder: Kaggle's attached data sets, or `results`. Raises FileNotFoundError where
+    there are none, ValueError for several.
+    """
+    results = Results.find(folder or (kaggle.KAGGLE_INPUT if kaggle.on_kaggle() else "results"))
+    run = results.run
+    print(f"{len(results.names)} images read with {run['model']} ({run['dtype']})", end=", ")
+    print(f"results in {results.folder}")
+    return results
