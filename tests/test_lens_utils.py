@@ -1,0 +1,143 @@
+"""The front door: the whole pipeline on a tiny random model, and what it says of bad input."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import lens_utils as lens
+from llava_lens.store import Results
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def whole(llava_folder, photographs, tmp_path_factory):
+    """`(images, results folder)` of one run over the photographs, made as Make_Analyse makes it."""
+    images = lens.load_images(photographs)
+    folder = tmp_path_factory.mktemp("whole") / "results"
+    lens.analyse(images, folder, model=llava_folder, device="cpu", max_new_tokens=3)
+    return images, folder
+
+
+def test_images_and_what_is_annotated(photographs, capsys):
+    images = lens.load_images(photographs, limit=2)
+    assert list(images.paths) == ["china.jpg", "flower.jpg"] and images.folder == photographs
+    assert images.categories == ["temple", "tree", "umbrella"] and not images.problems
+    assert list(images.annotations) == ["china.jpg"]
+    said = capsys.readouterr().out
+    assert said == (f"2 images under {photographs}, 1 of them annotated with 3 categories\n")
+
+
+def test_every_image_is_read_and_every_table_counts_it(whole):
+    images, folder = whole
+    results = lens.open_results(folder)
+    tables = lens.tabulate(results)
+    assert results.names == list(images.paths)
+    asked = {name: results.record(name)["prompts"] for name in results.names}
+    kinds = [prompt["kind"] for prompt in asked["china.jpg"]]
+    assert kinds == ["object", "presence", "presence", "colour", "relation", "description"]
+    first = tables.answers.query("token == 0")
+    assert len(first) == 6 * sum(map(len, asked.values()))  # layers x prompts
+    assert set(tables.layers["image"]) == set(images.paths)
+    said = first.drop_duplicates(["image", "prompt"]).groupby("image")["answer"].apply(list)
+    for name, prompts in asked.items():
+        assert said[name] == [prompt["answer"] for prompt in prompts]
+    np.testing.assert_allclose(tables.mean_probability.sum(-1), 1, atol=1e-4)
+
+
+def test_a_record_is_read_once(whole, monkeypatch):
+    _, folder = whole
+    read, once = [], Results.record
+    monkeypatch.setattr(Results, "record", lambda self, name: read.append(name) or once(self, name))
+    lens.tabulate(lens.open_results(folder))
+    assert sorted(read) == ["china.jpg", "flower.jpg", "grace_hopper.jpg"]
+
+
+def test_a_run_goes_on_from_what_is_there(whole, llava_folder, tmp_path, capsys):
+    """It stops after the first image that it reads, goes on, and ends with the same records."""
+    images, folder = whole
+    settings = dict(model=llava_folder, device="cpu", max_new_tokens=3)
+    lens.analyse(images, tmp_path, **settings, hours=0.0)
+    assert "with 2 images left" in capsys.readouterr().out
+    assert len(Results(tmp_path).names) == 1
+    lens.analyse(images, tmp_path, **settings)
+    assert "2 of 3 images are to be read" in capsys.readouterr().out
+    for name in images.paths:
+        one, other = (Results(at).record_path(name).read_bytes() for at in (folder, tmp_path))
+        assert one == other
+    lens.analyse(images, tmp_path / "more", **settings, go_on_from=tmp_path)
+    assert "0 of 3 images are to be read" in capsys.readouterr().out
+
+
+def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
+    whole, llava_folder, photographs, tmp_path, capsys
+):
+    images, folder = whole
+    broken = tmp_path / "aaa_broken.jpg"
+    broken.write_bytes((photographs / "china.jpg").read_bytes()[:5000])
+    (tmp_path / "flower.jpg").write_bytes((photographs / "flower.jpg").read_bytes())
+    mine = lens.load_images(tmp_path)
+    settings = dict(model=llava_folder, device="cpu", prompts=["What is it?"], max_new_tokens=1)
+    lens.analyse(mine, tmp_path / "results", **settings)
+    lens.what_was_saved(tmp_path / "results", mine)
+    said = capsys.readouterr().out
+    assert "1 images read" in said and "skipped aaa_broken.jpg: " in said
+    lens.what_was_saved(folder, mine)
+    said = capsys.readouterr().out
+    assert "2 images there are not under" in said and "china.jpg" in said
+    (prompt,) = Results(tmp_path / "results").record("flower.jpg")["prompts"]
+    assert (prompt["kind"], prompt["question"]) == ("own", "What is it?")
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"prompts": [" "]}, "Prompt 0 is empty"),
+        ({"prompts": None}, "prompts is None: it must be a list"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": "5"}, "top_k is '5': it must be a whole number"),
+        ({"dtype": "fp16"}, "dtype is 'fp16': it must be one of float32"),
+        ({"device": "cuda"}, "device is 'cuda', and torch sees 0 GPUs"),
+        ({"model": "demo"}, "'demo' is neither"),
+        ({"model": "demo/none"}, "'demo' has no 'none' in it"),
+        ({"topk": 5}, "topk"),
+    ],
+)
+def test_bad_settings_are_named(whole, llava_folder, tmp_path, settings, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((ValueError, TypeError), match=message):
+        lens.analyse(whole[0], tmp_path, **{"model": llava_folder, **settings})
+    assert not any(tmp_path.rglob("*.pkl"))
+
+
+@pytest.mark.parametrize(
+    "folder, limit, message",
+    [
+        ("nowhere", None, "'nowhere' is no folder"),
+        ("demo/example.png", None, "is a file, not a folder"),
+        ("demo/scenes", 0, "limit is 0"),
+        ("demo/scenes", 1.5, "limit is 1.5"),
+    ],
+)
+def test_bad_images_are_named(folder, limit, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        lens.load_images(folder, limit)
+
+
+def test_no_results_say_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run Make_Analyse.ipynb first"):
+        lens.open_results(tmp_path)
+
+
+def test_torchs_idle_threads_sleep_and_nothing_imports_torch():
+    """Spinning, they take the core that another process needs; torch reads it when imported."""
+    code = (
+        "import lens_utils, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if "OMP" not in name}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "PASSIVE False\n", done.stderr
