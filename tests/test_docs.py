@@ -1,0 +1,97 @@
+"""README and docs: short enough to be read, and true of the files beside them."""
+
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+
+READMES = [ROOT / "README.md", ROOT / "README.ru.md"]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+SET_UP = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/"
+COMMANDS = [
+    SET_UP + "jupyter nbconvert --execute --to html Make_Analyse.ipynb Visualise_Analyse.ipynb",
+    SET_UP + "python -m pytest -n auto tests",
+]
+
+
+def sentences_of(markdown: str) -> list[str]:
+    """The sentences of a page as plain text; code, tables, headings, pictures and comments are left
+    out. The full stops of abbreviations and of arXiv numbers end nothing."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "\n\n", markdown, flags=re.DOTALL)
+    text = re.sub(r"^(#|\||!\[).*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^\s*([-*]|\d+\.) ", "\n", text, flags=re.MULTILINE)
+    text = re.sub(r"`[^`]*`", "code", text)
+    text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text).replace("*", "")
+    every = [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text)]
+    end = r"(?<=[.!?])\s+(?=[A-ZА-ЯЁ0-9\"«(]|code)"
+    return [one for paragraph in every for one in re.split(end, paragraph) if one]
+
+
+def links(markdown: str) -> set[str]:
+    return set(re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)))
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.name)
+def test_a_readme_is_one_page_with_both_commands(path):
+    text = path.read_text("utf-8")
+    assert len(text.split()) <= 900  # as `wc -w` counts
+    assert re.findall(r"```sh\n(.*?)\n```", text, re.DOTALL) == COMMANDS
+
+
+def test_ci_runs_the_command_of_the_readme():
+    """It takes the first line with `pytest`, as the README has it."""
+    assert "grep -m1 'pytest' README.md" in (ROOT / ".ci/run").read_text("utf-8")
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert next(line for line in lines if "pytest" in line) == COMMANDS[1]
+    for file in ("requirements.txt", "Make_Analyse.ipynb", "Visualise_Analyse.ipynb", "tests"):
+        assert (ROOT / file).exists()
+    packages = re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text("utf-8"), re.MULTILINE)
+    assert {"nbconvert", "ipykernel", "pytest", "pytest-xdist", "ruff"} <= {*packages}
+
+
+@pytest.mark.parametrize("path", READMES + DOCS, ids=lambda path: path.name)
+def test_links_and_named_files_exist(path):
+    text = path.read_text("utf-8")
+    local = {link for link in links(text) if "://" not in link}
+    # Files that are named as code, with a folder in front.
+    local_code = re.findall(r"`((?:llava_lens|benchmarks|demo|docs|tests)/[\w./]*)`", text)
+    missing = [link for link in local if not (path.parent / link).exists()]
+    assert missing + [name for name in local_code if not (ROOT / name).exists()] == []
+
+
+def test_the_russian_readme_is_the_english_one_sentence_by_sentence():
+    english, russian = (path.read_text("utf-8") for path in READMES)
+    assert links(english) - {"README.ru.md"} == links(russian) - {"README.md"}
+    sections = [re.split("^## ", text, flags=re.MULTILINE) for text in (english, russian)]
+    numbers = [[len(sentences_of(section)) for section in each] for each in sections]
+    assert numbers[0] == numbers[1]
+
+
+def test_every_page_of_the_docs_is_linked():
+    assert {f"docs/{path.name}" for path in DOCS} <= links(READMES[0].read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", READMES + DOCS, ids=lambda path: path.name)
+def test_no_sentence_is_long(path):
+    every = sentences_of(path.read_text("utf-8"))
+    assert every
+    assert [one for one in every if len(re.findall(r"\S*\w\S*", one)) > 35] == []
+
+
+def test_sentences_are_counted_as_they_are_read():
+    page = """# Head
+
+One (Li et al., arXiv 2305.10355). *Two*
+is `a b. C` long.
+- three: 0.5 %
+```
+Code. Not read.
+```
+| A table. | Nor this. |
+"""
+    assert sentences_of(page) == [
+        "One (Li et al., arXiv 2305.10355).",
+        "Two is code long.",
+        "three: 0.5 %",
+    ]
