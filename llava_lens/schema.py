@@ -119,14 +119,14 @@ CONTROL = {  # of the first token of the answer that the image got, at the promp
     "word_rank": Field("u", "as PROMPT's", LAYER, 1, "d_vocab"),
 }
 PROB_BY_WINDOW = ("window",), *SHARE
-KNOCKOUT = {  # P of the first answer token where attention is cut. In each window of blocks ...
-    "object": Field("f", "... to the patches of its objects", *PROB_BY_WINDOW, optional=True),
-    "background": Field("f", "... to as many others: control", *PROB_BY_WINDOW, optional=True),
-    # In all blocks at once ...
-    "image": Field(float, "... to all patches", (), *SHARE),
-    "image_last": Field(float, "... to all patches, from the last position only", (), *SHARE),
-    "question_last": Field(float, "... from the last position to the text before it", (), *SHARE),
-}  # from all text after the image, where nothing else is said
+KNOCKOUT = {  # P of the first answer token where attention from all text after the image is cut
+    "object": Field("f", "to the patches of its objects", *PROB_BY_WINDOW, optional=True),
+    "background": Field("f", "to as many other patches: control", *PROB_BY_WINDOW, optional=True),
+    # Cut in all blocks at once.
+    "image": Field(float, "to all patches", (), *SHARE),
+    "image_last": Field(float, "to all patches, from the last position only", (), *SHARE),
+    "question_last": Field(float, "to the other text, from the last position only", (), *SHARE),
+}
 OF_OBJECTS = ["object", "background"]  # in windows; both or none, as the objects are known
 LD = (), -MOST_LOGIT, MOST_LOGIT
 LD_BY_LAYER = ("route_layer",), *LD[1:]
@@ -141,10 +141,10 @@ ROUTE = {
     "own": Field(float, "LD in the own run", *LD),
     "counterfactual": Field(float, "LD in the counterfactual run", *LD),
     # With the counterfactual run's states put in place at one group of positions at one layer.
-    "image": Field("f", "LD with all patches", *LD_BY_LAYER),
-    "question": Field("f", "LD with the text after the image but the last", *LD_BY_LAYER),
-    "last": Field("f", "LD with the last position", *LD_BY_LAYER),
-    "mediated": Field(float, "LD with the question at all layers at once", *LD),
+    "image": Field("f", "LD with all patches patched", *LD_BY_LAYER),
+    "question": Field("f", "LD with the text before the last position patched", *LD_BY_LAYER),
+    "last": Field("f", "LD with the last position patched", *LD_BY_LAYER),
+    "mediated": Field(float, "LD with the question patched at all layers at once", *LD),
 }
 PROMPT = {
     **ASKED,
