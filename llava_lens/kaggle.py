@@ -8,23 +8,24 @@ from importlib import metadata
 from pathlib import Path
 
 KAGGLE_INPUT = Path("/kaggle/input")
-# Tested against the rest of Kaggle's image. torch 2.7.1 is the last with P100 kernels; torchvision
-# and torchaudio must match it.
-# transformers 5.24 renamed its cache argument, and TransformerLens 4.3 then fills no cache.
+# Kaggle's image has an older transformers. Version 5.24 renamed its cache argument, so that
+# TransformerLens 4.3 fills no cache.
 PIP_LENS = ["transformer-lens==4.3.0", "transformers==5.23.0"]
+# Kaggle no longer offers the P100. The last torch with its kernels is 2.7.1; torchvision and
+# torchaudio must match it.
 PIP_P100 = ["torch==2.7.1", "torchvision==0.22.1", "torchaudio==2.7.1"]
-# Computes on each GPU: whether torch has kernels for it is then not a question of version numbers.
+# A sum on each GPU shows whether torch has kernels for it; version numbers don't tell.
 PROBE = """
 import json, torch
 gpus = []
 for number in range(torch.cuda.device_count()):
-    about = torch.cuda.get_device_properties(number)
-    gpu = {"name": about.name, "capability": [about.major, about.minor]}
+    device = torch.cuda.get_device_properties(number)
+    gpu = {"name": device.name, "capability": [device.major, device.minor]}
     try:
         gpu["works"] = torch.ones(8, device=f"cuda:{number}").sum().item() == 8
         gpu["free"], gpu["total"] = torch.cuda.mem_get_info(number)
     except RuntimeError:
-        gpu["works"], gpu["free"], gpu["total"] = False, 0, about.total_memory
+        gpu["works"], gpu["free"], gpu["total"] = False, 0, device.total_memory
     gpus.append(gpu)
 print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}))
 """
@@ -36,16 +37,16 @@ def on_kaggle() -> bool:
 
 
 def data_sets() -> list[Path]:
-    """The data sets attached on Kaggle, mounted as `<slug>` or as `datasets/<owner>/<slug>`."""
+    """The folders of attached data sets: `<slug>` or `datasets/<owner>/<slug>`."""
     paths = sorted([*KAGGLE_INPUT.glob("*"), *KAGGLE_INPUT.glob("datasets/*/*")])
     return [path for path in paths if path.is_dir() and path != KAGGLE_INPUT / "datasets"]
 
 
 def probe_gpus() -> dict:
-    """What torch can do on this machine, tried in a process of its own.
+    """What torch can do on this machine.
 
-    In one of its own because torch, once imported, can't be replaced any more, and a process that
-    has used a GPU can't be forked. Returns
+    It is tried in another process: torch, once imported, can't be replaced, and a process that has
+    used a GPU can't be forked. Returns
 
     - `torch`: its version, or the error that importing it gave
     - `cuda`: the version of CUDA that it was built for, None without
@@ -75,15 +76,17 @@ def prepare_kaggle() -> None:
         print(f"GPU: {gpu['name']}, compute capability {capability}, {gpu['total'] >> 20:,} MiB")
     torch = f"torch {machine['torch']}"
     print(f"{torch}, built for CUDA {machine['cuda'] or '(none)'}")
-    unfit = [gpu for gpu in machine["gpus"] if not gpu["works"]]
-    problem = ""
+    unfit, problem = [gpu for gpu in machine["gpus"] if not gpu["works"]], ""
+    choose_t4 = "choose GPU T4 x2 under Settings > Accelerator"
     if not machine["cuda"]:
         problem = f"{torch} can't be used, or has no code for any GPU: choose Run > Factory reset"
     elif not machine["gpus"]:
-        problem = "There is no GPU: choose one under Settings > Accelerator (GPU T4 x2 or P100)"
-    elif unfit and unfit[0]["capability"] >= [7, 0]:
-        name = unfit[0]["name"]
-        problem = f"{torch} can't compute on a {name}: choose another under Settings > Accelerator"
+        problem = f"There is no GPU: {choose_t4}"
+    elif unfit and unfit[0]["capability"] >= [
+        7,
+        0,
+    ]:  # for an older one, an older torch is installed
+        problem = f"{torch} can't compute on a {unfit[0]['name']}: {choose_t4}"
     if problem:
         raise RuntimeError(f"{problem}, then run all cells again.")
     installed = {f"{package.name}=={package.version}" for package in metadata.distributions()}
@@ -95,9 +98,8 @@ def _install(packages: list[str]) -> None:
         return
     if imported := sorted({"torch", "transformers"} & sys.modules.keys()):
         raise RuntimeError(
-            f"{', '.join(packages)} must be installed, but {' and '.join(imported)} of a version "
-            "that can't be used is imported already: choose Run > Restart & clear cell outputs, "
-            "then run all cells from the top."
+            f"{', '.join(packages)} must be installed, but {' and '.join(imported)} was imported "
+            "already: choose Run > Restart & clear cell outputs, then run all cells from the top."
         )
     print("pip install", *packages, flush=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", *packages]

@@ -15,11 +15,10 @@ from llava_lens.files import check_file
 from llava_lens.schema import OTHER_RELEASE
 from llava_lens.text import require
 
-# Bounds for a file, of which only the first is ever near: at LLaVA-1.5-7B's size a record has
-# 2 MB, a part 25.
+# Limits on file size. Real files stay far below: of LLaVA-1.5-7B a record has 2 MB, a part 25.
 MOST_BYTES, MOST_OPCODES = 2**26, 2**21
-# Of the pickle language what `_Pickler` writes: no memo, so nothing stands in two places; no BUILD,
-# so nothing gets a state; a tuple of three only as the arguments of a call (`_read_only`).
+# Only these opcodes are allowed: they can build plain values and nothing else. There is no memo
+# among them, so no value stands in two places.
 PLAIN_OPCODES = set(
     "PROTO FRAME MARK STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "  # noqa: SIM905 (a list of these is 30 lines)
     "SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES EMPTY_LIST APPEND APPENDS "
@@ -29,8 +28,10 @@ NUMBERS = {"|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f2",
 
 
 class _Pickler(pickle.Pickler):
-    """Writes an array as the call `numpy.ndarray(shape, dtype, bytes)`, which plain pickle reads
-    too."""
+    """Writes an array as the call `numpy.ndarray(shape, dtype, bytes)`.
+
+    Plain pickle reads that too.
+    """
 
     def reducer_override(self, value):
         if value is np.ndarray:
@@ -44,7 +45,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows one name, numpy.ndarray, and gives a checking function for it."""
+    """Knows one name, numpy.ndarray, and calls `_plain_array` in its place."""
 
     def find_class(self, module, name):
         is_array = (module, name) == ("numpy", "ndarray")
@@ -55,13 +56,13 @@ class _Unpickler(pickle.Unpickler):
 def _plain_array(shape, dtype, data) -> np.ndarray:
     is_plain = type(dtype) is str and dtype in NUMBERS and type(data) is bytes
     require(is_plain and type(shape) is list, "it has an array of something else than numbers")
-    # A negative length would be taken for "as many as there are".
+    # numpy takes a negative length as "all that are left".
     require(all(type(n) is int and n >= 0 for n in shape), "it has an array of an odd shape")
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _read_only(data: bytes) -> None:
-    """Read the opcodes without doing what they say: then no length in them is taken at its word."""
+def _check_opcodes(data: bytes) -> None:
+    """Read the opcodes without running them; so no length that they claim is believed."""
     before, uncalled = "", 0
     for number, (opcode, _, _) in enumerate(pickletools.genops(data)):
         name = opcode.name
@@ -69,7 +70,8 @@ def _read_only(data: bytes) -> None:
         # Format 2 had a memo.
         require(name != "MEMOIZE", f"its format version is an older one, {OTHER_RELEASE}")
         require(name in PLAIN_OPCODES, f"its pickle has {name}, which results never do")
-        # Nested tuples as a key would take forever to hash.
+        # A tuple is allowed only as the arguments of a call: nested ones as a key take forever to
+        # hash.
         require((before == "TUPLE3") == (name == "REDUCE"), "it has a tuple")
         uncalled += (name == "STACK_GLOBAL") - (name == "REDUCE")
         before = name
@@ -78,7 +80,7 @@ def _read_only(data: bytes) -> None:
 
 def _from_bytes(data: bytes, check: Callable | None):
     require(len(data) <= MOST_BYTES, f"it has more than {MOST_BYTES >> 20} MiB")
-    _read_only(data)
+    _check_opcodes(data)
     value = _Unpickler(io.BytesIO(data)).load()
     if check:
         check(value)
@@ -86,10 +88,11 @@ def _from_bytes(data: bytes, check: Callable | None):
 
 
 def save(path, value, check: Callable | None = None, compresslevel: int = 1) -> None:
-    """Pickle and gzip `value` to `path` under a temporary name, then rename it.
+    """Pickle and gzip `value` under a temporary name, then rename the file to `path`.
 
     So the file is whole or absent, and gzip's checksum shows damage. Raises ValueError if `load`
-    with `check` would refuse it, OSError if it can't be written (a full disk, for instance).
+    with `check` would refuse the file. Raises OSError if it can't be written, for instance to a
+    full disk.
     """
     path, pickled = Path(path), io.BytesIO()
     pickler = _Pickler(pickled, protocol=5)
@@ -98,7 +101,7 @@ def save(path, value, check: Callable | None = None, compresslevel: int = 1) -> 
     data = pickled.getvalue()
     try:
         _from_bytes(data, check)
-    except Exception as error:  # as in `load`
+    except Exception as error:  # a check of odd values can raise nearly anything
         raise ValueError(
             f"{str(path)!r} would not be a good file ({_reason(error)}). Too large? Choose "
             "a smaller top_k or fewer prompts."
@@ -117,14 +120,14 @@ def save(path, value, check: Callable | None = None, compresslevel: int = 1) -> 
 
 
 def load(path, check: Callable | None = None):
-    """What `save` wrote. Nothing in the file is run.
+    """Load what `save` wrote. Nothing in the file is run.
 
-    Raises ValueError, which names the file, if it is no plain file, damaged, holds anything but
-    plain results, or `check` of it raises; FileNotFoundError if there is none.
+    Raises FileNotFoundError if there is no file. Raises ValueError, which names the file, if it is
+    no plain file, is damaged, holds anything but plain values, or if `check` raises.
     """
     try:
         check_file(path, MOST_BYTES, follow_links=False)
-        # Not gzip.open, which reads a header's texts byte by byte, and any number of members.
+        # Not gzip.open: it reads a header's texts byte by byte, and any number of members.
         inflater = zlib.decompressobj(wbits=31)
         data = inflater.decompress(Path(path).read_bytes(), MOST_BYTES + 1)
         whole = inflater.eof and not inflater.unused_data

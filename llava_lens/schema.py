@@ -81,13 +81,8 @@ RUN = {  # run.pkl: what the records have in common
     "max_new_tokens": Field(int, "of an answer"),
     # First and last block, from 1; the last window has all blocks. Empty: attention was not cut.
     "knockout_windows": Field(list, "windows of blocks", ("window",)),
-    "route_layers": Field(
-        int,
-        "layers that were patched, ascending; empty: none was",
-        ("route_layer",),
-        0,
-        MOST_LAYERS,
-    ),
+    # In order, with the first and the last. Empty: nothing was patched.
+    "route_layers": Field(int, "layers that were patched", ("route_layer",), 0, MOST_LAYERS),
     "last_layer_jsd": Field(float, "of lens and model on the first image, bits", (), 0, 1),
 }
 LAYER, LAYER_POS = ("layer",), ("layer", "pos")
@@ -123,22 +118,15 @@ CONTROL = {  # of the first token of the answer that the image got, at the promp
     "word_prob": Field("f", "as PROMPT's", LAYER, *SHARE),
     "word_rank": Field("u", "as PROMPT's", LAYER, 1, "d_vocab"),
 }
-KNOCKOUT = {  # P of the first answer token where attention is cut. In each window of blocks ...
-    "object": Field(
-        "f", "... from the text to the patches of its objects", ("window",), *SHARE, optional=True
-    ),
-    "background": Field(
-        "f",
-        "... to as many patches outside their boxes: control",
-        ("window",),
-        *SHARE,
-        optional=True,
-    ),
-    # In all blocks at once ...
-    "image_last": Field(float, "... from the last position to all patches", (), *SHARE),
-    "question_last": Field(float, "... from the last position to the text before it", (), *SHARE),
-    "image": Field(float, "... from the text to all patches", (), *SHARE),
-}  # the text: all positions after the image
+PROB_BY_WINDOW = ("window",), *SHARE
+KNOCKOUT = {  # P of the first answer token where attention from all text after the image is cut
+    "object": Field("f", "to the patches of its objects", *PROB_BY_WINDOW, optional=True),
+    "background": Field("f", "to as many other patches: control", *PROB_BY_WINDOW, optional=True),
+    # Cut in all blocks at once.
+    "image": Field(float, "to all patches", (), *SHARE),
+    "image_last": Field(float, "to all patches, from the last position only", (), *SHARE),
+    "question_last": Field(float, "to the other text, from the last position only", (), *SHARE),
+}
 OF_OBJECTS = ["object", "background"]  # in windows; both or none, as the objects are known
 LD = (), -MOST_LOGIT, MOST_LOGIT
 LD_BY_LAYER = ("route_layer",), *LD[1:]
@@ -153,10 +141,8 @@ ROUTE = {
     "own": Field(float, "LD in the own run", *LD),
     "counterfactual": Field(float, "LD in the counterfactual run", *LD),
     # With the counterfactual run's states put in place at one group of positions at one layer.
-    "image": Field("f", "LD with the patches patched", *LD_BY_LAYER),
-    "question": Field(
-        "f", "LD with the text between image and last position patched", *LD_BY_LAYER
-    ),
+    "image": Field("f", "LD with all patches patched", *LD_BY_LAYER),
+    "question": Field("f", "LD with the text before the last position patched", *LD_BY_LAYER),
     "last": Field("f", "LD with the last position patched", *LD_BY_LAYER),
     "mediated": Field(float, "LD with the question patched at all layers at once", *LD),
 }
@@ -173,19 +159,13 @@ PROMPT = {
     "readings": Field(READINGS, "at the positions of token_ids", ("pos",)),
     "grey": Field(CONTROL, "the same prompt with a plain grey image"),
     "other": Field(CONTROL, "the same with the image before, where there is one", optional=True),
-    "knockout": Field(
-        KNOCKOUT, "empty if switched off, or for a prompt too long for it", may_be_empty=True
-    ),
-    "route": Field(
-        ROUTE,
-        "empty if switched off, or without another answer nearby",
-        optional=True,
-        may_be_empty=True,
-    ),
+    # Empty if switched off, the first for a too long prompt, the second without another answer too.
+    "knockout": Field(KNOCKOUT, "attention knockout", may_be_empty=True),
+    "route": Field(ROUTE, "activation patching", optional=True, may_be_empty=True),
 }
 RECORD = {  # images/<name>.pkl: one image with its prompts
     "name": Field(str, "the image's, and the file's"),
-    "image_digest": Field(str, "of the image's file (`lens_data.digests_of`)"),
+    "image_digest": Field(str, "of the image's file (`data.images.digests_of`)"),
     "annotations_digest": Field(str, "of the image's annotations, before the crop"),
     "objects": Field([OBJECT], "annotated objects"),
     "words": Field([WORD], "categories watched in the patches"),

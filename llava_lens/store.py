@@ -2,13 +2,15 @@
 
 import difflib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from llava_lens.checks import check_part, check_record, check_run
-from llava_lens.files import files_under, locked
+from llava_lens.files import files_under
 from llava_lens.pickles import load, save
 from llava_lens.schema import SEGMENTS
 from llava_lens.text import require
@@ -17,8 +19,8 @@ from llava_lens.text import require
 class Results:
     """One folder of results: `run.pkl`, a record per image, and a part per process.
 
-    Each file is read when it is first needed; run and parts are then kept. Another process may
-    write to the same folder meanwhile: make a new `Results` to see that.
+    Run and parts are read when first needed, and kept. Another process may write to the same folder
+    meanwhile: make a new `Results` to see that.
     """
 
     def __init__(self, folder):
@@ -41,18 +43,17 @@ class Results:
         return cls(found[0])
 
     def _inner(self, name: str) -> Path:
-        """The folder `name` within. Raises ValueError for a link, which would lead out of here."""
+        """What is called `name` in the folder. Raises ValueError for a link: it leads elsewhere."""
         path = self.folder / name
         require(not path.is_symlink(), f"{str(path)!r} is a link, which results never hold.")
         return path
 
     def record_path(self, name: str) -> Path:
-        """Where the record of the image `name` is. Raises ValueError if that is through a link."""
+        """Where the record of the image `name` is."""
         return self._inner("images") / f"{name}.pkl"
 
     def part_path(self, process: int) -> Path:
-        """Where the process of that number keeps what it has read (PART). Raises ValueError if
-        that is through a link."""
+        """Where the process of that number keeps what it has read (PART)."""
         return self._inner("parts") / f"{process}.pkl"
 
     @property
@@ -67,8 +68,11 @@ class Results:
 
     @cached_property
     def parts(self) -> dict[int, dict]:
-        """The parts by process. Raises ValueError if one is damaged, or counts in an image that
-        another one counts in too or whose record is gone."""
+        """The parts by process.
+
+        Raises ValueError if one is damaged, counts an image that another part counts too, or counts
+        an image whose record is gone.
+        """
         parts, counted = {}, set()
         for path in sorted(self._inner("parts").glob("*.pkl")):
             part = load(path, partial(check_part, run=self.run))
@@ -82,21 +86,21 @@ class Results:
             parts[int(path.stem)] = part
         return parts
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The names of the images that were read, sorted."""
         return sorted(name for part in self.parts.values() for name in part["images"])
 
     @property
     def skipped(self) -> dict[str, str]:
-        """The reason by name for each image that could not be read, and was not read since."""
+        """The reason by name, for each image that could not be read and was not read since."""
         reasons = {k: v for part in self.parts.values() for k, v in part["skipped"].items()}
-        return {name: reason for name, reason in reasons.items() if name not in self.names}
+        return {name: reasons[name] for name in reasons.keys() - {*self.names}}
 
     def record(self, name: str | None = None) -> dict:
         """The record (RECORD) of one image; None: of the first.
 
-        Raises ValueError, which names some that there are, for an image that was not read.
+        Raises ValueError for an image that was not read; it names some that were.
         """
         names = self.names
         require(names, f"No image was read into {str(self.folder)!r} yet: run Make_Analyse.ipynb.")
@@ -110,13 +114,16 @@ class Results:
         return load(self.record_path(name), partial(check_record, run=self.run, name=name))
 
     def records(self) -> Iterator[dict]:
-        """All records, one after the other, by name. Raises FileNotFoundError if there is none."""
+        """All records by name, one after the other. Raises FileNotFoundError if there is none."""
         self._must_hold("records", self.names)
         return map(self.record, self.names)
 
     def mean_probability(self) -> np.ndarray:
-        """The mean probability of every token `[segment, layer, d_vocab]`: over the positions of
-        the segment, then over images. Raises FileNotFoundError if nothing was read."""
+        """The mean probability of every token `[segment, layer, d_vocab]`.
+
+        It is the mean over the positions of a segment, then over images. Raises FileNotFoundError
+        if nothing was read.
+        """
         self._must_hold("parts", self.parts)
         n_images = sum(part["n_images"] for part in self.parts.values())
         sums = sum(part["sums"] for part in self.parts.values())
@@ -127,54 +134,65 @@ class Results:
             where = f"No {what} in {str(self.folder)!r}"
             raise FileNotFoundError(f"{where}: run Make_Analyse.ipynb to its end.")
 
-    def left(
-        self, image_paths: dict[str, Path], digests: dict[str, dict] = (), read_again: bool = False
+    def unread(
+        self, image_paths: dict[str, Path], digests: dict[str, dict] | None = None
     ) -> dict[str, Path]:
         """Those of `image_paths` (by name) that were not read yet.
 
-        `digests` (`lens_data.digests_of`) by name tell whether images and annotations are still
-        those that were read. Raises ValueError, which names those that differ; with `read_again`
-        these are forgotten, and with them all that the same process read, since nothing can be
-        taken out of its sums.
+        `digests` by name (`data.images.digests_of`) are compared with those in the records. Raises
+        ValueError, which names the images, if an image or its annotations changed since.
         """
-        done = set(self.names) if self.started else set()
-        differ = {}
-        for name in sorted(done.intersection(digests)):
+        done, changed = set(self.names if self.started else ()), []
+        for name in sorted(done.intersection(digests or ())):
             record = self.record(name)
             what = [key for key, digest in digests[name].items() if record[key] != digest]
             if what:
-                differ[name] = f"{name} ({', '.join(key.split('_')[0] for key in what)})"
-        some = ", ".join([*differ.values()][:5])
+                changed.append(f"{name} ({', '.join(key.split('_')[0] for key in what)})")
         require(
-            read_again or not differ,
-            f"{len(differ)} images differ from those that were read into {str(self.folder)!r}: "
-            f"{some}. Choose another folder, or set read_again: these are then read again, with "
-            "all that the same process read.",
+            not changed,
+            f"{len(changed)} images changed after they were read into {str(self.folder)!r}: "
+            f"{', '.join(changed[:5])}. Choose another folder for the results.",
         )
-        for process, part in list(self.parts.items()) if differ else ():
-            if differ.keys() & set(part["images"]):
-                self.part_path(process).unlink()
-                done -= set(self.parts.pop(process)["images"])
         return {name: path for name, path in image_paths.items() if name not in done}
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder for one run. The processes that the run forks write to it too.
+
+        The system ends a lock with the process that holds it, so none is left behind. Raises
+        ValueError if another run holds the folder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            hold = FileLock(self._inner("lock")).acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f"Another run is writing to {str(self.folder)!r}: wait for its end, or choose "
+                "another folder."
+            ) from error
+        with hold:
+            yield
+
     def begin(self, run: dict, process: int = 0) -> None:
-        """Start, or go on with, `run` as the process of that number.
+        """Start `run`, or go on with it, as the process of that number.
 
         Raises ValueError as `refuse_another` does.
         """
         self.refuse_another(run)
         if not any(self._inner("parts").glob("*.pkl")):
             save(self.folder / "run.pkl", run, check_run)
-        self.__dict__.pop("run", None)
-        self.__dict__.pop("parts", None)
+        for name in ("run", "parts", "names"):  # as another process may have left them since
+            self.__dict__.pop(name, None)
         shape = len(SEGMENTS), len(run["layers"]), len(run["tokens"])
         counts, sums = np.zeros(shape[0], dtype=int), np.zeros(shape)
         empty = {"images": [], "skipped": {}, "n_images": counts, "sums": sums}
         self.process, self.part = process, self.parts.get(process, empty)
 
     def refuse_another(self, run: dict) -> None:
-        """Raise ValueError if the folder holds results of another run than `run`: they must not
-        be mixed. It names the setting that differs, or one of `run` that could not be saved."""
+        """Raise ValueError if the folder holds results of another run than `run`.
+
+        It names the setting that differs, or a field of `run` that could not be saved.
+        """
         check_run(run)
         if not any(any(self._inner(name).glob("*.pkl")) for name in ("images", "parts")):
             return
@@ -182,16 +200,17 @@ class Results:
         half = "records but no run.pkl, perhaps half of a copy: set go_on_from as before"
         require(self.started, f"{str(self.folder)!r} holds {half}, {remedy}")
         before = load(self.folder / "run.pkl", check_run)
-        for key in sorted({*before, *run} - {"packages", "last_layer_jsd"}):
-            there, now = (str(settings.get(key)) for settings in (before, run))
+        for key in sorted(run.keys() - {"packages", "last_layer_jsd"}):
+            there, now = str(before[key]), str(run[key])
             another = f"results of another run ({key}: {there[:100]} there, {now[:100]} now)"
             require(there == now, f"{str(self.folder)!r} holds {another}: {remedy}")
 
     def add(self, record: dict, mean_probability: np.ndarray) -> None:
-        """Save the record of an image and count it in, with its mean probability
-        `[segment, layer, d_vocab]` (NaN for a segment without positions).
+        """Save the record of an image and count the image.
 
-        Raises ValueError if it is counted already, FileNotFoundError if the results are gone.
+        `mean_probability` `[segment, layer, d_vocab]` is NaN for a segment without positions.
+        Raises ValueError if the image is counted already, FileNotFoundError if the folder was
+        deleted.
         """
         name, part = record["name"], self.part
         if not self.started:
@@ -215,15 +234,16 @@ class Results:
         check = partial(check_part, run=self.run)
         save(self.part_path(self.process), self.part, check, compresslevel=0)
         self.parts[self.process] = self.part
+        self.__dict__.pop("names", None)
 
     def continue_from(self, earlier=None) -> None:
-        """Clear what a killed run left half-written; where no run was started here, copy the one
-        in or under the folder `earlier`.
+        """Clear what a killed run left half-written, and copy an earlier run into a new folder.
 
-        Raises FileNotFoundError or ValueError if `earlier` holds no run or a damaged one, or if
-        another run is writing here.
+        The copy is of the run in or under the folder `earlier`; a run that was started here already
+        is kept in its place. Raises FileNotFoundError or ValueError if `earlier` holds no run or a
+        damaged one, ValueError if another run is writing here.
         """
-        with locked(self.folder):
+        with self.held():
             for folder in (self.folder, self._inner("images"), self._inner("parts")):
                 for temporary in folder.glob("*.pkl.*.tmp"):
                     temporary.unlink()

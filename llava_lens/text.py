@@ -12,18 +12,18 @@ def require(holds, what: str) -> None:
 
 
 def is_text(value) -> bool:
-    """Whether `value` is a plain text that is not blank and can be written to any file."""
+    """Whether `value` is a plain string, is not blank, and can be written as UTF-8."""
     try:
         return type(value) is str and value.strip() != "" and value.encode("utf-8") is not None
-    except UnicodeEncodeError:  # half a character, from a file name that is not UTF-8 for instance
+    except UnicodeEncodeError:  # half a character, for instance from a file name that is not UTF-8
         return False
 
 
 def printable(label: str, length: int | None = None, glyphs: frozenset[int] | None = None) -> str:
     """A token label in which every character can be seen, cut to `length`.
 
-    What is blank, or not among the code points `glyphs` that can be drawn (None: all can), becomes
-    `U+4E2D`.
+    A blank becomes its code point, such as `U+4E2D`. So does a character that is not among the code
+    points `glyphs` of a font (None: all can be drawn).
     """
 
     def seen(char):
@@ -35,41 +35,50 @@ def printable(label: str, length: int | None = None, glyphs: frozenset[int] | No
 
 
 def as_code(text: str) -> str:
-    """The start of any text as code in Markdown and HTML: every special character is an entity, so
-    that none is mark-up, mathematics or a tag."""
+    """The first 200 characters of any text as code in Markdown and HTML.
+
+    Every special character is an entity, so that none is mark-up, mathematics or a tag.
+    """
     text = text if len(text) <= 200 else text[:199] + "…"
     return "<code>" + re.sub(r"[^\w ]|_", lambda match: f"&#{ord(match[0])};", text) + "</code>"
 
 
+# In these three `+ 0.0` makes 0 of -0.
 def one_decimal(value: float) -> str:
-    """With one decimal, where there is one."""
-    return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0")  # not -0
-
-
-def percent(share: float) -> str:
-    return f"{round(share, 2) + 0.0:.0%}"  # not -0%
+    """`2.5`, or `2` for a whole number."""
+    return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0")
 
 
 def two_decimals(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}"  # not -0.00
+    """`0.50`."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+def percent(share: float) -> str:
+    """`50%` for 0.5."""
+    return f"{round(share, 2) + 0.0:.0%}"
 
 
 def number_of_layers(value: float) -> str:
+    """`2.5 layers`, `1 layer`."""
     return f"{one_decimal(value)} layer{'s' * (one_decimal(value) != '1')}"
 
 
 def count_of(number: int, noun: str) -> str:
+    """`2 images`, `1 image`."""
     return f"{number:.0f} {noun}{'s' * (number != 1)}"
 
 
 def interval_ends(row, name: str) -> np.ndarray:
-    """The interval of a column."""
+    """The interval `[2]` of the value `name` in a row of a table."""
     return row[[f"{name}_low", f"{name}_high"]].to_numpy(float)
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
 
 
 def markdown_section(title: str, sentences: list[str]) -> str:
+    """A title and a list of sentences in Markdown; empty without sentences."""
     return "\n".join([title, "", *(f"- {line}" for line in sentences)]) if sentences else ""

@@ -24,13 +24,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from PIL import Image
 
 from llava_lens import checks as checks_py
-from llava_lens import files, pickles, schema, store
-from llava_lens import text as text_py
+from llava_lens import pickles, schema, store
 from llava_lens.analysis import answers as analysis_answers
 from llava_lens.analysis import causal, grounding, presence, report, report_image
 from llava_lens.data import annotations, crop, watched
@@ -41,7 +39,6 @@ from llava_lens.model import images as model_images
 from llava_lens.model import load
 from tests.conftest import ROOT
 from tests.test_hostile import Within, make_readings, make_results
-from tests.test_notebooks import execute
 
 # ---- Code from a stranger's data set ------------------------------------------------------------
 
@@ -291,14 +288,6 @@ def test_no_text_of_a_stranger_is_anything_but_text(tmp_path, host):
     assert not asked
 
 
-def test_as_code_leaves_no_sign_of_a_markup():
-    said = text_py.as_code("_a_ *b* [c](d) <e> $f$ `g` www.h.org i@j.k")
-    assert re.sub(r"&#\d+;|</?code>", "", said) == re.sub(
-        r"[^\w ]|_", "", html.unescape(said)[6:-7]
-    )
-    assert not re.search(r"_|\.|@", said)
-
-
 # ---- Links and the folder for what is written ---------------------------------------------------
 
 
@@ -454,42 +443,6 @@ def test_a_weight_anywhere_makes_another_fingerprint(llava):
     assert model_images._fingerprint(model) == fingerprint
 
 
-@pytest.fixture
-def read_ones(tmp_path, read, results, photographs):
-    """`(results, image_paths, digests)` of the three photographs, read by two processes."""
-    copy, run = store.Results(tmp_path / "results"), store.Results(results).run
-    for process, images in ((0, read[:2]), (1, read[2:])):
-        part = store.Results(copy.folder)
-        part.begin(run, process)
-        for record, mean in images:
-            part.add(record, mean)
-    shutil.copytree(photographs, tmp_path / "images")
-    image_paths = data_images.find_images(tmp_path / "images")
-    digests = {name: data_images.digests_of(path, []) for name, path in image_paths.items()}
-    assert len(image_paths) == 3 and store.Results(copy.folder).left(image_paths, digests) == {}
-    return copy.folder, image_paths, digests
-
-
-def test_other_images_and_annotations_under_the_same_names_are_refused(read_ones):
-    """One replaced by another, one annotated anew; those of them that are wanted are read again."""
-    folder, image_paths, digests = read_ones
-    names = list(image_paths)
-    shutil.copy(image_paths[names[1]], image_paths[names[0]])
-    dog = {"category": "dog", "box": [1.0, 2.0, 3.0, 4.0], "crowd": False, "color": None}
-    for name, objects in ((names[0], []), (names[1], [{**dog, "image_size": None}])):
-        digests[name] = data_images.digests_of(image_paths[name], objects)
-    with pytest.raises(ValueError) as error:
-        store.Results(folder).left(image_paths, digests)
-    said = str(error.value)
-    assert f"{names[0]} (image), {names[1]} (annotations)" in said and names[2] not in said
-    assert "read_again" in said and store.Results(folder).names == names
-    left = store.Results(folder).left(image_paths, digests, read_again=True)
-    # With all of the same process: nothing can be taken out of the sums.
-    assert list(left) == names[:2] and store.Results(folder).names == names[2:]
-    del digests[names[0]], digests[names[1]]
-    assert list(store.Results(folder).left(image_paths, digests)) == names[:2]
-
-
 def test_digests_are_of_content(tmp_path, photographs):
     dog = {"category": "dog", "box": [1.0, 2.0, 3.0, 4.0], "image_size": (5, 6)}
     shutil.copy(photographs / "china.jpg", tmp_path / "other.png")
@@ -500,89 +453,6 @@ def test_digests_are_of_content(tmp_path, photographs):
     )
     assert one.keys() == other.keys() == {"image_digest", "annotations_digest"}
     assert not {*one.values()} & {*other.values()}
-
-
-HOLDS = """
-import sys, time
-sys.path.insert(0, {root!r})
-with files.locked({folder!r}):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-@pytest.fixture
-def other_run(tmp_path):
-    """Starts another process that holds the lock of a folder."""
-    started = []
-
-    def start(folder):
-        code = HOLDS.format(root=str(ROOT), folder=str(folder))
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout.readline() == "held\n"
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def test_a_second_run_in_one_folder_says_so_and_stops(tmp_path, results, other_run):
-    folder = shutil.copytree(results, tmp_path / "results")
-    half = folder / "images/x.pkl.7.tmp"
-    other = other_run(folder)
-    half.write_bytes(b"of the other run")
-    message = f"Another run \\(process {other.pid}\\) is writing to .*{folder.name}"
-    with pytest.raises(ValueError, match=message), files.locked(folder):
-        pytest.fail("two runs hold it")
-    with pytest.raises(ValueError, match=message):
-        store.Results(folder).continue_from()
-    assert half.exists() and len(store.Results(folder).names) == 3  # to read it is no matter
-    other.kill()
-    other.wait()
-    store.Results(folder).continue_from()
-    assert not half.exists() and not (folder / "lock").exists()
-
-
-@pytest.mark.parametrize("content", ["", "x", "0", "-1", "9" * 30, "{pid}", "1\n2", "\u0661"])
-def test_a_lock_that_no_living_process_holds_is_taken_over(tmp_path, content):
-    """Also one of this process, as after a restart that gives the same numbers again."""
-    (tmp_path / "lock").write_text(content.format(pid=os.getpid()))
-    with files.locked(tmp_path):
-        assert (tmp_path / "lock").read_text() == str(os.getpid())
-        # Processes that it has launched share it.
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if (tmp_path / "lock").read_text() == str(os.getppid()) else 1)
-        assert os.waitpid(child, 0)[1] == 0
-    assert os.listdir(tmp_path) == []
-    (tmp_path / "elsewhere").write_text("1")
-    (tmp_path / "lock").symlink_to("elsewhere")
-    with files.locked(tmp_path):
-        pass
-    assert (tmp_path / "elsewhere").read_text() == "1"
-
-
-def test_a_lock_is_given_back_after_an_error_and_a_foreign_one_is_left(tmp_path):
-    with pytest.raises(KeyboardInterrupt), files.locked(tmp_path / "new"):
-        raise KeyboardInterrupt
-    assert os.listdir(tmp_path / "new") == []
-    with files.locked(tmp_path):
-        (tmp_path / "lock").write_text("1")
-    assert (tmp_path / "lock").read_text() == "1"
-
-
-def test_the_first_notebook_reads_under_the_lock(tmp_path, other_run, photographs):
-    other = other_run(tmp_path / "results")
-    for module in MODULES:
-        shutil.copy(ROOT / module, tmp_path)
-    with pytest.raises(CellExecutionError, match=f"process {other.pid}"):
-        execute("Make_Analyse.ipynb", tmp_path, images=str(photographs), model="demo/model")
-    cells = json.loads((ROOT / "Make_Analyse.ipynb").read_text())["cells"]
-    (reads,) = ["".join(cell["source"]) for cell in cells if "notebook_launcher(" in str(cell)]
-    assert reads.index("lk.locked(") < reads.index("notebook_launcher(")
 
 
 # ---- What is given is plain, or refused before anything is read ---------------------------------
@@ -855,17 +725,6 @@ def test_results_reports_and_checkpoints_among_images_are_not_images(tmp_path):
 # ---- Names and folders at the limits, kills and deletions ---------------------------------------
 
 
-def test_folders_without_end_are_refused(tmp_path):
-    make = "for _ in range(3000): os.mkdir('d'); os.chdir('d')"
-    try:
-        subprocess.run([sys.executable, "-c", f"import os\n{make}"], cwd=tmp_path, check=True)
-        for call in (data_images.find_images, annotations.read_annotations, store.Results.find):
-            with pytest.raises(ValueError, match="folders .* deep"):
-                call(tmp_path)
-    finally:  # pytest can't remove them
-        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
-
-
 def test_names_of_255_bytes_are_refused_in_results_and_shortened_among_images(tmp_path):
     run, _, part = make_results()
     name = "a" * 251 + ".jpg"
@@ -874,22 +733,6 @@ def test_names_of_255_bytes_are_refused_in_results_and_shortened_among_images(tm
     (tmp_path / name).touch()
     (short,) = data_images.find_images(tmp_path)
     checks_py.check_part({**part, "images": [short]}, run)
-
-
-def test_what_is_skipped_survives_a_kill_and_deleted_results_are_noticed(tmp_path, read, results):
-    run, out = store.Results(results).run, store.Results(tmp_path / "results")
-    out.begin(run)
-    out.skip("b.jpg", "it is damaged")
-    assert store.Results(out.folder).skipped == {"b.jpg": "it is damaged"}
-    out.add(*read[0])
-    shutil.rmtree(out.folder)
-    with pytest.raises(FileNotFoundError, match="was deleted .*run this again"):
-        out.add(*read[1])
-    assert not out.folder.exists()
-    again = store.Results(out.folder)
-    again.begin(run)
-    again.add(*read[1])
-    assert store.Results(out.folder).names == [read[1][0]["name"]]
 
 
 TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "'=x", "'", "", "None", "NA", "nan", "1", 'a,"b"\n']

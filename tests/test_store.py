@@ -1,31 +1,18 @@
-"""lens_utils: saving, loading, one folder of results, what people see of tokens and crops."""
+"""One folder of results: records and parts, resuming, several processes, one run at a time."""
 
-import os
-import pickle
+import multiprocessing
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
-from llava_lens import checks, kinds, pickles, store, text
+from llava_lens import kinds, pickles, store
 from llava_lens.data import crop, images, prompts
-
-
-def assert_same(a, b):
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for one, other in zip(a, b, strict=True):
-            assert_same(one, other)
-    elif isinstance(a, np.ndarray):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-    else:
-        assert a == b
+from tests.conftest import ROOT
+from tests.test_pickles import assert_same
 
 
 def empty_part(run):
@@ -38,80 +25,6 @@ def test_save_and_load_give_the_same(results, records):
     loaded = list(store.Results(results).records())
     assert len(loaded) == 3
     assert_same(loaded, sorted(records, key=lambda record: record["name"]))
-
-
-def test_arrays_of_any_shape_and_size_come_back(tmp_path):
-    """Of no number, of no axis, in another order, and of the sizes at which pickle begins a new
-    frame."""
-    odd = [np.zeros(0), np.zeros((0, 3), np.uint8), np.array(2.5), np.arange(6).reshape(2, 3).T]
-    sizes = [np.zeros(2**16 + more, np.uint8) for more in range(-90, 10)]
-    for value in (odd, sizes, *([array] for array in sizes)):
-        pickles.save(tmp_path / "a.pkl", value)
-        assert_same(pickles.load(tmp_path / "a.pkl"), value)
-
-
-def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
-    pickles.save(tmp_path / "a.pkl", {"x": np.arange(3)})
-    with pytest.raises(ValueError, match="function .* can't be saved: results are numpy arrays"):
-        pickles.save(tmp_path / "a.pkl", {"x": np.arange(9), "y": lambda: 0})  # fails half-way
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pickles.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        pickles.save(tmp_path / "a.pkl", {"x": np.arange(9)})
-    assert pickles.load(tmp_path / "a.pkl")["x"].tolist() == [0, 1, 2]
-    assert os.listdir(tmp_path) == ["a.pkl"]
-
-
-@pytest.mark.parametrize(
-    "value, check, message",
-    [
-        ((1, 2), None, "TUPLE2"),
-        ({"x": (1, 2, 3)}, None, "it has a tuple"),
-        (np.array(["dog"]), None, "can't be saved"),
-        (np.zeros(3, ">f4"), None, "can't be saved"),
-        (np.float32(1), None, "can't be saved"),
-        ({"format_version": 2}, checks.check_run, "its format version is 2"),
-    ],
-)
-def test_what_could_not_be_loaded_is_not_saved(tmp_path, value, check, message):
-    with pytest.raises(ValueError, match=message):
-        pickles.save(tmp_path / "a.pkl", value, *([check] if check else []))
-    assert os.listdir(tmp_path) == []
-
-
-class Attack:
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize("function", [os.mkdir, eval])
-def test_a_strangers_pickle_runs_nothing(tmp_path, function):
-    mark = tmp_path / "ran"
-    argument = str(mark) if function is os.mkdir else f"__import__('os').mkdir({str(mark)!r})"
-    for value in (
-        Attack(function, argument),
-        {"x": [np.arange(2), Attack(function, argument)]},
-        np.array([Attack(function, argument)], dtype=object),
-    ):
-        (tmp_path / "attack.pkl").write_bytes(pickle.dumps(value))
-        with pytest.raises(ValueError, match="attack.pkl"):
-            pickles.load(tmp_path / "attack.pkl")
-        assert not mark.exists()
-    pickle.loads(pickle.dumps(Attack(function, argument)))  # the attack is a real one
-    assert mark.exists()
-
-
-def test_a_damaged_file_is_named(tmp_path, results):
-    whole = next((results / "images").glob("*.pkl")).read_bytes()
-    (tmp_path / "half.pkl").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="half.pkl"):
-        pickles.load(tmp_path / "half.pkl")
 
 
 def test_the_same_run_goes_on_and_another_is_refused(tmp_path, run):
@@ -135,7 +48,7 @@ def test_an_earlier_run_is_continued_unless_there_is_one(tmp_path, results, run,
     pickles.save(tmp_path / "own/run.pkl", run)
     store.Results(tmp_path / "own").continue_from(results)
     assert "holds a run already" in capsys.readouterr().out
-    assert os.listdir(tmp_path / "own") == ["run.pkl"]
+    assert not store.Results(tmp_path / "own").names
 
 
 def test_a_copy_that_was_cut_off_is_made_again(tmp_path, results, monkeypatch):
@@ -165,8 +78,8 @@ def test_only_what_is_counted_is_read_and_what_is_counted_must_be_there(tmp_path
     copy = store.Results(tmp_path)
     shutil.copy(copy.record_path("china.jpg"), copy.record_path("new.jpg"))
     assert "new.jpg" not in [record["name"] for record in copy.records()]
-    assert list(copy.left(paths)) == ["new.jpg"]
-    assert list(store.Results(tmp_path / "none").left(paths)) == list(paths)
+    assert list(copy.unread(paths)) == ["new.jpg"]
+    assert list(store.Results(tmp_path / "none").unread(paths)) == list(paths)
     pickles.save(copy.part_path(1), {**empty_part(run), "images": ["china.jpg"]})
     twice = "1.pkl' counts in 'china.jpg', as another part does: delete one of the two"
     with pytest.raises(ValueError, match=twice):
@@ -175,7 +88,7 @@ def test_only_what_is_counted_is_read_and_what_is_counted_must_be_there(tmp_path
     copy.record_path("china.jpg").unlink()
     gone = "0.pkl' counts in 'china.jpg', but .* is gone: put it back, .* its images are read again"
     with pytest.raises(ValueError, match=gone):
-        store.Results(tmp_path).left(paths)
+        store.Results(tmp_path).unread(paths)
 
 
 def test_half_a_copy_and_nothing_at_all_are_named(tmp_path, results, run):
@@ -320,9 +233,153 @@ def test_the_crop_is_what_the_model_saw(results, llava, photographs):
     assert np.abs(np.asarray(crop.open_crop(record)) / 255 - back).mean() < 0.03  # JPEG
 
 
-def test_printable():
-    assert text.printable("▁dog") == "▁dog" and text.printable("Привет") == "Привет"
-    assert text.printable("<0x0A>") == "<0x0A>"
-    assert text.printable("\n") == "U+000A" and text.printable("\U000e0001") == "U+E0001"
-    assert text.printable("abcdef", 4) == "abc…"
-    assert text.printable("a狗", glyphs=frozenset({ord("a")})) == "aU+72D7"
+@pytest.fixture
+def read_ones(tmp_path, read, results, photographs):
+    """`(results, image_paths, digests)` of the three photographs, read by two processes."""
+    copy, run = store.Results(tmp_path / "results"), store.Results(results).run
+    for process, share in ((0, read[:2]), (1, read[2:])):
+        part = store.Results(copy.folder)
+        part.begin(run, process)
+        for record, mean in share:
+            part.add(record, mean)
+    shutil.copytree(photographs, tmp_path / "images")
+    image_paths = images.find_images(tmp_path / "images")
+    digests = {name: images.digests_of(path, []) for name, path in image_paths.items()}
+    assert len(image_paths) == 3 and store.Results(copy.folder).unread(image_paths, digests) == {}
+    return copy.folder, image_paths, digests
+
+
+def test_other_images_and_annotations_under_the_same_names_are_refused(read_ones):
+    """One is replaced by another, one is annotated anew; nothing is deleted."""
+    folder, image_paths, digests = read_ones
+    names = list(image_paths)
+    shutil.copy(image_paths[names[1]], image_paths[names[0]])
+    dog = {"category": "dog", "box": [1.0, 2.0, 3.0, 4.0], "crowd": False, "color": None}
+    for name, objects in ((names[0], []), (names[1], [{**dog, "image_size": None}])):
+        digests[name] = images.digests_of(image_paths[name], objects)
+    before = {path: path.read_bytes() for path in folder.rglob("*.pkl")}
+    with pytest.raises(ValueError, match="2 images changed .* Choose another folder") as error:
+        store.Results(folder).unread(image_paths, digests)
+    said = str(error.value)
+    assert f"{names[0]} (image), {names[1]} (annotations)" in said and names[2] not in said
+    assert {path: path.read_bytes() for path in folder.rglob("*.pkl")} == before
+    # Those that are not asked for don't matter.
+    assert store.Results(folder).unread(image_paths, {names[2]: digests[names[2]]}) == {}
+
+
+def test_what_is_skipped_survives_a_kill_and_deleted_results_are_noticed(tmp_path, read, results):
+    run, out = store.Results(results).run, store.Results(tmp_path / "results")
+    out.begin(run)
+    out.skip("b.jpg", "it is damaged")
+    assert store.Results(out.folder).skipped == {"b.jpg": "it is damaged"}
+    out.add(*read[0])
+    shutil.rmtree(out.folder)
+    with pytest.raises(FileNotFoundError, match="was deleted .*run this again"):
+        out.add(*read[1])
+    assert not out.folder.exists()
+    again = store.Results(out.folder)
+    again.begin(run)
+    again.add(*read[1])
+    assert store.Results(out.folder).names == [read[1][0]["name"]]
+
+
+HOLDS = """
+import sys, time
+sys.path.insert(0, {root!r})
+from llava_lens.store import Results
+with Results({folder!r}).held():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def other_run():
+    """Starts another process that holds a folder."""
+    started = []
+
+    def start(folder):
+        code = HOLDS.format(root=str(ROOT), folder=str(folder))
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_run_in_one_folder_says_so_and_stops(tmp_path, results, other_run):
+    folder = shutil.copytree(results, tmp_path / "results")
+    half = folder / "images/x.pkl.7.tmp"
+    other = other_run(folder)
+    half.write_bytes(b"of the other run")
+    message = f"Another run is writing to .*{folder.name}.*wait for its end, or choose another"
+    with pytest.raises(ValueError, match=message), store.Results(folder).held():
+        pytest.fail("two runs hold it")
+    with pytest.raises(ValueError, match=message):
+        store.Results(folder).continue_from()
+    assert half.exists() and len(store.Results(folder).names) == 3  # to read it is no matter
+    other.kill()
+    other.wait()
+    store.Results(folder).continue_from()
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("content", ["", "1", "x" * 30])
+def test_a_lock_file_that_no_process_holds_is_no_lock(tmp_path, content):
+    (tmp_path / "lock").write_text(content)
+    with store.Results(tmp_path).held():
+        pass
+
+
+def test_a_lock_is_no_link(tmp_path):
+    (tmp_path / "elsewhere").write_text("precious")
+    (tmp_path / "lock").symlink_to("elsewhere")
+    with pytest.raises(ValueError, match="lock' is a link"), store.Results(tmp_path).held():
+        pytest.fail("it is held")
+    assert (tmp_path / "elsewhere").read_text() == "precious"
+
+
+def test_a_folder_is_given_back_after_an_error(tmp_path, other_run):
+    with pytest.raises(KeyboardInterrupt), store.Results(tmp_path / "new").held():
+        raise KeyboardInterrupt
+    other_run(tmp_path / "new")
+
+
+def fail():
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("target", [list, fail])
+def test_the_end_of_a_launched_process_gives_nothing_back(tmp_path, target):
+    """accelerate's notebook_launcher forks its processes while the run holds the folder."""
+    with store.Results(tmp_path).held():
+        process = multiprocessing.get_context("fork").Process(target=target)
+        process.start()
+        process.join()
+        assert process.exitcode == (3 if target is fail else 0)
+        ask = HOLDS.format(root=str(ROOT), folder=str(tmp_path))
+        done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+        assert "Another run is writing" in done.stderr
+
+
+def test_of_two_starts_at_once_one_holds_the_folder(tmp_path):
+    """Before, two starts in the same instant had two holders in 14 of 600 tries."""
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from llava_lens.store import Results\n"
+        "for at in range(200):\n"
+        "    time.sleep(max(0, float(sys.argv[3]) + at / 100 - time.time()))\n"
+        "    try:\n"
+        "        with Results(f'{sys.argv[2]}/{at}').held():\n"
+        "            print(at); time.sleep(0.005)\n"
+        "    except ValueError: pass\n"
+    )
+    start = str(time.time() + 3)
+    command = [sys.executable, "-c", code, str(ROOT), str(tmp_path), start]
+    two = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[0].split() for process in two]
+    assert {*said[0], *said[1]} == {str(at) for at in range(200)}
