@@ -19,7 +19,6 @@ from llava_lens import kaggle, schema
 from llava_lens.data.annotations import find_data_set, match_annotations, read_annotations
 from llava_lens.data.images import digests_of, find_images
 from llava_lens.data.prompts import as_prompts
-from llava_lens.files import locked
 from llava_lens.store import Results
 from llava_lens.text import require
 
@@ -102,7 +101,7 @@ def analyse(images: Images, results="results", **settings) -> None:
     if not processes:
         processes = 1 if settings.device else copies_that_fit(settings.model, settings.dtype)
     arguments = images.paths, images.annotations, images.categories, results, settings
-    with locked(results):
+    with Results(results).held():
         if processes > 1:
             notebook_launcher(read_images, arguments, num_processes=processes)
         else:
