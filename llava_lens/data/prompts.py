@@ -12,7 +12,14 @@ from llava_lens.data.colours import may_have_colour
 from llava_lens.data.watched import draw_absent
 from llava_lens.kinds import CHAT, DEFAULT_KINDS, KINDS, MOST_COUNTED, question_of
 from llava_lens.text import is_text, require
-from llava_lens.words import SPECIAL_TOKENS, is_plural, is_uncountable, names_of, not_called
+from llava_lens.words import (
+    SPECIAL_TOKENS,
+    WORDS,
+    is_plural,
+    is_uncountable,
+    names_of,
+    not_called,
+)
 
 
 def relation_of(box_a, box_b) -> str | None:
@@ -184,14 +191,44 @@ def _as_asked(kind: str, candidate: Candidate) -> dict:
     }
 
 
+LEAST_MAIN, LEAST_CARRIER = 0.05, 0.2  # shares of the crop
+
+
 def main_category(clear: list[dict], objects: list[dict]) -> str | None:
-    """The category of the largest of the `clear` objects, or None unless that takes 1.5 times as
-    much of the crop as any object of another category."""
+    """The category of the largest of the `clear` objects, where a person would name that one.
+
+    It must take LEAST_MAIN of the crop and, without what other objects' boxes cut from its own,
+    1.5 times as much as any object of another category. Furniture and vessels (`carriers` in
+    `WORDS`) must take LEAST_CARRIER, be seen whole and hold nothing else: of a laid table one names
+    the food.
+    """
     if not clear:
         return None
     largest = max(clear, key=lambda item: item["share"])
-    rest = [item["share"] for item in objects if item["category"] != largest["category"]]
-    return largest["category"] if largest["share"] >= 1.5 * max(rest, default=0) else None
+    name, box = largest["category"], largest["box"]
+    others = [item for item in objects if not_called([item["category"]], [name])]
+    cuts = [_overlap(item["box"], box) for item in others]
+    carries = any(
+        cut > 0.5 * item["box"][2] * item["box"][3]
+        for cut, item in zip(cuts, others, strict=True)
+    )
+    is_carrier = not not_called([name], WORDS["carriers"])
+    if is_carrier and (carries or largest["cut_off"]):
+        return None
+    least = LEAST_CARRIER if is_carrier else LEAST_MAIN
+    own = largest["share"] * (1 - sum(cuts) / (box[2] * box[3]))
+    most = max((item["share"] for item in others), default=0)
+    return name if own >= max(1.5 * most, least) else None
+
+
+def _overlap(box_a, box_b) -> float:
+    """The area that two boxes share."""
+    sides = [
+        min(box_a[axis] + box_a[axis + 2], box_b[axis] + box_b[axis + 2])
+        - max(box_a[axis], box_b[axis])
+        for axis in (0, 1)
+    ]
+    return max(0, sides[0]) * max(0, sides[1])
 
 
 def as_prompts(prompts: list) -> list[dict]:
