@@ -13,7 +13,13 @@ TO_XYZ = np.array([  # of linear sRGB, relative to the white point D65 (IEC 6196
 ])  # fmt: skip
 MARGIN = 0.03  # of the square root of an object's area: annotated outlines are rough
 CLEAR_SHARE = 0.7  # of an object's pixels that must have one colour term
-MOST_CAST = 20  # chroma of an image's mean colour: in light of a colour, white looks yellow
+# Of an image's mean colour, in CIELAB. Light of a colour makes yellow of white.
+MOST_CAST = 12  # chroma
+TAKEN_OFF = 0.5  # share of the mean colour without which a term must be the same
+# A photograph in one tone: its pixels' colour follows from their lightness, but for so much.
+MOST_OF_ONE_TONE, MOST_CHROMA = 6, 30  # the 99th percentiles of what is left, and of chroma
+UNSURE = "unsure"
+TERMS = [*COLOURS, UNSURE]
 
 
 def _lab(rgb: np.ndarray) -> np.ndarray:
@@ -25,21 +31,26 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
-def colour_terms(rgb: np.ndarray) -> np.ndarray:
-    """The basic colour term of each pixel `[n]`, as an index into COLOURS, from sRGB `[n, 3]`.
+def colour_terms(rgb: np.ndarray, tint: np.ndarray | tuple = (0, 0)) -> np.ndarray:
+    """The basic colour term of each pixel `[n]`, as an index into TERMS, from sRGB `[n, 3]`, with
+    `tint` (a, b in CIELAB) taken off.
 
     Rules over lightness, chroma and hue in CIELAB, of which the first that holds decides. Hues were
-    set on the names that people gave to colours in the XKCD survey, white and black on half of the
-    photographed objects in `tests/judged_colours.csv`.
+    set on the names that people gave to colours in the XKCD survey, the others on the photographed
+    objects in `tests/data/judged_colours.csv`. Where shade makes one colour of another, the term is
+    UNSURE: black is also made of dark teal, blue of white, brown of yellow.
     """
-    light, a, b = _lab(rgb).T
+    light, a, b = (_lab(rgb) - [0, *tint]).T
     chroma, hue = np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360
     rules = [
-        ("black", (light < 20) & (chroma < 12)),
+        ("black", (light < 20) & (chroma < 7)),
+        (UNSURE, (light < 20) & (chroma < 12)),
         ("white", (light > 62) & (chroma < 16)),
         ("gray", chroma < 11),
+        (UNSURE, (hue > 180) & (hue < 310) & (light > 50) & (chroma < 20)),
         ("pink", (hue >= 340) & (light > 45) | (hue < 30) & (light > 57)),
         ("red", (hue >= 350) | (hue < 48) & (chroma > 38)),
+        (UNSURE, (hue > 70) & (hue < 92) & (light < 57) & (chroma > 40) & (chroma < 60)),
         ("brown", (hue < 92) & (light < 57) & (chroma < 60)),
         ("orange", hue < 75),
         ("brown", (hue < 90) & (light < 70) & (chroma < 35)),
@@ -48,7 +59,7 @@ def colour_terms(rgb: np.ndarray) -> np.ndarray:
         ("blue", hue < 310),
         ("purple", hue < 350),
     ]
-    return np.select([holds for _, holds in rules], [COLOURS.index(term) for term, _ in rules])
+    return np.select([holds for _, holds in rules], [TERMS.index(term) for term, _ in rules])
 
 
 def pixels_within(polygons: list[list[float]], image: Image.Image) -> np.ndarray:
@@ -73,17 +84,27 @@ def pixels_within(polygons: list[list[float]], image: Image.Image) -> np.ndarray
     return np.asarray(image.crop((left, top, right, bottom)))[np.asarray(mask)]
 
 
-def colour_of(pixels: np.ndarray) -> str | None:
-    """The basic colour term of at least CLEAR_SHARE of an object's pixels `[n, 3]`; None if there
-    is none, and for gray, which shadow makes of white and of black."""
-    counts = np.bincount(colour_terms(pixels), minlength=len(COLOURS))
+def colour_of(pixels: np.ndarray, tint: np.ndarray | tuple = (0, 0)) -> str | None:
+    """The basic colour term that at least CLEAR_SHARE of an object's pixels `[n, 3]` have, both as
+    they are and with `tint` taken off. None if there is none, and for gray, which shadow makes of
+    white and of black."""
+    terms, without = colour_terms(pixels), colour_terms(pixels, tint)
+    counts = np.bincount(terms[terms == without], minlength=len(TERMS))[: len(COLOURS)]
     term = COLOURS[counts.argmax()]
     return term if counts.max() >= CLEAR_SHARE * max(1, len(pixels)) and term != "gray" else None
 
 
-def colour_cast(image: Image.Image) -> float:
-    """The chroma of an image's mean colour in CIELAB."""
-    return float(np.hypot(*_lab(np.asarray(image)[::4, ::4]).mean(axis=(0, 1))[1:]))
+def tint_of(image: Image.Image) -> np.ndarray | None:
+    """TAKEN_OFF of an image's mean colour, a and b in CIELAB; None where no colour can be told from
+    its pixels: where the mean is above MOST_CAST, and in a photograph in one tone."""
+    lab = _lab(np.asarray(image)[::4, ::4].reshape(-1, 3))
+    mean = lab[:, 1:].mean(axis=0)
+    # Black and white, sepia and the like: a and b by lightness, and what that leaves.
+    light = np.vander(lab[:, 0] / 100, 3)
+    left = lab[:, 1:] - light @ np.linalg.lstsq(light, lab[:, 1:], rcond=None)[0]
+    residual, chroma = (np.percentile(np.hypot(*ab.T), 99) for ab in (left, lab[:, 1:]))
+    is_one_tone = residual < MOST_OF_ONE_TONE and chroma < MOST_CHROMA
+    return None if is_one_tone or np.hypot(*mean) > MOST_CAST else TAKEN_OFF * mean
 
 
 def may_have_colour(item: dict) -> bool:
@@ -96,20 +117,20 @@ def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
     a polygon and the annotation gives no colour, and with `color_from`: `annotation`, `pixels` or
     empty.
 
-    Not of categories that seldom have one colour of their own (`no_colour` in `WORDS`), nor where
-    the image has a colour cast above MOST_CAST.
+    Not of categories that seldom have one colour of their own (`no_colour` in `WORDS`), nor in an
+    image whose light or tone leaves no colour to tell (`tint_of`).
     """
-    coloured, cast = [], colour_cast(image)
+    coloured, tint = [], tint_of(image)
     for item in objects:
         color, color_from = item["color"], "annotation" if item["color"] else ""
-        if not color and item["polygons"] and may_have_colour(item) and cast <= MOST_CAST:
+        if not color and item["polygons"] and may_have_colour(item) and tint is not None:
             width, height = item["image_size"] or image.size
             scale = [image.width / width, image.height / height]
             polygons = [
                 [side * scale[at % 2] for at, side in enumerate(polygon)]
                 for polygon in item["polygons"]
             ]
-            color = colour_of(pixels_within(polygons, image))
+            color = colour_of(pixels_within(polygons, image), tint)
             color_from = "pixels" if color else ""
         coloured.append({**item, "color": color, "color_from": color_from})
     return coloured

@@ -26,7 +26,7 @@ from llava_lens.model.run import keep_prefix
 from llava_lens.schema import FORMAT_VERSION, SEGMENTS, UNIT
 from llava_lens.store import Results
 from llava_lens.text import require
-from llava_lens.words import token_labels, word_ids
+from llava_lens.words import ids_by_label, token_labels, word_ids
 
 
 def describe_run(
@@ -108,7 +108,7 @@ def read_images(
     )
     run = describe_run(bridge, processor, settings, 0.0, categories)  # JSD: not known yet
     Results(folder).refuse_another(run)
-    _name_wordless(state, processor.tokenizer.get_vocab(), categories)
+    _name_wordless(state, ids_by_label(processor.tokenizer), categories)
     read_one = _reader((bridge, processor), image_paths, annotations, run, settings)
 
     def check_lens(path) -> dict:
@@ -155,7 +155,7 @@ def _reader(model: tuple, image_paths: dict, annotations: dict, run: dict, setti
         objects = objects_in_crop(found, image.size, processor.image_processor)
         seed, categories = f"{settings.seed} {name}", run["categories"]
         asked = settings.prompts or make_prompts(
-            objects, categories, seed, settings.per_kind, together
+            objects, categories, seed, settings.per_kind, together, settings.kinds
         )
         words = words_to_watch(processor.tokenizer, objects, categories, asked, seed, together)
         record, mean, prefix = read_image_and_prefix(
