@@ -78,8 +78,9 @@ def _check_prompt(prompt: dict, run: dict, where: str) -> None:
     n_prompt, n_answer = prompt["n_prompt"], len(prompt["answer_ids"])
     agree = len(prompt["token_ids"]) == n_prompt + n_answer - 1
     require(n_prompt >= 1 and n_answer >= 1 and agree, f"the lengths of {where} don't agree")
-    spells = not prompt["word_ids"] or int(prompt["answer_ids"][0]) in prompt["word_ids"]
-    require(spells, f"word_ids of {where} don't have the answer's first token")
+    at, ids = prompt["word_at"], prompt["word_ids"]
+    begins = at < n_answer and (not ids or int(prompt["answer_ids"][at]) in ids)
+    require(begins, f"word_ids of {where} don't have the token at word_at of the answer")
     cuts, route = prompt["knockout"], prompt.get("route")
     require(not cuts or run["knockout_windows"], f"{where} has a knockout, but its run has none")
     both = len(cuts.keys() & {*OF_OBJECTS}) != 1
