@@ -77,11 +77,11 @@ class Results:
         for path in sorted(self._inner("parts").glob("*.pkl")):
             part = load(path, partial(check_part, run=self.run))
             for name in part["images"]:
-                record, again = self.record_path(name), "and its images are read again."
-                twice = f"counts in {name!r}, as another part does: delete one of the two, {again}"
-                gone = f"counts in {name!r}, but {str(record)!r} is gone: put it back, or delete "
-                require(name not in counted, f"{str(path)!r} {twice}")
-                require(record.is_file(), f"{str(path)!r} {gone}the part as well, {again}")
+                record, counts = self.record_path(name), f"{str(path)!r} counts {name!r}"
+                twice = f"{counts}, as another part does: delete one of the two"
+                gone = f"{counts}, but {str(record)!r} is gone: put it back, or delete the part too"
+                require(name not in counted, f"{twice}, and its images are read again.")
+                require(record.is_file(), f"{gone}, and its images are read again.")
             counted.update(part["images"])
             parts[int(path.stem)] = part
         return parts
@@ -95,15 +95,15 @@ class Results:
     def skipped(self) -> dict[str, str]:
         """The reason by name, for each image that could not be read and was not read since."""
         reasons = {k: v for part in self.parts.values() for k, v in part["skipped"].items()}
-        return {name: reasons[name] for name in reasons.keys() - {*self.names}}
+        return {name: reasons[name] for name in sorted(reasons.keys() - {*self.names})}
 
     def record(self, name: str | None = None) -> dict:
         """The record (RECORD) of one image; None: of the first.
 
-        Raises ValueError for an image that was not read; it names some that were.
+        Raises ValueError for an image that was not read; it names some that were. Raises
+        FileNotFoundError if none was.
         """
-        names = self.names
-        require(names, f"No image was read into {str(self.folder)!r} yet: run Make_Analyse.ipynb.")
+        names = self._some_names()
         name = names[0] if name is None else name
         if name not in names:
             near = difflib.get_close_matches(str(name), names, 5) or names[:10]
@@ -115,8 +115,7 @@ class Results:
 
     def records(self) -> Iterator[dict]:
         """All records by name, one after the other. Raises FileNotFoundError if there is none."""
-        self._must_hold("records", self.names)
-        return map(self.record, self.names)
+        return map(self.record, self._some_names())
 
     def mean_probability(self) -> np.ndarray:
         """The mean probability of every token `[segment, layer, d_vocab]`.
@@ -124,15 +123,16 @@ class Results:
         It is the mean over the positions of a segment, then over images. Raises FileNotFoundError
         if nothing was read.
         """
-        self._must_hold("parts", self.parts)
+        self._some_names()
         n_images = sum(part["n_images"] for part in self.parts.values())
         sums = sum(part["sums"] for part in self.parts.values())
         return sums / np.maximum(n_images, 1)[:, None, None]
 
-    def _must_hold(self, what: str, there) -> None:
-        if not there:
-            where = f"No {what} in {str(self.folder)!r}"
-            raise FileNotFoundError(f"{where}: run Make_Analyse.ipynb to its end.")
+    def _some_names(self) -> list[str]:
+        if not self.names:
+            none = f"No image was read into {str(self.folder)!r} yet"
+            raise FileNotFoundError(f"{none}: run Make_Analyse.ipynb to its end.")
+        return self.names
 
     def unread(
         self, image_paths: dict[str, Path], digests: dict[str, dict] | None = None
