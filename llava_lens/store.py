@@ -155,16 +155,20 @@ class Results:
         )
         return {name: path for name, path in image_paths.items() if name not in done}
 
+    @cached_property
+    def _lock(self) -> FileLock:
+        return FileLock(self._inner("lock"))
+
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the folder for one run. The processes that the run forks write to it too.
+        """Hold the folder for one run, whose forked processes write to it too.
 
-        The system ends a lock with the process that holds it, so none is left behind. Raises
-        ValueError if another run holds the folder.
+        A lock ends with the process that holds it, so none is left behind. The same `Results` may
+        hold the folder again within. Raises ValueError if another run holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            hold = FileLock(self._inner("lock")).acquire(timeout=0)
+            hold = self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(
                 f"Another run is writing to {str(self.folder)!r}: wait for its end, or choose "
@@ -181,12 +185,15 @@ class Results:
         self.refuse_another(run)
         if not any(self._inner("parts").glob("*.pkl")):
             save(self.folder / "run.pkl", run, check_run)
-        for name in ("run", "parts", "names"):  # as another process may have left them since
-            self.__dict__.pop(name, None)
+        self._forget()  # another process may have written since
         shape = len(SEGMENTS), len(run["layers"]), len(run["tokens"])
         counts, sums = np.zeros(shape[0], dtype=int), np.zeros(shape)
         empty = {"images": [], "skipped": {}, "n_images": counts, "sums": sums}
         self.process, self.part = process, self.parts.get(process, empty)
+
+    def _forget(self) -> None:
+        for name in ("run", "parts", "names"):
+            self.__dict__.pop(name, None)
 
     def refuse_another(self, run: dict) -> None:
         """Raise ValueError if the folder holds results of another run than `run`.
@@ -257,3 +264,4 @@ class Results:
                 for process, part in source.parts.items():
                     save(self.part_path(process), part)
                 save(self.folder / "run.pkl", source.run)  # last: until then the copy is not whole
+                self._forget()

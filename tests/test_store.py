@@ -349,6 +349,17 @@ def test_a_folder_is_given_back_after_an_error(tmp_path, other_run):
     other_run(tmp_path / "new")
 
 
+def test_a_run_may_hold_its_folder_again_within(tmp_path, results, other_run):
+    own = store.Results(tmp_path)
+    assert own.names == [] and own.unread({"a": tmp_path}) == {"a": tmp_path}
+    with own.held():
+        own.continue_from(results)
+        with pytest.raises(ValueError, match="Another run"):  # it is held still
+            store.Results(tmp_path).continue_from()
+    assert own.names == store.Results(results).names
+    other_run(tmp_path)
+
+
 def fail():
     raise SystemExit(3)
 
