@@ -80,7 +80,7 @@ def _check_prompt(prompt: dict, run: dict, where: str) -> None:
     require(n_prompt >= 1 and n_answer >= 1 and agree, f"the lengths of {where} don't agree")
     at, ids = prompt["word_at"], prompt["word_ids"]
     begins = at < n_answer and (not ids or int(prompt["answer_ids"][at]) in ids)
-    require(begins, f"word_ids of {where} don't have the token at word_at of the answer")
+    require(begins, f"word_ids of {where} don't have the answer's first token")
     cuts, route = prompt["knockout"], prompt.get("route")
     require(not cuts or run["knockout_windows"], f"{where} has a knockout, but its run has none")
     both = len(cuts.keys() & {*OF_OBJECTS}) != 1

@@ -22,10 +22,6 @@ SHARE = 0, 1 + ROUNDING  # bounds of a probability
 LEAST_SIDE = 0.01  # pixels of a box: below it is rounding
 
 
-# Until the other areas use the new names.
-UNIT, WAYS = "bits", ABSENT_SAMPLINGS
-
-
 class Field(NamedTuple):
     """One field of the results, as `check_run`, `check_record` and `check_part` ask for it.
 
