@@ -13,7 +13,7 @@ from llava_lens.checks import check_part, check_record, check_run
 from llava_lens.files import files_under
 from llava_lens.pickles import load, save
 from llava_lens.schema import SEGMENTS
-from llava_lens.text import require
+from llava_lens.text import count_of, require
 
 
 class Results:
@@ -150,7 +150,7 @@ class Results:
                 changed.append(f"{name} ({', '.join(key.split('_')[0] for key in what)})")
         require(
             not changed,
-            f"{len(changed)} images changed after they were read into {str(self.folder)!r}: "
+            f"{count_of(len(changed), 'image')} changed after reading into {str(self.folder)!r}: "
             f"{', '.join(changed[:5])}. Choose another folder for the results.",
         )
         return {name: path for name, path in image_paths.items() if name not in done}
