@@ -60,18 +60,19 @@ TABLES = {
     "OBJECT": "An annotated object.",
     "WORD": "A category whose word is watched in the patches.",
     "PROMPT": (
-        "It has the fields of [ASKED](#asked) too. `word_ids` is empty if the first token of "
-        "the answer is only part of a word, or not a word at all. `knockout` and `route` are "
-        "`{}` if they were switched off. `knockout` is also `{}` for a very long prompt, "
-        "`route` without a nearby image that has another answer."
+        "It has the fields of [ASKED](#asked) too. `word_at` is 1 where Llama says a digit as a "
+        "space and the digit. `word_ids` are the tokens that spell the answer's first word, and "
+        "the token that began it. They are empty if no token spells that word. `knockout` and "
+        "`route` are `{}` if they were switched off. `knockout` is also `{}` for a very long "
+        "prompt, `route` without a nearby image that has another answer."
     ),
     "READINGS": (
         "A reading is about the token that follows its position. The target is the token of the "
         "answer that follows; elsewhere it is the last layer's top-1."
     ),
     "CONTROL": (
-        "The same prompt with another image, at the prompt's last position. The values are of "
-        "the first token of the answer to the right image."
+        "The same prompt with another image. The values are of the token at `word_at` of the "
+        "answer that the right image got, where that token would be said."
     ),
     "KNOCKOUT": (
         "P of the first answer token where attention is cut from all text after the image, or "

@@ -28,10 +28,7 @@ NUMBERS = {"|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f2",
 
 
 class _Pickler(pickle.Pickler):
-    """Writes an array as the call `numpy.ndarray(shape, dtype, bytes)`.
-
-    Plain pickle reads that too.
-    """
+    """Writes an array as `numpy.ndarray(shape, dtype, bytes)`, which plain pickle reads too."""
 
     def reducer_override(self, value):
         if value is np.ndarray:

@@ -22,10 +22,6 @@ SHARE = 0, 1 + ROUNDING  # bounds of a probability
 LEAST_SIDE = 0.01  # pixels of a box: below it is rounding
 
 
-# Until the other areas use the new names.
-UNIT, WAYS = "bits", ABSENT_SAMPLINGS
-
-
 class Field(NamedTuple):
     """One field of the results, as `check_run`, `check_record` and `check_part` ask for it.
 
@@ -113,7 +109,7 @@ WORD = {
     "token_ids": Field(int, "its word, whole: their probabilities add", ("token",), 0, "last_id"),
     "log2_probs": Field("f", "log2 of the sum, in float16", ("layer", "patch"), -127, 0.01),
 }
-CONTROL = {  # of the first token of the answer that the image got, at the prompt's last position
+CONTROL = {  # of the token at word_at of the answer that the image got, where it would be said
     "target_prob": Field("f", "its probability", LAYER, *SHARE),
     "target_rank": Field("u", "its rank, 1 = top", LAYER, 1, "d_vocab"),
     "word_prob": Field("f", "as PROMPT's", LAYER, *SHARE),

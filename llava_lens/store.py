@@ -13,7 +13,7 @@ from llava_lens.checks import check_part, check_record, check_run
 from llava_lens.files import files_under
 from llava_lens.pickles import load, save
 from llava_lens.schema import SEGMENTS
-from llava_lens.text import require
+from llava_lens.text import count_of, require
 
 
 class Results:
@@ -77,11 +77,11 @@ class Results:
         for path in sorted(self._inner("parts").glob("*.pkl")):
             part = load(path, partial(check_part, run=self.run))
             for name in part["images"]:
-                record, again = self.record_path(name), "and its images are read again."
-                twice = f"counts in {name!r}, as another part does: delete one of the two, {again}"
-                gone = f"counts in {name!r}, but {str(record)!r} is gone: put it back, or delete "
-                require(name not in counted, f"{str(path)!r} {twice}")
-                require(record.is_file(), f"{str(path)!r} {gone}the part as well, {again}")
+                record, counts = self.record_path(name), f"{str(path)!r} counts {name!r}"
+                twice = f"{counts}, as another part does: delete one of the two"
+                gone = f"{counts}, but {str(record)!r} is gone: put it back, or delete the part too"
+                require(name not in counted, f"{twice}, and its images are read again.")
+                require(record.is_file(), f"{gone}, and its images are read again.")
             counted.update(part["images"])
             parts[int(path.stem)] = part
         return parts
@@ -95,15 +95,15 @@ class Results:
     def skipped(self) -> dict[str, str]:
         """The reason by name, for each image that could not be read and was not read since."""
         reasons = {k: v for part in self.parts.values() for k, v in part["skipped"].items()}
-        return {name: reasons[name] for name in reasons.keys() - {*self.names}}
+        return {name: reasons[name] for name in sorted(reasons.keys() - {*self.names})}
 
     def record(self, name: str | None = None) -> dict:
         """The record (RECORD) of one image; None: of the first.
 
-        Raises ValueError for an image that was not read; it names some that were.
+        Raises ValueError for an image that was not read; it names some that were. Raises
+        FileNotFoundError if none was.
         """
-        names = self.names
-        require(names, f"No image was read into {str(self.folder)!r} yet: run Make_Analyse.ipynb.")
+        names = self._some_names()
         name = names[0] if name is None else name
         if name not in names:
             near = difflib.get_close_matches(str(name), names, 5) or names[:10]
@@ -115,8 +115,7 @@ class Results:
 
     def records(self) -> Iterator[dict]:
         """All records by name, one after the other. Raises FileNotFoundError if there is none."""
-        self._must_hold("records", self.names)
-        return map(self.record, self.names)
+        return map(self.record, self._some_names())
 
     def mean_probability(self) -> np.ndarray:
         """The mean probability of every token `[segment, layer, d_vocab]`.
@@ -124,15 +123,16 @@ class Results:
         It is the mean over the positions of a segment, then over images. Raises FileNotFoundError
         if nothing was read.
         """
-        self._must_hold("parts", self.parts)
+        self._some_names()
         n_images = sum(part["n_images"] for part in self.parts.values())
         sums = sum(part["sums"] for part in self.parts.values())
         return sums / np.maximum(n_images, 1)[:, None, None]
 
-    def _must_hold(self, what: str, there) -> None:
-        if not there:
-            where = f"No {what} in {str(self.folder)!r}"
-            raise FileNotFoundError(f"{where}: run Make_Analyse.ipynb to its end.")
+    def _some_names(self) -> list[str]:
+        if not self.names:
+            none = f"No image was read into {str(self.folder)!r} yet"
+            raise FileNotFoundError(f"{none}: run Make_Analyse.ipynb to its end.")
+        return self.names
 
     def unread(
         self, image_paths: dict[str, Path], digests: dict[str, dict] | None = None
@@ -150,21 +150,25 @@ class Results:
                 changed.append(f"{name} ({', '.join(key.split('_')[0] for key in what)})")
         require(
             not changed,
-            f"{len(changed)} images changed after they were read into {str(self.folder)!r}: "
+            f"{count_of(len(changed), 'image')} changed after reading into {str(self.folder)!r}: "
             f"{', '.join(changed[:5])}. Choose another folder for the results.",
         )
         return {name: path for name, path in image_paths.items() if name not in done}
 
+    @cached_property
+    def _lock(self) -> FileLock:
+        return FileLock(self._inner("lock"))
+
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the folder for one run. The processes that the run forks write to it too.
+        """Hold the folder for one run, whose forked processes write to it too.
 
-        The system ends a lock with the process that holds it, so none is left behind. Raises
-        ValueError if another run holds the folder.
+        A lock ends with the process that holds it, so none is left behind. The same `Results` may
+        hold the folder again within. Raises ValueError if another run holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            hold = FileLock(self._inner("lock")).acquire(timeout=0)
+            hold = self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(
                 f"Another run is writing to {str(self.folder)!r}: wait for its end, or choose "
@@ -181,12 +185,15 @@ class Results:
         self.refuse_another(run)
         if not any(self._inner("parts").glob("*.pkl")):
             save(self.folder / "run.pkl", run, check_run)
-        for name in ("run", "parts", "names"):  # as another process may have left them since
-            self.__dict__.pop(name, None)
+        self._forget()  # another process may have written since
         shape = len(SEGMENTS), len(run["layers"]), len(run["tokens"])
         counts, sums = np.zeros(shape[0], dtype=int), np.zeros(shape)
         empty = {"images": [], "skipped": {}, "n_images": counts, "sums": sums}
         self.process, self.part = process, self.parts.get(process, empty)
+
+    def _forget(self) -> None:
+        for name in ("run", "parts", "names"):
+            self.__dict__.pop(name, None)
 
     def refuse_another(self, run: dict) -> None:
         """Raise ValueError if the folder holds results of another run than `run`.
@@ -257,3 +264,4 @@ class Results:
                 for process, part in source.parts.items():
                     save(self.part_path(process), part)
                 save(self.folder / "run.pkl", source.run)  # last: until then the copy is not whole
+                self._forget()

@@ -81,12 +81,12 @@ def test_only_what_is_counted_is_read_and_what_is_counted_must_be_there(tmp_path
     assert list(copy.unread(paths)) == ["new.jpg"]
     assert list(store.Results(tmp_path / "none").unread(paths)) == list(paths)
     pickles.save(copy.part_path(1), {**empty_part(run), "images": ["china.jpg"]})
-    twice = "1.pkl' counts in 'china.jpg', as another part does: delete one of the two"
+    twice = "1.pkl' counts 'china.jpg', as another part does: delete one of the two"
     with pytest.raises(ValueError, match=twice):
         store.Results(tmp_path).names  # noqa: B018 (a property that raises)
     copy.part_path(1).unlink()
     copy.record_path("china.jpg").unlink()
-    gone = "0.pkl' counts in 'china.jpg', but .* is gone: put it back, .* its images are read again"
+    gone = "0.pkl' counts 'china.jpg', but .* is gone: put it back, .* its images are read again"
     with pytest.raises(ValueError, match=gone):
         store.Results(tmp_path).unread(paths)
 
@@ -96,7 +96,7 @@ def test_half_a_copy_and_nothing_at_all_are_named(tmp_path, results, run):
     half = store.Results(tmp_path)
     with pytest.raises(ValueError, match="holds records but no run.pkl"):
         half.begin(run)
-    with pytest.raises(FileNotFoundError, match="No parts"):
+    with pytest.raises(FileNotFoundError, match="No image was read"):
         half.mean_probability()
     (tmp_path / "notes.tmp").touch()
     (tmp_path / "images/a.jpg.pkl.7.tmp").touch()
@@ -148,9 +148,9 @@ def test_results_are_found_or_asked_for(tmp_path, run):
         store.Results.find(tmp_path)
     pickles.save(tmp_path / "deep" / "one" / "run.pkl", run)
     assert store.Results.find(tmp_path).folder == tmp_path / "deep" / "one"
-    with pytest.raises(FileNotFoundError, match="No records"):
+    with pytest.raises(FileNotFoundError, match="No image was read into .* run Make_Analyse"):
         store.Results(tmp_path / "deep" / "one").records()
-    with pytest.raises(ValueError, match="No image was read into .* run Make_Analyse"):
+    with pytest.raises(FileNotFoundError, match="No image was read"):
         store.Results(tmp_path / "deep" / "one").record()
     pickles.save(tmp_path / "two" / "run.pkl", run)
     with pytest.raises(ValueError, match="Several results"):
@@ -347,6 +347,17 @@ def test_a_folder_is_given_back_after_an_error(tmp_path, other_run):
     with pytest.raises(KeyboardInterrupt), store.Results(tmp_path / "new").held():
         raise KeyboardInterrupt
     other_run(tmp_path / "new")
+
+
+def test_a_run_may_hold_its_folder_again_within(tmp_path, results, other_run):
+    own = store.Results(tmp_path)
+    assert own.names == [] and own.unread({"a": tmp_path}) == {"a": tmp_path}
+    with own.held():
+        own.continue_from(results)
+        with pytest.raises(ValueError, match="Another run"):  # it is held still
+            store.Results(tmp_path).continue_from()
+    assert own.names == store.Results(results).names
+    other_run(tmp_path)
 
 
 def fail():
