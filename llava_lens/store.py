@@ -237,3 +237,5 @@ class Results:
                 for process, part in source.parts.items():
                     save(self.part_path(process), part)
                 save(self.folder / "run.pkl", source.run)  # last: until then the copy is not whole
+
+    unread = left  # the name that stays
