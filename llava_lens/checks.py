@@ -157,8 +157,9 @@ def check_record(record, run: dict, name: str) -> None:
         require(not route or run["route_layers"], f"prompt {number} has a route, the run none")
         differ = not route or route["own_id"] != route["other_id"]
         require(differ, f"route of prompt {number} has one token for both answers")
-        spells = not prompt["word_ids"] or int(prompt["answer_ids"][0]) in prompt["word_ids"]
-        require(spells, f"word_ids of prompt {number} don't have the answer's first token")
+        at, ids = prompt["word_at"], prompt["word_ids"]
+        begins = at < n_answer and (not ids or int(prompt["answer_ids"][at]) in ids)
+        require(begins, f"word_ids of prompt {number} don't have the answer's first token")
     seen = {item["category"] for item in record["objects"] if min(item["box"][2:]) >= LEAST_SIDE}
     for number, item in enumerate(record["objects"]):
         x, y, width, height = item["box"]

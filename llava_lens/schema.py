@@ -109,6 +109,7 @@ OBJECT = {
     "color_from": Field(str, "annotation, pixels (of its polygon), or empty"),
     "visible": Field(float, "share of the object within the crop", (), 0, 1.001),
     "share": Field(float, "share of the crop that it takes", (), 0, 1.001),
+    "cut_off": Field(bool, "whether the edge of the image or of the crop may have cut it"),
 }
 WORD = {
     "category": Field("text", "its name"),
@@ -166,9 +167,11 @@ PROMPT = {
     "n_prompt": Field(int, "how many of them are the prompt's; the others are the answer's"),
     "answer_ids": Field("i", "the answer's tokens with the end token", ("answer",), 0, "last_id"),
     "answer": Field(str, "the answer as text"),
-    # Tokens that spell the answer's first word; none if its first token is a piece of a word.
+    # Llama says a digit as a space and the digit: then the word is at 1.
+    "word_at": Field(int, "which of the answer's tokens begins its first word", (), 0, MOST_CELLS),
+    # Tokens that spell that word whole, and the one that began it; none if no token spells it.
     "word_ids": Field(int, "spellings of the first word", ("spelling",), 0, "last_id"),
-    "word_prob": Field("f", "their sum, where the answer begins", LAYER, *SHARE),
+    "word_prob": Field("f", "their sum, where the word begins", LAYER, *SHARE),
     "word_rank": Field("u", "its rank among the words, 1 = top", LAYER, 1, "d_vocab"),
     "readings": Field(READINGS, "at the positions of token_ids", ("pos",)),
     "grey": Field(CONTROL, "the same prompt with a plain grey image"),

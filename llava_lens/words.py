@@ -1,56 +1,159 @@
 """What categories are called, and which tokens spell a word."""
 
+import itertools
 import json
 import re
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
 
+from llava_lens.schema import MOST_LABEL
+
 WORDS = json.loads(files(__package__).joinpath("words.json").read_text("utf-8"))
-
-
-def plural_of(noun: str) -> str:
-    """The plural of a noun: that of `WORDS`, else by rule."""
-    if noun in WORDS["plurals"]:
-        return WORDS["plurals"][noun]
-    if re.search("[^aeiou]y$", noun):
-        return noun[:-1] + "ies"
-    return noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
-
-
-def names_of(category: str) -> list[str]:
-    """What a category is called, in lower case: its name and its synonyms in `WORDS` (COCO's have
-    some), each with its plural."""
-    nouns = [category.lower(), *WORDS["categories"].get(category.lower(), [])]
-    return list(dict.fromkeys(form for noun in nouns for form in (noun, plural_of(noun))))
-
-
 SPECIAL_TOKENS = ["<image>", "<s>", "</s>", "<unk>", "<pad>"]  # not text to LLaVA-1.5
 
 
-def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:
-    """The ids of the tokens that are a word for a category, whole, from the tokenizer's vocabulary.
+# ------------------------------------------------------------------------------------------------
+# Nouns
+# ------------------------------------------------------------------------------------------------
 
-    Singular and plural of its name and synonyms (`names_of`) with a leading space, also capitalised
-    unless that names something else, and without the space where `WORDS` says that such a token is
-    the word. Never a piece of a word; empty where all its words are several tokens.
+
+def plain(text: str) -> str:
+    """A text in lower case, with one space in place of spaces, hyphens and underscores."""
+    return re.sub(r"[\s_-]+", " ", text).strip().lower()
+
+
+def plural_of(noun: str) -> str:
+    """The plural of a noun: by `WORDS` for its last word, else by rule."""
+    before, space, last = noun.rpartition(" ")
+    if last.lower() in WORDS["plurals"]:
+        return before + space + WORDS["plurals"][last.lower()]
+    if re.search("[^aeiou]y$", noun):
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "sh", "ch", "x", "z")) else "s")
+
+
+def names_of(category: str) -> list[str]:
+    """What a category is called, as `plain` text: its name and its synonyms in `WORDS` (COCO's have
+    some), each with its plural."""
+    nouns = [plain(category), *WORDS["categories"].get(plain(category), [])]
+    return list(dict.fromkeys(form for noun in nouns for form in (noun, plural_of(noun))))
+
+
+def not_called(categories: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The sorted `categories` that have no name in common with one of the `others`: where a `cat`
+    is there, neither `Cat`, `cats` nor `kitten` is known to be absent."""
+    names = {name for other in others for name in names_of(other)}
+    return sorted(name for name in categories if names.isdisjoint(names_of(name)))
+
+
+def _head(noun: str) -> str:
+    """The word that says whether a noun is plural: `scissors` of "pair of scissors" is not."""
+    return (re.split(r" (?:of|with|in|for|on) |\(", plain(noun))[0].split() or [""])[-1]
+
+
+def is_plural(noun: str) -> bool:
+    """Whether a noun takes "are": scissors, skis, people, cars; not bus, glass, tennis or lens."""
+    head = _head(noun)
+    irregular = {plural for one, plural in WORDS["plurals"].items() if plural != one}
+    if head in WORDS["plural"] or head in irregular:
+        return True
+    return bool(re.search("[^sui]s$", head)) and head not in WORDS["singular"]
+
+
+def is_uncountable(noun: str) -> bool:
+    """Whether a noun takes no article, as broccoli."""
+    return _head(noun) in WORDS["uncountable"]
+
+
+def with_article(noun: str) -> str:
+    """A noun as a question about its presence names it: a dog, an hourglass, broccoli, scissors."""
+    if is_plural(noun) or is_uncountable(noun):
+        return noun
+    a = r"uni(?![nm])|us[aeb]|uten|ukul|eu|ew|one\b"  # begin with the sound of "you" or "won"
+    an = r"[aeiou]|hour|heir|honest|x ray|(?:suv|rv|lcd|led|mp3)\b"
+    vowel = not re.match(a, plain(noun)) and re.match(an, plain(noun))
+    return f"{'an' if vowel else 'a'} {noun}"
+
+
+# ------------------------------------------------------------------------------------------------
+# Labels of tokens. Whatever the tokenizer, a label is the token's text, and `▁` is its spaces.
+# ------------------------------------------------------------------------------------------------
+
+SPACE = "▁"  # as sentencepiece writes it: `▁dog` is not `dog`
+# Byte-level vocabularies write a token as its bytes, one character each: the byte's own where that
+# can be printed, else the next one from 256 on. A space is `Ġ`. Source: GPT-2's encoder.py.
+PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTED]
+BYTE_OF = {chr(byte): byte for byte in PRINTED}
+BYTE_OF |= {chr(256 + number): byte for number, byte in enumerate(OTHERS)}
+
+
+def plain_labels(tokens: list[str]) -> list[str]:
+    """The labels of a vocabulary's `tokens`, of sentencepiece or of bytes.
+
+    Which of the two is told by the mark that more tokens begin with, `▁` or `Ġ`. Bytes that are no
+    whole character become `<0xE4>`, as sentencepiece has them.
     """
-    spellings = []
-    for name in names_of(category):
-        cases = [name] if name in WORDS["names"] else [name, name.capitalize()]
-        spellings += [space + case for case in cases for space in ("▁", "")]
-    bare = {case for word in WORDS["bare"] for case in (word, word.capitalize())}
-    kept = [text for text in spellings if text in bare or text.startswith("▁")]
-    return sorted({vocabulary[text] for text in kept if text in vocabulary})
+    first = Counter(token[:1] for token in tokens)
+    is_bytes = first["Ġ"] > first[SPACE]
+    return [(_from_bytes(token) if is_bytes else token)[:MOST_LABEL] for token in tokens]
+
+
+def _from_bytes(token: str) -> str:
+    if not all(char in BYTE_OF for char in token):  # one that was added, as it is
+        return token
+    text = bytes(BYTE_OF[char] for char in token).decode("utf-8", "surrogateescape")
+    text = text.replace(" ", SPACE)
+    return re.sub("[\udc80-\udcff]", lambda byte: f"<0x{ord(byte[0]) - 0xDC00:02X}>", text)
 
 
 def token_labels(tokenizer, d_vocab: int) -> list[str]:
-    """One label per row of the unembedding: the token as the vocabulary spells it (`▁dog` is not
-    `dog`).
+    """One label per row of the unembedding.
 
     Rows past the tokenizer's last token (LLaVA-1.5: 32,002 to 32,063) are named `<rowN>`.
     """
-    labels = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))[:d_vocab]
-    return labels + [f"<row{row}>" for row in range(len(labels), d_vocab)]
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))[:d_vocab]
+    tokens += [None] * (d_vocab - len(tokens))
+    return plain_labels([token or f"<row{row}>" for row, token in enumerate(tokens)])
+
+
+@lru_cache(maxsize=1)
+def ids_by_label(tokenizer) -> dict[str, int]:
+    """The vocabulary of a tokenizer by label."""
+    vocabulary = tokenizer.get_vocab()
+    return dict(zip(plain_labels(list(vocabulary)), vocabulary.values(), strict=True))
+
+
+def without_space(label: str) -> str:
+    """A label as it is shown where a leading space says nothing."""
+    return label.removeprefix(SPACE) or SPACE
+
+
+def is_word(label: str) -> bool:
+    """Whether a token is a word or a part of one: no byte, sign, number or special token."""
+    return label.lstrip(SPACE).isalpha()
+
+
+# ------------------------------------------------------------------------------------------------
+# Which tokens spell a word
+# ------------------------------------------------------------------------------------------------
+
+
+def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:
+    """The ids of the tokens that are a word for a category, whole, from `ids_by_label`.
+
+    Singular and plural of its name and synonyms (`names_of`) with a leading space, also capitalised
+    unless that names something else. Without the space where `WORDS` says that such a token is
+    the word, and the one with it is a token too: else a piece of several words is called so. Never
+    a piece of a word; empty where all its words are several tokens.
+    """
+    names = names_of(category)
+    spellings = [*names, *(name.capitalize() for name in names if name not in WORDS["names"])]
+    spaced = [text for text in spellings if SPACE + text in vocabulary]
+    bare = [text for text in spaced if text.lower() in WORDS["bare"] and text in vocabulary]
+    return sorted({vocabulary[text] for text in [*(SPACE + text for text in spaced), *bare]})
 
 
 def spelled_alike(labels: list[str]) -> list[int]:
@@ -61,12 +164,45 @@ def spelled_alike(labels: list[str]) -> list[int]:
 
 
 def _word_of(label: str) -> str:
-    letters = label.removeprefix("▁")
-    is_word = letters.isalpha() and letters in (letters.lower(), letters.capitalize())
-    return letters.lower() if is_word else label
+    letters = label.removeprefix(SPACE)
+    is_one = letters.isalnum() and letters in (letters.lower(), letters.capitalize())
+    return letters.lower() if is_one else label
 
 
 @lru_cache(maxsize=1)
 def labels_and_words(tokenizer, d_vocab: int) -> tuple[list[str], list[int]]:
     labels = token_labels(tokenizer, d_vocab)
     return labels, spelled_alike(labels)
+
+
+def first_word(labels: list[str], answer_ids: list[int]) -> tuple[int, list[int]]:
+    """`(at, ids)`: which of an answer's tokens begins its first word, and which tokens stand for
+    that word.
+
+    `ids` are the tokens that spell the word whole, with or without a leading space, as said, in
+    lower case or with a capital, and the token that the answer began it with. So "Yellow", said as
+    `▁Y` and `ellow`, is `▁yellow`, `▁Yellow`, `yellow` and `▁Y`. A digit that follows a space
+    of its own (Llama's `▁`, `2`) is at 1. Empty where no token spells the word: a token without
+    the space is a piece of words, unless there is one with it or the answer said it.
+    """
+    pieces = [_bytes_of(labels[token_id]) for token_id in answer_ids]
+    text = b"".join(pieces).decode("utf-8", "surrogateescape")
+    found = re.search(r"[^\W_]+(?:[-'’][^\W_]+)*", text)  # letters or digits
+    if not found:
+        return 0, []
+    start = len(text[: found.start()].encode("utf-8", "surrogateescape"))
+    ends = itertools.accumulate(map(len, pieces))
+    at = next(number for number, end in enumerate(ends) if end > start)
+    word, begun = found[0], int(answer_ids[at])
+    cases = {word, word.lower(), word.capitalize()}
+    spell = [i for i, label in enumerate(labels) if label.removeprefix(SPACE) in cases]
+    is_token = begun in spell or any(labels[i].startswith(SPACE) for i in spell)
+    return at, sorted({*spell, begun}) if is_token else []
+
+
+def _bytes_of(label: str) -> bytes:
+    """What a token says. A special token says nothing, and parts words."""
+    if re.fullmatch("(<0x[0-9A-F]{2}>)+", label):
+        return bytes.fromhex(re.sub("[<>]|0x", "", label))
+    is_special = re.fullmatch("<.+>", label)
+    return b" " if is_special else label.replace(SPACE, " ").encode("utf-8", "surrogateescape")

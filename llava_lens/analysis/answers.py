@@ -19,6 +19,7 @@ from llava_lens.analysis.stats import (
 from llava_lens.kinds import KINDS
 from llava_lens.schema import layer_numbers
 from llava_lens.text import require
+from llava_lens.words import is_word
 
 
 def layer_positions(run: dict, numbers: list[int]) -> list[int]:
@@ -73,22 +74,20 @@ def tabulate(records: Iterable[dict], run: dict) -> dict[str, pd.DataFrame]:
 
     Raises ValueError for a damaged record.
     """
-    # A word or a part of one, without the mark of a leading space; not a byte, a sign, a number or
-    # a special token.
-    is_word = np.array([token.lstrip("▁Ġ").isalpha() for token in run["tokens"]])
+    is_a_word = np.array([is_word(token) for token in run["tokens"]])
     tokens, numbers = np.array(run["tokens"], dtype=object), layer_numbers(run)
     layers, answers = [], []
     for record in records:
         image = {"image": record["name"]}
         patches = {**image, "prompt": -1, "kind": "image", "segment": "image"}
-        layers.append((patches, _means(record["patches"], slice(None), is_word)))
+        layers.append((patches, _means(record["patches"], slice(None), is_a_word)))
         for number, prompt in enumerate(record["prompts"]):
             about = {**image, "prompt": number, "kind": prompt["kind"], "right": None}
             n_prompt = prompt["n_prompt"]
             segments = ("prompt", slice(n_prompt)), ("answer", slice(n_prompt, None))
             for segment, positions in segments:
                 if len(prompt["token_ids"][positions]):
-                    means = _means(prompt["readings"], positions, is_word)
+                    means = _means(prompt["readings"], positions, is_a_word)
                     layers.append(({**about, "segment": segment}, means))
             if prompt["truth"] is not None:
                 given = prompt["answer"], prompt["truth"]
@@ -97,10 +96,10 @@ def tabulate(records: Iterable[dict], run: dict) -> dict[str, pd.DataFrame]:
     return {"layers": per_layer(layers, numbers), "answers": per_layer(answers, numbers)}
 
 
-def _means(readings: dict, positions: slice, is_word: np.ndarray) -> dict[str, np.ndarray]:
+def _means(readings: dict, positions: slice, is_a_word: np.ndarray) -> dict[str, np.ndarray]:
     """Per column the mean over positions `[layer]`."""
     means = {name: readings[name][:, positions].mean(axis=1) for name in SERIES}
-    return {**means, "no_word": 1 - is_word[readings["top_ids"][:, positions, 0]].mean(axis=1)}
+    return {**means, "no_word": 1 - is_a_word[readings["top_ids"][:, positions, 0]].mean(axis=1)}
 
 
 def _answer_rows(about: dict, prompt: dict, tokens: np.ndarray, numbers: np.ndarray) -> list:
@@ -114,9 +113,9 @@ def _answer_rows(about: dict, prompt: dict, tokens: np.ndarray, numbers: np.ndar
         "categories": tuple(prompt["categories"]),
         "whole_word": prompt["word_ids"] != [],
     }
-    rows = []
-    for token, token_id in enumerate(prompt["answer_ids"]):
-        pos = prompt["n_prompt"] - 1 + token
+    rows, word_at = [], prompt["word_at"]  # before it are spaces
+    for token, token_id in enumerate(prompt["answer_ids"][word_at:]):
+        pos = prompt["n_prompt"] - 1 + word_at + token
         of_token = readings["target_prob"][:, pos], readings["target_rank"][:, pos]
         prob, rank = of_token if token else (prompt["word_prob"], prompt["word_rank"])
         spellings = [token_id] if token or not prompt["word_ids"] else prompt["word_ids"]
@@ -166,11 +165,14 @@ def _against_controls(
 
 
 def pieces_note(answers: pd.DataFrame) -> str:
-    """The number of answers that `whole_words` leaves out."""
-    whole = first_tokens(answers)["whole_word"].astype(bool)
-    pieces = (~whole).sum()
+    """The number of answers that `whole_words` leaves out, in all and by kind."""
+    first = first_tokens(answers)
+    pieces = first[~first["whole_word"].astype(bool)]
+    n_of_kind = pieces["kind"].value_counts()
+    by_kind = ", ".join(f"{kind} {n_of_kind[kind]}" for kind in KINDS if kind in n_of_kind)
     return (
-        f"Left out: {pieces} of {len(whole)} answers, which begin with a piece of a word or a sign."
+        f"Left out: {len(pieces)} of {len(first)} answers, whose first word no token spells whole"
+        f"{f' ({by_kind})' if by_kind else ''}."
     )
 
 

@@ -294,8 +294,9 @@ def report_answers(run: dict, answers: pd.DataFrame) -> str:
 
 def _chance(kind: str, run: dict) -> str:
     """How often a draw among a kind's possible answers would be right."""
-    meanings = set(KINDS[kind].meanings.values())
-    n = len(run["categories"]) if kind == "object" else len(meanings)
+    one = KINDS[kind]
+    n_meanings = one.n_answers or len(set(one.meanings.values()))
+    n = len(run["categories"]) if one.about_objects else n_meanings
     return f"{1 / n:.0%}" if n else "-"
 
 

@@ -8,6 +8,8 @@ from PIL import Image
 
 from llava_lens.schema import LEAST_SIDE
 
+EDGE = 0.005  # of an image's side: what comes nearer may go on outside
+
 
 def patch_coverage(box, grid: int, image_size: int) -> np.ndarray:
     """The share (0 to 1) of each patch `[grid * grid]`, row by row, that a box covers.
@@ -59,9 +61,9 @@ def objects_in_crop(
     """Objects of `read_annotations` as the model sees them.
 
     Instead of `image_size` and `polygons` each has `visible`, the share of the object that the crop
-    holds, and `share`, the share of the crop that the object takes (both 0 ... 1); `box` is in
-    pixels of the crop. Boxes for another resolution of the image (the object's `image_size`) are
-    scaled.
+    holds, `share`, the share of the crop that the object takes (both 0 ... 1), and `cut_off`,
+    whether it reaches the edge of the image or of the crop. `box` is in pixels of the crop. Boxes
+    for another resolution of the image (the object's `image_size`) are scaled.
     """
     crop_area = image_processor.crop_size["width"] * image_processor.crop_size["height"]
     seen = []
@@ -69,8 +71,12 @@ def objects_in_crop(
         size = item.get("image_size") or image_size
         box, visible = box_in_crop(item["box"], size, image_processor)
         left_out = ("image_size", "polygons")
+        x, y, w, h = item["box"]
+        gaps = x / size[0], y / size[1], 1 - (x + w) / size[0], 1 - (y + h) / size[1]
+        cut_off = visible < 0.999 or min(gaps) < EDGE
         kept = {name: value for name, value in item.items() if name not in left_out}
-        seen.append({**kept, "box": box, "visible": visible, "share": box[2] * box[3] / crop_area})
+        share = box[2] * box[3] / crop_area
+        seen.append({**kept, "box": box, "visible": visible, "share": share, "cut_off": cut_off})
     return seen
 
 

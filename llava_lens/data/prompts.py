@@ -3,14 +3,16 @@
 import itertools
 import random
 from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
 from llava_lens.data.colours import may_have_colour
 from llava_lens.data.watched import draw_absent
-from llava_lens.kinds import CHAT, KINDS, question_of
+from llava_lens.kinds import CHAT, DEFAULT_KINDS, KINDS, MOST_COUNTED, question_of
 from llava_lens.text import is_text, require
-from llava_lens.words import SPECIAL_TOKENS
+from llava_lens.words import SPECIAL_TOKENS, is_plural, is_uncountable, names_of, not_called
 
 
 def relation_of(box_a, box_b) -> str | None:
@@ -29,72 +31,160 @@ def relation_of(box_a, box_b) -> str | None:
     return None
 
 
-def make_prompts(
+class Candidate(NamedTuple):
+    """A question that could be asked about an image."""
+
+    words: dict[str, str]  # of the question, as `question_of` takes them
+    truth: str | None = None
+    truth_from: str = "annotation"
+    absent_sampling: str = ""
+
+
+class Scene(NamedTuple):
+    """What the rules of CANDIDATES look at, and what they draw with.
+
+    - `objects`: all of the image, of `objects_in_crop`
+    - `clear`: those that can be asked about: half of each is in the crop, and it fills 1 % of it
+    - `single`: the clear objects whose names no other object has. A second dog makes "the dog"
+      ambiguous even where it is small, cut off or part of a crowd
+    - `absent`: the categories that are known to be absent
+    - `per_kind`, `together`, `rng`: as of `make_prompts`
+    """
+
+    objects: list[dict]
+    clear: list[dict]
+    single: list[dict]
+    absent: list[str]
+    per_kind: int
+    together: dict[str, Counter]
+    rng: random.Random
+
+    def draw(self, candidates: list[Candidate]) -> list[Candidate]:
+        """`per_kind` of the candidates, or all if there are fewer."""
+        return self.rng.sample(candidates, min(self.per_kind, len(candidates)))
+
+
+def _objects(scene: Scene) -> list[Candidate]:
+    main = main_category(scene.clear, scene.objects)
+    unknown = not scene.objects
+    return scene.draw([Candidate({}, main)] if main or unknown else [])
+
+
+def _presence(scene: Scene) -> list[Candidate]:
+    """As many absent categories as present ones."""
+    if not scene.objects:
+        return []
+    names = sorted({item["category"] for item in scene.clear})
+    present = scene.draw([Candidate({"category": name}, "yes") for name in names])
+    there = {item["category"] for item in scene.objects}
+    absent = draw_absent(scene.absent, there, scene.together, scene.per_kind, scene.rng)
+    return present + [
+        Candidate({"category": name}, "no", absent_sampling=sampling) for name, sampling in absent
+    ]
+
+
+def _colours(scene: Scene) -> list[Candidate]:
+    """First objects whose colour is known, then others that may have one."""
+    items = [item for item in scene.single if item["color"] or may_have_colour(item)]
+    items = sorted(scene.rng.sample(items, len(items)), key=lambda item: item["color"] is None)
+    return [
+        Candidate(
+            {"category": item["category"]}, item["color"], item.get("color_from", "annotation")
+        )
+        for item in items[: scene.per_kind]
+    ]
+
+
+def _relations(scene: Scene) -> list[Candidate]:
+    pairs = itertools.permutations(scene.single, 2)
+    known = [(a, b, relation_of(a["box"], b["box"])) for a, b in pairs]
+    return scene.draw(
+        [Candidate({"a": a["category"], "b": b["category"]}, way) for a, b, way in known if way]
+    )
+
+
+def _descriptions(scene: Scene) -> list[Candidate]:
+    return scene.draw([Candidate({})])
+
+
+def _numbers(scene: Scene) -> list[Candidate]:
+    """Categories of which a few objects are there, each of them alone and whole."""
+    unsure = {item["category"] for item in scene.objects if item["crowd"] or item["cut_off"]}
+    names = not_called({item["category"] for item in scene.clear}, unsure)
+    candidates = []
+    for name in names:
+        n = sum(not not_called([item["category"]], [name]) for item in scene.objects)
+        if n <= MOST_COUNTED and not is_plural(name) and not is_uncountable(name):
+            candidates.append(Candidate({"category": name}, str(n)))
+    return scene.draw(candidates)
+
+
+# A rule by kind, in the order in which they are asked.
+CANDIDATES = {
+    "object": _objects,
+    "presence": _presence,
+    "colour": _colours,
+    "relation": _relations,
+    "description": _descriptions,
+    "counting": _numbers,
+}
+
+
+def make_prompts(  # noqa: PLR0913 (all that a choice of questions depends on)
     objects: list[dict],
-    categories: list[str],
+    absent: list[str],
     seed: int | str = 0,
     per_kind: int = 1,
     together: dict[str, Counter] | None = None,
+    kinds: Iterable[str] = DEFAULT_KINDS,
 ) -> list[dict]:
-    """Prompts about one image, from its `objects` (`objects_in_crop`) and all known `categories`.
+    """Prompts about one image, from its `objects` (`objects_in_crop`) and the names of the
+    categories known to be `absent`.
 
-    Asked about are objects of which at least half is in the crop and which fill at least 1 % of
-    it. Among the candidates of a kind `per_kind` are drawn with `seed` (presence: `per_kind`
-    present and `per_kind` absent categories, these by `draw_absent` with the counts `together`).
-    Where `objects` is empty there are two prompts, object and description. Each prompt is a dict:
+    Among the candidates of each of the `kinds` `per_kind` are drawn with `seed` (presence:
+    `per_kind` present and `per_kind` absent categories, these by `draw_absent` with the counts
+    `together`). Where `objects` is empty there are two prompts, object and description. A category
+    that has a name in common with one of `objects` is never absent. Each prompt is a dict:
 
-    - `kind`: object, presence, colour, relation or description; `question`: a text
+    - `kind`: one of `kinds`; `question`: a text
     - `truth`: the right answer, None where it is not known
     - `truth_from`: how it came about, `annotation`, `pixels` (`with_colours`) or empty
     - `categories`: the names of the categories that the question is about
-    - `way`: how an absent category was drawn, one of WAYS; empty elsewhere
+    - `absent_sampling`: how an absent category was drawn, one of ABSENT_SAMPLINGS; empty elsewhere
     """
-    rng, prompts = random.Random(seed), []
-
-    def add(kind, question, truth, about, way="", truth_from="annotation"):
-        about = {"truth_from": truth_from if truth else "", "categories": about, "way": way}
-        prompts.append({"kind": kind, "question": question, "truth": truth, **about})
-
-    def draw(kind, candidates):
-        for candidate in rng.sample(candidates, min(per_kind, len(candidates))):
-            add(kind, *candidate)
-
     clear = [
         item
         for item in objects
         if not item["crowd"] and item["visible"] >= 0.5 and item["share"] >= 0.01
     ]
-    # A second dog makes "the dog" ambiguous even where it is small, cut off or part of a crowd.
-    count = Counter(item["category"] for item in objects)
-    single = [item for item in clear if count[item["category"]] == 1]
-    main = _main_category(clear, objects)
-    if main or not objects:
-        draw("object", [(question_of("object"), main, [main] if main else [])])
-    if objects:
-        present = sorted({item["category"] for item in clear})
-        absent = [name for name in categories if name not in count]
-        draw(
-            "presence",
-            [(question_of("presence", category=name), "yes", [name]) for name in present],
-        )
-        for name, way in draw_absent(absent, {*count}, together or {}, per_kind, rng):
-            add("presence", question_of("presence", category=name), "no", [name], way)
-    # First those whose colour is known; of the others only what may have one.
-    colours = [item for item in single if item["color"] or may_have_colour(item)]
-    colours = sorted(rng.sample(colours, len(colours)), key=lambda item: item["color"] is None)
-    for item in colours[:per_kind]:
-        about = question_of("colour", category=item["category"]), item["color"], [item["category"]]
-        add("colour", *about, truth_from=item.get("color_from", "annotation"))
-    relations = [
-        (a["category"], b["category"], relation_of(a["box"], b["box"]))
-        for a, b in itertools.permutations(single, 2)
+    called = Counter(name for item in objects for name in names_of(item["category"]))
+    single = [
+        item for item in clear if max(called[name] for name in names_of(item["category"])) == 1
     ]
-    draw("relation", [(question_of("relation", a=a, b=b), r, [a, b]) for a, b, r in relations if r])
-    draw("description", [(question_of("description"), None, [])])
-    return prompts
+    absent = not_called(absent, {item["category"] for item in objects})
+    scene = Scene(objects, clear, single, absent, per_kind, together or {}, random.Random(seed))
+    return [
+        _as_asked(kind, candidate)
+        for kind, candidates in CANDIDATES.items()
+        if kind in kinds
+        for candidate in candidates(scene)
+    ]
 
 
-def _main_category(clear: list[dict], objects: list[dict]) -> str | None:
+def _as_asked(kind: str, candidate: Candidate) -> dict:
+    words, truth, truth_from, absent_sampling = candidate
+    about = list(words.values()) or [truth] * (kind == "object" and truth is not None)
+    return {
+        "kind": kind,
+        "question": question_of(kind, **words),
+        "truth": truth,
+        "truth_from": truth_from if truth else "",
+        "categories": about,
+        "absent_sampling": absent_sampling,
+    }
+
+
+def main_category(clear: list[dict], objects: list[dict]) -> str | None:
     """The category of the largest of the `clear` objects, or None unless that takes 1.5 times as
     much of the crop as any object of another category."""
     if not clear:
@@ -105,8 +195,8 @@ def _main_category(clear: list[dict], objects: list[dict]) -> str | None:
 
 
 def as_prompts(prompts: list) -> list[dict]:
-    """The user's own prompts in the form of `make_prompts`, with empty `categories` and `way`; a
-    truth is from the `user`.
+    """The user's own prompts in the form of `make_prompts`, about no `categories`; a truth is from
+    the `user`.
 
     Each is a question, or a dict with `question` and optionally `kind` (else `own`) and `truth`.
     Raises ValueError for an empty question, one that brings its own `<image>`, an unknown kind, a
@@ -146,5 +236,5 @@ def _as_prompt(prompt, where: str) -> dict:
         f"{where} ({question!r:.200}) has its own {own}: leave it out, the image is put before the "
         f"question, and nothing but the model ends it ({CHAT!r}).",
     )
-    about = {"truth_from": "user" if truth else "", "categories": [], "way": ""}
+    about = {"truth_from": "user" if truth else "", "categories": [], "absent_sampling": ""}
     return {"kind": kind, "question": question, "truth": truth, **about}

@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 from llava_lens.analysis.grounding import word_probability
 from llava_lens.data.crop import open_crop
 from llava_lens.figures.style import GREY, ORANGE, OVERLAY, SERIES, _drawn, _layer_ticks
+from llava_lens.words import without_space
 
 MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
 PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
@@ -117,7 +118,7 @@ def plot_patches(run: dict, record: dict, layers: list[int]):
     patches, norm = record["patches"], LogNorm(0.01, 1, clip=True)
     for axis, layer in zip(axes.flat[1:], layers, strict=False):  # the grid may have more
         tokens = [
-            run["tokens"][i].removeprefix("▁") or "▁" for i in patches["top_ids"][layer, :, 0]
+            without_space(run["tokens"][i]) for i in patches["top_ids"][layer, :, 0]
         ]
         probs = patches["top_probs"][layer, :, 0]
         least = LEAST_NAMED if run["grid"] > 12 else 0

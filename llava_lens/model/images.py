@@ -26,7 +26,7 @@ from llava_lens.model.run import keep_prefix
 from llava_lens.schema import FORMAT_VERSION, SEGMENTS
 from llava_lens.store import Results
 from llava_lens.text import require
-from llava_lens.words import token_labels, word_ids
+from llava_lens.words import ids_by_label, token_labels, word_ids
 
 
 def describe_run(
@@ -102,7 +102,7 @@ def read_images(
     )
     run = describe_run(bridge, processor, settings, 0.0, categories)  # JSD: not known yet
     Results(folder).refuse_another(run)
-    _name_wordless(state, processor.tokenizer.get_vocab(), categories)
+    _name_wordless(state, ids_by_label(processor.tokenizer), categories)
     reader = Reader((bridge, processor), image_paths, annotations, run, settings)
 
     def check_lens(name) -> dict:
@@ -188,7 +188,7 @@ class Reader:
         """The prompts of an image, and the words that are watched in its patches."""
         seed, categories = self._seed(name), self.run["categories"]
         asked = self.settings.prompts or make_prompts(
-            objects, categories, seed, self.settings.per_kind, self.together
+            objects, categories, seed, self.settings.per_kind, self.together, self.settings.kinds
         )
         tokenizer = self.processor.tokenizer
         return asked, words_to_watch(tokenizer, objects, categories, asked, seed, self.together)

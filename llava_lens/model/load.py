@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
 
 from llava_lens.kaggle import on_kaggle, probe_gpus
-from llava_lens.kinds import question_of
+from llava_lens.kinds import DEFAULT_KINDS, MADE_KINDS, question_of
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
 from llava_lens.model.run import encode_prompts
 from llava_lens.text import require
@@ -33,6 +33,7 @@ class Settings:
     dtype: str = "float16"
     device: str | None = None  # None: see `device_map_for`
     prompts: list[dict] = field(default_factory=list)  # `as_prompts`; empty: `make_prompts`
+    kinds: list[str] = field(default_factory=lambda: list(DEFAULT_KINDS))  # of `make_prompts`
     per_kind: int = 1
     seed: int = 0
     top_k: int = 10
@@ -49,6 +50,12 @@ class Settings:
             value = getattr(self, name)
             is_count = type(value) is int and value >= 1
             require(is_count, f"{name} is {value!r}: it must be a whole number of 1 or more.")
+        is_list = isinstance(self.kinds, (list, tuple)) and len(self.kinds) > 0
+        known = f"a list of some of {', '.join(MADE_KINDS)}"
+        require(
+            is_list and all(kind in MADE_KINDS for kind in self.kinds),
+            f"kinds is {self.kinds!r}: it must be {known}.",
+        )
         require(type(self.seed) is int, f"seed is {self.seed!r}: it must be a whole number.")
         _check_dtype(self.dtype)
         if self.device not in (None, "cpu"):

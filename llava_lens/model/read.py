@@ -32,7 +32,7 @@ from llava_lens.model.run import (
 )
 from llava_lens.schema import SEGMENTS
 from llava_lens.text import require
-from llava_lens.words import labels_and_words
+from llava_lens.words import first_word, labels_and_words
 
 IMAGE, PROMPT, ANSWER = range(len(SEGMENTS))
 
@@ -117,37 +117,30 @@ def read_positions(  # noqa: PLR0913 (what one pass over the distributions reads
     return _as_arrays(readings, bridge.cfg.d_vocab)
 
 
-def read_answer(bridge, residuals: list, token_id: int) -> dict[str, np.ndarray]:
-    """Read every layer at the last position of `residuals`, where an answer begins with `token_id`.
+def read_answer(
+    bridge, residuals: list, token_id: int, word_ids: list[int] = ()
+) -> dict[str, np.ndarray]:
+    """Read every layer at the last position of `residuals`, where `token_id` begins a word.
 
     Returns `target_prob` and `target_rank` `[layer]` of that token, and `word_prob` and `word_rank`
-    of its word: the probabilities of tokens that are `spelled_alike` are summed, and words are
-    ranked by these sums. So the word of the most probable token need not be the top word. Raises
-    FloatingPointError for NaN or infinity.
+    of the word: the sum over its `word_ids` (`first_word`), ranked among the sums over tokens that
+    are `spelled_alike`. Without `word_ids` the word is that of `token_id`. The top word can differ
+    from the top token. Raises FloatingPointError for NaN or infinity.
     """
     logits = lens_logits(bridge, torch.cat([resid[-1:] for resid in residuals]))
     if not logits.isfinite().all():
         raise_not_finite("the lens's logits where the answer begins")
     p, d_vocab = logits.softmax(-1), bridge.cfg.d_vocab  # [layer, d_vocab]
     alike = torch.tensor(labels_and_words(bridge.tokenizer, d_vocab)[1], device=p.device)
-    words = torch.zeros_like(p).index_add_(1, alike, p)
+    own = d_vocab if len(word_ids) else alike[token_id]
+    alike[list(word_ids)] = own  # a word of its own, one past the others
+    words = p.new_zeros(len(p), d_vocab + 1).index_add_(1, alike, p)  # [layer, word]
     readings = {}
-    for name, probs, at in ("target", p, token_id), ("word", words, alike[token_id]):
+    for name, probs, at in ("target", p, token_id), ("word", words, own):
         rank = rank_of(probs, probs[:, at, None]).cpu().numpy()
         readings[f"{name}_prob"] = probs[:, at].cpu().numpy()
         readings[f"{name}_rank"] = rank.astype(np.min_scalar_type(d_vocab))
     return readings
-
-
-def _word_ids(bridge, answer_ids: np.ndarray) -> list[int]:
-    """The tokens that spell the first word of an answer; empty if its first token is no whole word,
-    since the second goes on with it or since it is a sign or a byte."""
-    labels, alike = labels_and_words(bridge.tokenizer, bridge.cfg.d_vocab)
-    first, *rest = answer_ids
-    goes_on = rest and labels[rest[0]].isalpha()
-    if goes_on or not labels[first].removeprefix("▁").isalpha():
-        return []
-    return [token_id for token_id, word in enumerate(alike) if word == alike[first]]
 
 
 def _empty_readings(shape: tuple[int, int], top_k: int, n_words: int, device) -> dict:
@@ -252,10 +245,11 @@ def _as_log2(probs: np.ndarray | None) -> np.ndarray:
 def _read_prompt(bridge, cache, prompt_ids, max_new_tokens: int, read) -> dict:
     """Run and read one prompt and its answer, then take both out of the cache again.
 
-    Returns PROMPT's `token_ids`, `n_prompt`, `answer_ids`, `readings`, `word_ids`, `word_prob` and
-    `word_rank`.
+    Returns PROMPT's `token_ids`, `n_prompt`, `answer_ids`, `readings`, `word_at`, `word_ids`,
+    `word_prob` and `word_rank`.
     """
     n_prompt, token_ids, answer_ids, readings = len(prompt_ids), [], [], []
+    before = []  # the states that each answer token was read from
     waiting, segments, targets = [], [], []  # run, but not read yet
 
     def read_waiting():
@@ -270,19 +264,23 @@ def _read_prompt(bridge, cache, prompt_ids, max_new_tokens: int, read) -> dict:
         waiting.append(residuals)
         segments += [segment] * len(ids)
         targets += [-1] * (len(ids) - 1) + [next_id]
-        if next_id >= 0 and not answer_ids:
-            first = read_answer(bridge, residuals, next_id)
-        answer_ids += [next_id] * (next_id >= 0)
+        if next_id >= 0:
+            answer_ids.append(next_id)
+            before.append([resid[-1:].clone() for resid in residuals])
         if len(targets) >= PIECE:
             read_waiting()
     if waiting:
         read_waiting()
     cache.crop(-len(token_ids))  # back to the prefix, for the next prompt
+    labels, _ = labels_and_words(bridge.tokenizer, bridge.cfg.d_vocab)
+    word_at, word_ids = first_word(labels, answer_ids)
+    first = read_answer(bridge, before[word_at], answer_ids[word_at], word_ids)
     return {
         "token_ids": np.array(token_ids),
         "n_prompt": n_prompt,
         "answer_ids": np.array(answer_ids),
-        "word_ids": _word_ids(bridge, answer_ids),
+        "word_at": word_at,
+        "word_ids": word_ids,
         "word_prob": first["word_prob"],
         "word_rank": first["word_rank"],
         "readings": {
@@ -301,17 +299,20 @@ def grey_image(processor) -> Image.Image:
 def read_control(bridge, prefix: list[tuple], prompts: list[dict]) -> list[dict]:
     """Control: the same prompts after the prefix of another image (`keep_prefix`).
 
-    Per prompt of a record what `read_answer` gives for the answer that it got with its own image.
+    Per prompt of a record what `read_answer` gives for the answer that it got with its own image,
+    after the tokens that this answer has before its first word.
     Raises FloatingPointError for NaN or infinity.
     """
     controls = []
     with torch.inference_mode():
         cache = _as_cache(prefix)
         for prompt in prompts:
-            ids = torch.tensor(prompt["token_ids"][: prompt["n_prompt"]])
+            at = prompt["word_at"]
+            ids = torch.tensor(prompt["token_ids"][: prompt["n_prompt"] + at])
             *_, (_, residuals, _) = run_prompt(bridge, cache, ids, max_new_tokens=1)
             cache.crop(-len(ids))
-            controls.append(read_answer(bridge, residuals, int(prompt["answer_ids"][0])))
+            token_id = int(prompt["answer_ids"][at])
+            controls.append(read_answer(bridge, residuals, token_id, prompt["word_ids"]))
     return controls
 
 
