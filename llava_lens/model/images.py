@@ -3,7 +3,7 @@
 import hashlib
 import sys
 import time
-from collections.abc import Callable
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,11 +19,11 @@ from llava_lens.data.prompts import make_prompts
 from llava_lens.data.watched import count_together, words_to_watch
 from llava_lens.kinds import CHAT, KINDS
 from llava_lens.model.causal import knockout_windows, read_knockout
-from llava_lens.model.lens import LAST_LAYER_TOLERANCE, check_last_layer
+from llava_lens.model.lens import LAST_LAYER_TOLERANCE
 from llava_lens.model.load import Settings, load_llava
-from llava_lens.model.read import grey_image, read_control, read_image_and_prefix
+from llava_lens.model.read import check_last_layer, grey_image, read_control, read_image_and_prefix
 from llava_lens.model.run import keep_prefix
-from llava_lens.schema import FORMAT_VERSION, SEGMENTS, UNIT
+from llava_lens.schema import FORMAT_VERSION, SEGMENTS
 from llava_lens.store import Results
 from llava_lens.text import require
 from llava_lens.words import ids_by_label, token_labels, word_ids
@@ -82,46 +82,51 @@ def read_images(
 ) -> None:
     """Load the model and read every image that has no record yet into the results in `folder`.
 
-    `annotations` are those of `lens_data.match_annotations`, `categories` of `read_annotations`,
+    `annotations` are those of `match_annotations`, `categories` those of `read_annotations`,
     `settings` are Settings. The lens is checked on the first image. Where accelerate has launched
-    several processes, each loads its own copy of the model and takes its share of the images, and
-    none waits for another. An image that can't be read is skipped by name. `image_paths` has all
-    images, read or not: the control `other` of each is the image before. Raises ValueError if no
-    image can be opened, and what `load_llava`, `check_last_layer` and `Results.begin` raise.
+    several processes, each loads its own copy of the model and takes its share of the images; none
+    waits for another. An image that can't be read is skipped by name. `image_paths` has all images,
+    read or not: the control `other` of each is the image before. Raises ValueError if no image can
+    be opened, and what `load_llava`, `check_last_layer` and `Results.begin` raise.
     """
-    # The state would else be that of a run before, in this process or in the one that launched it.
+    # Else the state of an earlier run stays, of this process or of the one that launched it.
     PartialState._reset_state()
     state = PartialState(cpu=settings.device == "cpu")
-    # Neighbours in one process: an image's prefix is the control of the next one. Not
-    # split_between_processes: before accelerate 1.15 it gives the last image to two processes where
-    # there are fewer images than processes.
-    ends = np.linspace(0, len(image_paths), state.num_processes + 1).astype(int)
-    own = slice(ends[state.process_index], ends[state.process_index + 1])
-    # After the split, so that it does not depend on how far another process is.
-    share = Results(folder).left(dict(list(image_paths.items())[own]))
+    share = _share_of(image_paths, state, Results(folder))
     device = str(state.device) if state.num_processes > 1 else settings.device
     bridge, processor = load_llava(settings.model, settings.dtype, device)
-    together = f", in {state.num_processes} processes" * (state.num_processes > 1)
+    shared = f", in {state.num_processes} processes" * (state.num_processes > 1)
     state.print(
         f"{settings.model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, vocabulary "
-        f"{bridge.cfg.d_vocab:,}, {bridge.cfg.dtype} on {bridge.W_U.device}{together}"
+        f"{bridge.cfg.d_vocab:,}, {bridge.cfg.dtype} on {bridge.W_U.device}{shared}"
     )
     run = describe_run(bridge, processor, settings, 0.0, categories)  # JSD: not known yet
     Results(folder).refuse_another(run)
     _name_wordless(state, ids_by_label(processor.tokenizer), categories)
-    read_one = _reader((bridge, processor), image_paths, annotations, run, settings)
+    reader = Reader((bridge, processor), image_paths, annotations, run, settings)
 
-    def check_lens(path) -> dict:
+    def check_lens(name) -> dict:
         """`run` with the result of the check on this image."""
-        largest = check_last_layer(bridge, processor, open_image(path))
+        largest = check_last_layer(bridge, processor, reader.open(name))
         state.print(
             f"largest JSD between the lens at the last layer and the model's output: {largest:.2g} "
-            f"{UNIT} (allowed: {LAST_LAYER_TOLERANCE[settings.dtype]:g})"
+            f"bits (allowed: {LAST_LAYER_TOLERANCE[settings.dtype]:g})"
         )
         return {**run, "last_layer_jsd": largest}
 
-    _read_share(share, check_lens, read_one, Results(folder), settings.deadline)
+    _read_share(share, check_lens, reader.read, Results(folder), settings.deadline)
     state.destroy_process_group()
+
+
+def _share_of(image_paths: dict[str, Path], state, results: Results) -> list[str]:
+    """The names of the images that this process is to read: consecutive ones, since each image is
+    the control of the next."""
+    # Not split_between_processes: before accelerate 1.15 it gives the last image to two processes
+    # where there are fewer images than processes.
+    ends = np.linspace(0, len(image_paths), state.num_processes + 1).astype(int)
+    own = slice(ends[state.process_index], ends[state.process_index + 1])
+    # Split first, so that the shares don't depend on how far another process is.
+    return list(results.unread(dict(list(image_paths.items())[own])))
 
 
 def _name_wordless(state, vocabulary: dict[str, int], categories: list[str]) -> None:
@@ -133,73 +138,85 @@ def _name_wordless(state, vocabulary: dict[str, int], categories: list[str]) -> 
         )
 
 
-def _reader(model: tuple, image_paths: dict, annotations: dict, run: dict, settings) -> Callable:
-    """A function that reads one image whole, by name; `model` is `(bridge, processor)`.
+class Reader:
+    """Reads images whole, one by one; keeps the prefix of the last one, the next one's control."""
 
-    It keeps the prefix of the image that was read last: the next one's control.
-    """
-    bridge, processor = model
-    together, last_prefix, plain = count_together(annotations), {}, {}
+    def __init__(self, model: tuple, image_paths: dict, annotations: dict, run: dict, settings):
+        """`model` is `(bridge, processor)`; the others are those of `read_images`, `run` is RUN."""
+        self.bridge, self.processor = model
+        self.paths, self.annotations = image_paths, annotations
+        self.run, self.settings = run, settings
+        self.together = count_together(annotations)
+        self.kept: dict[str, list[tuple]] = {}  # prefixes by image: the last one's
 
-    def open_annotated(name) -> Image.Image:
-        found = annotations.get(name, [])
-        return open_image(image_paths[name], found[0]["image_size"] if found else None)
+    @cached_property
+    def grey(self) -> list[tuple]:
+        """The prefix of a grey image."""
+        return keep_prefix(self.bridge, self.processor, grey_image(self.processor))
 
-    def prefix_of(name) -> list[tuple]:
-        return keep_prefix(bridge, processor, open_annotated(name))
+    def open(self, name: str) -> Image.Image:
+        """Raises OSError if the image can't be opened, or is not of its annotations' shape."""
+        annotated = self.annotations.get(name)
+        return open_image(self.paths[name], annotated[0]["image_size"] if annotated else None)
 
-    def read_one(name, path) -> tuple[dict, np.ndarray]:
-        """The whole record of one image, and its mean probability."""
-        image, annotated = open_annotated(name), annotations.get(name, [])
-        found = with_colours(annotated, image) if annotated else []
-        objects = objects_in_crop(found, image.size, processor.image_processor)
-        seed, categories = f"{settings.seed} {name}", run["categories"]
-        asked = settings.prompts or make_prompts(
-            objects, categories, seed, settings.per_kind, together, settings.kinds
-        )
-        words = words_to_watch(processor.tokenizer, objects, categories, asked, seed, together)
+    def read(self, name: str) -> tuple[dict, np.ndarray]:
+        """`(record, mean probability)` of one image. Raises OSError and FloatingPointError."""
+        image, annotated = self.open(name), self.annotations.get(name, [])
+        objects = with_colours(annotated, image) if annotated else []
+        objects = objects_in_crop(objects, image.size, self.processor.image_processor)
+        asked, words = self._questions(name, objects)
         record, mean, prefix = read_image_and_prefix(
-            bridge, processor, image, asked, settings, words
+            self.bridge, self.processor, image, asked, self.settings, words
         )
         prompts = record["prompts"]
-        if not plain:
-            plain["grey"] = keep_prefix(bridge, processor, grey_image(processor))
-        controls = {"grey": read_control(bridge, plain["grey"], prompts)}
-        if before := _prefix_before(list(image_paths), name, last_prefix, prefix_of):
-            controls["other"] = read_control(bridge, before, prompts)
-        where = objects, run["grid"], run["image_size"], seed
+        fields = {"grey": read_control(self.bridge, self.grey, prompts)}
+        if before := self._prefix_before(name):
+            fields["other"] = read_control(self.bridge, before, prompts)
+        where = objects, self.run["grid"], self.run["image_size"], self._seed(name)
         patches = [patches_to_cut(prompt, *where) for prompt in prompts]
-        controls["knockout"] = read_knockout(bridge, prefix, prompts, patches, run)
+        fields["knockout"] = read_knockout(self.bridge, prefix, prompts, patches, self.run)
         for number, prompt in enumerate(prompts):
-            prompt.update({control: read[number] for control, read in controls.items()})
-        last_prefix.clear()
-        last_prefix[name] = prefix
-        return {"name": name, **digests_of(path, annotated), "objects": objects, **record}, mean
+            prompt.update({field: values[number] for field, values in fields.items()})
+        self.kept = {name: prefix}
+        digests = digests_of(self.paths[name], annotated)
+        return {"name": name, **digests, "objects": objects, **record}, mean
 
-    return read_one
+    def _seed(self, name: str) -> str:
+        return f"{self.settings.seed} {name}"
+
+    def _questions(self, name: str, objects: list[dict]) -> tuple[list[dict], list[dict]]:
+        """The prompts of an image, and the words that are watched in its patches."""
+        seed, categories = self._seed(name), self.run["categories"]
+        asked = self.settings.prompts or make_prompts(
+            objects, categories, seed, self.settings.per_kind, self.together, self.settings.kinds
+        )
+        tokenizer = self.processor.tokenizer
+        return asked, words_to_watch(tokenizer, objects, categories, asked, seed, self.together)
+
+    def _prefix_before(self, name: str) -> list[tuple] | None:
+        """The prefix of the image before `name` in the list of all; the list is a ring.
+
+        An image that can't be read is passed over. None if there is no other. It is kept or else
+        run again, so it is the same however a run was stopped or shared.
+        """
+        names = list(self.paths)
+        at = names.index(name)
+        for other in reversed(names[at + 1 :] + names[:at]):
+            try:
+                return self.kept.get(other) or self._prefix_of(other)
+            except (OSError, FloatingPointError):
+                continue
+        return None
+
+    def _prefix_of(self, name: str) -> list[tuple]:
+        return keep_prefix(self.bridge, self.processor, self.open(name))
 
 
-def _prefix_before(names: list[str], name: str, at_hand: dict, prefix_of) -> list[tuple] | None:
-    """The prefix of the image before `name` in the list of all, the last one's for the first; one
-    that can't be read is passed over. None if there is no other.
-
-    It is taken from `at_hand` or else run, so that it is the same however the images are shared or
-    a run was stopped.
-    """
-    at = names.index(name)
-    for other in reversed(names[at + 1 :] + names[:at]):
-        try:
-            return at_hand[other] if other in at_hand else prefix_of(other)
-        except (OSError, FloatingPointError):
-            continue
-    return None
-
-
-def _read_share(share: dict[str, Path], check_lens, read_one, results, deadline: float) -> None:
+def _read_share(share: list[str], check_lens, read, results, deadline: float) -> None:
     """Read and save the images of one process, one after the other, until `deadline`."""
     state, begun, seconds, skipped = PartialState(), False, [], {}
-    for name, path in tqdm(
-        share.items(),
+    for name in tqdm(
+        share,
         "images",
         unit="image",
         file=sys.stdout,
@@ -212,8 +229,8 @@ def _read_share(share: dict[str, Path], check_lens, read_one, results, deadline:
             print(f"The time is over with {left} images left: run this again to go on.")
             break
         try:
-            run = None if begun else check_lens(path)
-            record, mean = read_one(name, path)
+            run = None if begun else check_lens(name)
+            record, mean = read(name)
         except (OSError, FloatingPointError) as error:
             skipped[name] = str(error)
             if begun:

@@ -2,12 +2,6 @@
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers import DynamicCache
-
-from llava_lens.kinds import question_of
-from llava_lens.model.run import encode_prompts, run_and_capture
-from llava_lens.schema import UNIT
 
 # In bits. Entropies in float32 leave 2e-6; logits that are rounded otherwise by one unit in the
 # last place of float16 leave up to 2e-4.
@@ -64,32 +58,3 @@ def rank_of(p, prob):
 
 
 SLICE = 64  # positions whose distributions are held at once: of a whole image they are 2.5 GB
-
-
-def check_last_layer(bridge, processor, image: Image.Image) -> float:
-    """The largest JSD (bits) between the lens at the last layer and the model's own distribution,
-    over all positions of one prompt.
-
-    Both must agree, so a wrong norm, hook or unembedding shows up. Raises RuntimeError above
-    LAST_LAYER_TOLERANCE, which leaves room only for the rounding of matrix products of another
-    shape.
-    """
-    pixel_values, (input_ids,) = encode_prompts(processor, image, [question_of("description")])
-    dtype = str(bridge.cfg.dtype).removeprefix("torch.")
-    with torch.inference_mode():
-        pixels = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
-        residuals, logits = run_and_capture(
-            bridge, input_ids, DynamicCache(), logits_to_keep=0, pixel_values=pixels
-        )
-        largest = 0.0
-        for resid, own in zip(residuals[-1].split(SLICE), logits.split(SLICE), strict=True):
-            jsd = jsd_bits(lens_logits(bridge, resid).softmax(-1), own.float().softmax(-1))
-            largest = max(largest, float(jsd.max().nan_to_num(torch.inf)))
-    if not largest <= LAST_LAYER_TOLERANCE[dtype]:
-        raise RuntimeError(
-            f"The lens at the last layer differs from the model's own output by {largest:.2g} "
-            f"{UNIT} JSD (allowed in {dtype}: {LAST_LAYER_TOLERANCE[dtype]:g}). Nothing read with "
-            "it would be right. The versions of transformers and transformer-lens are the first "
-            "thing to look at (requirements.txt has the tested ranges)."
-        )
-    return largest

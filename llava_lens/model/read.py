@@ -6,8 +6,18 @@ from functools import partial
 import numpy as np
 import torch
 from PIL import Image
+from transformers import DynamicCache
 
-from llava_lens.model.lens import SLICE, entropy_bits, jsd_bits, lens_logits, rank_of, top_k_of
+from llava_lens.kinds import question_of
+from llava_lens.model.lens import (
+    LAST_LAYER_TOLERANCE,
+    SLICE,
+    entropy_bits,
+    jsd_bits,
+    lens_logits,
+    rank_of,
+    top_k_of,
+)
 from llava_lens.model.load import Settings
 from llava_lens.model.run import (
     PIECE,
@@ -16,6 +26,7 @@ from llava_lens.model.run import (
     encode_prompts,
     image_span,
     raise_not_finite,
+    run_and_capture,
     run_prefix,
     run_prompt,
 )
@@ -24,6 +35,35 @@ from llava_lens.text import require
 from llava_lens.words import first_word, labels_and_words
 
 IMAGE, PROMPT, ANSWER = range(len(SEGMENTS))
+
+
+def check_last_layer(bridge, processor, image: Image.Image) -> float:
+    """The largest JSD (bits) between the lens at the last layer and the model's own distribution,
+    over all positions of one prompt.
+
+    Both must agree, so a wrong norm, hook or unembedding shows up. Raises RuntimeError above
+    LAST_LAYER_TOLERANCE, which leaves room only for the rounding of matrix products of another
+    shape.
+    """
+    pixel_values, (input_ids,) = encode_prompts(processor, image, [question_of("description")])
+    dtype = str(bridge.cfg.dtype).removeprefix("torch.")
+    with torch.inference_mode():
+        pixels = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
+        residuals, logits = run_and_capture(
+            bridge, input_ids, DynamicCache(), logits_to_keep=0, pixel_values=pixels
+        )
+        largest = 0.0
+        for resid, own in zip(residuals[-1].split(SLICE), logits.split(SLICE), strict=True):
+            jsd = jsd_bits(lens_logits(bridge, resid).softmax(-1), own.float().softmax(-1))
+            largest = max(largest, float(jsd.max().nan_to_num(torch.inf)))
+    if not largest <= LAST_LAYER_TOLERANCE[dtype]:
+        raise RuntimeError(
+            f"The lens at the last layer differs from the model's own output by {largest:.2g} "
+            f"bits JSD (allowed in {dtype}: {LAST_LAYER_TOLERANCE[dtype]:g}). Nothing read with "
+            "it would be right. The versions of transformers and transformer-lens are the first "
+            "thing to look at (requirements.txt has the tested ranges)."
+        )
+    return largest
 
 
 def read_positions(  # noqa: PLR0913 (what one pass over the distributions reads and adds up)
@@ -133,7 +173,7 @@ def read_image(
     its key-value cache. A reading is about the token that comes next. Answer positions hold the
     answer's tokens fed back as input, so the first answer token is read at the prompt's last
     position. The record has RECORD's fields but `name`, `objects` and the digests; `words` are
-    those of `lens_prompts.words_to_watch`. `mean_probability` `[segment, layer, d_vocab]`, float32,
+    those of `words_to_watch`. `mean_probability` `[segment, layer, d_vocab]`, float32,
     is over the segment's positions, NaN where it has none.
 
     Raises ValueError for `top_k` outside 1 ... d_vocab, for no prompt or new token and for a prompt

@@ -17,17 +17,19 @@ PIECE = 256  # prompt tokens that are run at once: a bound for the memory of any
 def encode_prompts(processor, image: Image.Image, questions: list[str]):
     """`(pixel_values [1, 3, height, width], [input ids [pos] per question])`.
 
-    The image is processed once; each prompt is tokenised whole, with `<s>` in front and as many
-    `<image>` as there are patches, as the processor would do once per prompt.
+    The image is processed once. Each prompt is tokenised whole, with `<s>` in front and as many
+    image tokens as there are patches, as the processor would do once per prompt.
     """
     pixel_values = processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
     height, width = pixel_values.shape[-2:]
     n_patches = height // processor.patch_size * (width // processor.patch_size)
-    patches = processor.image_token * n_patches
-    texts = [CHAT.format(question=question).replace("<image>", patches) for question in questions]
-    sequences = [torch.tensor(processor.tokenizer(text)["input_ids"]) for text in texts]
-    bos = processor.tokenizer.bos_token_id
-    assert all(sequence[0] == bos for sequence in sequences), "the tokenizer left out <s>"
+    patches, bos = processor.image_token * n_patches, processor.tokenizer.bos_token_id
+    sequences = []
+    for question in questions:
+        text = CHAT.format(question=question).replace("<image>", patches)
+        ids = processor.tokenizer(text)["input_ids"]
+        in_front = [bos] * (bos is not None and ids[0] != bos)  # not every tokenizer adds it
+        sequences.append(torch.tensor(in_front + ids))
     return pixel_values, sequences
 
 

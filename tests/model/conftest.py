@@ -1,0 +1,33 @@
+"""The tiny model in plain HF, and one prompt of it."""
+
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from llava_lens.data.images import open_image
+from tests.conftest import PROMPTS
+from tests.model.plain_hf import hf_inputs, hf_lens, load_hf
+
+
+@pytest.fixture(scope="session")
+def hf(llava_folder):
+    """The same weights in plain HF, float64."""
+    return load_hf(llava_folder, torch.float64), AutoProcessor.from_pretrained(
+        llava_folder, backend="pil"
+    )
+
+
+@pytest.fixture(scope="session")
+def image(photographs):
+    return open_image(photographs / "china.jpg")
+
+
+@pytest.fixture(scope="session", params=range(len(PROMPTS)))
+def pair(request, hf, image, records):
+    """One prompt's record, whose prefix came from the cache, and HF's distributions of one uncached
+    pass over all of it."""
+    record = next(record for record in records if record["name"] == "china.jpg")
+    prompt = record["prompts"][request.param]
+    fed_back = prompt["token_ids"][prompt["n_prompt"] :]
+    inputs = hf_inputs(hf, image, prompt["question"], fed_back)
+    return record, prompt, inputs["input_ids"][0], hf_lens(hf[0], inputs)[1]

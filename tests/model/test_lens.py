@@ -1,0 +1,49 @@
+"""The divergence and the top tokens against scipy and torch."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+
+from llava_lens.model import lens
+
+
+@pytest.mark.parametrize(
+    "d_vocab, k", [(32_064, 10), (32_064, 1), (640, 9), (640, 10), (449, 10), (64, 64)]
+)
+def test_top_k_is_torchs_own(d_vocab, k):
+    torch.manual_seed(0)
+    p = torch.softmax(torch.randn(7, d_vocab) * 5, -1)
+    p[3] = torch.softmax(torch.arange(d_vocab).float() % 3, -1)  # many equal ones
+    values, ids = lens.top_k_of(p, k)
+    assert torch.equal(values, p.topk(k).values) and torch.equal(p.gather(1, ids), values)
+    assert all(len(set(row.tolist())) == k for row in ids)
+
+
+def distribution_pairs():
+    torch.manual_seed(0)
+    n = 32_064
+    for sharpness in (0.1, 1, 10, 100):
+        yield (
+            torch.softmax(torch.randn(4, n) * sharpness, -1),
+            torch.softmax(torch.randn(4, n) * sharpness, -1),
+        )
+    one_hot, flat = torch.eye(n)[:4], torch.full((4, n), 1 / n)
+    yield one_hot, one_hot.roll(1, 0)  # disjoint
+    yield one_hot, one_hot
+    yield flat, flat
+    yield one_hot, flat
+    half = torch.cat([torch.full((4, n // 2), 2 / n), torch.zeros(4, n // 2)], dim=1)
+    yield half, half.flip(-1)  # disjoint, spread out
+    nearly = torch.softmax(torch.randn(4, n), -1)
+    yield nearly, torch.softmax(nearly.log() + 1e-4 * torch.randn(4, n), -1)
+
+
+@pytest.mark.parametrize("p, q", list(distribution_pairs()))
+def test_jsd_against_scipy(p, q):
+    jsd = lens.jsd_bits(p, q)
+    expected = (
+        np.nan_to_num(jensenshannon(p.double(), q.double(), base=2, axis=-1)) ** 2
+    )  # scipy: NaN for some equal pairs
+    assert torch.isfinite(jsd).all() and (jsd >= 0).all() and (jsd <= 1).all()
+    assert np.abs(jsd.numpy() - expected).max() < 1e-5

@@ -1,0 +1,227 @@
+"""What is read of an image, against plain HF in one uncached pass."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+
+from llava_lens import schema
+from llava_lens.analysis import curves
+from llava_lens.data.images import open_image
+from llava_lens.data.prompts import as_prompts
+from llava_lens.model import lens, load
+from llava_lens.model import read as model_read
+from llava_lens.model.run import encode_prompts, run_and_capture
+from llava_lens.words import token_labels
+from tests.conftest import PROMPTS, ROOT
+from tests.model.plain_hf import hf_inputs, hf_lens
+
+
+def read_image(llava, image, prompts, words=(), **settings):
+    return model_read.read_image(*llava, image, prompts, load.Settings("", **settings), words)
+
+
+def test_last_layer_check_passes_and_finds_a_second_norm(llava_folder, image, monkeypatch):
+    bridge, processor = load.load_llava(llava_folder, "float32", "cpu")
+    # In a random model the norm's gain is 1, and norming twice is norming once: give it a gain,
+    # as training does.
+    bridge.ln_final.weight.data.uniform_(0.5, 1.5)
+    assert (
+        model_read.check_last_layer(bridge, processor, image)
+        <= lens.LAST_LAYER_TOLERANCE["float32"]
+    )
+    once = lens.lens_logits
+    monkeypatch.setattr(
+        model_read,
+        "lens_logits",
+        lambda bridge, resid: once(bridge, bridge.ln_final(resid[None])[0]),
+    )
+    with pytest.raises(RuntimeError, match="last layer differs"):
+        model_read.check_last_layer(bridge, processor, image)
+
+
+def test_record_is_about_the_right_positions(pair, llava):
+    record, prompt, input_ids, probs = pair
+    n_text = len(prompt["token_ids"])
+    assert input_ids[-n_text:].tolist() == prompt["token_ids"].tolist()
+    at_image = (input_ids == llava[1].image_token_id).nonzero()[:, 0]
+    assert record["patches"]["entropy"].shape == (6, len(at_image)) == (6, 16)
+    assert at_image[-1] + 1 == len(input_ids) - n_text
+    assert llava[1].tokenizer.convert_ids_to_tokens(
+        [prompt["token_ids"][0], prompt["token_ids"][prompt["n_prompt"] - 1]]
+    ) == ["<0x0A>", ":"]
+
+
+def test_readings_equal_those_of_one_uncached_pass(pair, llava):
+    record, prompt, input_ids, probs = pair
+    at_image = (input_ids == llava[1].image_token_id).nonzero()[:, 0].numpy()
+    n_text, n_prompt = len(prompt["token_ids"]), prompt["n_prompt"]
+    text_targets = probs[-1].argmax(-1)[-n_text:].numpy()
+    text_targets[n_prompt - 1 :] = prompt["answer_ids"]
+    check_readings(
+        record["patches"], probs[:, at_image].numpy(), probs[-1, at_image].argmax(-1).numpy()
+    )
+    check_readings(prompt["readings"], probs[:, -n_text:].numpy(), text_targets)
+
+
+def check_readings(readings, probs, targets):
+    """`readings` against the full distributions `[layer, pos, d_vocab]` in float64."""
+    top = np.sort(probs, axis=-1)[..., ::-1][..., :10]
+    assert np.abs(readings["top_probs"] - top).max() < 1e-4
+    # Tokens of nearly equal probability may change places: the ids named must have the
+    # probabilities named.
+    named = np.take_along_axis(probs, readings["top_ids"].astype(int), axis=-1)
+    assert np.abs(named - top).max() < 1e-4
+    assert np.abs(readings["entropy"] - -(probs * np.log2(probs)).sum(-1)).max() < 2e-3
+    to_final = jensenshannon(probs, np.broadcast_to(probs[-1], probs.shape), base=2, axis=-1) ** 2
+    to_previous = jensenshannon(probs[1:], probs[:-1], base=2, axis=-1) ** 2
+    assert np.abs(readings["jsd_final"] - to_final).max() < 2e-4
+    assert np.isnan(readings["jsd_prev"][0]).all()
+    assert np.abs(readings["jsd_prev"][1:] - to_previous).max() < 2e-4
+    target = probs[:, np.arange(len(targets)), targets]
+    assert np.abs(readings["target_prob"] - target).max() < 1e-4
+    # The rank is exact but for tokens nearer to the target than float32 tells apart.
+    lowest = (probs > target[..., None] * 1.001 + 1e-9).sum(-1) + 1
+    highest = (probs > target[..., None] * 0.999 - 1e-9).sum(-1) + 1
+    assert (lowest <= readings["target_rank"]).all() and (readings["target_rank"] <= highest).all()
+
+
+def test_mean_probability_and_top_tokens_against_brute_force(read, run, hf, image, llava):
+    record, mean = next((record, mean) for record, mean in read if record["name"] == "china.jpg")
+    per_segment = {"image": [], "prompt": [], "answer": []}
+    for prompt in record["prompts"]:
+        inputs = hf_inputs(hf, image, prompt["question"], prompt["token_ids"][prompt["n_prompt"] :])
+        probs, n_text = hf_lens(hf[0], inputs)[1].numpy(), len(prompt["token_ids"])
+        per_segment["image"] = [
+            probs[:, (inputs["input_ids"][0] == llava[1].image_token_id).numpy()]
+        ]
+        per_segment["prompt"].append(probs[:, -n_text:][:, : prompt["n_prompt"]])
+        per_segment["answer"].append(probs[:, -n_text:][:, prompt["n_prompt"] :])
+    for segment, name in enumerate(schema.SEGMENTS):
+        expected = np.concatenate(per_segment[name], axis=1).mean(axis=1)
+        assert np.abs(mean[segment] - expected).max() < 2e-5
+        table = curves.top_tokens(mean[segment], run)
+        scores = expected.mean(axis=0)
+        assert len(table) == 30 and np.abs(table["mean"] - np.sort(scores)[::-1][:30]).max() < 2e-5
+        assert np.abs(scores[table["id"]] - table["mean"]).max() < 2e-5
+        assert list(table["token"]) == [run["tokens"][i] for i in table["id"]]
+
+
+def test_slices_change_nothing(llava, monkeypatch):
+    bridge, _ = llava
+    residuals = [torch.randn(11, 64) for _ in range(6)]
+    segments, targets = [0] * 4 + [1] * 7, [-1] * 9 + [3, 5]
+    readings, sums = [], []
+    for slice_size in (3, 100):
+        monkeypatch.setattr(model_read, "SLICE", slice_size)
+        prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
+        with torch.inference_mode():
+            readings.append(
+                model_read.read_positions(bridge, residuals, segments, targets, prob_sum, 10)
+            )
+        sums.append(prob_sum)
+    for name in readings[0]:
+        np.testing.assert_allclose(readings[0][name], readings[1][name], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(*sums, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 100_000])
+def test_top_k_out_of_range(llava, image, top_k):
+    with pytest.raises(ValueError, match=f"top_k is {top_k}"):
+        read_image(llava, image, PROMPTS[:1], top_k=top_k)
+
+
+@pytest.mark.parametrize(
+    "prompts, max_new_tokens, message",
+    [([], 5, "There are no prompts"), (PROMPTS[:1], 0, "max_new_tokens is 0: it must be")],
+)
+def test_nothing_to_ask_or_to_answer(llava, image, prompts, max_new_tokens, message):
+    with pytest.raises(ValueError, match=message):
+        read_image(llava, image, prompts, max_new_tokens=max_new_tokens)
+
+
+def test_a_prompt_beyond_the_context_is_refused(llava, image):
+    message = (
+        r"A prompt has, with its image and max_new_tokens, \d+ tokens, and the model's context \d+"
+    )
+    with pytest.raises(ValueError, match=message):
+        read_image(llava, image, as_prompts(["dog " * 5000]))
+
+
+def test_the_lens_alone_overflowing_is_an_error(llava):
+    bridge, _ = llava
+    residuals = [torch.randn(4, 64) for _ in range(6)]
+    once = lens.lens_logits
+
+    def overflowing(bridge, resid):
+        logits = once(bridge, resid)
+        return (
+            logits.index_fill(-1, torch.tensor([5]), -torch.inf)
+            if resid.data_ptr() == residuals[2].data_ptr()
+            else logits
+        )
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(FloatingPointError, match="lens's logits, first at layer 2 of 5"),
+        torch.inference_mode(),
+    ):
+        patch.setattr(model_read, "lens_logits", overflowing)
+        prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
+        model_read.read_positions(bridge, residuals, [0] * 4, [-1] * 4, prob_sum, 3)
+
+
+def test_the_words_are_read_from_the_full_distribution(llava, image):
+    """Against the softmax of the lens at every patch and layer."""
+    bridge, processor = llava
+    words = [
+        {"category": "x", "present": True, "way": "", "token_ids": [7, 300]},
+        {"category": "y", "present": False, "way": "random", "token_ids": [11]},
+    ]
+    record, _ = read_image(llava, image, PROMPTS[:1], words, top_k=1, max_new_tokens=1)
+    pixel_values, (ids,) = encode_prompts(processor, image, [PROMPTS[0]["question"]])
+    with torch.inference_mode():
+        residuals, _ = run_and_capture(
+            bridge, ids, None, pixel_values=pixel_values, use_cache=False
+        )
+        for layer, resid in enumerate(residuals):
+            patches = resid[ids == bridge.original_model.config.image_token_id]
+            p = lens.lens_logits(bridge, patches).double().softmax(-1)
+            for word, kept in zip(words, record["words"], strict=True):
+                np.testing.assert_allclose(
+                    kept["log2_probs"][layer], p[:, word["token_ids"]].sum(-1).log2(), atol=0.02
+                )
+    assert [word["category"] for word in record["words"]] == ["x", "y"]
+    assert "words" not in record["patches"]
+
+
+def test_the_grey_control_is_a_run_on_a_grey_image(llava, records):
+    """Each prompt read from the one prefix equals a whole run on a grey image, whatever was asked
+    before it."""
+    bridge, processor = llava
+    grey = open_image(ROOT / "demo/scenes/scene_00.png").resize((90, 70))
+    grey.paste((128, 128, 128), (0, 0, 90, 70))
+    for record in records[:2]:
+        for prompt in record["prompts"]:
+            pixel_values, (ids,) = encode_prompts(processor, grey, [prompt["question"]])
+            with torch.inference_mode():
+                residuals, _ = run_and_capture(
+                    bridge, ids, None, pixel_values=pixel_values, use_cache=False
+                )
+                p = torch.stack(
+                    [lens.lens_logits(bridge, resid[-1:]).softmax(-1)[0] for resid in residuals]
+                )
+            target = p[:, prompt["answer_ids"][0]]
+            np.testing.assert_allclose(prompt["grey"]["target_prob"], target, atol=1e-5)
+            rank = ((p > target[:, None]).sum(-1) + 1).numpy()
+            assert np.abs(prompt["grey"]["target_rank"].astype(int) - rank).max() <= 1
+
+
+def test_token_labels_are_unique_and_keep_the_leading_space(llava):
+    bridge, processor = llava
+    labels = token_labels(processor.tokenizer, bridge.cfg.d_vocab)
+    assert len(labels) == bridge.cfg.d_vocab == len(set(labels))
+    last = f"<row{bridge.cfg.d_vocab - 1}>"
+    assert {"▁dog", "<0x0A>", "<s>", "<image>", "▁狗", last} <= set(labels)
+    for i in range(len(processor.tokenizer)):
+        assert processor.tokenizer.convert_tokens_to_ids(labels[i]) == i

@@ -1,0 +1,149 @@
+"""Running the model, against plain HF."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache
+
+from llava_lens.model import lens, load, read, run
+from tests.conftest import PROMPTS
+from tests.model.plain_hf import hf_inputs, hf_lens, load_hf
+
+
+def read_image(llava, image, prompts, words=(), **settings):
+    return read.read_image(*llava, image, prompts, load.Settings("", **settings), words)
+
+
+@pytest.mark.parametrize(
+    "dtype, hf_dtype, tolerance",
+    [
+        ("float32", torch.float64, 1e-4),
+        ("float16", torch.float64, 5e-2),
+        ("float16", torch.float16, 1e-3),
+    ],
+)
+def test_residual_streams_distributions_and_logits(
+    llava_folder, hf, image, dtype, hf_dtype, tolerance
+):
+    """Largest differences, in standard deviations of the residual stream and the logits, and as
+    probabilities."""
+    bridge, processor = load.load_llava(llava_folder, dtype, "cpu")
+    assert bridge.W_U.dtype == getattr(torch, dtype)
+    question = PROMPTS[0]["question"]
+    pixel_values, (input_ids,) = run.encode_prompts(processor, image, [question])
+    with torch.inference_mode():
+        residuals, logits = run.run_and_capture(
+            bridge, input_ids, DynamicCache(), pixel_values=pixel_values.to(bridge.cfg.dtype)
+        )
+    reference = (hf[0] if hf_dtype == torch.float64 else load_hf(llava_folder, hf_dtype), hf[1])
+    expected_residuals, expected_probs, expected_logits = hf_lens(
+        reference[0], hf_inputs(reference, image, question)
+    )
+    scale = expected_residuals.double().std()
+    assert len(residuals) == len(expected_residuals) == 6
+    for resid, expected, probs in zip(residuals, expected_residuals, expected_probs, strict=True):
+        assert (resid.double() - expected).abs().max() < tolerance * scale
+        p = lens.lens_logits(bridge, resid).softmax(-1)
+        assert p.dtype == torch.float32
+        assert (p - probs).abs().max() < tolerance
+        assert torch.allclose(p.sum(-1), torch.ones(len(p)), atol=1e-5)
+    assert logits.shape == (1, bridge.cfg.d_vocab)
+    assert (
+        logits[0].double() - expected_logits[-1]
+    ).abs().max() < tolerance * expected_logits.double().std()
+
+
+def test_prompts_are_tokenised_as_by_the_processor(llava, hf, image):
+    questions = [prompt["question"] for prompt in PROMPTS]
+    pixel_values, sequences = run.encode_prompts(llava[1], image, questions)
+    for question, sequence in zip(questions, sequences, strict=True):
+        expected = hf_inputs(hf, image, question)
+        assert sequence.tolist() == expected["input_ids"][0].tolist()
+        assert sequence[0] == llava[1].tokenizer.bos_token_id
+        assert torch.equal(pixel_values.double(), expected["pixel_values"])
+
+
+def test_greedy_answer_equals_generate(pair, hf, image):
+    _, prompt, _, _ = pair
+    inputs = hf_inputs(hf, image, prompt["question"])
+    generated = hf[0].generate(**inputs, do_sample=False, max_new_tokens=6)[
+        0, inputs["input_ids"].shape[1] :
+    ]
+    assert prompt["answer_ids"].tolist() == generated.tolist()
+
+
+def test_answer_ends_with_the_end_token(llava, image, monkeypatch):
+    """The end token stops the answer, is kept among the ids, and is not fed back."""
+    (free,) = read_image(llava, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"]
+    monkeypatch.setattr(
+        llava[0].original_model.generation_config, "eos_token_id", [int(free["answer_ids"][2])]
+    )
+    (stopped,) = read_image(llava, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"]
+    end = free["answer_ids"].tolist().index(free["answer_ids"][2]) + 1
+    assert stopped["answer_ids"].tolist() == free["answer_ids"].tolist()[:end]
+    assert len(stopped["token_ids"]) == stopped["n_prompt"] + end - 1
+
+
+def test_a_cache_that_stays_empty_is_an_error(llava, image, monkeypatch):
+    """As with transformers 5.24 and TransformerLens 4.3: no prompt would see the image."""
+
+    class Empty(run.DynamicCache):
+        def update(self, keys, values, *args, **kwargs):
+            return keys, values
+
+    monkeypatch.setattr(run, "DynamicCache", Empty)
+    with pytest.raises(RuntimeError, match="holds 0 of .* positions: transformers .* don't fit"):
+        read_image(llava, image, PROMPTS[:1])
+
+
+def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image, monkeypatch):
+    """By 7 tokens at a time, so that pieces end within the prompt, at its end and within the
+    answer; and never more than these are held."""
+    whole, whole_mean = read_image(llava, image, PROMPTS, max_new_tokens=9)
+    monkeypatch.setattr(run, "PIECE", 7)
+    pieces, pieces_mean = read_image(llava, image, PROMPTS, max_new_tokens=9)
+    for one, other in zip(whole["prompts"], pieces["prompts"], strict=True):
+        assert (
+            one["answer"] == other["answer"]
+            and one["token_ids"].tolist() == other["token_ids"].tolist()
+        )
+        for name, values in one["readings"].items():
+            assert values.dtype == other["readings"][name].dtype
+            np.testing.assert_allclose(values, other["readings"][name], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(whole_mean, pieces_mean, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer, where", [(0, "first at layer 0 of 5"), (3, "first at layer 3 of 5")]
+)
+def test_a_broken_layer_is_named_even_at_a_position_that_is_not_read(llava, image, layer, where):
+    """Infinity at the first token, before the image."""
+    bridge, _ = llava
+    hook = "blocks.0.hook_resid_pre" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"
+
+    def spoil(resid, hook):
+        resid = resid.clone()
+        resid[0, 0, 0] = torch.inf
+        return resid
+
+    with bridge.hooks(fwd_hooks=[(hook, spoil)]), pytest.raises(FloatingPointError, match=where):
+        read_image(llava, image, PROMPTS[:1])
+
+
+def test_a_logit_of_minus_infinity_is_an_error_though_its_softmax_is_zero(llava, image):
+    def spoil(logits, hook):
+        return logits.index_fill(-1, torch.tensor([5]), -torch.inf)
+
+    message = "NaN or infinity in the lens's logits, first at layer 0 of 5|in the logits"
+    with (
+        llava[0].hooks(fwd_hooks=[("unembed.hook_out", spoil)]),
+        pytest.raises(FloatingPointError, match=message),
+    ):
+        read_image(llava, image, PROMPTS[:1])
+
+
+def test_infinity_is_an_error_that_names_the_layer(llava, image):
+    bridge, _ = llava
+    hook = ("blocks.2.hook_resid_post", lambda resid, hook: resid * torch.inf)
+    with bridge.hooks(fwd_hooks=[hook]), pytest.raises(FloatingPointError, match="layer 3"):
+        read_image(llava, image, PROMPTS[:1])
