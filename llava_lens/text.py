@@ -41,35 +41,35 @@ def as_code(text: str) -> str:
     return "<code>" + re.sub(r"[^\w ]|_", lambda match: f"&#{ord(match[0])};", text) + "</code>"
 
 
-def _number(value: float) -> str:
+def one_decimal(value: float) -> str:
     """With one decimal, where there is one."""
     return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0")  # not -0
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{round(share, 2) + 0.0:.0%}"  # not -0%
 
 
-def _two(value: float) -> str:
+def two_decimals(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}"  # not -0.00
 
 
-def _layers(value: float) -> str:
-    return f"{_number(value)} layer{'s' * (_number(value) != '1')}"
+def number_of_layers(value: float) -> str:
+    return f"{one_decimal(value)} layer{'s' * (one_decimal(value) != '1')}"
 
 
-def _count(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
     return f"{number:.0f} {noun}{'s' * (number != 1)}"
 
 
-def _ends(row, name: str) -> np.ndarray:
+def interval_ends(row, name: str) -> np.ndarray:
     """The interval of a column."""
     return row[[f"{name}_low", f"{name}_high"]].to_numpy(float)
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
 
 
-def _section(title: str, sentences: list[str]) -> str:
+def markdown_section(title: str, sentences: list[str]) -> str:
     return "\n".join([title, "", *(f"- {line}" for line in sentences)]) if sentences else ""

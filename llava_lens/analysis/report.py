@@ -20,16 +20,16 @@ from llava_lens.analysis.stats import (
 from llava_lens.kinds import KINDS
 from llava_lens.schema import DEMO_NOTE, SEGMENTS, UNIT, layer_label
 from llava_lens.text import (
-    _count,
-    _ends,
-    _layers,
-    _number,
-    _percent,
-    _section,
-    _table,
-    _two,
     as_code,
+    count_of,
+    interval_ends,
+    markdown_section,
+    markdown_table,
+    number_of_layers,
+    one_decimal,
+    percent,
     printable,
+    two_decimals,
 )
 
 
@@ -43,25 +43,25 @@ def report(run: dict, tables: dict, grounded, confident, cut, mean_probability) 
     first = first_tokens(answers)
     demo = f" {DEMO_NOTE}" if run["model"] == "demo/model" else ""
     sections = [
-        f"**What was read.** {_count(layers['image'].nunique(), 'image')} with "
-        f"{_count(len(first), 'prompt')}, {as_code(run['model'])} in {as_code(run['dtype'])}, "
+        f"**What was read.** {count_of(layers['image'].nunique(), 'image')} with "
+        f"{count_of(len(first), 'prompt')}, {as_code(run['model'])} in {as_code(run['dtype'])}, "
         f"{run['n_layers']} layers. On the first image the lens at the last layer was "
         f"{run['last_layer_jsd']:.1g} {UNIT} from the model's own distribution.{demo}",
         _when(run, answers),
-        _section(
+        markdown_section(
             "**In which order.** Per image, one answer of each kind is compared by the layer at "
             "which it is drawn from the image. The test (Wilcoxon's) is of symmetry about no "
             "difference; an order is claimed only where p < 0.017 (0.05, Bonferroni over three "
             "pairs) both by odds and by probability.",
             order_of_kinds(whole_words(first)),
         ),
-        _section(
+        markdown_section(
             "**Taken from where** (attention knockout: within a window of blocks the text may not "
             "look at some patches; first answer token)**.**",
             report_knockout(run, cut, answers),
         ),
-        _section("**Where in the image.**", report_grounding(run, grounded, confident)),
-        _section("**What limits this.**", _what_limits(run, mean_probability)),
+        markdown_section("**Where in the image.**", report_grounding(run, grounded, confident)),
+        markdown_section("**What limits this.**", _what_limits(run, mean_probability)),
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -79,7 +79,7 @@ def summary(run: dict, answers: pd.DataFrame, grounded: pd.DataFrame) -> str:
         ends = readable.loc[kind, ["low", "high"]]
         layer = with_interval(readable.loc[kind, "median"], ends, label)
         line = f"Answers about {KINDS[kind].title} are readable from layer {layer} on, in the median of "
-        line += _count(int(readable.loc[kind, "images"]), "image")
+        line += count_of(int(readable.loc[kind, "images"]), "image")
         if drawn.loc[kind, "with_column"]:
             ends = drawn.loc[kind, ["low", "high"]]
             layer = with_interval(drawn.loc[kind, "median"], ends, label)
@@ -120,30 +120,32 @@ def _when(run: dict, answers: pd.DataFrame) -> str:
         others = (label(table.loc[kind, "median"]) for table in (quarter, more))
         drawn = "on no image"
         if n_drawn := int(by_odds.loc[kind, "with_column"]):
-            drawn = f"{medians[1]}; {medians[2]}; on {_count(n_drawn, 'image')}"
+            drawn = f"{medians[1]}; {medians[2]}; on {count_of(n_drawn, 'image')}"
         cells = ["not known", "not known"]
         if kind in controls.index:
             row = controls.loc[kind]
             cells = [
                 ", ".join(
-                    "-" if np.isnan(row[f"{name}probability"]) else _two(row[f"{name}probability"])
+                    "-"
+                    if np.isnan(row[f"{name}probability"])
+                    else two_decimals(row[f"{name}probability"])
                     for name in ("", "other_", "grey_")
                 ),
-                with_interval(row["gain"], row[["low", "high"]], _two),
+                with_interval(row["gain"], row[["low", "high"]], two_decimals),
             ]
         right = _right(half.loc[kind])
         readable = f"{medians[0]}; [{', '.join(others)}]"
         rows.append(
             [KINDS[kind].title, f"{half.loc[kind, 'images']:.0f}", right, *cells, readable, drawn]
         )
-    return "\n".join([*lines, _table(header, rows)])
+    return "\n".join([*lines, markdown_table(header, rows)])
 
 
 def _right(row: pd.Series) -> str:
     """`67% (47 to 82%) of 24`, from a row of `settling_table`."""
     if not row["graded"]:
         return "not known"
-    share = with_interval(row["right"], _ends(row, "right"), _percent)
+    share = with_interval(row["right"], interval_ends(row, "right"), percent)
     ungraded = f", {row['not_gradable']:.0f} not gradable" * bool(row["not_gradable"])
     return f"{share} of {row['graded']:.0f}{ungraded}"
 
@@ -179,7 +181,7 @@ def _order_of_two(by_odds: pd.DataFrame, by_probability: pd.DataFrame) -> str:
     n, have_both = len(by_odds), "draw both from the image"
     if n < MIN_IMAGES:
         have_both = have_both.replace("draw", "draws", int(n == 1))
-        return f"{a.capitalize()} and {b}: {_count(n, 'image')} {have_both}, too few for a test."
+        return f"{a.capitalize()} and {b}: {count_of(n, 'image')} {have_both}, too few for a test."
     later = np.stack([(table.iloc[:, 1] - table.iloc[:, 0]) for table in (by_odds, by_probability)])
     p = [signed_rank(each) for each in later]
     # The direction is that of the test: which side has the larger ranks.
@@ -195,13 +197,13 @@ def _order_of_two(by_odds: pd.DataFrame, by_probability: pd.DataFrame) -> str:
     by_scale = []
     for each, p_of_scale, scale in zip(later, p, SCALES.values(), strict=True):
         low, middle, high = np.percentile(each, [25, 50, 75])
-        quartiles = f"quartiles {_number(low)} and {_number(high)}"
-        by_scale.append(f"{_layers(middle)} {scale} ({quartiles}, p = {p_of_scale:.2g})")
+        quartiles = f"quartiles {one_decimal(low)} and {one_decimal(high)}"
+        by_scale.append(f"{number_of_layers(middle)} {scale} ({quartiles}, p = {p_of_scale:.2g})")
     could = max(smallest_difference(each, LEVEL) for each in later)
     return (
         f"{claim}: of {n} images, {a} earlier on {(later[0] > 0).sum()} and later on "
         f"{(later[0] < 0).sum()} by odds; in the median by {' and '.join(by_scale)}. A difference "
-        f"of {_layers(could)} on both scales would be found in four of five such samples."
+        f"of {number_of_layers(could)} on both scales would be found in four of five such samples."
     )
 
 
@@ -214,7 +216,7 @@ def _what_limits(run: dict, mean_probability: np.ndarray) -> list[str]:
         sentences.append(
             "The lens has a bias of its own: over the prompt's positions its mean distribution is "
             f"more than 1 bit (Kullback-Leibler) from the last layer's up to layer "
-            f"{layer_label(run, far.max())}, and {_number(of_prompt.max())} bits at most. A "
+            f"{layer_label(run, far.max())}, and {one_decimal(of_prompt.max())} bits at most. A "
             "token read there may be what the lens reads from anything: only a difference from a "
             "control at the same layer tells something, and what can't be read may be there."
         )
@@ -265,18 +267,18 @@ def report_answers(run: dict, answers: pd.DataFrame) -> str:
     rows = []
     for kind in sorted(kinds.index, key=list(KINDS).index):
         row = kinds.loc[kind]
-        majority = _percent(row["majority"]) if row["graded"] else "-"
+        majority = percent(row["majority"]) if row["graded"] else "-"
         settles = with_interval(row["median"], row[["low", "high"]], label)
         rows.append([KINDS[kind].title, _right(row), _chance(kind, run), majority, settles])
     header = ["asked about", "right", "chance", "always the commonest answer", "settles at layer"]
-    parts, apart = [_table(header, rows)], right_and_wrong(answers)
+    parts, apart = [markdown_table(header, rows)], right_and_wrong(answers)
     rows = [
         [
             KINDS[row["kind"]].title,
             "right" if row["right"] else "wrong",
             f"{row['images']:.0f}",
             with_interval(row["readable_layer"], row[["low", "high"]], label),
-            with_interval(row["gain"], _ends(row, "gain"), _two),
+            with_interval(row["gain"], interval_ends(row, "gain"), two_decimals),
         ]
         for _, row in apart.iterrows()
     ]
@@ -288,7 +290,7 @@ def report_answers(run: dict, answers: pd.DataFrame) -> str:
             "readable from layer",
             "P above another image",
         ]
-        parts.append(_table(header, rows))
+        parts.append(markdown_table(header, rows))
     return "\n\n".join(filter(None, [*parts, _what_was_wrong(first_tokens(answers))]))
 
 

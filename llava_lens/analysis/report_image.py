@@ -9,7 +9,15 @@ from llava_lens.analysis.presence import presence_table
 from llava_lens.analysis.stats import MIN_IMAGES, interval, peak_range, signed_rank, with_interval
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, layer_label, layer_numbers
-from llava_lens.text import _count, _ends, _number, _percent, _table, _two, as_code
+from llava_lens.text import (
+    as_code,
+    count_of,
+    interval_ends,
+    markdown_table,
+    one_decimal,
+    percent,
+    two_decimals,
+)
 
 
 def report_grounding(run: dict, grounded: pd.DataFrame, confident: pd.DataFrame) -> list[str]:
@@ -37,10 +45,10 @@ def _where(run: dict, grounded: pd.DataFrame) -> list[str]:
     if not named.max():
         return [*lines, "No patch's top-1 token is its object's word, at any layer."]
     absent = per_image(grounded, "named_absent")[most].mean()
-    beside = "" if np.isnan(absent) else f", an absent category's on {_percent(absent)}"
+    beside = "" if np.isnan(absent) else f", an absent category's on {percent(absent)}"
     return [
         *lines,
-        f"Of an object's patches, the top-1 token is its word on {_percent(named[most])} at layer "
+        f"Of an object's patches, the top-1 token is its word on {percent(named[most])} at layer "
         f"{layer_label(run, most)}, where that is most{beside}.",
     ]
 
@@ -55,20 +63,20 @@ def _above_control(run: dict, grounded: pd.DataFrame, control: str, claim: str, 
     above = own - other
     best = above.mean(axis=0).argmax()
     low, high = interval(above, n_chosen_from=above.shape[1])[:, best]
-    difference = with_interval(above[:, best].mean(), (low, high), _two)
+    difference = with_interval(above[:, best].mean(), (low, high), two_decimals)
     if not low > 0:
         claim = f"Not shown: {claim[0].lower()}{claim[1:]}"
     layer = layer_label(run, layer_numbers(run)[best])
     return (
         f"{claim}: at layer {layer}, where the difference is largest, P(word) has inside against "
         "outside its boxes a mean AUROC of "
-        f"{_two(own[:, best].mean())}, {what} have {_two(other[:, best].mean())}, "
-        f"{difference} less on {_count(len(above), 'image')} (interval for all layers at once)."
+        f"{two_decimals(own[:, best].mean())}, {what} have {two_decimals(other[:, best].mean())}, "
+        f"{difference} less on {count_of(len(above), 'image')} (interval for all layers at once)."
     )
 
 
 def _present(row: pd.Series) -> str:
-    within = with_interval(row["within"], _ends(row, "within"), _two)
+    within = with_interval(row["within"], interval_ends(row, "within"), two_decimals)
     known = row["within_low"] > 0.5
     claim = (
         "The patches tell whether a category is there"
@@ -78,12 +86,13 @@ def _present(row: pd.Series) -> str:
     text = (
         f"{claim}: images with it from images without it by the largest P(word), one category at a "
         f"time, with an AUROC of {within}. Over all categories it is "
-        f"{with_interval(row['confidence'], _ends(row, 'confidence'), _two)}, and for a constant "
-        f"per category, how many images of the other half have it, {_two(row['frequency'])}."
+        f"{with_interval(row['confidence'], interval_ends(row, 'confidence'), two_decimals)}, "
+        "and for a constant per category, how many images of the other half have it, "
+        f"{two_decimals(row['frequency'])}."
     )
     if row["asked"]:
         yes, no = (
-            with_interval(row[name], _ends(row, name), _percent)
+            with_interval(row[name], interval_ends(row, name), percent)
             for name in ("sensitivity", "specificity")
         )
         text += f" Asked, the model says yes to {yes} of the present and no to {no} of the absent."
@@ -141,7 +150,7 @@ def _where_taken(run: dict, kind: str, table: pd.DataFrame, answers: pd.DataFram
         where += f" (some window from block {windows[peak[0]][0]} to {windows[peak[1]][1]})"
     losses = (-changes[:, best] for changes in (own, control))
     by, by_control = (
-        with_interval(loss.mean(), interval(loss).clip(-1, 1), _two) for loss in losses
+        with_interval(loss.mean(), interval(loss).clip(-1, 1), two_decimals) for loss in losses
     )
     return (
         f"{on}: without the object's patches P(answer) falls most in blocks {where}, by {by}, and "
@@ -159,7 +168,7 @@ def _before_readable(table: pd.DataFrame, answers: pd.DataFrame, run: dict) -> s
     order = "before" if middle > 0 else "after"
     if p >= MOST_P or middle == 0:
         order = "in no sure order to"
-    by = with_interval(middle, ends, _number)
+    by = with_interval(middle, ends, one_decimal)
     return (
         f" That window lies {order} the layer from which the answer is readable, by {by} layers "
         f"from its centre in the median of {n_images} images whose answer falls more than any "
@@ -175,14 +184,14 @@ def report_presence(confident: pd.DataFrame) -> str:
         [
             way,
             f"{row['images']:.0f}",
-            *(with_interval(row[name], _ends(row, name), _two) for name in
+            *(with_interval(row[name], interval_ends(row, name), two_decimals) for name in
               ("confidence", "frequency", "within")),
-            *(with_interval(row[name], _ends(row, name), _percent) for name in
+            *(with_interval(row[name], interval_ends(row, name), percent) for name in
               ("sensitivity", "specificity")),
         ]
         for way, row in presence_table(confident).iterrows()
     ]  # fmt: skip
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def report_categories(table: pd.DataFrame, n: int = 10) -> str:
@@ -193,10 +202,10 @@ def report_categories(table: pd.DataFrame, n: int = 10) -> str:
         [
             as_code(category),
             f"{row['images']:.0f}",
-            _two(row["auroc"]),
-            "not known" if np.isnan(row["above_absent"]) else _two(row["above_absent"]),
-            f"{_percent(row['right'])} of {row['graded']:.0f}" if row["graded"] else "-",
+            two_decimals(row["auroc"]),
+            "not known" if np.isnan(row["above_absent"]) else two_decimals(row["above_absent"]),
+            f"{percent(row['right'])} of {row['graded']:.0f}" if row["graded"] else "-",
         ]
         for category, row in shown.iterrows()
     ]
-    return _table(header, rows)
+    return markdown_table(header, rows)
