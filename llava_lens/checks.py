@@ -8,8 +8,8 @@ from PIL import Image
 
 from llava_lens.kinds import KINDS
 from llava_lens.schema import (
+    ABSENT_SAMPLINGS,
     FORMAT_VERSION,
-    KNOCKOUT,
     LEAST_SIDE,
     MOST_CELLS,
     MOST_NAME_BYTES,
@@ -21,7 +21,6 @@ from llava_lens.schema import (
     ROUNDING,
     RUN,
     SEGMENTS,
-    WAYS,
     Field,
 )
 from llava_lens.text import is_text, require
@@ -40,6 +39,10 @@ def _check(value, field: Field, sizes: dict[str, float], where: str) -> None:
     """
     if isinstance(field.kind, dict):
         require(type(value) is dict, f"{where} is no dict")
+        if field.may_be_empty and not value:
+            return
+        unknown = value.keys() - field.kind.keys()
+        require(not unknown, f"{where} has other fields than the format: {sorted(unknown)}"[:200])
         sizes = sizes | ({"pos": sizes[field.shape[0]]} if field.shape else {})
         for name, inner in field.kind.items():
             if inner.optional and name not in value:
@@ -105,6 +108,10 @@ def check_run(run) -> None:
     pairs = pairs and all(1 <= first <= last <= n_layers for first, last in windows)
     require(pairs, f"knockout_windows are not pairs of blocks from 1 to {n_layers}")
     require(windows[-1:] in ([], [[1, n_layers]]), "the last of knockout_windows is not all blocks")
+    patched = run["route_layers"]
+    ascending = patched == sorted({*patched})
+    ends = not patched or [patched[0], patched[-1]] == [0, n_layers]
+    require(ascending and ends, f"route_layers are not ascending from 0 to {n_layers}")
 
 
 def _sizes_of(run: dict) -> dict[str, float]:
@@ -116,6 +123,7 @@ def _sizes_of(run: dict) -> dict[str, float]:
         "patch": run["grid"] ** 2,
         "top_k": run["top_k"],
         "window": len(run["knockout_windows"]),
+        "route_layer": len(run["route_layers"]),
         "d_vocab": d_vocab,
         "last_id": d_vocab - 1,
         "most_bits": np.log2(d_vocab) + ROUNDING,
@@ -137,11 +145,18 @@ def check_record(record, run: dict, name: str) -> None:
         agree = len(prompt["token_ids"]) == n_prompt + n_answer - 1
         lengths = n_prompt >= 1 and n_answer >= 1 and agree
         require(lengths, f"the lengths of prompt {number} don't agree")
-        require(prompt["way"] in ["", *WAYS], f"prompt {number} has no known way")
-        ways = prompt["knockout"].keys()
-        all_ways = KNOCKOUT.keys(), KNOCKOUT.keys() - {*OF_OBJECTS}
-        known = not ways or run["knockout_windows"] and ways in all_ways
-        require(known, f"knockout of prompt {number} has other ways than {', '.join(KNOCKOUT)}")
+        sampling = prompt["absent_sampling"]
+        known = sampling in ["", *ABSENT_SAMPLINGS]
+        require(known, f"prompt {number} has no known absent_sampling")
+        cuts, route = prompt["knockout"], prompt.get("route")
+        require(
+            not cuts or run["knockout_windows"], f"prompt {number} has a knockout, the run none"
+        )
+        both = len(cuts.keys() & {*OF_OBJECTS}) != 1
+        require(both, f"knockout of prompt {number} has one of {' and '.join(OF_OBJECTS)}")
+        require(not route or run["route_layers"], f"prompt {number} has a route, the run none")
+        differ = not route or route["own_id"] != route["other_id"]
+        require(differ, f"route of prompt {number} has one token for both answers")
         spells = not prompt["word_ids"] or int(prompt["answer_ids"][0]) in prompt["word_ids"]
         require(spells, f"word_ids of prompt {number} don't have the answer's first token")
     seen = {item["category"] for item in record["objects"] if min(item["box"][2:]) >= LEAST_SIDE}
@@ -152,8 +167,9 @@ def check_record(record, run: dict, name: str) -> None:
     for number, word in enumerate(record["words"]):
         require(word["token_ids"], f"word {number} has no tokens")
         require(not word["present"] or word["category"] in seen, f"word {number} is no object's")
-        ways = [""] if word["present"] else WAYS
-        require(word["way"] in ways, f"word {number} has no known way")
+        samplings = [""] if word["present"] else ABSENT_SAMPLINGS
+        known = word["absent_sampling"] in samplings
+        require(known, f"word {number} has no known absent_sampling")
     _check_crop(record["crop"], run["image_size"])
 
 

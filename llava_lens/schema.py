@@ -4,11 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SEGMENTS = ["image", "prompt", "answer"]
-# Of absent categories: POPE's three (Li et al., arXiv 2305.10355).
-WAYS = ["random", "popular", "adversarial"]
-UNIT = "bits"  # of JSD and entropy, everywhere
+# How an absent category is drawn: POPE's three ways (Li et al., arXiv 2305.10355).
+ABSENT_SAMPLINGS = ["random", "popular", "adversarial"]
 DEMO_NOTE = (
     "This is the small demo model: it knows six shapes and seven colours, and what is read from it "
     "says nothing about LLaVA-1.5-7B. For photographs, set `model` to llava-hf/llava-1.5-7b-hf "
@@ -19,17 +18,24 @@ OTHER_RELEASE = (
     "the release that made these results"
 )
 ROUNDING = 1e-4  # of sums in float32
+SHARE = 0, 1 + ROUNDING  # bounds of a probability
 LEAST_SIDE = 0.01  # pixels of a box: below it is rounding
 
 
-class Field(NamedTuple):
-    """One field of the results: what `check_run`, `check_record` and `check_part` ask of it.
+# Until the other areas use the new names.
+UNIT, WAYS = "bits", ABSENT_SAMPLINGS
 
-    `kind` is a Python type (or several), "text" (one that is not blank), the kind of numbers of a
-    numpy array (`f`, `i` or `u`), `dict` for texts by text, the table of a dict, or a list of that
-    table for a list of such dicts. `shape` names the sizes of an array's axes; a plain value with
-    a shape is a list. Numbers are from `least` to `most`; a size may be named there too. A text has
-    at most `most` characters. One that is `optional` may be missing.
+
+class Field(NamedTuple):
+    """One field of the results, as `check_run`, `check_record` and `check_part` ask for it.
+
+    - `kind`: one Python type or several; "text" for a text that is not blank; `f`, `i` or `u` for a
+      numpy array of such numbers; `dict` for texts by text; a table of fields for a dict of these
+      and no others; a list of a table for a list of such dicts
+    - `shape`: the names of an array's axes; a plain value with a shape is a list
+    - `least`, `most`: bounds of numbers, or of the length of a text; `most` may name a size
+    - `optional`: the field may be missing
+    - `may_be_empty`: a dict may be `{}` in place of all its fields
     """
 
     kind: type | tuple[type, ...] | str | dict | list
@@ -38,18 +44,20 @@ class Field(NamedTuple):
     least: float | None = None
     most: float | str | None = None
     optional: bool = False
+    may_be_empty: bool = False
 
 
 MOST_LAYERS, MOST_GRID, MOST_PIXELS, MOST_LABEL, MOST_TEXT = 200, 64, 2048, 100, 2**16
 MOST_NAME_BYTES = 200  # file systems allow names of 255, a record adds a suffix
 MOST_CELLS = 2**20  # layers x text positions of a record; of LLaVA-1.5-7B a prompt has some 3,000
+MOST_LOGIT = 1e6  # far above any; it leaves out infinity and NaN
 ASKED = {  # a prompt before it is read
     "kind": Field(str, "one of KINDS"),
     "question": Field("text", "as asked, without the template around it"),
     "truth": Field((str, type(None)), "the right answer, where it is known"),
     "truth_from": Field(str, "annotation, pixels (of the object's polygon), user, or empty"),
     "categories": Field("text", "the categories that the question is about", ("category",)),
-    "way": Field(str, "how an absent category was drawn, one of WAYS; empty elsewhere"),
+    "absent_sampling": Field(str, "how an absent category was drawn; empty elsewhere"),
 }
 RUN = {  # run.pkl: what the records have in common
     "format_version": Field(int, f"{FORMAT_VERSION}"),
@@ -73,17 +81,24 @@ RUN = {  # run.pkl: what the records have in common
     "max_new_tokens": Field(int, "of an answer"),
     # First and last block, from 1; the last window has all blocks. Empty: attention was not cut.
     "knockout_windows": Field(list, "windows of blocks", ("window",)),
+    "route_layers": Field(
+        int,
+        "layers that were patched, ascending; empty: none was",
+        ("route_layer",),
+        0,
+        MOST_LAYERS,
+    ),
     "last_layer_jsd": Field(float, "of lens and model on the first image, bits", (), 0, 1),
 }
 LAYER, LAYER_POS = ("layer",), ("layer", "pos")
 READINGS = {  # at each layer and position; a reading is about the token that follows the position
     "top_ids": Field("u", "ids of the top-k tokens", (*LAYER_POS, "top_k"), 0, "last_id"),
-    "top_probs": Field("f", "their probabilities, falling", (*LAYER_POS, "top_k"), 0, 1 + ROUNDING),
+    "top_probs": Field("f", "their probabilities, falling", (*LAYER_POS, "top_k"), *SHARE),
     "jsd_prev": Field("f", "JSD to the layer before, bits; NaN at the first", LAYER_POS, 0, 1),
     "jsd_final": Field("f", "JSD to the last layer, bits", LAYER_POS, 0, 1),
     "entropy": Field("f", "in bits", LAYER_POS, -ROUNDING, "most_bits"),
     # The target is the answer's token that follows, elsewhere the last layer's top-1.
-    "target_prob": Field("f", "probability of the target", LAYER_POS, 0, 1 + ROUNDING),
+    "target_prob": Field("f", "probability of the target", LAYER_POS, *SHARE),
     "target_rank": Field("u", "rank of the target, 1 = top", LAYER_POS, 1, "d_vocab"),
 }
 OBJECT = {
@@ -98,27 +113,53 @@ OBJECT = {
 WORD = {
     "category": Field("text", "its name"),
     "present": Field(bool, "whether the image has it"),
-    "way": Field(str, "how an absent one was drawn, one of WAYS; empty: present"),
+    "absent_sampling": Field(str, "how an absent one was drawn; empty: present"),
     "token_ids": Field(int, "its word, whole: their probabilities add", ("token",), 0, "last_id"),
     "log2_probs": Field("f", "log2 of the sum, in float16", ("layer", "patch"), -127, 0.01),
 }
 CONTROL = {  # of the first token of the answer that the image got, at the prompt's last position
-    "target_prob": Field("f", "its probability", LAYER, 0, 1 + ROUNDING),
+    "target_prob": Field("f", "its probability", LAYER, *SHARE),
     "target_rank": Field("u", "its rank, 1 = top", LAYER, 1, "d_vocab"),
-    "word_prob": Field("f", "as PROMPT's", LAYER, 0, 1 + ROUNDING),
+    "word_prob": Field("f", "as PROMPT's", LAYER, *SHARE),
     "word_rank": Field("u", "as PROMPT's", LAYER, 1, "d_vocab"),
 }
-KNOCKOUT = {  # P of the first answer token where, in a window of blocks, attention is cut ...
-    way: Field("f", f"... from {way_from} to {way_to}", ("window",), 0, 1 + ROUNDING, optional=True)
-    for way, way_from, way_to in [
-        ("object", "all text after the image", "the patches of the objects asked about"),
-        ("background", "all text after the image", "as many patches outside their boxes: control"),
-        ("image_last", "the last position", "all patches"),
-        ("question_last", "the last position", "the other text after the image"),
-        ("image", "all text after the image", "all patches"),
-    ]
+KNOCKOUT = {  # P of the first answer token where attention is cut. In each window of blocks ...
+    "object": Field(
+        "f", "... from the text to the patches of its objects", ("window",), *SHARE, optional=True
+    ),
+    "background": Field(
+        "f",
+        "... to as many patches outside their boxes: control",
+        ("window",),
+        *SHARE,
+        optional=True,
+    ),
+    # In all blocks at once ...
+    "image_last": Field(float, "... from the last position to all patches", (), *SHARE),
+    "question_last": Field(float, "... from the last position to the text before it", (), *SHARE),
+    "image": Field(float, "... from the text to all patches", (), *SHARE),
+}  # the text: all positions after the image
+OF_OBJECTS = ["object", "background"]  # in windows; both or none, as the objects are known
+LD = (), -MOST_LOGIT, MOST_LOGIT
+LD_BY_LAYER = ("route_layer",), *LD[1:]
+# Activation patching. LD, the logit difference: the logit of the own answer's first token minus
+# that of the counterfactual's, at the prompt's last position. Sources: Vig et al. (arXiv
+# 2004.12265), Heimersheim and Nanda (arXiv 2404.15255).
+ROUTE = {
+    "other": Field("text", "name of the counterfactual image"),
+    "other_answer": Field(str, "the answer to the same question on that image"),
+    "own_id": Field(int, "first token of the own answer", (), 0, "last_id"),
+    "other_id": Field(int, "first token of the counterfactual's answer", (), 0, "last_id"),
+    "own": Field(float, "LD in the own run", *LD),
+    "counterfactual": Field(float, "LD in the counterfactual run", *LD),
+    # With the counterfactual run's states put in place at one group of positions at one layer.
+    "image": Field("f", "LD with the patches patched", *LD_BY_LAYER),
+    "question": Field(
+        "f", "LD with the text between image and last position patched", *LD_BY_LAYER
+    ),
+    "last": Field("f", "LD with the last position patched", *LD_BY_LAYER),
+    "mediated": Field(float, "LD with the question patched at all layers at once", *LD),
 }
-OF_OBJECTS = ["object", "background"]  # only where the objects are known
 PROMPT = {
     **ASKED,
     "token_ids": Field("i", "input tokens after the image", ("pos",), 0, "last_id"),
@@ -127,12 +168,20 @@ PROMPT = {
     "answer": Field(str, "the answer as text"),
     # Tokens that spell the answer's first word; none if its first token is a piece of a word.
     "word_ids": Field(int, "spellings of the first word", ("spelling",), 0, "last_id"),
-    "word_prob": Field("f", "their sum, where the answer begins", LAYER, 0, 1 + ROUNDING),
+    "word_prob": Field("f", "their sum, where the answer begins", LAYER, *SHARE),
     "word_rank": Field("u", "its rank among the words, 1 = top", LAYER, 1, "d_vocab"),
     "readings": Field(READINGS, "at the positions of token_ids", ("pos",)),
     "grey": Field(CONTROL, "the same prompt with a plain grey image"),
     "other": Field(CONTROL, "the same with the image before, where there is one", optional=True),
-    "knockout": Field(KNOCKOUT, "empty if switched off, or for a prompt too long for it"),
+    "knockout": Field(
+        KNOCKOUT, "empty if switched off, or for a prompt too long for it", may_be_empty=True
+    ),
+    "route": Field(
+        ROUTE,
+        "empty if switched off, or without another answer nearby",
+        optional=True,
+        may_be_empty=True,
+    ),
 }
 RECORD = {  # images/<name>.pkl: one image with its prompts
     "name": Field(str, "the image's, and the file's"),
