@@ -15,7 +15,14 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
+
 from llava_lens import kaggle, schema
+from llava_lens.analysis.answers import answer_rows, answers_table, layer_rows, layers_table
+from llava_lens.analysis.causal import knockout_rows, knockouts
+from llava_lens.analysis.grounding import Grounding
+from llava_lens.analysis.presence import category_confidence, watched_of
 from llava_lens.data.annotations import find_data_set, match_annotations, read_annotations
 from llava_lens.data.images import digests_of, find_images
 from llava_lens.data.prompts import as_prompts
@@ -161,3 +168,37 @@ def open_results(folder=None) -> Results:
     print(f"{len(results.names)} images read with {run['model']} ({run['dtype']})", end=", ")
     print(f"results in {results.folder}")
     return results
+
+
+class Tables(NamedTuple):
+    """All that the second notebook shows of all images; each table's function says its columns."""
+
+    layers: pd.DataFrame  # layers_table
+    answers: pd.DataFrame  # answers_table
+    grounded: pd.DataFrame  # Grounding.table
+    confident: pd.DataFrame  # category_confidence
+    knocked: pd.DataFrame  # knockouts
+    mean_probability: np.ndarray  # [segment, layer, d_vocab]
+    pages: list[dict]  # per image, for the explorer's index
+
+
+def tabulate(results: Results) -> Tables:
+    """All tables from one pass over the records; one record at a time is in memory."""
+    run, grounding = results.run, Grounding(results.run)
+    layers, answers, watched, knocked, pages = [], [], [], [], []
+    for record in results.records():
+        layers += layer_rows(record, run)
+        answers += answer_rows(record, run)
+        grounding.add(record)
+        watched.append(watched_of(record))
+        knocked += knockout_rows(record, run)
+        # Here: pages.append(index_entry(record, run))
+    return Tables(
+        layers_table(layers, run),
+        answers_table(answers, run),
+        grounding.table(),
+        category_confidence(watched),
+        knockouts(knocked),
+        results.mean_probability(),
+        pages,
+    )

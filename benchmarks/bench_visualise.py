@@ -219,7 +219,7 @@ def make_record(rng, name: str, jpeg: np.ndarray, realistic: bool = False) -> di
             "category": category,
             "present": category in there,
             "token_ids": sorted(ids_of([token for token, share in tokens.items() if share > 0.25])),
-            "way": "" if category in there else "random",
+            "absent_sampling": "" if category in there else "random",
             "log2_probs": np.log2(
                 words[category] * sum(share for share in tokens.values() if share > 0.25)
             ).astype(np.float16),
@@ -251,7 +251,7 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "truth": truth,
                 "truth_from": "user" if truth else "",
                 "categories": [],
-                "way": "",
+                "absent_sampling": "",
                 "answer": truth or "red",
                 "token_ids": rng.integers(D_VOCAB, size=n_prompt + n_answer - 1),
                 "n_prompt": n_prompt,
@@ -263,6 +263,7 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "grey": make_control(rng),
                 "other": make_control(rng),
                 "knockout": {},
+                "route": {},
             }
         )
     for prompt in prompts:
@@ -291,7 +292,7 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "category": f"dog{at}" if at else "dog",
                 "present": at < 3,
                 "token_ids": [4],
-                "way": "" if at < 3 else "random",
+                "absent_sampling": "" if at < 3 else "random",
                 "log2_probs": -20 * rng.random((N_LAYERS, GRID**2)).astype(np.float16),
             }
             for at in range(6)
@@ -329,6 +330,7 @@ def make_run(rng) -> dict:
         "top_k": TOP_K,
         "max_new_tokens": 20,
         "knockout_windows": [],
+        "route_layers": [],
         "last_layer_jsd": 0.0,
     }
 
@@ -356,8 +358,9 @@ def main() -> None:
         f"{seconds / args.images:.3f} s to save one with the sums",
         flush=True,
     )
-    for path in [*ROOT.glob("lens_*"), ROOT / "Visualise_Analyse.ipynb"]:
-        shutil.copy(path, folder)
+    for name in ("lens_utils.py", "Visualise_Analyse.ipynb"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "llava_lens", folder / "llava_lens")
     start = time.perf_counter()
     execute = ["nbconvert", "--execute", "--to", "html", "Visualise_Analyse.ipynb"]
     subprocess.run([sys.executable, "-m", "jupyter", *execute], cwd=folder, check=True)

@@ -19,8 +19,17 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from llava_lens.analysis import answers as analysis_answers
-from llava_lens.analysis import causal, curves, grounding, presence, report, report_image, stats
+from llava_lens.analysis import (
+    answers,
+    causal,
+    curves,
+    grounding,
+    presence,
+    report_causal,
+    report_image,
+    report_layers,
+    stats,
+)
 from llava_lens.data import crop
 
 N_LAYERS, GRID = 33, 6
@@ -76,7 +85,7 @@ def reading(prob: np.ndarray) -> dict:
     probs = np.column_stack([prob, *(share * (1 - prob) for share in (0.6, 0.2, 0.1, 0.06, 0.04))])
     order = np.argsort(-probs, axis=1)[:, :5]
     rank = 1 + (probs > prob[:, None]).sum(axis=1)
-    series = {name: np.zeros((N_LAYERS, 1)) for name in curves.SERIES}
+    series = {name: np.zeros((N_LAYERS, 1)) for name in curves.SERIES_IN_BITS}
     return {
         "top_ids": order[:, None].astype(np.uint16),
         "top_probs": np.take_along_axis(probs, order, axis=1)[:, None],
@@ -116,7 +125,7 @@ def answers_of(rng, n: int, plan: dict, image_effect: float = 2.0, n_prompts: in
     `image_effect` and within them by 1.5."""
     empty = {
         "top_ids": np.zeros((N_LAYERS, 1, 1), np.uint16),
-        **{name: rng.random((N_LAYERS, 1)) for name in curves.SERIES},
+        **{name: rng.random((N_LAYERS, 1)) for name in curves.SERIES_IN_BITS},
     }
     records = []
     for number in range(n):
@@ -152,14 +161,14 @@ def first_answers(rng, n, colour=(), others=(), **images) -> pd.DataFrame:
     and `others` say; `images` is for `answers_of`."""
     plan = {"colour": partial(planted, **dict(colour))}
     plan |= dict.fromkeys(("object", "relation"), partial(planted, **dict(others)))
-    return curves.first_tokens(
-        analysis_answers.tabulate(answers_of(rng, n, plan, **images), RUN)["answers"]
-    )
+    records = answers_of(rng, n, plan, **images)
+    rows = [row for record in records for row in answers.answer_rows(record, RUN)]
+    return curves.first_tokens(answers.answers_table(rows, RUN))
 
 
 def claims_an_order(rng, n, **plan) -> bool:
     """Whether the report claims any order of `first_answers`."""
-    sentences = report.order_of_kinds(first_answers(rng, n, **plan))
+    sentences = report_causal.order_of_kinds(first_answers(rng, n, **plan))
     return any("are drawn from the image before" in sentence for sentence in sentences)
 
 
@@ -168,7 +177,7 @@ def orders_by(rng, n, column: str, **plan) -> bool:
     layers = first_answers(rng, n, **plan).pivot(index="image", columns="kind", values=column)
     pairs = [layers[[a, b]].dropna().astype(float) for a, b in itertools.combinations(layers, 2)]
     p = [stats.signed_rank(pair.iloc[:, 0] - pair.iloc[:, 1]) for pair in pairs if len(pair) >= 12]
-    return min(p, default=1) < report.LEVEL
+    return min(p, default=1) < report_causal.LEVEL
 
 
 # ---- Patches -----------------------------------------------------------------------------------
@@ -208,7 +217,7 @@ def patches_of(rng, n: int, **added) -> list:
             words.append({
                 "category": CATEGORIES[at],
                 "present": present,
-                "way": "" if present else "random",
+                "absent_sampling": "" if present else "random",
                 "token_ids": [6 + at],
                 "log2_probs": logs.clip(-126, 0).astype(np.float16),
             })  # fmt: skip
@@ -227,9 +236,11 @@ def patches_in(box) -> np.ndarray:
 def claims_where(rng, n, claim: str, **plan) -> bool:
     """Whether the sentence on patches begins with `claim`."""
     records = patches_of(rng, n, **plan)
-    grounded = grounding.grounding(records, FEW_LAYERS)
-    confident = presence.category_confidence(records)
-    lines = report_image.report_grounding(FEW_LAYERS, grounded, confident)
+    grounded = grounding.Grounding(FEW_LAYERS)
+    for record in records:
+        grounded.add(record)
+    confident = presence.category_confidence([presence.watched_of(record) for record in records])
+    lines = report_image.report_grounding(FEW_LAYERS, grounded.table(), confident)
     return any(line.startswith(claim) for line in lines)
 
 
@@ -251,7 +262,7 @@ def claims_a_peak(rng, n, height=0.0, width=1) -> str:
         "jsd_prev": change.ravel(),
         "jsd_final": change.ravel(),
     })  # fmt: skip
-    text = report.report_changes(RUN, layers)
+    text = report_layers.report_changes(RUN, layers)
     if "change most" not in text:
         return ""
     numbers = list(map(int, re.findall(r"\d+", re.search("layer[^,]*", text)[0])))
@@ -261,17 +272,17 @@ def claims_a_peak(rng, n, height=0.0, width=1) -> str:
 def names_a_window(rng, n, effect=0.0) -> bool:
     """Whether the report names a window in which the object's patches matter."""
     windows, rows = len(RUN["knockout_windows"]), []
-    for way in ("object", "background"):
+    for cut in ("object", "background"):
         change = rng.standard_t(3, (n, windows)) * 0.05 + rng.normal(0, 0.05, (n, 1))
-        if way == "object":
+        if cut == "object":
             change[:, 3] -= effect * rng.random(n) * 2
-        for window, layer in enumerate(causal._centres(RUN)):
+        for window, layer in enumerate(causal.window_centres(RUN)):
             rows.append(pd.DataFrame({"image": np.arange(n), "prompt": 0, "kind": "colour",
-                                      "way": way, "layer": layer,
+                                      "cut": cut, "layer": layer,
                                       "change": change[:, window]}))  # fmt: skip
-    answers = pd.DataFrame({"image": np.arange(n), "prompt": 0, "kind": "colour", "question": "?",
-                            "token": 0, "layer": 0, "readable_layer": 20})  # fmt: skip
-    return "falls most" in "".join(report_image.report_knockout(RUN, pd.concat(rows), answers))
+    answered = pd.DataFrame({"image": np.arange(n), "prompt": 0, "kind": "colour", "question": "?",
+                            "token": 0, "word_at": 0, "layer": 0, "readable_layer": 20})  # fmt: skip
+    return "falls most" in "".join(report_causal.report_knockout(RUN, pd.concat(rows), answered))
 
 
 # ---- Intervals ---------------------------------------------------------------------------------
@@ -344,7 +355,7 @@ TRUE = [
 ]  # fmt: skip
 REJECTED = [  # what the order would be with one column of `tabulate` alone, none of it true
     (f"order by {column} alone", plant, partial(orders_by, column=column, **plan))
-    for column in ("readable_layer", *report.SCALES)
+    for column in ("readable_layer", *report_causal.SCALES)
     for plant, plan in (("equal timing in odds, heights 0.98 and 0.6", EQUAL),
                         ("equal timing in probability, heights 0.98 and 0.6", IN_PROBABILITY))
 ]  # fmt: skip

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 matplotlib.use("Agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
+import lens_utils
 from llava_lens import kinds, store
-from llava_lens.analysis import answers
 from llava_lens.data import images as data_images
 from llava_lens.data import prompts as data_prompts
 from llava_lens.model import causal, load
@@ -169,8 +169,8 @@ def run(results):
 
 
 @pytest.fixture
-def tables(results, run):
-    return answers.tabulate(store.Results(results).records(), run)
+def tables(results):
+    return lens_utils.tabulate(store.Results(results))
 
 
 @pytest.fixture(scope="session")

@@ -192,25 +192,6 @@ def test_the_way_of_an_absent_category_is_kept_from_question_to_watched_word():
     assert set(ways) == set(schema.WAYS)
 
 
-def test_accuracy_and_auroc_are_given_by_way():
-    """By hand: two images, the adversarial category of the second is taken for present."""
-    rows = [
-        ("a", True, "", 0.9, 1), ("a", False, "random", 0.1, 0),
-        ("a", False, "popular", 0.2, np.nan),
-        ("b", True, "", 0.5, 1), ("b", False, "adversarial", 0.7, 1),
-    ]  # fmt: skip
-    rows += [("c", *row[1:]) for row in rows if row[0] == "a"]
-    rows += [("d", *row[1:]) for row in rows if row[0] == "b"]
-    columns = ["image", "present", "way", "confidence", "said_yes"]
-    table = pd.DataFrame(rows, columns=columns).assign(frequency=0.5, category="dog")
-    table = presence.presence_table(table)
-    by_way = table["confidence"].drop("all").to_dict()
-    assert by_way == {"random": 1.0, "popular": 1.0, "adversarial": 0.0}
-    assert table["asked"].to_dict() == {"all": 8, "random": 4, "popular": 2, "adversarial": 4}
-    assert table["sensitivity"].eq(1).all() and table["specificity"]["adversarial"] == 0
-    assert table["specificity"]["random"] == 1 and np.isnan(table["specificity"]["popular"])
-
-
 # ------------------------------------------------------------------------------------------------
 # The word of an answer
 # ------------------------------------------------------------------------------------------------
@@ -292,65 +273,3 @@ def test_the_word_of_an_answer_against_sums_over_the_whole_softmax(llava, record
         at = prompt["n_prompt"] - 1
         assert (prompt["word_prob"] >= prompt["readings"]["target_prob"][:, at] - 1e-6).all()
         assert prompt["word_ids"] == [] or prompt["answer_ids"][0] in prompt["word_ids"]
-
-
-RUN = {
-    "layers": ["emb", *map(str, range(1, 33))],
-    "tokens": ["▁a", "▁Red", "▁red"],
-    "categories": [],
-}
-
-
-def planted(kind: str, word_from: int, capital_from: int, whole: bool = True) -> dict:
-    """A record of one prompt: the answer's word is top from one layer on, its capitalised token
-    from a later one, as in LLaVA-1.5 (Zhang et al., arXiv 2411.18620)."""
-    layers = np.arange(33)
-    word, token = layers >= word_from, layers >= capital_from
-    ranks = {"word_rank": np.where(word, 1, 50), "target_rank": np.where(token, 1, 60)}
-    probs = {"word_prob": 0.9 * word, "target_prob": 0.8 * token}
-    series = {name: np.zeros((33, 1)) for name in analysis_curves.SERIES}
-    readings = {
-        **series,
-        "top_ids": np.zeros((33, 1, 1), int),
-        "top_probs": np.full((33, 1, 1), 0.05),
-        "target_prob": probs["target_prob"][:, None],
-        "target_rank": ranks["target_rank"][:, None],
-    }
-    prompt = {
-        "kind": kind, "question": "?", "truth": None, "answer": "Red", "categories": [],
-        "token_ids": [0], "n_prompt": 1, "answer_ids": [1], "readings": readings,
-        "word_ids": [1, 2] if whole else [], "word_prob": probs["word_prob"],
-        "word_rank": ranks["word_rank"], "grey": {**probs, **ranks},
-    }  # fmt: skip
-    return {"name": f"{kind}.jpg", "patches": readings, "prompts": [prompt]}
-
-
-def test_a_word_is_found_where_it_was_planted_not_where_its_capital_wins():
-    where = {"colour": 10, "object": 14, "relation": 20}
-    records = [planted(kind, layer, 25) for kind, layer in where.items()]
-    answers = analysis_answers.tabulate(records, RUN)["answers"]
-    for column in ("settling_layer", "readable_layer"):
-        assert (
-            dict(analysis_curves.first_tokens(answers)[["kind", column]].to_numpy().tolist())
-            == where
-        )
-        assert analysis_answers.settling_table(answers, column)["median"].to_dict() == where
-    # The exact token stays, and says 25 for all three.
-    top = answers[answers["token_rank"] == 1].groupby("kind")["layer"].min()
-    assert top.to_dict() == dict.fromkeys(where, 25)
-    colour = answers[(answers["kind"] == "colour") & (answers["layer"] == 12)].iloc[0]
-    assert (colour["probability"], colour["token_probability"]) == (0.9, 0.0)
-
-
-def test_answers_that_begin_with_a_piece_are_left_out_and_counted():
-    records = [planted("colour", 10, 10), planted("object", 3, 3, whole=False)]
-    answers = analysis_answers.tabulate(records, RUN)["answers"]
-    table = analysis_answers.settling_table(answers)
-    assert table["median"]["colour"] == 10 and np.isnan(table["median"]["object"])
-    assert table["answers"].tolist() == [
-        1,
-        1,
-    ] and "Left out: 1 of 2" in analysis_answers.pieces_note(answers)
-    curves = analysis_curves.answer_curves(answers)
-    assert all(set(curve["kind"]) == {"colour"} for curve in curves.values())
-    assert list(analysis_answers.controls_table(answers).index) == ["colour"]

@@ -1,30 +1,23 @@
 """Records to tables of answers and of layers."""
 
 import csv
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.curves import SERIES, _by_kind, first_tokens, per_layer, whole_words
+from llava_lens.analysis.curves import SERIES_IN_BITS, repeat_over_layers
 from llava_lens.analysis.grading import is_right
-from llava_lens.analysis.stats import (
-    best_rival,
-    drawn_layers,
-    interval,
-    readable_layer,
-    settling_layer,
-)
-from llava_lens.kinds import KINDS
+from llava_lens.analysis.stats import TINY, best_rival, drawn_layers, readable_layer, settling_layer
 from llava_lens.schema import layer_numbers
 from llava_lens.text import require
-from llava_lens.words import is_word
 
 
 def layer_positions(run: dict, numbers: list[int]) -> list[int]:
-    """The positions of layer `numbers` on the layer axis; where there are none, of five from the
-    first layer to the last. Raises ValueError for a layer that was not read."""
+    """The positions of layer `numbers` on the layer axis; without any, five from first to last.
+
+    Raises ValueError for a layer that was not read.
+    """
     read = layer_numbers(run).tolist()
     known = ", ".join("0 (emb)" if number == 0 else str(number) for number in read)
     require(set(numbers) <= set(read), f"layers_shown is {numbers}: the layers are {known}.")
@@ -33,7 +26,7 @@ def layer_positions(run: dict, numbers: list[int]) -> list[int]:
 
 
 def choose_prompt(record: dict, number: int) -> dict:
-    """The prompt of that number. Raises ValueError, which tells how many there are."""
+    """The prompt of that number. Raises ValueError, which says how many there are."""
     last = len(record["prompts"]) - 1
     there = f"{record['name']} has the prompts 0 to {last}"
     require(0 <= number <= last, f"prompt is {number}: {there}.")
@@ -41,10 +34,10 @@ def choose_prompt(record: dict, number: int) -> dict:
 
 
 def choose_words(record: dict, categories: list[str]) -> list[str]:
-    """The watched `categories` to show; where there are none, up to six that the image has and, as
-    a control, up to four that it does not have.
+    """The watched `categories` to show. Without any: up to six that the image has, and as a control
+    up to four that it does not have.
 
-    Raises ValueError, which names the watched categories, for a category that is not watched.
+    Raises ValueError for a category that is not watched; it names those that are.
     """
     watched = {word["category"]: word["present"] for word in record["words"]}
     unknown = ", ".join(map(repr, set(categories) - set(watched)))
@@ -55,133 +48,145 @@ def choose_words(record: dict, categories: list[str]) -> list[str]:
     return categories or present[:6] + absent[:4]  # a figure of ten rows is tall enough
 
 
-def tabulate(records: Iterable[dict], run: dict) -> dict[str, pd.DataFrame]:
-    """Two tables from one pass over the records, so that one record is in memory at a time.
-
-    - `layers`: a row per image, prompt (-1 for the patches), segment and layer. Over the positions
-      of the segment: mean `jsd_prev`, `jsd_final` and `entropy` in bits, and `no_word`, the share
-      of positions whose top-1 token is no word
-    - `answers`: a row per image, prompt, answer token and layer, read at the position before the
-      token. `probability` and `rank` are, at the first token, those of its word (all tokens that
-      spell it), then and in `token_probability` and `token_rank` the token's own; `margin` is the
-      logarithm of `probability` to its best rival's. Layer numbers, one past the last for never,
-      are `settling_layer` and, for a half, a quarter and three quarters of the last margin,
-      `readable_layer`, `readable_quarter` and `readable_three_quarters`. `right` (`is_right`) is
-      None where the truth is not known or the answer can't be graded. `whole_word`: whether the
-      first token is a word, not a piece of one. Of the first token alone, else NaN: probability
-      and rank with the controls' images (`grey_`, `other_`), `drawn_layer` and
-      `drawn_layer_by_probability` (`drawn_layers`, against the other image or, without one, grey)
-
-    Raises ValueError for a damaged record.
-    """
-    is_a_word = np.array([is_word(token) for token in run["tokens"]])
-    tokens, numbers = np.array(run["tokens"], dtype=object), layer_numbers(run)
-    layers, answers = [], []
-    for record in records:
-        image = {"image": record["name"]}
-        patches = {**image, "prompt": -1, "kind": "image", "segment": "image"}
-        layers.append((patches, _means(record["patches"], slice(None), is_a_word)))
-        for number, prompt in enumerate(record["prompts"]):
-            about = {**image, "prompt": number, "kind": prompt["kind"], "right": None}
-            n_prompt = prompt["n_prompt"]
-            segments = ("prompt", slice(n_prompt)), ("answer", slice(n_prompt, None))
-            for segment, positions in segments:
-                if len(prompt["token_ids"][positions]):
-                    means = _means(prompt["readings"], positions, is_a_word)
-                    layers.append(({**about, "segment": segment}, means))
-            if prompt["truth"] is not None:
-                given = prompt["answer"], prompt["truth"]
-                about["right"] = is_right(prompt["kind"], *given, run["categories"])
-            answers += _answer_rows(about, prompt, tokens, numbers)
-    return {"layers": per_layer(layers, numbers), "answers": per_layer(answers, numbers)}
-
-
-def _means(readings: dict, positions: slice, is_a_word: np.ndarray) -> dict[str, np.ndarray]:
-    """Per column the mean over positions `[layer]`."""
-    means = {name: readings[name][:, positions].mean(axis=1) for name in SERIES}
-    return {**means, "no_word": 1 - is_a_word[readings["top_ids"][:, positions, 0]].mean(axis=1)}
-
-
-def _answer_rows(about: dict, prompt: dict, tokens: np.ndarray, numbers: np.ndarray) -> list:
-    """For `per_layer`, per answer token of a prompt: what holds at all layers, and the readings
-    `[layer]` at the position before the token."""
-    readings = prompt["readings"]
-    ends = np.append(numbers, numbers[-1] + 1)  # by position, with never
-    constant = {
-        **about,
-        **{name: prompt[name] for name in ("question", "truth", "answer")},
-        "categories": tuple(prompt["categories"]),
-        "whole_word": prompt["word_ids"] != [],
-    }
-    rows, word_at = [], prompt["word_at"]  # before it are spaces
-    for token, token_id in enumerate(prompt["answer_ids"][word_at:]):
-        pos = prompt["n_prompt"] - 1 + word_at + token
-        of_token = readings["target_prob"][:, pos], readings["target_rank"][:, pos]
-        prob, rank = of_token if token else (prompt["word_prob"], prompt["word_rank"])
-        spellings = [token_id] if token or not prompt["word_ids"] else prompt["word_ids"]
-        top_ids, top_probs = (readings[name][:, pos] for name in ("top_ids", "top_probs"))
-        probs = np.stack([prob, best_rival(top_ids, top_probs, spellings)])
-        margin = np.subtract(*np.log(np.maximum(probs, 2.0**-126)))
-        controls, drawn = _against_controls(prompt, token, prob, ends)
-        of_answer = {
-            "token": token,
-            "token_id": int(token_id),
-            "token_label": tokens[token_id],
-            "settling_layer": int(ends[settling_layer(rank)]),
-            "readable_layer": int(ends[readable_layer(margin)]),
-            "readable_quarter": int(ends[readable_layer(margin, 0.25)]),
-            "readable_three_quarters": int(ends[readable_layer(margin, 0.75)]),
-        }
-        columns = {
-            "top1": tokens[top_ids[:, 0]],
-            "probability": prob,
-            "rank": rank.astype(int),
-            "token_probability": of_token[0],
-            "token_rank": of_token[1].astype(int),
-            "margin": margin,
-            **controls,
-            **{name: readings[name][:, pos] for name in SERIES},
-        }
-        rows.append(({**constant, **of_answer, **drawn}, columns))
+def layer_rows(record: dict, run: dict) -> list[tuple[dict, dict]]:
+    """The rows of one record for `layers_table`: one per segment of a prompt, and one for the
+    patches (prompt -1)."""
+    patches = {"image": record["name"], "prompt": -1, "kind": "image", "segment": "image"}
+    rows = [(patches, _means(record["patches"], slice(None), run))]
+    for number, prompt in enumerate(record["prompts"]):
+        about = {"image": record["name"], "prompt": number, "kind": prompt["kind"]}
+        n_prompt = prompt["n_prompt"]
+        for segment, positions in (("prompt", slice(n_prompt)), ("answer", slice(n_prompt, None))):
+            if len(prompt["token_ids"][positions]):
+                means = _means(prompt["readings"], positions, run)
+                rows.append(({**about, "segment": segment}, means))
     return rows
 
 
-def _against_controls(
-    prompt: dict, token: int, prob: np.ndarray, ends: np.ndarray
-) -> tuple[dict, dict]:
-    """The columns of `tabulate` on the controls: those by layer, and those that hold at all."""
-    unknown, by_layer = np.full(len(prob), np.nan), {}
-    for name in ("grey", "other"):
-        control = prompt.get(name) if token == 0 else None
-        for series in ("probability", "rank"):
-            reading = f"word_{series[:4]}"  # word_prob, word_rank
-            by_layer[f"{name}_{series}"] = control[reading].astype(float) if control else unknown
-    drawn = np.full(2, np.nan)
-    if token == 0:
+def layers_table(rows: list[tuple[dict, dict]], run: dict) -> pd.DataFrame:
+    """From the `layer_rows` of all records a row per image, prompt, segment and layer.
+
+    Columns are means over the positions of the segment: `jsd_prev`, `jsd_final` and `entropy` in
+    bits, and `no_word`, the share of positions whose top-1 token is no word.
+    """
+    return repeat_over_layers(rows, layer_numbers(run))
+
+
+def _means(readings: dict, positions: slice, run: dict) -> dict[str, np.ndarray]:
+    """Per column the mean over positions `[layer]`."""
+    means = {name: readings[name][:, positions].mean(axis=1) for name in SERIES_IN_BITS}
+    top1 = readings["top_ids"][:, positions, 0]  # [layer, pos]
+    ids, where = np.unique(top1, return_inverse=True)
+    # A word or a part of one, without the mark of a leading space; not a byte, a sign, a number or
+    # a special token.
+    is_word = np.array([run["tokens"][i].lstrip("▁Ġ").isalpha() for i in ids])
+    return {**means, "no_word": 1 - is_word[where].reshape(top1.shape).mean(axis=1)}
+
+
+def answer_rows(record: dict, run: dict) -> list[tuple[dict, dict]]:
+    """The rows of one record for `answers_table`: one per answer token of a prompt."""
+    rows = []
+    for number, prompt in enumerate(record["prompts"]):
+        given, right = (prompt["answer"], prompt["truth"]), None
+        if prompt["truth"] is not None:
+            right = is_right(prompt["kind"], *given, run["categories"])
+        constant = {
+            "image": record["name"],
+            "prompt": number,
+            "kind": prompt["kind"],
+            "right": right,
+            **{name: prompt[name] for name in ("question", "truth", "answer")},
+            "categories": tuple(prompt["categories"]),
+            "whole_word": prompt["word_ids"] != [],
+            "word_at": prompt.get("word_at", 0),
+        }
+        for token in range(len(prompt["answer_ids"])):
+            of_token, columns = _token_row(prompt, token, run)
+            rows.append(({**constant, **of_token}, columns))
+    return rows
+
+
+def answers_table(rows: list[tuple[dict, dict]], run: dict) -> pd.DataFrame:
+    """From the `answer_rows` of all records a row per image, prompt, answer token and layer, read
+    at the position before the token.
+
+    - `probability`, `rank`: at the token `word_at` its word's (all tokens that spell it); at other
+      tokens the token's own, as in `token_probability` and `token_rank`
+    - `margin`: log of `probability` over its best rival's
+    - `settling_layer`, `readable_layer`: layer numbers; one past the last for never
+    - `right` (`is_right`): None where the truth is not known or the answer can't be graded
+    - `whole_word`: whether the answer begins with a word, not a piece of one
+    - Only at the word, else NaN: probability and rank with the controls' images (`grey_`,
+      `other_`), and `drawn_layer` and `drawn_layer_by_probability` (`drawn_layers`, against the
+      other image or, without one, grey)
+    """
+    return repeat_over_layers(rows, layer_numbers(run))
+
+
+def _token_row(prompt: dict, token: int, run: dict) -> tuple[dict, dict]:
+    """Of one answer token: values that hold at all layers, and columns `[layer]` read at the
+    position before it."""
+    readings, token_id = prompt["readings"], prompt["answer_ids"][token]
+    pos, at_word = prompt["n_prompt"] - 1 + token, token == prompt.get("word_at", 0)
+    own_prob, own_rank = readings["target_prob"][:, pos], readings["target_rank"][:, pos]
+    prob, rank, spellings = own_prob, own_rank, [token_id]
+    if at_word:
+        prob, rank = prompt["word_prob"], prompt["word_rank"]
+        spellings = prompt["word_ids"] or spellings
+    top_ids, top_probs = readings["top_ids"][:, pos], readings["top_probs"][:, pos]  # [layer, k]
+    probs = np.stack([prob, best_rival(top_ids, top_probs, spellings)])
+    margin = np.subtract(*np.log(np.maximum(probs, TINY)))
+    numbers = layer_numbers(run)
+    numbers = np.append(numbers, numbers[-1] + 1)  # by position on the layer axis, with never
+    of_token = {
+        "token": token,
+        "token_id": int(token_id),
+        "token_label": run["tokens"][token_id],
+        "settling_layer": int(numbers[settling_layer(rank)]),
+        "readable_layer": int(numbers[readable_layer(margin)]),
+        **_drawn(prompt if at_word else None, prob, numbers),
+    }
+    columns = {
+        "top1": np.array([run["tokens"][i] for i in top_ids[:, 0]], dtype=object),
+        "probability": prob,
+        "rank": rank.astype(int),
+        "token_probability": own_prob,
+        "token_rank": own_rank.astype(int),
+        "margin": margin,
+        **_controls(prompt if at_word else {}, len(prob)),
+        **{name: readings[name][:, pos] for name in SERIES_IN_BITS},
+    }
+    return of_token, columns
+
+
+def _controls(prompt: dict, n_layers: int) -> dict[str, np.ndarray]:
+    """Probability and rank `[layer]` of the word with the controls' images; NaN where not read."""
+    columns = {}
+    for image in ("grey", "other"):
+        for column, reading in (("probability", "word_prob"), ("rank", "word_rank")):
+            read = prompt.get(image, {}).get(reading, np.full(n_layers, np.nan))
+            columns[f"{image}_{column}"] = read.astype(float)
+    return columns
+
+
+def _drawn(prompt: dict | None, prob: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
+    """`drawn_layers` as layer numbers; NaN without a control."""
+    layers = np.full(2, np.nan)
+    if prompt:
         at = drawn_layers(prob, prompt.get("other", prompt["grey"])["word_prob"])
-        drawn = at if np.isnan(at[0]) else ends[at.astype(int)].astype(float)
+        layers = at if np.isnan(at[0]) else numbers[at.astype(int)]
     names = ("drawn_layer", "drawn_layer_by_probability")
-    return by_layer, dict(zip(names, map(float, drawn), strict=True))
-
-
-def pieces_note(answers: pd.DataFrame) -> str:
-    """The number of answers that `whole_words` leaves out, in all and by kind."""
-    first = first_tokens(answers)
-    pieces = first[~first["whole_word"].astype(bool)]
-    n_of_kind = pieces["kind"].value_counts()
-    by_kind = ", ".join(f"{kind} {n_of_kind[kind]}" for kind in KINDS if kind in n_of_kind)
-    return (
-        f"Left out: {len(pieces)} of {len(first)} answers, whose first word no token spells whole"
-        f"{f' ({by_kind})' if by_kind else ''}."
-    )
+    return dict(zip(names, map(float, layers), strict=True))
 
 
 TEXT_COLUMNS = ["image", "kind", "question", "truth", "answer", "token_label", "top1"]
 
 
 def save_summary(path, answers: pd.DataFrame) -> None:
-    """Write `answers` of `tabulate` as CSV, to be read by `load_summary`. A text that is empty, or
-    that a spreadsheet would take for a formula, gets a leading `'`."""
+    """Write `answers_table` as CSV; `load_summary` reads it.
+
+    A text gets a leading `'` if it is empty or a spreadsheet would take it for a formula.
+    """
 
     def as_cell(text):
         return f"'{text}" if text is not None and text[:1] in ("", *"=+-@'\t\r") else text
@@ -197,81 +202,3 @@ def load_summary(path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
     plain = {name: table[name].str.removeprefix("'") for name in TEXT_COLUMNS}
     return table.assign(**plain)
-
-
-def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
-    """Per kind of prompt: numbers of images, answers, graded answers and those with a truth that
-    can't be graded, the share of the graded that is `right` with its interval `right_low` and
-    `right_high`, the share of the most frequent truth (`majority`, what always giving that answer
-    would get), and `column` of the answer's first word (`whole_words`).
-
-    `median` is over images (of the mean within an image that has several prompts of the kind) that
-    have the column, `with_column` in number; `low` and `high` are its `interval`.
-    """
-
-    def row_of(of_kind):
-        whole = of_kind[of_kind["whole_word"].astype(bool)]
-        layers = whole.groupby("image")[column].mean().dropna().to_numpy(float)
-        graded = of_kind.dropna(subset="right").astype({"right": float})
-        right = graded.groupby("image")["right"].mean().to_numpy(float)
-        low, high = interval(layers, "median")
-        right_low, right_high = interval(right, "share", len(graded))
-        return {
-            "images": of_kind["image"].nunique(),
-            "answers": len(of_kind),
-            "graded": len(graded),
-            "not_gradable": of_kind["truth"].notna().sum() - len(graded),
-            "right": right.mean() if len(right) else np.nan,
-            "right_low": right_low,
-            "right_high": right_high,
-            "majority": of_kind["truth"].value_counts(normalize=True).max(),
-            "with_column": len(layers),
-            "median": np.median(layers) if len(layers) else np.nan,
-            "low": low,
-            "high": high,
-        }
-
-    return _by_kind(first_tokens(answers), row_of)
-
-
-def controls_table(answers: pd.DataFrame) -> pd.DataFrame:
-    """Per kind of prompt, P of the answer's first word (`whole_words`) at the last layer, means
-    over images: `probability`, `other_probability` (NaN where there is no other image) and
-    `grey_probability`, and `gain`, P minus that with another image (without one, a grey one), with
-    its `interval` `low` and `high`."""
-
-    def row_of(rows):
-        columns = ["probability", "other_probability", "grey_probability"]
-        of_image = rows.groupby("image")[columns].mean().astype(float)
-        control = of_image["other_probability"].fillna(of_image["grey_probability"])
-        gain = (of_image["probability"] - control).to_numpy()
-        low, high = interval(gain).clip(-1, 1)
-        return {**of_image.mean(), "gain": gain.mean(), "low": low, "high": high}
-
-    whole = whole_words(answers)
-    return _by_kind(whole[whole["layer"] == whole["layer"].max()], row_of)
-
-
-def right_and_wrong(answers: pd.DataFrame) -> pd.DataFrame:
-    """Right and wrong answers apart: a row per kind of prompt that has both and per `right`.
-
-    Columns: the number of `images` (of each the mean counts), of `readable_layer` of the first word
-    (`whole_words`) the median, `low` and `high`, and of `gain` (P minus that with another image, at
-    the last layer) the mean, `gain_low` and `gain_high` (`interval`).
-    """
-    whole = whole_words(answers).dropna(subset="right")
-    last = whole[whole["layer"] == whole["layer"].max()].astype({"right": bool})
-    control = last["other_probability"].fillna(last["grey_probability"])
-    last = last.assign(gain=last["probability"] - control)
-    rows = []
-    for kind in filter(set(last["kind"]).__contains__, KINDS):
-        of_kind = last[last["kind"] == kind]
-        if of_kind["right"].nunique() < 2:
-            continue
-        for right, group in of_kind.groupby("right"):
-            of_image = group.groupby("image")[["readable_layer", "gain"]].mean().astype(float)
-            layers, gains = of_image["readable_layer"], of_image["gain"]
-            row = kind, right, len(of_image), layers.median(), *interval(layers, "median")
-            rows.append((*row, gains.mean(), *interval(gains).clip(-1, 1)))
-    columns = ["kind", "right", "images", "readable_layer", "low", "high"]
-    return pd.DataFrame(rows, columns=[*columns, "gain", "gain_low", "gain_high"])

@@ -4,15 +4,20 @@ import numpy as np
 import pandas as pd
 
 from llava_lens.analysis.stats import interval, kl_bits
-from llava_lens.kinds import KINDS
 from llava_lens.schema import SEGMENTS, layer_numbers
 
-SERIES = ("jsd_prev", "jsd_final", "entropy")  # of a record's readings
+# Of a record's readings `[layer, pos]`; all three are in bits, as the schema bounds them.
+SERIES_IN_BITS = ("jsd_prev", "jsd_final", "entropy")
 
 
-def per_layer(rows: list[tuple[dict, dict]], numbers: np.ndarray) -> pd.DataFrame:
-    """A table of a row per one of `rows` and layer; each of `rows` is its values that hold at all
-    layers and its columns `[layer]`."""
+def repeat_over_layers(rows: list[tuple[dict, dict]], numbers: np.ndarray) -> pd.DataFrame:
+    """A table with a row per one of `rows` and layer; empty without rows.
+
+    Each row is `(constants, columns)`: values shared by all layers, and one array `[layer]` per
+    column.
+    """
+    if not rows:
+        return pd.DataFrame()
     constants, columns = zip(*rows, strict=True)
     table = {}
     for name, value in constants[0].items():
@@ -23,8 +28,7 @@ def per_layer(rows: list[tuple[dict, dict]], numbers: np.ndarray) -> pd.DataFram
     table["layer"] = np.tile(numbers, len(rows))
     for name in columns[0]:
         table[name] = np.concatenate([column[name] for column in columns])
-    series = {name: pd.Series(values, dtype=values.dtype) for name, values in table.items()}
-    return pd.DataFrame(series)
+    return pd.DataFrame({name: pd.Series(v, dtype=v.dtype) for name, v in table.items()})
 
 
 def top_tokens(mean: np.ndarray, run: dict, n: int = 30) -> pd.DataFrame:
@@ -36,20 +40,24 @@ def top_tokens(mean: np.ndarray, run: dict, n: int = 30) -> pd.DataFrame:
     over_layers = mean.mean(axis=0)
     ids = np.argsort(-over_layers, kind="stable")[:n]
     columns = {"token": [run["tokens"][i] for i in ids], "id": ids, "mean": over_layers[ids]}
-    per_layer = dict(zip(run["layers"], mean[:, ids], strict=True))
-    return pd.DataFrame({**columns, **per_layer})
+    by_layer = dict(zip(run["layers"], mean[:, ids], strict=True))
+    return pd.DataFrame({**columns, **by_layer})
 
 
 def first_tokens(answers: pd.DataFrame) -> pd.DataFrame:
-    """A row per image and prompt: of the columns of `answers` (`tabulate`), those that don't vary
-    by layer are the first answer token's."""
-    return answers[(answers["token"] == 0) & (answers["layer"] == answers["layer"].min())]
+    """A row per image and prompt, from the table of answers: its word's answer token (`word_at`,
+    nearly always the first) at the first layer. Use only columns that don't vary by layer."""
+    at_word = answers["token"] == answers["word_at"]
+    return answers[at_word & (answers["layer"] == answers["layer"].min())]
 
 
 def whole_words(answers: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `answers` on first tokens that are a whole word. Where it is a piece, it may be
-    one of another word, and says nothing about the answer's."""
-    return answers[(answers["token"] == 0) & answers["whole_word"].astype(bool)]
+    """The rows of `answers` on the answer's word, of answers that begin with a whole word.
+
+    A piece of a word may begin another word, so it says nothing about the answer's.
+    """
+    at_word = answers["token"] == answers["word_at"]
+    return answers[at_word & answers["whole_word"].astype(bool)]
 
 
 def per_image(table: pd.DataFrame, column: str, by: str = "layer") -> pd.DataFrame:
@@ -61,8 +69,8 @@ def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
     """The mean of `column` over images per group and layer, with its interval.
 
     Columns: `by`, `layer` (number), `mean`, `low` and `high` (`interval`; NaN for a group of fewer
-    than MIN_IMAGES images). A layer without values, such as JSD to the layer before the first, is
-    left out.
+    than MIN_IMAGES images). A layer without values is left out: the first one has no JSD to the
+    layer before.
     """
     curves = [pd.DataFrame(columns=[by, "layer", "mean", "low", "high"])]
     for group, rows in table.groupby(by, sort=False):
@@ -77,12 +85,12 @@ def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
 
 
 def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
-    """The lens's own bias at each layer, per segment: the Kullback-Leibler divergence, in bits, of
-    the mean distribution there from the mean distribution at the last layer, `[segment, layer,
-    d_vocab]`.
+    """The lens's own bias at each layer, per segment, in bits.
 
-    A lens that prefers some tokens whatever the input has a large one. Columns: `segment`, `layer`,
-    `bias`. Source: Belrose et al., arXiv 2303.08112.
+    It is the Kullback-Leibler divergence of the mean distribution at the layer from that at the
+    last, from `mean_probability` `[segment, layer, d_vocab]`. It is large where the lens prefers
+    some tokens whatever the input. Columns: `segment`, `layer`, `bias`. Source: Belrose et al.,
+    arXiv 2303.08112.
     """
     rows = []
     for segment, mean in zip(SEGMENTS, mean_probability, strict=True):
@@ -92,27 +100,22 @@ def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["segment", "layer", "bias"])
 
 
-def answer_curves(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The curves (`layer_curve`) of the answer's first word (`whole_words`) by `kind`.
+def control_of(answers: pd.DataFrame, column: str) -> pd.Series:
+    """`column` with another image; where there is none, with a grey one."""
+    return answers[f"other_{column}"].fillna(answers[f"grey_{column}"])
 
-    - `probability`, `control_probability`: mean probability with the image and with another one (a
-      grey one, where there is no other)
-    - `rank`, `control_rank`: mean log10 of its rank, so 10 to its power is the geometric mean
+
+def answer_curves(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The curves (`layer_curve`) of the answer's word (`whole_words`) by `kind`.
+
+    - `probability`, `control_probability`: mean probability with the image and with its control
+    - `rank`, `control_rank`: mean log10 of the rank, so 10 to its power is the geometric mean
     """
-    first = whole_words(answers)
-    control = {c: first[f"other_{c}"].fillna(first[f"grey_{c}"]) for c in ("probability", "rank")}
-    first = first.assign(
-        control_probability=control["probability"],
-        rank=np.log10(first["rank"]),
-        control_rank=np.log10(control["rank"]),
+    word = whole_words(answers)
+    word = word.assign(
+        control_probability=control_of(word, "probability"),
+        rank=np.log10(word["rank"]),
+        control_rank=np.log10(control_of(word, "rank")),
     )
     columns = ("probability", "control_probability", "rank", "control_rank")
-    return {column: layer_curve(first, column, "kind") for column in columns}
-
-
-def _by_kind(first: pd.DataFrame, row_of) -> pd.DataFrame:
-    """A row per kind of prompt that there is: `row_of(its rows)`."""
-    kinds = filter(set(first["kind"]).__contains__, KINDS)
-    return pd.DataFrame.from_dict(
-        {kind: row_of(first[first["kind"] == kind]) for kind in kinds}, orient="index"
-    )
+    return {column: layer_curve(word, column, "kind") for column in columns}

@@ -1,11 +1,11 @@
 """Patches against boxes: where in the image a category's word is read."""
 
-from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.curves import first_tokens, layer_curve, per_image, per_layer
+from llava_lens.analysis.curves import first_tokens, layer_curve, per_image, repeat_over_layers
 from llava_lens.analysis.stats import auroc
 from llava_lens.data.crop import patch_coverage
 from llava_lens.schema import layer_numbers
@@ -26,8 +26,8 @@ def word_probability(record: dict, category: str) -> np.ndarray:
 
 
 def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
-    """Mask `[grid * grid]` of a category's patches: those at least half covered by one of its boxes
-    (crowd regions too); a box too small for that gets the patch that it overlaps most."""
+    """Mask `[grid * grid]` of a category's patches: those at least half covered by one of its
+    boxes, crowds too. A box too small for that gets the patch that it overlaps most."""
     coverages = [
         patch_coverage(item["box"], run["grid"], run["image_size"])
         for item in record["objects"]
@@ -38,98 +38,129 @@ def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
     return np.any(masks, axis=0)
 
 
-READ = ["auroc", "named"]  # of a word against a mask
+MEASURES = ["auroc", "top1_hit_rate"]  # of a word against a mask
 
 
-def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
-    """How well P(word) tells a category's patches (`patches_of`) from the others: a row per image,
-    category that it has, and layer. A category that fills the crop is left out.
+class Case(NamedTuple):
+    """A category that an image has: its word's readings, its patches, and an absent word's."""
 
-    - `size` (SIZES) of its largest object
-    - `auroc`: of P(word) in its patches against P(word) in the others
-    - `named`: the share of its patches whose top-1 token is its word
-    - `auroc_absent`, `named_absent`: the main control, the word of a category that the image does
-      not have, in the same patches; NaN where none is watched. What it has above 0.5 any word would
-      have on any object. (One for each, in turn, not their mean, so that where the two are alike
-      their difference is symmetric, as tests of it suppose.)
-    - `auroc_other_image`, `named_other_image`: the control of places, the own word against the
-      boxes of the same category in the image before that has it, for the first in the last one;
-      NaN where no other image has it. What it has above 0.5 comes from usual places
+    image: str
+    category: str
+    size: str
+    word: dict  # of the record's words
+    absent: dict | None
+    top1: np.ndarray  # [layer, patch]
+    inside: np.ndarray  # mask [patch]
 
-    Sources: AUROC against boxes is this project's; patches that decode to the word of their object:
-    Neo et al., arXiv 2410.07149.
+
+def cases_of(record: dict, run: dict) -> list[Case]:
+    """The cases of one record; a category that fills the crop is none.
+
+    Each gets one absent word, in turn. Its difference from the own word is symmetric where the two
+    are alike, as tests of it suppose; the mean of several would not be.
     """
-    names = [f"{name}{control}" for control in ("", "_absent", "_other_image") for name in READ]
-    rows, masks, firsts = [], {}, {}
-    for record in records:
-        absent = [word for word in record["words"] if not word["present"]]
-        present = [word for word in record["words"] if word["present"]]
-        for number, word in enumerate(present):
-            category, inside = word["category"], patches_of(record, run, word["category"])
-            if inside.all():
-                continue
-            share = max(o["share"] for o in record["objects"] if o["category"] == category)
-            size = SIZES[int(share >= 0.01) + int(share >= 0.1)]
-            about = {"image": record["name"], "category": category, "size": size}
-            top1 = record["patches"]["top_ids"][:, :, 0]
-            control = other = [np.full(len(run["layers"]), np.nan)] * 2
-            if absent:
-                control = _against(absent[number % len(absent)], top1, inside)
-            if category in masks:
-                other = _against(word, top1, masks[category])
+    absent = [word for word in record["words"] if not word["present"]]
+    present = [word for word in record["words"] if word["present"]]
+    top1, found = record["patches"]["top_ids"][:, :, 0], []
+    for number, word in enumerate(present):
+        inside = patches_of(record, run, word["category"])
+        if not inside.all():
+            shares = [o["share"] for o in record["objects"] if o["category"] == word["category"]]
+            size = SIZES[int(max(shares) >= 0.01) + int(max(shares) >= 0.1)]
+            of_absent = absent[number % len(absent)] if absent else None
+            about = record["name"], word["category"], size
+            found.append(Case(*about, word, of_absent, top1, inside))
+    return found
+
+
+class Grounding:
+    """Reads cases, one record after the other, and keeps of most only numbers.
+
+    The control of places reads a word against the patches of the same category in the image before
+    that has it. The first image of a category waits for the last one's patches.
+    """
+
+    def __init__(self, run: dict):
+        self.run, self.rows = run, []
+        self.masks, self.first_cases = {}, {}  # by category: latest mask, first (row, case)
+
+    def add(self, record: dict) -> None:
+        for case in cases_of(record, self.run):
+            unknown = [np.full(len(self.run["layers"]), np.nan)] * 2
+            absent = other_image = unknown
+            if case.absent:
+                absent = _against(case.absent, case.top1, case.inside)
+            if case.category in self.masks:
+                other_image = _against(case.word, case.top1, self.masks[case.category])
             else:
-                firsts[category] = len(rows), word, top1
-            values = [*_against(word, top1, inside), *control, *other]
-            rows.append((about, dict(zip(names, values, strict=True))))
-            masks[category] = inside
-    for category, (row, word, top1) in firsts.items():
-        if sum(about["category"] == category for about, _ in rows) > 1:
-            rows[row][1].update(zip(names[4:], _against(word, top1, masks[category]), strict=True))
-    if rows:
-        return per_layer(rows, layer_numbers(run))
-    return pd.DataFrame(columns=["image", "category", "size", "layer", *names])
+                # A copy, since `top1` is a view of all top-k tokens of the record.
+                waiting = case._replace(top1=case.top1.copy())
+                self.first_cases[case.category] = len(self.rows), waiting
+            self.masks[case.category] = case.inside
+            own = _against(case.word, case.top1, case.inside)
+            about = {"image": case.image, "category": case.category, "size": case.size}
+            columns = _columns("", own) | _columns("_absent", absent)
+            self.rows.append((about, columns | _columns("_other_image", other_image)))
+
+    def table(self) -> pd.DataFrame:
+        """How well P(word) tells a category's patches (`patches_of`) from the others: a row per
+        image, category that it has, and layer.
+
+        - `size` (SIZES) of its largest object
+        - `auroc`: of P(word) in its patches against P(word) in the others
+        - `top1_hit_rate`: the share of its patches whose top-1 token is its word
+        - `auroc_absent`, `top1_hit_rate_absent`: the main control, the word of a category that the
+          image does not have, in the same patches. What it has above 0.5 any word would have on
+          any object. NaN where no absent word is watched
+        - `auroc_other_image`, `top1_hit_rate_other_image`: the control of places, the own word
+          against the patches of the category in another image. What it has above 0.5 comes from
+          usual places. NaN where no other image has the category
+
+        Sources: AUROC against boxes is this project's; patches that decode to the word of their
+        object: Neo et al., arXiv 2410.07149.
+        """
+        for category, (row, case) in self.first_cases.items():
+            last_mask = self.masks[category]
+            if last_mask is not case.inside:
+                other_image = _against(case.word, case.top1, last_mask)
+                self.rows[row][1].update(_columns("_other_image", other_image))
+        if self.rows:
+            return repeat_over_layers(self.rows, layer_numbers(self.run))
+        names = [f"{name}{control}" for control in ("", *CONTROLS) for name in MEASURES]
+        return pd.DataFrame(columns=["image", "category", "size", "layer", *names])
+
+
+CONTROLS = {"_absent": ABSENT_WORDS, "_other_image": OTHER_BOXES}
+
+
+def _columns(control: str, values) -> dict[str, np.ndarray]:
+    return {f"{name}{control}": value for name, value in zip(MEASURES, values, strict=True)}
 
 
 def _against(word: dict, top1: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC of P(word) in the patches of `mask`, and their share named (`top1` is a token of the
-    word), `[layer]`."""
-    is_named = np.isin(top1, word["token_ids"])
-    return auroc(word["log2_probs"], mask), is_named[:, mask].mean(axis=1)
+    """MEASURES `[layer]`: AUROC of P(word) in the patches of `mask`, and the share of these whose
+    `top1` `[layer, patch]` is a token of the word."""
+    is_hit = np.isin(top1[:, mask], word["token_ids"])
+    return auroc(word["log2_probs"], mask), is_hit.mean(axis=1)
 
 
 def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """`auroc` and `named` of `grounding` as curves (`layer_curve`) by `size`.
+    """MEASURES of `Grounding.table` as curves (`layer_curve`) by `size`.
 
-    Groups: SIZES, ALL_SIZES, the controls ABSENT_WORDS and OTHER_BOXES and, among `named`, NO_WORD:
-    the share of all patches that decode to no word, from `layers` of `tabulate`.
+    Groups: SIZES, ALL_SIZES and the controls ABSENT_WORDS and OTHER_BOXES. `top1_hit_rate` has
+    NO_WORD too, the share of all patches that decode to no word, from `layers_table`.
     """
     groups = [table, table.assign(size=ALL_SIZES)]
-    for name, control in ((ABSENT_WORDS, "absent"), (OTHER_BOXES, "other_image")):
-        of_control = {column: table[f"{column}_{control}"] for column in READ}
+    for control, name in CONTROLS.items():
+        of_control = {column: table[f"{column}{control}"] for column in MEASURES}
         groups.append(table.assign(size=name, **of_control).dropna(subset="auroc"))
     patches = layers[layers["segment"] == "image"]
-    no_word = patches.assign(size=NO_WORD, named=patches["no_word"])
+    no_word = patches.assign(size=NO_WORD, top1_hit_rate=patches["no_word"])
     rows = pd.concat(groups)
     return {
         "auroc": layer_curve(rows, "auroc", "size"),
-        "named": layer_curve(pd.concat([rows, no_word]), "named", "size"),
+        "top1_hit_rate": layer_curve(pd.concat([rows, no_word]), "top1_hit_rate", "size"),
     }
-
-
-def categories_table(table: pd.DataFrame, layer: int, answers: pd.DataFrame) -> pd.DataFrame:
-    """A row per category of `grounding` at a layer number, from the largest to the smallest AUROC
-    above the absent words': `images`, `auroc`, `above_absent`, and of the graded answers to
-    questions about it `graded`, their number, and `right`, the share."""
-    at_layer = table[table["layer"] == layer]
-    at_layer = at_layer.assign(above_absent=at_layer["auroc"] - at_layer["auroc_absent"])
-    by_category = at_layer.groupby("category")
-    rows = by_category[["auroc", "above_absent"]].mean()
-    rows.insert(0, "images", by_category["image"].nunique())
-    first = first_tokens(answers).dropna(subset="right")
-    about = first.explode("categories").astype({"right": float}).groupby("categories")["right"]
-    rows["graded"] = about.size().reindex(rows.index).fillna(0).astype(int)
-    rows["right"] = about.mean().reindex(rows.index)
-    return rows.sort_values("above_absent", ascending=False, kind="stable")
 
 
 def best_layer(grounded: pd.DataFrame) -> int:
@@ -138,20 +169,19 @@ def best_layer(grounded: pd.DataFrame) -> int:
     return int(per_image(above, "above").mean().fillna(0).idxmax())
 
 
-def cases(grounded: pd.DataFrame, answers: pd.DataFrame, n: int = 3) -> list[str]:
-    """Names of images worth a look: of the `n` best and the `n` worst cases at the best layer, and
-    of the first `n` wrong answers (`answers` of `tabulate`)."""
-    first = first_tokens(answers)
-    names = first.loc[first["right"].eq(False), "image"].drop_duplicates().head(n).tolist()
-    if not grounded.empty:
-        best_and_worst_cases = best_and_worst(grounded, best_layer(grounded), n)
-        names += pd.concat(best_and_worst_cases)["image"].tolist()
-    return list(dict.fromkeys(names))
-
-
 def best_and_worst(table: pd.DataFrame, layer: int, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The `n` rows of `grounding` at a layer with the largest AUROC and the `n` with the smallest,
-    each of another image."""
+    """The `n` rows of `Grounding.table` at a layer with the largest AUROC, and the `n` with the
+    smallest, each of another image."""
     ordered = table[table["layer"] == layer].sort_values("auroc", ascending=False, kind="stable")
     best = ordered.drop_duplicates("image").head(n)
     return best, ordered.drop(best.index)[::-1].drop_duplicates("image").head(n)
+
+
+def cases_to_look_at(grounded: pd.DataFrame, answers: pd.DataFrame, n: int = 3) -> list[str]:
+    """Names of images worth a look: those of the first `n` wrong answers, then of the `n` best and
+    the `n` worst cases at the best layer."""
+    first = first_tokens(answers)
+    names = first.loc[first["right"].eq(False), "image"].drop_duplicates().head(n).tolist()
+    if not grounded.empty:
+        names += pd.concat(best_and_worst(grounded, best_layer(grounded), n))["image"].tolist()
+    return list(dict.fromkeys(names))

@@ -1,51 +1,67 @@
 """Present against absent categories: the confidence in the patches beside the answers."""
 
 from collections import Counter
-from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from llava_lens.analysis.grading import is_right
 from llava_lens.analysis.stats import auroc_by_image, interval
-from llava_lens.schema import WAYS
+from llava_lens.schema import ABSENT_SAMPLINGS
 
 GRADES = {True: 1.0, False: 0.0, None: np.nan}
 
 
-def category_confidence(records: Iterable[dict]) -> pd.DataFrame:
-    """A row per image and watched category, with `present`, `way` and
+class Watched(NamedTuple):
+    """Of one image the categories that it has, and a row per watched category."""
+
+    seen: set[str]
+    rows: list[dict]
+
+
+def watched_of(record: dict) -> Watched:
+    """What `category_confidence` needs of one record."""
+    said_yes = {
+        prompt["categories"][0]: GRADES[is_right("presence", prompt["answer"], "yes")]
+        for prompt in record["prompts"]
+        if prompt["kind"] == "presence" and prompt["categories"]
+    }
+    rows = [
+        {
+            "image": record["name"],
+            **{name: word[name] for name in ("category", "present", "absent_sampling")},
+            "confidence": 2.0 ** float(word["log2_probs"].max()),
+            "said_yes": said_yes.get(word["category"], np.nan),
+        }
+        for word in record["words"]
+    ]
+    return Watched({item["category"] for item in record["objects"]}, rows)
+
+
+def category_confidence(images: list[Watched]) -> pd.DataFrame:
+    """From the `watched_of` all records a row per image and watched category.
 
     - `confidence`: the largest P(word) over all layers and patches
-    - `frequency`: the share of images that have the category, in the half of the images that this
-      one is not in: what can be said blindly. (Over all others a category would be the rarer the
-      more it is here.)
+    - `frequency`: what can be said blindly, the share of images that have the category. It is taken
+      over the half of the images that this one is not in. Over all others a category would be the
+      rarer the more it is here.
     - `said_yes`: the model's answer when asked about the category, 1 for yes and 0 for no; NaN
       where it was not asked, or its answer was neither
 
     Source of the confidence: a variant of Jiang et al., arXiv 2410.02762, who take no final norm,
     the softmax over fewer tokens, and every piece of a word.
     """
-    rows, images_with, n_images = [], (Counter(), Counter()), [0, 0]
-    for number, record in enumerate(records):
-        half = number % 2
-        n_images[half] += 1
-        images_with[half].update({item["category"] for item in record["objects"]})
-        said_yes = {
-            prompt["categories"][0]: GRADES[is_right("presence", prompt["answer"], "yes")]
-            for prompt in record["prompts"]
-            if prompt["kind"] == "presence" and prompt["categories"]
-        }
-        for word in record["words"]:
-            category = word["category"]
-            confidence = 2.0 ** float(word["log2_probs"].max())
-            about = record["name"], category, word["present"], word["way"], 1 - half
-            rows.append((*about, confidence, said_yes.get(category, np.nan)))
-    columns = ["image", "category", "present", "way", "other_half", "confidence", "said_yes"]
-    table = pd.DataFrame(rows, columns=columns)
-    keys = zip(table["category"], table.pop("other_half"), strict=True)
-    frequency = [images_with[half][category] / max(n_images[half], 1) for category, half in keys]
-    return table.assign(frequency=np.array(frequency, dtype=float))
+    halves = images[::2], images[1::2]
+    images_with = [Counter(name for image in half for name in image.seen) for half in halves]
+    rows = []
+    for number, image in enumerate(images):
+        other = 1 - number % 2
+        for row in image.rows:
+            share = images_with[other][row["category"]] / max(len(halves[other]), 1)
+            rows.append({**row, "frequency": share})
+    columns = ["image", "category", "present", "absent_sampling", "confidence", "said_yes"]
+    return pd.DataFrame(rows, columns=[*columns, "frequency"])
 
 
 def presence_answers(table: pd.DataFrame) -> pd.DataFrame:
@@ -60,8 +76,8 @@ def presence_areas(table: pd.DataFrame) -> dict[str, tuple[float, np.ndarray]]:
 
     - `confidence`
     - `frequency`: of the constant per category
-    - `within`: of the confidence for one category at a time (images with it against images without
-      it): a constant per category has 0.5 there, whatever it is
+    - `within`: of the confidence, one category at a time: images with it against images without
+      it. Any constant per category has 0.5 there
     """
     present, images = table["present"].to_numpy(bool), pd.factorize(table["image"])[0]
     values = {name: table[name].to_numpy(float) for name in ("confidence", "frequency")}
@@ -75,38 +91,39 @@ def presence_areas(table: pd.DataFrame) -> dict[str, tuple[float, np.ndarray]]:
 
 
 def presence_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Of `category_confidence` a row for `all` absent categories, and one by the way (WAYS) they
-    were drawn, each beside the present categories of the same images.
+    """Of `category_confidence` a row for `all` absent categories, and one per way of drawing them
+    (ABSENT_SAMPLINGS), each beside the present categories of the same images.
 
-    Columns: `images`, `absent`, their number, and of each of `presence_areas` the AUROC, `_low` and
+    Columns: `images`; `absent`, their number; of each of `presence_areas` the AUROC, `_low` and
     `_high`; of the model's answers `sensitivity` (present categories to which it says yes) and
     `specificity` (absent ones to which it says no), with `_low` and `_high`, and `asked`, their
-    number. Source of the ways: POPE (Li et al., arXiv 2305.10355).
+    number. Source of the three ways: POPE (Li et al., arXiv 2305.10355).
     """
-    rows = {}
-    for way in ("all", *WAYS):
-        of_way = table
-        if way != "all":
-            of_way = table[table["present"] | (table["way"] == way)]
-            of_way = of_way[of_way["image"].isin(of_way["image"][~of_way["present"].astype(bool)])]
-        if (
-            of_way.empty
-            or way != "all"
-            and (table["way"] == way).sum() == (table["way"] != "").sum()
-        ):
-            continue  # nothing, or the same once more
-        row = {"images": of_way["image"].nunique(), "absent": (~of_way["present"]).sum()}
-        measures = presence_areas(of_way)
-        asked = presence_answers(of_way)
-        for name, present in (("sensitivity", True), ("specificity", False)):
-            rows_of = asked[asked["present"] == present]
-            right = (rows_of["said_yes"] == present).groupby(rows_of["image"]).mean()
-            ends = interval(right, "share", len(rows_of))
-            measures[name] = right.mean() if len(right) else np.nan, ends
-        for name, (value, (low, high)) in measures.items():
-            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-        rows[way] = {**row, "asked": len(asked)}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    present, drawn = table["present"].astype(bool), table["absent_sampling"]
+    groups = {"all": table} if len(table) else {}
+    for sampling in ABSENT_SAMPLINGS:
+        is_drawn = drawn == sampling
+        # A row of its own neither where none was drawn so, nor where all were: that is `all`.
+        if 0 < is_drawn.sum() < (~present).sum():
+            of_images = table["image"].isin(table["image"][is_drawn])
+            groups[sampling] = table[of_images & (present | is_drawn)]
+    return pd.DataFrame.from_dict(
+        {name: _presence_row(group) for name, group in groups.items()}, orient="index"
+    )
+
+
+def _presence_row(table: pd.DataFrame) -> dict[str, float]:
+    """One row of `presence_table`."""
+    measures, asked = presence_areas(table), presence_answers(table)
+    for name, present in (("sensitivity", True), ("specificity", False)):
+        rows = asked[asked["present"] == present]
+        right = (rows["said_yes"] == present).groupby(rows["image"]).mean()
+        share = right.mean() if len(right) else np.nan
+        measures[name] = share, interval(right, "share", len(rows))
+    row = {"images": table["image"].nunique(), "absent": (~table["present"].astype(bool)).sum()}
+    for name, (value, (low, high)) in measures.items():
+        row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return {**row, "asked": len(asked)}
 
 
 def roc_curve(table: pd.DataFrame, column: str) -> np.ndarray:

@@ -107,14 +107,6 @@ def signed_rank(differences: np.ndarray, alternative: str = "two-sided") -> floa
     return wilcoxon(differences, zero_method="zsplit", alternative=alternative).pvalue
 
 
-def smallest_difference(differences: np.ndarray, level: float) -> float:
-    """The mean difference that `signed_rank` would find below `level` in four of five samples of
-    this number and spread (normal; the test's efficiency is 3 / pi)."""
-    n = len(differences)
-    reach = t.ppf(1 - level / 2, n - 1) + t.ppf(0.8, n - 1)
-    return reach * np.std(differences, ddof=1) / np.sqrt(n * 3 / np.pi)
-
-
 def peak_range(values: np.ndarray) -> tuple[int, int] | None:
     """The first and last position of a peak of the mean of `values` `[image, layer]`, None without
     a clear one.

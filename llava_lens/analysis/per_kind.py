@@ -1,0 +1,107 @@
+"""Statistics of answers, a row per kind of prompt."""
+
+import numpy as np
+import pandas as pd
+
+from llava_lens.analysis.curves import control_of, first_tokens, whole_words
+from llava_lens.analysis.stats import interval
+from llava_lens.kinds import KINDS
+
+
+def by_kind(table: pd.DataFrame, row_of) -> pd.DataFrame:
+    """A row per kind of prompt that there is: `row_of(its rows)`."""
+    kinds = filter(set(table["kind"]).__contains__, KINDS)
+    return pd.DataFrame.from_dict(
+        {kind: row_of(table[table["kind"] == kind]) for kind in kinds}, orient="index"
+    )
+
+
+def pieces_note(answers: pd.DataFrame) -> str:
+    """The number of answers that `whole_words` leaves out."""
+    whole = first_tokens(answers)["whole_word"].astype(bool)
+    pieces = (~whole).sum()
+    return (
+        f"Left out: {pieces} of {len(whole)} answers, which begin with a piece of a word or a sign."
+    )
+
+
+def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
+    """Per kind of prompt how many answers are right, and at which layer they are read.
+
+    - `images`, `answers`, `graded`, `not_gradable` (the truth is known, the answer says nothing
+      that can be graded): numbers
+    - `right`: the share of the graded, with its interval `right_low` and `right_high`
+    - `majority`: the share of the most frequent truth, which always giving that answer would get
+    - `median`, `low`, `high`: of `column` over `n_images_with_layer` images, with its `interval`.
+      Several answers of an image count as their mean; pieces of words are left out (`whole_words`)
+    """
+
+    def row_of(of_kind):
+        whole = of_kind[of_kind["whole_word"].astype(bool)]
+        layers = whole.groupby("image")[column].mean().dropna().to_numpy(float)
+        graded = of_kind.dropna(subset="right").astype({"right": float})
+        right = graded.groupby("image")["right"].mean().to_numpy(float)
+        low, high = interval(layers, "median")
+        right_low, right_high = interval(right, "share", len(graded))
+        return {
+            "images": of_kind["image"].nunique(),
+            "answers": len(of_kind),
+            "graded": len(graded),
+            "not_gradable": of_kind["truth"].notna().sum() - len(graded),
+            "right": right.mean() if len(right) else np.nan,
+            "right_low": right_low,
+            "right_high": right_high,
+            "majority": of_kind["truth"].value_counts(normalize=True).max(),
+            "n_images_with_layer": len(layers),
+            "median": np.median(layers) if len(layers) else np.nan,
+            "low": low,
+            "high": high,
+        }
+
+    return by_kind(first_tokens(answers), row_of)
+
+
+def controls_table(answers: pd.DataFrame) -> pd.DataFrame:
+    """Per kind of prompt P of the answer's word at the last layer, as means over images.
+
+    Columns: `probability`, `other_probability` (with another image; NaN where there is none),
+    `grey_probability`, and `gain` (P minus that with another
+    image, without one with a grey one) with its `interval` `low` and `high`.
+    """
+
+    def row_of(rows):
+        columns = ["probability", "other_probability", "grey_probability", "gain"]
+        of_image = rows.groupby("image")[columns].mean().astype(float)
+        low, high = interval(of_image["gain"]).clip(-1, 1)
+        return {**of_image.mean(), "low": low, "high": high}
+
+    return by_kind(_at_last_layer(answers), row_of)
+
+
+def _at_last_layer(answers: pd.DataFrame) -> pd.DataFrame:
+    """`whole_words` at the last layer, with `gain`: P minus P with another image (without one, with
+    a grey one)."""
+    whole = whole_words(answers)
+    last = whole[whole["layer"] == whole["layer"].max()]
+    return last.assign(gain=last["probability"] - control_of(last, "probability"))
+
+
+def right_and_wrong(answers: pd.DataFrame) -> pd.DataFrame:
+    """Right and wrong answers apart: a row per kind of prompt that has both, and per `right`.
+
+    Columns: `images`; of the word's `readable_layer` the median with `low` and `high`; of `gain`
+    (as in `controls_table`) the mean with `gain_low` and `gain_high`.
+    """
+    last = _at_last_layer(answers).dropna(subset="right").astype({"right": bool})
+    rows = []
+    for kind in filter(set(last["kind"]).__contains__, KINDS):
+        of_kind = last[last["kind"] == kind]
+        if of_kind["right"].nunique() < 2:
+            continue
+        for right, group in of_kind.groupby("right"):
+            of_image = group.groupby("image")[["readable_layer", "gain"]].mean().astype(float)
+            layers, gains = of_image["readable_layer"], of_image["gain"]
+            row = kind, right, len(of_image), layers.median(), *interval(layers, "median")
+            rows.append((*row, gains.mean(), *interval(gains).clip(-1, 1)))
+    columns = ["kind", "right", "images", "readable_layer", "low", "high"]
+    return pd.DataFrame(rows, columns=[*columns, "gain", "gain_low", "gain_high"])

@@ -1,0 +1,235 @@
+"""Records to the tables of answers and of layers, and the summary as a file."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llava_lens import kinds as kinds_py
+from llava_lens import schema, store
+from llava_lens.analysis import answers as answers_py
+from llava_lens.analysis import curves, grading, per_kind, stats
+from tests.analysis.made import answers_of, layers_of
+from tests.test_hostile import make_results
+
+
+def test_a_prompt_or_layer_that_is_not_there_is_refused_with_what_is(results, run):
+    record = store.Results(results).record()
+    for number in (3, -1):
+        message = f"prompt is {number}: china.jpg has the prompts 0 to 2"
+        with pytest.raises(ValueError, match=message):
+            answers_py.choose_prompt(record, number)
+    with pytest.raises(ValueError, match=r"layers_shown is \[0, 6\]: the layers are 0 \(emb\), 1"):
+        answers_py.layer_positions(run, [0, 6])
+
+
+def test_the_prompt_and_the_layers_are_those_that_were_chosen(results, run):
+    record = store.Results(results).record("flower.jpg")
+    assert answers_py.choose_prompt(record, 1)["question"] == kinds_py.question_of("object")
+    assert answers_py.layer_positions(run, [5, 0]) == [5, 0]
+    assert answers_py.layer_positions(run, []) == [0, 1, 2, 4, 5]
+
+
+def test_where_not_every_layer_was_read_a_number_is_no_position():
+    run = {"layers": ["emb", "4", "8"]}
+    assert schema.layer_numbers(run).tolist() == [0, 4, 8]
+    assert answers_py.layer_positions(run, [8, 4]) == [2, 1]
+    labels = [schema.layer_label(run, number) for number in (0, 4, 6.5, 8, 9)]
+    assert labels == ["emb", "4", "6.5", "8", "never"]
+    with pytest.raises(ValueError, match=r"the layers are 0 \(emb\), 4, 8\."):
+        answers_py.layer_positions(run, [2])
+
+
+def test_tables_have_the_numbers_of_the_layers_that_were_read(records, run, tables):
+    """Of the same records with every second layer taken out."""
+    kept = [1, 3, 5]
+
+    def thinned(value):
+        if isinstance(value, dict):
+            return {key: thinned(inner) for key, inner in value.items()}
+        return value[kept] if isinstance(value, np.ndarray) and value.shape[:1] == (6,) else value
+
+    def of_word(prompt):
+        return {name: prompt[name] for name in ("word_prob", "word_rank", "grey", "other")}
+
+    thin = []
+    for record in records:
+        prompts = [
+            {**prompt, "readings": thinned(prompt["readings"]), **thinned(of_word(prompt))}
+            for prompt in record["prompts"]
+        ]
+        thin.append({**record, "patches": thinned(record["patches"]), "prompts": prompts})
+    of_few = {**run, "layers": ["1", "3", "5"]}
+    few_answers, few_layers = answers_of(thin, of_few), layers_of(thin, of_few)
+    for table, whole in ((few_answers, tables.answers), (few_layers, tables.layers)):
+        assert table["layer"].tolist() == whole[whole["layer"].isin(kept)]["layer"].tolist()
+    ranks = [prompt["word_rank"] for record in thin for prompt in record["prompts"]]
+    settled = [[*kept, 6][stats.settling_layer(rank)] for rank in ranks]
+    assert curves.first_tokens(few_answers)["settling_layer"].tolist() == settled
+
+
+def test_layer_table_against_a_loop(tables, records):
+    layers = tables.layers
+    for record in records:
+        for number, prompt in enumerate(record["prompts"]):
+            for segment, positions in (
+                ("prompt", range(prompt["n_prompt"])),
+                ("answer", range(prompt["n_prompt"], len(prompt["token_ids"]))),
+            ):
+                rows = layers[
+                    (layers["image"] == record["name"])
+                    & (layers["prompt"] == number)
+                    & (layers["segment"] == segment)
+                ]
+                for series in ("jsd_prev", "jsd_final", "entropy"):
+                    expected = [
+                        np.mean([row[at] for at in positions]) for row in prompt["readings"][series]
+                    ]
+                    np.testing.assert_allclose(
+                        rows.sort_values("layer")[series], expected, rtol=1e-5
+                    )
+    images = layers[layers["segment"] == "image"]
+    assert len(images) == 3 * 6 and set(images["kind"]) == {"image"}
+
+
+def test_answer_table(tables, records, run):
+    answers = tables.answers
+    assert len(answers) == 6 * sum(
+        len(prompt["answer_ids"]) for record in records for prompt in record["prompts"]
+    )
+    last = answers[answers["layer"] == 5]
+    # What the lens reads last is what the model said.
+    assert (last["token_rank"] == 1).all() and (last["top1"] == last["token_label"]).all()
+    assert (answers["settling_layer"] <= 5).all()
+    graded = answers[answers["truth"].notna()]
+    assert set(graded["kind"]) == {"object"}
+    assert (
+        graded["right"] == [grading.is_right("object", a, "temple") for a in graded["answer"]]
+    ).all()
+    assert answers[answers["truth"].isna()]["right"].isna().all()
+    # The same whichever comes first.
+    turned = [
+        {**record, "prompts": record["prompts"][1:] + record["prompts"][:1]} for record in records
+    ]
+    again = answers_of(turned, run)
+    assert again["right"].isna().sum() == answers["right"].isna().sum()
+    assert again["right"].dropna().sum() == answers["right"].dropna().sum()
+
+
+def test_the_words_to_show_end_with_a_control():
+    present = {"dog": True, "hot dog": True, "cat": False, "red": True, "tree": True, "sky": False}
+    words = [{"category": name, "present": there} for name, there in present.items()]
+    record = {"name": "china.jpg", "words": words}
+    assert answers_py.choose_words(record, []) == ["dog", "hot dog", "red", "tree", "cat", "sky"]
+    assert answers_py.choose_words(record, ["sky", "tree"]) == ["sky", "tree"]
+    assert answers_py.choose_words({"name": "china.jpg", "words": []}, []) == []
+    message = "'frisbee' not watched in china.jpg; watched categories: dog, hot dog, cat, red, tree"
+    with pytest.raises(ValueError, match=message):
+        answers_py.choose_words(record, ["dog", "frisbee"])
+
+
+def test_patches_that_say_no_word(results, tables):
+    """By hand, on the image's positions."""
+    results = store.Results(results)
+    run, record = results.run, results.record()
+    rows = tables.layers.query("image == @record['name'] and segment == 'image'")
+    for no_word, top_ids in zip(rows["no_word"], record["patches"]["top_ids"], strict=True):
+        labels = [run["tokens"][i] for i in top_ids[:, 0]]
+        by_hand = np.mean([not label.replace("▁", "").isalpha() for label in labels])
+        assert no_word == pytest.approx(by_hand)
+
+
+RUN = {
+    "layers": ["emb", *map(str, range(1, 33))],
+    "tokens": ["▁a", "▁Red", "▁red"],
+    "categories": [],
+}
+
+
+def planted(kind: str, word_from: int, capital_from: int, whole: bool = True) -> dict:
+    """A record of one prompt: the answer's word is top from one layer on, its capitalised token
+    from a later one, as in LLaVA-1.5 (Zhang et al., arXiv 2411.18620)."""
+    layers = np.arange(33)
+    word, token = layers >= word_from, layers >= capital_from
+    ranks = {"word_rank": np.where(word, 1, 50), "target_rank": np.where(token, 1, 60)}
+    probs = {"word_prob": 0.9 * word, "target_prob": 0.8 * token}
+    series = {name: np.zeros((33, 1)) for name in curves.SERIES_IN_BITS}
+    readings = {
+        **series,
+        "top_ids": np.zeros((33, 1, 1), int),
+        "top_probs": np.full((33, 1, 1), 0.05),
+        "target_prob": probs["target_prob"][:, None],
+        "target_rank": ranks["target_rank"][:, None],
+    }
+    prompt = {
+        "kind": kind, "question": "?", "truth": None, "answer": "Red", "categories": [],
+        "token_ids": [0], "n_prompt": 1, "answer_ids": [1], "readings": readings,
+        "word_ids": [1, 2] if whole else [], "word_prob": probs["word_prob"],
+        "word_rank": ranks["word_rank"], "grey": {**probs, **ranks},
+    }  # fmt: skip
+    return {"name": f"{kind}.jpg", "patches": readings, "prompts": [prompt]}
+
+
+def test_a_word_is_found_where_it_was_planted_not_where_its_capital_wins():
+    where = {"colour": 10, "object": 14, "relation": 20}
+    records = [planted(kind, layer, 25) for kind, layer in where.items()]
+    answers = answers_of(records, RUN)
+    for column in ("settling_layer", "readable_layer"):
+        assert dict(curves.first_tokens(answers)[["kind", column]].to_numpy().tolist()) == where
+        assert per_kind.settling_table(answers, column)["median"].to_dict() == where
+    # The exact token stays, and says 25 for all three.
+    top = answers[answers["token_rank"] == 1].groupby("kind")["layer"].min()
+    assert top.to_dict() == dict.fromkeys(where, 25)
+    colour = answers[(answers["kind"] == "colour") & (answers["layer"] == 12)].iloc[0]
+    assert (colour["probability"], colour["token_probability"]) == (0.9, 0.0)
+
+
+def test_answers_that_begin_with_a_piece_are_left_out_and_counted():
+    records = [planted("colour", 10, 10), planted("object", 3, 3, whole=False)]
+    answers = answers_of(records, RUN)
+    table = per_kind.settling_table(answers)
+    assert table["median"]["colour"] == 10 and np.isnan(table["median"]["object"])
+    assert table["answers"].tolist() == [1, 1] and "Left out: 1 of 2" in per_kind.pieces_note(
+        answers
+    )
+    by_column = curves.answer_curves(answers)
+    assert all(set(curve["kind"]) == {"colour"} for curve in by_column.values())
+    assert list(per_kind.controls_table(answers).index) == ["colour"]
+
+
+TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "'=x", "'", "", "None", "NA", "nan", "1", 'a,"b"\n']
+
+
+def test_texts_in_the_summary_are_no_formulas_and_come_back(tmp_path):
+    run, record, _ = make_results()
+    prompts = [record["prompts"][0] | {"answer": text, "question": text or "?"} for text in TEXTS]
+    answers = answers_of([record | {"prompts": prompts}], run)
+    answers_py.save_summary(tmp_path / "deep/summary.csv", answers)
+    cells = pd.read_csv(tmp_path / "deep/summary.csv", dtype=str, keep_default_na=False)
+    assert (
+        not cells[["answer", "question", "token_label"]]
+        .map(lambda t: t[:1] in "=+-@\t")
+        .any()
+        .any()
+    )
+    back = answers_py.load_summary(tmp_path / "deep/summary.csv")
+    answers = answers.astype(object).where(answers.notna(), np.nan)
+    back = back.astype(object).where(back.notna(), np.nan)
+    pd.testing.assert_frame_equal(back, answers)
+    assert back["answer"].unique().tolist() == TEXTS
+
+
+def test_a_word_that_is_read_at_a_later_token_is_not_lost():
+    """A number that begins with a bare space: `▁`, then the digit, at which its word is read."""
+    record = planted("colour", 10, 25)
+    (prompt,) = record["prompts"]
+    two = {name: np.repeat(values, 2, axis=1) for name, values in prompt["readings"].items()}
+    two["target_rank"][:, 0] = 1
+    record["prompts"] = [{**prompt, "readings": two, "answer_ids": [0, 1], "word_at": 1}]
+    answers = answers_of([record], RUN)
+    assert curves.first_tokens(answers)[["token", "settling_layer"]].to_numpy().tolist() == [
+        [1, 10]
+    ]
+    assert curves.whole_words(answers)["probability"].tolist() == prompt["word_prob"].tolist()
+    of_space = answers[answers["token"] == 0]
+    assert of_space["probability"].equals(of_space["token_probability"])
+    assert of_space["grey_probability"].isna().all() and of_space["drawn_layer"].isna().all()

@@ -1,0 +1,160 @@
+"""P(word) in the patches of its category, against brute force and planted signals."""
+
+import itertools
+import weakref
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+
+from llava_lens.analysis import curves, grounding, presence, report_image
+from llava_lens.figures import all_images
+from tests.analysis.made import (
+    GRID,
+    LAYERS,
+    RUN,
+    confidence_of,
+    grounding_of,
+    make_object,
+    make_record,
+    planted,
+)
+
+
+def test_patches_of_a_category_by_hand():
+    """On a grid of 6, 56 pixels: a patch has 9 1/3. The second dog is too small for half of one."""
+    boxes = [
+        ("dog", (0.0, 0.0, 19.0, 9.4)),
+        ("dog", (30.0, 30.0, 1.0, 1.0)),
+        ("cat", (20.0, 20.0, 3.0, 2.0)),
+    ]
+    record = make_record("a", boxes, {})
+    assert np.flatnonzero(grounding.patches_of(record, RUN, "dog")).tolist() == [0, 1, 21]
+    assert np.flatnonzero(grounding.patches_of(record, RUN, "cat")).tolist() == [14]
+
+
+def test_an_exact_half_counts():
+    """At LLaVA-1.5's grid of 24 on 336 pixels, at every place along the diagonal."""
+    run = {**RUN, "grid": 24, "image_size": 336}
+    for at in range(24):
+        width, expected = (7.0, [25 * at]) if at == 23 else (21.0, [25 * at, 25 * at + 1])
+        record = make_record("a", [("dog", (14.0 * at, 14.0 * at, width, 14.0))], {})
+        assert np.flatnonzero(grounding.patches_of(record, run, "dog")).tolist() == expected
+
+
+def patches_by_points(record, category):
+    """The mask of the patches at least half covered, by a hundred points per pixel and side."""
+    (box,) = [item["box"] for item in record["objects"] if item["category"] == category]
+    fine, along = np.arange(0.5, 5600) / 100, []
+    for axis in (0, 1):
+        in_box = (fine >= box[axis]) & (fine < box[axis] + box[axis + 2])
+        spans = itertools.pairwise(np.linspace(0, 56, GRID + 1))
+        along.append([in_box[(fine >= low) & (fine < high)].mean() for low, high in spans])
+    return np.outer(along[1], along[0]).ravel() >= 0.5
+
+
+def test_grounding_against_brute_force():
+    rng, records = np.random.default_rng(0), []
+    for name in "abcd":
+        boxes = [
+            (category, list(map(float, (*rng.uniform(0, 25, 2), *rng.uniform(10, 30, 2)))))
+            for category in ("dog", "cat")
+        ]
+        log2_probs = {
+            category: rng.integers(-9, 0, (len(LAYERS), GRID**2))
+            for category in ("dog", "cat", "horse")
+        }
+        top_ids = rng.integers(0, 3, (len(LAYERS), GRID**2, 1))
+        records.append(make_record(name, boxes, log2_probs, top_ids, absent=["horse"]))
+    table = grounding_of(records, RUN)
+    assert len(table) == 4 * 2 * len(LAYERS) and set(table["category"]) == {"dog", "cat"}
+    rows = table.set_index(["image", "category", "layer"])
+
+    def check(row, columns, record, word, position, mask):
+        """The two `columns` of `row` are the readings of `record` against `mask`."""
+        area = sklearn.metrics.roc_auc_score(mask, word["log2_probs"][position])
+        named = (record["patches"]["top_ids"][position, mask, 0] == 0).mean()
+        assert row[columns].tolist() == pytest.approx([area, named])
+
+    before, other_image = records[-1], ["auroc_other_image", "top1_hit_rate_other_image"]
+    absent = ["auroc_absent", "top1_hit_rate_absent"]
+    for record in records:
+        for word in record["words"][:2]:
+            for position, layer in enumerate(LAYERS):
+                row = rows.loc[record["name"], word["category"], layer]
+                at = record, word, position
+                mask = patches_by_points(record, word["category"])
+                check(row, ["auroc", "top1_hit_rate"], *at, mask)
+                check(row, absent, record, record["words"][2], position, mask)
+                check(row, other_image, *at, patches_by_points(before, word["category"]))
+        before = record
+
+
+def test_a_planted_signal_has_auroc_1_and_another_image_s_boxes_a_half():
+    table = grounding_of(planted(160), RUN)
+    means = table.groupby("layer")["auroc"].mean()
+    assert means.index.tolist() == LAYERS and means.tolist() == [0.5, 1, 1]
+    other = table[table["layer"] == LAYERS[2]]["auroc_other_image"].dropna()
+    assert len(other) == 160 and abs(other.mean() - 0.5) < 3 * other.std() / 160**0.5 < 0.06
+
+
+def test_no_record_is_held_longer_than_its_turn():
+    """Not even that of the first image of a category, whose control comes last."""
+    read = grounding.Grounding(RUN)
+    for record in planted(2):
+        read.add(record)
+        top_ids = weakref.ref(record["patches"]["top_ids"])
+        del record["patches"], record
+        assert top_ids() is None
+
+
+def test_no_control_without_another_image_or_an_absent_word():
+    (record,) = planted(1)
+    record["words"] = record["words"][:1]
+    table = grounding_of([record], RUN)
+    assert table.filter(regex="_absent|_other_image").isna().all(axis=None)
+    text = "".join(report_image.report_grounding(RUN, table, confidence_of([record])))
+    assert "no absent words" in text and "another image to compare" in text and "nan" not in text
+
+
+def test_on_the_demo_what_its_training_reported(demo_tables):
+    """README: AUROC of the own shape word on a thousand scenes; here 24 of them."""
+    means = demo_tables.grounded.groupby("layer")[["auroc", "auroc_other_image"]].mean()
+    reported = [0.45, 0.45, 0.52, 0.70, 0.97, 0.99, 0.99, 1.00, 1.00]
+    assert np.abs(means["auroc"] - reported).max() < 0.08
+    assert (means["auroc_other_image"] - 0.5).abs().max() < 0.15
+    assert presence.presence_areas(demo_tables.confident)["within"][0] > 0.95
+
+
+def test_one_rare_size_takes_no_band_from_the_others():
+    records = planted(14)
+    records[0]["objects"].append(make_object("cat", (0.0, 0.0, 3.0, 3.0)))
+    records[0]["words"][1]["present"] = True
+    table = grounding_of(records, RUN)
+    assert (table["size"] == "small").any()
+    layers = pd.DataFrame({"image": [], "segment": [], "layer": [], "no_word": []})
+    figure = all_images.plot_grounding(table, layers, RUN)
+    bands = {
+        column: sum(c.get_alpha() == 0.2 for c in figure.axes[column].collections)
+        for column in (0, 1)
+    }
+    assert bands[0] == 4  # all, large, both controls
+    plt.close(figure)
+
+
+def test_the_figures_are_those_of_the_tables(demo, demo_tables):
+    figure = all_images.plot_grounding(demo_tables.grounded, demo_tables.layers, demo.run)
+    labels = [label.get_text() for label in figure.legends[0].get_texts()]
+    groups = ["all sizes", "medium", "large", grounding.ABSENT_WORDS, grounding.OTHER_BOXES]
+    assert labels == [*groups, "all patches: no word at all"]
+    assert [line.get_label() for line in figure.axes[0].lines[:-1]] == groups
+    plt.close(figure)
+    best = int(curves.per_image(demo_tables.grounded, "auroc").mean().idxmax())
+    at_best = demo_tables.grounded[demo_tables.grounded["layer"] == best]["auroc"]
+    figure = all_images.plot_gallery(demo, demo_tables.grounded, best)
+    titles = [axis.get_title() + axis.get_title(loc="left") for axis in figure.axes]
+    assert len(titles) == 6
+    assert f"AUROC {at_best.max():.2f}" in titles[0] and f"AUROC {at_best.min():.2f}" in titles[3]
+    plt.close(figure)

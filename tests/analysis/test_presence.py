@@ -1,0 +1,139 @@
+"""Present against absent categories: the confidence in the patches beside the answers."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+
+from llava_lens import kinds
+from llava_lens.analysis import curves, presence
+from llava_lens.figures import all_images
+from tests.analysis.made import GRID, LAYERS, confidence_of, make_record, planted
+
+
+def test_present_or_absent():
+    """The largest over layers and patches; AUROC against scikit-learn; its interval holds it and
+    narrows with the number of images."""
+    table = confidence_of(planted(24))
+    assert table["confidence"].tolist() == [0.5, 2.0**-7] * 24
+    value, (low, high) = presence.presence_areas(table)["confidence"]
+    assert value == high == 1 and 0.8 < low < 0.9
+    # All images have the one and none the other: a constant tells as much.
+    assert presence.presence_areas(table)["frequency"][0] == 1
+    assert np.isnan(presence.presence_areas(table)["within"][0])
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "image": [f"{i // 4}" for i in range(400)],
+            "present": [True, False] * 200,
+            "category": rng.integers(0, 5, 400),
+            "confidence": rng.random(400) + [0.3, 0] * 200,
+            "frequency": rng.random(400),
+        }
+    )
+    value, (low, high) = presence.presence_areas(table)["confidence"]
+    expected = sklearn.metrics.roc_auc_score(table["present"], table["confidence"])
+    assert value == pytest.approx(expected) and low < value < high
+    _, (few_low, few_high) = presence.presence_areas(table.head(60))["confidence"]
+    assert high - low < few_high - few_low
+    assert np.isnan(presence.presence_areas(table.head(44))["confidence"][1]).all()
+    one_kind, ends = presence.presence_areas(table[table["present"]])["confidence"]
+    assert np.isnan(one_kind) and np.isnan(ends).all()
+
+
+def test_the_frequency_is_that_of_the_other_half_of_the_images():
+    records = [
+        make_record(
+            str(number),
+            [("dog", (0.0, 0.0, 9.0, 9.0))] if number in (0, 1, 3) else [],
+            {"dog": np.zeros((len(LAYERS), GRID**2))},
+            absent=[] if number in (0, 1, 3) else ["dog"],
+        )
+        for number in range(4)
+    ]
+    assert confidence_of(records)["frequency"].tolist() == [1, 0.5, 1, 0.5]
+
+
+def test_the_curve_is_scikit_learns():
+    """Of the first twenty images the model was asked about the dog, and the opposite it said about
+    a cat, which was not watched."""
+    rng, records = np.random.default_rng(0), []
+    present, exponents = rng.random(60) < 0.5, rng.integers(-8, 1, 60)
+    for i in range(60):
+        says = ["Yes.", "no"] if i % 3 else ["no", "Yes."]
+        records.append(
+            make_record(
+                str(i),
+                [("dog", (0.0, 0.0, 9.0, 9.0))] if present[i] else [],
+                {"dog": np.full((len(LAYERS), GRID**2), exponents[i])},
+                absent=[] if present[i] else ["dog"],
+                asked=zip(("dog", "cat"), says, strict=True) if i < 20 else (),
+            )
+        )
+    table = confidence_of(records)
+    assert table["category"].eq("dog").all() and len(table) == 60
+    table = table.assign(category=[f"{i % 2}" for i in range(60)])
+    figure = all_images.plot_presence(table)
+    lines = figure.axes[0].lines
+    for line, n in ((lines[0], 60), (lines[1], 20)):
+        wrong, right, _ = sklearn.metrics.roc_curve(
+            present[:n], 2.0 ** exponents[:n], drop_intermediate=False
+        )
+        np.testing.assert_allclose(line.get_xydata(), np.transpose([wrong, right]))
+    yes, few = np.arange(20) % 3 > 0, present[:20]
+    (point,) = (line for line in lines if line.get_marker() == "D")
+    np.testing.assert_allclose(point.get_xydata(), [[yes[~few].mean(), yes[few].mean()]])
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    area = sklearn.metrics.roc_auc_score(present, 2.0**exponents)
+    assert f"AUROC {area:.2f} (" in labels[0] and " to " in labels[0]
+    plt.close(figure)
+
+
+def test_presence_answers(demo_tables):
+    asked = curves.first_tokens(demo_tables.answers).query("kind == 'presence'")
+    answers = presence.presence_answers(demo_tables.confident)
+    assert len(answers) == len(asked) == 48 and answers["present"].sum() == 24
+    right = (answers["said_yes"] == 1) == answers["present"]
+    assert right.mean() == pytest.approx(asked["right"].astype(float).mean())
+    questions = answers["category"].map(lambda name: kinds.question_of("presence", category=name))
+    said = zip(answers["image"], questions, answers["said_yes"] == 1, strict=True)
+    assert sorted(said) == sorted(
+        zip(asked["image"], asked["question"], asked["answer"].str.lower() == "yes", strict=True)
+    )
+    rows = answers.groupby("present")["said_yes"].mean()
+    row = presence.presence_table(demo_tables.confident).loc["all"]
+    assert row["sensitivity"] == pytest.approx(rows[True])
+    assert row["specificity"] == pytest.approx(1 - rows[False])
+
+
+def test_accuracy_and_auroc_are_given_by_way():
+    """By hand: two images, the adversarial category of the second is taken for present."""
+    rows = [
+        ("a", True, "", 0.9, 1), ("a", False, "random", 0.1, 0),
+        ("a", False, "popular", 0.2, np.nan),
+        ("b", True, "", 0.5, 1), ("b", False, "adversarial", 0.7, 1),
+    ]  # fmt: skip
+    rows += [("c", *row[1:]) for row in rows if row[0] == "a"]
+    rows += [("d", *row[1:]) for row in rows if row[0] == "b"]
+    columns = ["image", "present", "absent_sampling", "confidence", "said_yes"]
+    table = pd.DataFrame(rows, columns=columns).assign(frequency=0.5, category="dog")
+    table = presence.presence_table(table)
+    by_way = table["confidence"].drop("all").to_dict()
+    assert by_way == {"random": 1.0, "popular": 1.0, "adversarial": 0.0}
+    assert table["asked"].to_dict() == {"all": 8, "random": 4, "popular": 2, "adversarial": 4}
+    assert table["sensitivity"].eq(1).all() and table["specificity"]["adversarial"] == 0
+    assert table["specificity"]["random"] == 1 and np.isnan(table["specificity"]["popular"])
+
+
+def test_an_answer_that_is_neither_yes_nor_no_is_no_answer():
+    word = {"present": True, "absent_sampling": "", "log2_probs": np.zeros((1, 1), np.float16)}
+    said = {"dog": "Yes, a dog.", "cat": "No", "cow": "Perhaps"}
+    prompts = [
+        {"kind": "presence", "categories": [category], "answer": answer}
+        for category, answer in said.items()
+    ]
+    words = [{"category": category, **word} for category in said]
+    table = confidence_of([{"name": "a.jpg", "prompts": prompts, "words": words, "objects": []}])
+    assert table["said_yes"].tolist()[:2] == [1, 0] and np.isnan(table["said_yes"][2])
+    assert len(presence.presence_answers(table)) == 2

@@ -1,0 +1,222 @@
+"""The sentences of the report: numbers from the tables, and texts that are never mark-up."""
+
+import html
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llava_lens import text as text_py
+from llava_lens.analysis import (
+    presence,
+    report,
+    report_answers,
+    report_causal,
+    report_image,
+    report_layers,
+)
+from tests.analysis.made import confidence_of, grounding_of, tables_of
+from tests.test_hostile import make_results
+
+
+def test_the_sentences_are_those_of_the_tables(demo, demo_tables):
+    table = demo_tables.grounded
+    lines = report_image.report_grounding(demo.run, table, demo_tables.confident)
+    per_image = table.groupby(["image", "layer"])[["auroc", "auroc_absent"]].mean()
+    above = (per_image["auroc"] - per_image["auroc_absent"]).groupby("layer").mean()
+    assert lines[0].startswith("An object's own word marks its patches more than words of absent")
+    assert f"at layer {above.idxmax()}, where the difference is largest" in lines[0]
+    assert f"{above.max():.2f} (" in lines[0] and "on 24 images" in lines[0]
+    assert lines[1].startswith("An object's word is read where the object is")
+    assert lines[3].startswith("The patches tell whether a category is there")
+    row = presence.presence_table(demo_tables.confident).loc["all"]
+    assert f"{row['within']:.2f} ({row['within_low']:.2f} to" in lines[3]
+    blind = f"how many images of the other half have it, {row['frequency']:.2f}"
+    assert blind in lines[3]
+    assert f"says yes to {row['sensitivity']:.0%} (" in lines[3]
+    unnamed = report_image.report_grounding(
+        demo.run, table.assign(top1_hit_rate=0.0), demo_tables.confident
+    )
+    assert "No patch's top-1 token is its object's word, at any layer." in unnamed
+    one = table[table["image"] == "scene_00.png"]
+    alone = report_image.report_grounding(
+        demo.run, one, demo_tables.confident[demo_tables.confident["present"]]
+    )
+    assert "nan" not in " ".join(alone) and len(alone) == 3
+    assert alone[0].startswith("Not shown: an object's own word")
+
+
+def test_without_annotations_nothing_is_claimed(run, tables):
+    assert tables.grounded.empty and tables.confident.empty
+    lines = report_image.report_grounding(run, tables.grounded, tables.confident)
+    assert lines[0].startswith("Nothing to report")
+
+
+@pytest.mark.parametrize("n_images, said", [(1, "1 image"), (2, "2 images")])
+def test_images_and_categories_are_counted_as_numbers(n_images, said):
+    run, record, _ = make_results()
+    absent = {
+        **record["words"][0],
+        "category": "cat",
+        "present": False,
+        "absent_sampling": "random",
+    }
+    record["words"] = [*record["words"], absent]
+    records = [{**record, "name": f"{number}.jpg"} for number in range(n_images)]
+    grounded, confident = grounding_of(records, run), confidence_of(records)
+    text = "\n".join(report_image.report_grounding(run, grounded, confident))
+    assert f"less on {said} (" in text and "True" not in text and "False" not in text
+
+
+def test_the_report_cuts_long_texts():
+    run, record, _ = make_results()
+    for at, prompt in enumerate(record["prompts"]):
+        texts = {"question": "b" * 5000, "truth": "c" * 5000, "categories": ["d" * 5000]}
+        record["prompts"][at] = {**prompt, "kind": "presence", **texts}
+    for item in (*record["objects"], *record["words"]):
+        item["category"] = "d" * 5000
+    run["model"] = "a" * 5000
+    records = [{**record, "name": f"{number}.jpg"} for number in range(5)]
+    tables = tables_of(records, run, np.full((3, 3, 20), 1 / 20))
+    text = report.report(run, tables)
+    assert len(text) < 10_000 and "a" * 150 in text and "…" in html.unescape(text)
+    text = report.summary(run, tables) + report_answers.report_answers(run, tables.answers)
+    assert len(text) < 10_000 and "b" * 150 in text and "…" in html.unescape(text)
+
+
+def test_a_peak_has_a_range(run):
+    rng = np.random.default_rng(0)
+
+    def sentence(change):
+        image, layer = np.indices(change.shape)
+        columns = {"image": image.ravel(), "layer": layer.ravel(), "segment": "image"}
+        values = {"jsd_prev": change.ravel(), "jsd_final": change.ravel()}
+        return report_layers.report_changes(run, pd.DataFrame({**columns, **values}))
+
+    sure, plateau, flat = (0.1 * rng.random((30, 6)) for _ in range(3))
+    sure[:, 4] += 1
+    sure[:, 0] = np.nan  # as at the embedding, which has no layer before it
+    plateau[:, 2:4] += 1
+    assert "change most at layer 4, by 1.0" in sentence(sure)
+    assert "change most at some layer from 2 to 3, by 1.0" in sentence(plateau)
+    assert "have no clear peak" in sentence(flat)
+
+
+def test_report_counts_what_was_loaded(run, tables):
+    text = report.report(run, tables)
+    answers = tables.answers.query("token == 0 and layer == 0")
+    objects = answers[answers["kind"] == "object"]
+    assert "3 images with 9 prompts" in text and "In which order" not in text
+    assert "too few images for an interval" in text and "nan" not in text
+    whole = objects[objects["whole_word"].astype(bool)]
+    if len(whole):
+        assert f"{whole['readable_layer'].median():g} (too few" in text
+    wrong = objects[~objects["right"].dropna().astype(bool)]
+    below = report_answers.report_answers(run, tables.answers)
+    assert f"{len(wrong)} of {objects['right'].notna().sum()} graded answers are wrong" in below
+    assert all(text_py.as_code(image) in below for image in wrong["image"])
+    assert "too few images to tell a peak" in report_layers.report_changes(run, tables.layers)
+
+
+def test_an_answer_that_never_settles_is_named(run, tables):
+    answers = tables.answers.assign(settling_layer=len(run["layers"]), whole_word=True)
+    assert "| never (too few images for an interval) |" in report_answers.report_answers(
+        run, answers
+    )
+
+
+def test_no_text_of_a_stranger_is_mark_up_in_the_report(run, tables):
+    nasty = "`<script>alert(1)</script>` $x$ *b* | a_b_"
+    answers = tables.answers.assign(
+        answer=nasty, truth="dog", right=False, question=nasty, image=nasty
+    )
+    text = report.report(run, tables._replace(answers=answers)) + report_answers.report_answers(
+        run, answers
+    )
+    assert "<script" not in text and "$" not in text and "*b*" not in text
+    assert "&#60;script&#62;" in text
+
+
+def settled(**kinds):
+    """A table of first answer tokens: layers per kind, an image each."""
+    return pd.DataFrame(
+        [
+            {
+                "image": f"{number}.jpg",
+                "kind": kind,
+                "truth": "dog",
+                "whole_word": True,
+                "settling_layer": layer,
+                "drawn_layer": float(layer),
+                "drawn_layer_by_probability": float(layer),
+            }
+            for kind, layers in kinds.items()
+            for number, layer in enumerate(layers)
+        ]
+    )
+
+
+def test_an_order_is_claimed_only_where_a_paired_test_allows_it():
+    noise = np.arange(20) % 3
+    colours_objects, colours_relations, objects_relations = report_causal.order_of_kinds(
+        settled(colour=3 + noise, object=3 + noise[::-1], relation=6 + noise)
+    )
+    assert colours_objects.startswith("No order is shown between")
+    assert (
+        "colours are drawn from the image before answers about the arrangement of objects: of 20 "
+        "images, colours earlier on 20 and later on 0 by odds; in the median by 3 layers by odds ("
+        in colours_relations
+    )
+    assert "objects are drawn from the image before answers about the arr" in objects_relations
+
+
+def test_an_order_is_claimed_only_where_both_scales_say_so():
+    noise = np.arange(20) % 3
+    table = settled(colour=3 + noise, object=6 + noise)
+    assert "are drawn from the image before" in report_causal.order_of_kinds(table)[0]
+    for other in (lambda layers: layers * 0 + 3, lambda layers: -layers):
+        changed = table.assign(
+            drawn_layer_by_probability=other(table["drawn_layer_by_probability"])
+        )
+        assert "No order is shown" in report_causal.order_of_kinds(changed)[0]
+
+
+def test_an_order_is_found_in_either_direction_and_not_from_few_images():
+    noise = np.arange(20) % 3
+
+    def sentence(**kinds):
+        return report_causal.order_of_kinds(settled(**kinds))[0]
+
+    earlier = (
+        "objects are drawn from the image before answers about colours: of 20 images, objects "
+    )
+    assert f"{earlier}earlier on 20" in sentence(colour=6 + noise, object=3 + noise)
+    few = "11 images draw both from the image, too few"
+    assert few in sentence(colour=[3] * 11, object=[6] * 11)
+    assert "1 image draws both" in sentence(colour=[3], object=[6])
+    assert "0 layers by odds (quartiles 0 and 0, p = 1)" in sentence(
+        colour=[3] * 12, object=[3] * 12
+    )
+
+
+def test_the_order_is_that_of_the_test_not_of_the_mean():
+    """Most images one layer later, a few very much earlier: the mean and the rank test differ in
+    direction."""
+    sentence = report_causal.order_of_kinds(
+        settled(colour=[3] * 25 + [31] * 3, object=[4] * 25 + [3] * 3)
+    )[0]
+    assert (
+        "colours are drawn from the image before answers about objects: of 28 images, colours "
+        "earlier on 25 and later on 3" in sentence
+    )
+
+
+def test_the_first_answer_of_a_kind_counts_that_has_such_a_layer():
+    noise = np.arange(20) % 3
+    table = settled(colour=3 + noise, object=6 + noise)
+    said_anyway = table.assign(drawn_layer=np.nan, drawn_layer_by_probability=np.nan)
+    more = table.assign(drawn_layer=30.0 - table["drawn_layer"])
+    assert report_causal.order_of_kinds(
+        pd.concat([said_anyway, table, more])
+    ) == report_causal.order_of_kinds(table)
+    assert "0 images draw both" in report_causal.order_of_kinds(said_anyway)[0]
