@@ -3,7 +3,6 @@ brings; and the figures and sentences about these."""
 
 import itertools
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +13,6 @@ from llava_lens.analysis import answers as analysis_answers
 from llava_lens.analysis import curves, grounding, presence, report_image, stats
 from llava_lens.data import annotations as data_annotations
 from llava_lens.data import images as data_images
-from llava_lens.figures import all_images
 from llava_lens.model import images, load
 from tests.conftest import ROOT
 
@@ -217,41 +215,6 @@ def test_the_frequency_is_that_of_the_other_half_of_the_images():
     assert presence.category_confidence(records)["frequency"].tolist() == [1, 0.5, 1, 0.5]
 
 
-def test_the_curve_is_scikit_learns():
-    """Of the first twenty images the model was asked about the dog, and the opposite it said about
-    a cat, which was not watched."""
-    rng, records = np.random.default_rng(0), []
-    present, exponents = rng.random(60) < 0.5, rng.integers(-8, 1, 60)
-    for i in range(60):
-        says = ["Yes.", "no"] if i % 3 else ["no", "Yes."]
-        records.append(
-            make_record(
-                str(i),
-                [("dog", (0.0, 0.0, 9.0, 9.0))] if present[i] else [],
-                {"dog": np.full((len(LAYERS), GRID**2), exponents[i])},
-                absent=[] if present[i] else ["dog"],
-                asked=zip(("dog", "cat"), says, strict=True) if i < 20 else (),
-            )
-        )
-    table = presence.category_confidence(records)
-    assert table["category"].eq("dog").all() and len(table) == 60
-    table = table.assign(category=[f"{i % 2}" for i in range(60)])
-    figure = all_images.plot_presence(table)
-    lines = figure.axes[0].lines
-    for line, n in ((lines[0], 60), (lines[1], 20)):
-        wrong, right, _ = sklearn.metrics.roc_curve(
-            present[:n], 2.0 ** exponents[:n], drop_intermediate=False
-        )
-        np.testing.assert_allclose(line.get_xydata(), np.transpose([wrong, right]))
-    yes, few = np.arange(20) % 3 > 0, present[:20]
-    (point,) = (line for line in lines if line.get_marker() == "D")
-    np.testing.assert_allclose(point.get_xydata(), [[yes[~few].mean(), yes[few].mean()]])
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    area = sklearn.metrics.roc_auc_score(present, 2.0**exponents)
-    assert f"AUROC {area:.2f} (" in labels[0] and " to " in labels[0]
-    plt.close(figure)
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The results of the demo, read in float32."""
@@ -294,22 +257,6 @@ def test_on_the_demo_the_image_brings_the_answer(demo_tables):
     ]
     assert (ends["probability"] > 0.9).all() and (ends["low"] > 0.5).all()
     assert (ends[["grey_probability", "other_probability"]] < 0.4).all(axis=None)
-
-
-def test_one_rare_size_takes_no_band_from_the_others():
-    records = planted(14)
-    records[0]["objects"].append(make_object("cat", (0.0, 0.0, 3.0, 3.0)))
-    records[0]["words"][1]["present"] = True
-    table = grounding.grounding(records, RUN)
-    assert (table["size"] == "small").any()
-    layers = pd.DataFrame({"image": [], "segment": [], "layer": [], "no_word": []})
-    figure = all_images.plot_grounding(table, layers, RUN)
-    bands = {
-        column: sum(c.get_alpha() == 0.2 for c in figure.axes[column].collections)
-        for column in (0, 1)
-    }
-    assert bands[0] == 4  # all, large, both controls
-    plt.close(figure)
 
 
 def test_controls_by_hand():
@@ -381,22 +328,6 @@ def test_categories_by_hand(demo_grounding, demo_tables):
     about = first[["star" in categories for categories in first["categories"]]]
     assert table.loc["star", "graded"] == about["right"].notna().sum()
     assert table["above_absent"].is_monotonic_decreasing
-
-
-def test_the_figures_are_those_of_the_tables(demo, demo_tables, demo_grounding):
-    figure = all_images.plot_grounding(demo_grounding, demo_tables["layers"], demo.run)
-    labels = [label.get_text() for label in figure.legends[0].get_texts()]
-    groups = ["all sizes", "medium", "large", grounding.ABSENT_WORDS, grounding.OTHER_BOXES]
-    assert labels == [*groups, "all patches: no word at all"]
-    assert [line.get_label() for line in figure.axes[0].lines[:-1]] == groups
-    plt.close(figure)
-    best = int(curves.per_image(demo_grounding, "auroc").mean().idxmax())
-    at_best = demo_grounding[demo_grounding["layer"] == best]["auroc"]
-    figure = all_images.plot_gallery(demo, demo_grounding, best)
-    titles = [axis.get_title() + axis.get_title(loc="left") for axis in figure.axes]
-    assert len(titles) == 6
-    assert f"AUROC {at_best.max():.2f}" in titles[0] and f"AUROC {at_best.min():.2f}" in titles[3]
-    plt.close(figure)
 
 
 def test_without_annotations_nothing_is_claimed(results):
