@@ -4,7 +4,6 @@ simulated answers, the demo, and a planted negative."""
 import itertools
 from functools import partial
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +18,6 @@ from llava_lens.analysis import report_image, stats
 from llava_lens.data import annotations as data_annotations
 from llava_lens.data import crop, images
 from llava_lens.data import prompts as data_prompts
-from llava_lens.figures import all_images
 from llava_lens.model import causal as model_causal
 from llava_lens.model import images as model_images
 from llava_lens.model import load
@@ -614,26 +612,3 @@ def test_the_demo_takes_colours_from_the_object_before_they_are_readable(demo):
 def test_of_shuffled_answers_nothing_is_claimed(demo, planted):
     lines = report_image.report_knockout(demo.run, demo.read(**planted), demo.answers)
     assert len(lines) == 4 and "falls most" not in "".join(lines)
-
-
-def test_figures_of_32_layers_and_five_kinds_and_of_few_images():
-    table, answers = simulated(12, lambda image, way, kind: bump(12, 0.3) * (way == "object"))
-    others = [
-        table[table["way"] == "object"].assign(way=way, kind=kind)
-        for way in ("image", "image_last", "question_last")
-        for kind in [*WITH_OBJECTS, "description"]
-    ]
-    table = pd.concat([table, *others])
-    for few in (table, table[table["image"] < "002"]):
-        figure = all_images.plot_knockout(few, RUN)
-        assert [axis.get_title(loc="left") or axis.get_title() for axis in figure.axes[:5]] == [
-            *WITH_OBJECTS,
-            "description",
-        ]
-        figure.canvas.draw()
-        for axis in figure.axes[:5]:  # no label of the x axis is on another
-            boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
-            assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
-        used = all_images.plot_used(few, answers, RUN)
-        assert len([axis for axis in used.axes if axis.has_data()]) == 4
-    plt.close("all")

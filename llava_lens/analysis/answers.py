@@ -11,6 +11,7 @@ from llava_lens.analysis.grading import is_right
 from llava_lens.analysis.stats import TINY, best_rival, drawn_layers, readable_layer, settling_layer
 from llava_lens.schema import layer_numbers
 from llava_lens.text import require
+from llava_lens.words import is_word
 
 
 def layer_positions(run: dict, numbers: list[int]) -> list[int]:
@@ -79,8 +80,8 @@ def _means(readings: dict, positions: slice, run: dict) -> dict[str, np.ndarray]
     ids, where = np.unique(top1, return_inverse=True)
     # A word or a part of one, without the mark of a leading space; not a byte, a sign, a number or
     # a special token.
-    is_word = np.array([run["tokens"][i].lstrip("▁Ġ").isalpha() for i in ids])
-    return {**means, "no_word": 1 - is_word[where].reshape(top1.shape).mean(axis=1)}
+    words = np.array([is_word(run["tokens"][i]) for i in ids])
+    return {**means, "no_word": 1 - words[where].reshape(top1.shape).mean(axis=1)}
 
 
 def answer_rows(record: dict, run: dict) -> list[tuple[dict, dict]]:

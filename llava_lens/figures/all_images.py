@@ -6,37 +6,15 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import LogNorm
 
+from llava_lens.analysis import grounding, presence
 from llava_lens.analysis.answers import layer_positions, settling_table
 from llava_lens.analysis.causal import knockout_curves, median_lead, readable_and_used
 from llava_lens.analysis.curves import answer_curves, first_tokens, layer_curve, whole_words
-from llava_lens.analysis.grounding import (
-    ABSENT_WORDS,
-    ALL_SIZES,
-    NO_WORD,
-    OTHER_BOXES,
-    SIZES,
-    best_and_worst,
-    grounding_curves,
-    word_probability,
-)
-from llava_lens.analysis.presence import presence_answers, presence_areas, presence_table, roc_curve
 from llava_lens.analysis.stats import with_interval
-from llava_lens.figures.one_image import _draw_patches, _title_of
-from llava_lens.figures.style import (
-    BLUE,
-    GREY,
-    ORANGE,
-    SERIES,
-    _colour_of,
-    _drawn,
-    _layer_axis,
-    _layer_curves,
-    _layer_ticks,
-    _legend_below,
-    _panels,
-)
+from llava_lens.figures import style
+from llava_lens.figures.one_image import draw_patches, title_of
 from llava_lens.kinds import KINDS
-from llava_lens.schema import SEGMENTS, UNIT, layer_label, layer_numbers
+from llava_lens.schema import SEGMENTS, layer_label, layer_numbers
 from llava_lens.store import Results
 
 
@@ -45,50 +23,51 @@ def plot_top_tokens(table: pd.DataFrame, run: dict, title: str):
     figure, axis = plt.subplots(figsize=(10, 0.2 * len(table) + 1))
     # Logarithmic, since one token often has most of the probability; down to a flat distribution's.
     values, flat = table[run["layers"]].to_numpy(), 1 / len(run["tokens"])
-    look = {"cmap": "viridis", "norm": LogNorm(flat, max(values.max(), 2 * flat), clip=True)}
-    look["cbar_kws"] = {"label": f"mean probability (darkest: {flat:.0e} and less)", "pad": 0.01}
-    sns.heatmap(values, ax=axis, **look)
-    labels = [_drawn(token, 16) for token in table["token"]]
-    look = {"rotation": 0, "fontsize": 8, "parse_math": False}
-    axis.set_yticks(np.arange(len(table)) + 0.5, labels, **look)
-    ticks = _layer_ticks(run)
+    norm = LogNorm(flat, max(values.max(), 2 * flat), clip=True)
+    bar = {"label": f"mean probability (darkest: {flat:.0e} and less)", "pad": 0.01}
+    sns.heatmap(values, ax=axis, cmap="viridis", norm=norm, cbar_kws=bar)
+    labels = [style.drawn(token, 16) for token in table["token"]]
+    rows = np.arange(len(table)) + 0.5
+    axis.set_yticks(rows, labels, rotation=0, fontsize=8, parse_math=False)
+    ticks = style.layer_ticks(run)
     axis.set_xticks(ticks + 0.5, [run["layers"][position] for position in ticks], rotation=0)
     axis.set(xlabel="layer", ylabel="token", title=title)
     return figure
 
 
 def plot_mean_series(layers: pd.DataFrame, run: dict, by: str = "segment", bias=None):
-    """Mean of each of SERIES per layer, per `segment` or, over the prompts' positions, per `kind`,
-    with 95 % bands; and, where `bias_curve` is given as `bias`, the lens's bias."""
+    """Mean JSD and entropy per layer with 95 % bands, per `segment` or, over the prompts'
+    positions, per `kind`; with the table of `bias_curve` as `bias`, the lens's bias too."""
     order = SEGMENTS if by == "segment" else list(KINDS)
     rows = layers if by == "segment" else layers[layers["segment"] == "prompt"]
-    shape, height = ((1, len(SERIES)), 3.4) if bias is None else ((2, 2), 6)
+    shape, height = ((1, 3), 3.4) if bias is None else ((2, 2), 6)
     figure, axes = plt.subplots(*shape, figsize=(10, height))
-    for axis, (series, (title, label)) in zip(axes.flat, SERIES.items(), strict=False):
-        _layer_curves(axis, run, layer_curve(rows, series, by), by, order)
-        short = title.replace("Jensen-Shannon divergence", "JSD")
-        axis.set(title=short, ylabel=f"mean {label}", ylim=(0, None))
+    for axis, (series, (title, label)) in zip(axes.flat, style.SERIES_TITLES.items(), strict=False):
+        style.draw_layer_curves(axis, run, layer_curve(rows, series, by), by, order)
+        title = title.replace("Jensen-Shannon divergence", "JSD")
+        axis.set(title=title, ylabel=f"mean {label}", ylim=(0, None))
     if bias is not None:
         axis, curve = axes[1, 1], bias.rename(columns={"bias": "mean"})
-        _layer_curves(axis, run, curve.assign(low=np.nan, high=np.nan), by, order)
-        axis.set(title="The lens's own bias", ylabel=f"KL to the last layer ({UNIT})")
+        style.draw_layer_curves(axis, run, curve.assign(low=np.nan, high=np.nan), by, order)
+        axis.set(title="The lens's own bias", ylabel="KL to the last layer (bits)")
         axis.set_yscale("symlog", linthresh=1)
         axis.set_yticks([0, 0.5, 1, 2, 5, 10, 20], ["0", "0.5", "1", "2", "5", "10", "20"])
         axis.set_ylim(0, max(1, 1.1 * curve["mean"].max()))
-    _legend_below(figure, axes.flat[1])
+    style.legend_below(figure, axes.flat[1])
     return figure
 
 
 def plot_answers(answers: pd.DataFrame, run: dict):
-    """Probability and rank of the answer's first word per layer and kind of prompt with 95 % bands;
-    dotted, those of the same word with another image instead (a grey one, if there is no other)."""
+    """Probability and rank of the answer's first word per layer and kind of prompt, with 95 %
+    bands. Dotted: the same word with another image, or with a grey one if there is no other."""
     curves = answer_curves(answers)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
     for axis, column in zip(axes, ("probability", "rank"), strict=True):
-        _layer_curves(axis, run, curves[column], "kind", list(KINDS))
+        style.draw_layer_curves(axis, run, curves[column], "kind", list(KINDS))
         for kind, rows in curves[f"control_{column}"].groupby("kind"):
-            axis.plot(rows["layer"], rows["mean"], ":", color=_colour_of(kind, list(KINDS)))
-    _legend_below(figure, axes[0])
+            colour = style.colour_of(kind, list(KINDS))
+            axis.plot(rows["layer"], rows["mean"], ":", color=colour)
+    style.legend_below(figure, axes[0])
     title = "Probability of the answer (dotted: with another image)"
     axes[0].set(title=title, ylabel="mean probability", ylim=(0, 1.02))
     largest = max(curves[column]["mean"].max() for column in ("rank", "control_rank"))
@@ -118,11 +97,11 @@ def plot_settling(answers: pd.DataFrame, run: dict):
         sns.stripplot(first, x=column, y="kind", order=table.index, ax=axis, **points)
         rows = np.arange(len(table)) + 0.38  # under the points, which it would hide
         axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
-        axis.plot(table["median"], rows, "D", color=ORANGE, markersize=6, zorder=4)
+        axis.plot(table["median"], rows, "D", color=style.ORANGE, markersize=6, zorder=4)
         if column == "readable_layer":
-            ends = [settling_table(answers, name)["median"] for name in spread]
-            axis.hlines(rows + 0.18, *ends, color=BLUE, linewidth=2, zorder=3)
-        _layer_axis(axis, run)
+            quarters = [settling_table(answers, name)["median"] for name in spread]
+            axis.hlines(rows + 0.18, *quarters, color=style.BLUE, linewidth=2, zorder=3)
+        style.layer_axis(axis, run)
         axis.set(ylabel="", title=title)
     if first[list(titles)].max(axis=None) >= never:
         # In place of the last layer's label, which has no room beside it.
@@ -132,40 +111,39 @@ def plot_settling(answers: pd.DataFrame, run: dict):
     return figure
 
 
-WAYS = {  # of cutting attention: name, colour and marker
-    "object": ("text to the object's patches", "#0072b2", "o"),
+CUTS = {  # of attention: name, colour and marker
+    "object": ("text to the object's patches", style.BLUE, "o"),
     "background": ("control: text to as many other patches", "0.35", "X"),
-    "image": ("text to all patches", "#009e73", "s"),
+    "image": ("text to all patches", style.GREEN, "s"),
     "image_last": ("last position to all patches", "#e69f00", "^"),
     "question_last": ("last position to the question", "#cc79a7", "v"),
 }
 
 
 def plot_knockout(table: pd.DataFrame, run: dict):
-    """From `knockouts`, a panel per kind of prompt: the mean change of P(answer) by way with 95 %
+    """From `knockouts`, a panel per kind of prompt: the mean change of P(answer) by cut with 95 %
     bands, over the centres of the windows and, at `all`, for all blocks at once."""
     curves, every = knockout_curves(table), run["n_layers"] + 1
-    figure, axes = _panels(list(curves), 2.7, columns=3)
+    figure, axes = style.panels(list(curves), 2.7, columns=3)
     for axis, curve in zip(axes, curves.values(), strict=True):
-        for place, (way, (_, colour, marker)) in enumerate(WAYS.items()):
-            rows = curve[curve["way"] == way]
-            moved, whole = rows[rows["layer"] < every], rows[rows["layer"] == every]
-            look = {"color": colour, "marker": marker, "markersize": 5, "zorder": 9 - place}
-            axis.plot(moved["layer"], moved["mean"], linewidth=1.5, **look)
-            band = moved["layer"], moved["low"].astype(float), moved["high"].astype(float)
-            axis.fill_between(*band, color=colour, alpha=0.2, linewidth=0)
-            x = whole["layer"] * (1.06 + 0.025 * place)  # side by side
-            axis.vlines(x, whole["low"], whole["high"], color=colour, alpha=0.4, linewidth=3)
-            axis.plot(x, whole["mean"], linestyle="", **look)
-        ticks = _layer_ticks(run)[1:]  # a block makes a layer, and none makes the first
+        for place, (cut, (_, colour, marker)) in enumerate(CUTS.items()):
+            rows = curve[curve["way"] == cut]
+            in_windows, in_all = rows[rows["layer"] < every], rows[rows["layer"] == every]
+            points = {"marker": marker, "markersize": 5, "zorder": 9 - place}
+            style.draw_curve(axis, in_windows, colour, **points)
+            x = in_all["layer"] * (1.06 + 0.025 * place)  # side by side
+            axis.vlines(x, in_all["low"], in_all["high"], color=colour, alpha=0.4, linewidth=3)
+            axis.plot(x, in_all["mean"], linestyle="", color=colour, **points)
+        # A block makes a layer, and none makes the first.
+        ticks = layer_numbers(run)[style.layer_ticks(run)[1:]]
         axis.set_xticks([*ticks, 1.11 * every], [*ticks, "all"])
-        axis.axvline(every, color=GREY, linewidth=1, linestyle=":")
+        axis.axvline(every, color=style.GREY, linewidth=1, linestyle=":")
         axis.set(xlim=(0, 1.2 * every), xlabel="centre of the window (block)")
     for axis in figure.axes[:: axes[0].get_gridspec().ncols]:
         axis.set_ylabel("mean change of P(answer)")
     lines = [
         plt.Line2D([], [], color=colour, marker=marker, label=name)
-        for name, colour, marker in WAYS.values()
+        for name, colour, marker in CUTS.values()
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
@@ -177,15 +155,15 @@ def plot_used(table: pd.DataFrame, answers: pd.DataFrame, run: dict):
     the median lead of use (`median_lead`)."""
     used, never = readable_and_used(table, answers, run), run["n_layers"] + 1
     kinds = [kind for kind in KINDS if kind in set(used["kind"])]
-    figure, axes = _panels(kinds, 2.4, columns=4)
+    figure, axes = style.panels(kinds, 2.4, columns=4)
     shift = np.random.default_rng(0).uniform(-0.3, 0.3, (2, len(used)))  # many are the same
     used = used.assign(x=used["used"] + shift[0], y=used["readable"] + shift[1])
     for axis, kind in zip(axes, kinds, strict=True):
         rows = used[used["kind"] == kind]
-        axis.plot([0, never], [0, never], color=GREY, linewidth=1, linestyle=":")
-        axis.plot(rows["x"], rows["y"], "o", color=BLUE, alpha=0.45, markersize=4)
-        axis.plot(rows["used"].median(), rows["readable"].median(), "D", color=ORANGE)
-        _layer_axis(axis, run)
+        axis.plot([0, never], [0, never], color=style.GREY, linewidth=1, linestyle=":")
+        axis.plot(rows["x"], rows["y"], "o", color=style.BLUE, alpha=0.45, markersize=4)
+        axis.plot(rows["used"].median(), rows["readable"].median(), "D", color=style.ORANGE)
+        style.layer_axis(axis, run)
         ticks = [tick for tick in axis.get_xticks() if tick < 0.95 * never] + [never]
         axis.set_yticks(ticks, [layer_label(run, tick) for tick in ticks])
         axis.set(xlabel="used: centre of the window", ylim=(-0.5, never + 0.5))
@@ -197,17 +175,18 @@ def plot_used(table: pd.DataFrame, answers: pd.DataFrame, run: dict):
 
 
 def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
-    """From `grounding` and `layers` of `tabulate`, per layer with 95 % bands: AUROC of P(word)
+    """Per layer with 95 % bands, from `grounding` and `layers` of `tabulate`: AUROC of P(word)
     inside against outside the boxes, and the share of an object's patches whose top-1 token is its
-    word, each by size of the object and for the controls."""
-    curves = grounding_curves(table, layers)
-    order = [ALL_SIZES, *SIZES, ABSENT_WORDS, OTHER_BOXES, NO_WORD]
+    word. Both by size of the object and for the controls."""
+    curves = grounding.grounding_curves(table, layers)
+    controls = [grounding.ABSENT_WORDS, grounding.OTHER_BOXES, grounding.NO_WORD]
+    order = [grounding.ALL_SIZES, *grounding.SIZES, *controls]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     for axis, column in zip(axes, ("auroc", "named"), strict=True):
-        _layer_curves(axis, run, curves[column], "size", order)
+        style.draw_layer_curves(axis, run, curves[column], "size", order)
         axis.set_ylim(0, 1.02)
-    _legend_below(figure, axes[1], columns=4)
-    axes[0].axhline(0.5, color=GREY, linewidth=1, linestyle=":")
+    style.legend_below(figure, axes[1], columns=4)
+    axes[0].axhline(0.5, color=style.GREY, linewidth=1, linestyle=":")
     axes[0].set(title="P(word) inside against outside its boxes", ylabel="AUROC (0.5 = chance)")
     title = "Patches whose top-1 token is their object's word"
     axes[1].set(title=title, ylabel="share of the patches")
@@ -217,7 +196,7 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
 def plot_gallery(results: Results, table: pd.DataFrame, layer: int, n: int = 3):
     """P(word) at a layer number over the crop, with the category's boxes, for the `n` best and the
     `n` worst cases of `grounding` at that layer, each of another image."""
-    best, worst = best_and_worst(table, layer, n)
+    best, worst = grounding.best_and_worst(table, layer, n)
     size = (10, 22.0 / max(3, len(best)))
     figure, axes = plt.subplots(2, len(best), squeeze=False, figsize=size)
     for row, cases, name in zip(axes, (best, worst), ("best", "worst"), strict=True):
@@ -232,47 +211,51 @@ def _draw_case(axis, results: Results, case, layer: int, name: str) -> None:
     """One picture of the gallery; `case` is a row of `grounding`."""
     run, record = results.run, results.record(case.image)
     (position,) = layer_positions(run, [layer])
-    probs = word_probability(record, case.category)[position]
+    probs = grounding.word_probability(record, case.category)[position]
     objects = [item for item in record["objects"] if item["category"] == case.category]
     norm = LogNorm(probs.max() / 100, probs.max(), clip=True)
-    _draw_patches(axis, run, {**record, "objects": objects}, probs, norm)
+    draw_patches(axis, run, {**record, "objects": objects}, probs, norm)
     control = f"control {case.auroc_other_image:.2f}"
     if np.isnan(case.auroc_other_image):
         control = "no control"
     title = (
-        f"{name}: {_title_of(case.category, 30)}, AUROC {case.auroc:.2f} ({control})\n"
-        f"P at most {probs.max():.2g}, {_drawn(case.image, 24)}"
+        f"{name}: {title_of(case.category, 30)}, AUROC {case.auroc:.2f} ({control})\n"
+        f"P at most {probs.max():.2g}, {style.drawn(case.image, 24)}"
     )
     axis.set_title(title, fontsize=9, parse_math=False)
 
 
 def plot_presence(table: pd.DataFrame):
-    """ROC curves of the confidence and of the constant per category (`category_confidence`) for
-    present against absent categories, and the model's own answers (`presence_answers`) as a
-    point with 95 % intervals."""
+    """ROC curves for present against absent categories, from `category_confidence`: of the
+    confidence and of the constant per category. A point with 95 % intervals shows the model's own
+    answers (`presence_answers`)."""
 
-    def label(text, rows, column="confidence"):
-        return f"{text}: AUROC {with_interval(*presence_areas(rows)[column], '{:.2f}'.format)}"
+    def with_area(text, rows, column="confidence"):
+        area = with_interval(*presence.presence_areas(rows)[column], "{:.2f}".format)
+        return f"{text}: AUROC {area}"
 
     figure, axis = plt.subplots(figsize=(5.6, 5.2))
-    whole = label("largest P(word) in the patches", table)
-    axis.plot(*roc_curve(table, "confidence"), color=BLUE, label=whole)
-    asked = presence_answers(table)
-    if asked["present"].nunique() == 2:
-        curve, text = roc_curve(asked, "confidence"), "the same, only those asked about"
-        axis.plot(*curve, "--", color=BLUE, label=label(text, asked))
-    blind = label("a constant per category", table, "frequency")
-    axis.plot(*roc_curve(table, "frequency"), color="0.35", linewidth=1, label=blind)
-    axis.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="chance")
-    if asked["present"].nunique() == 2:
-        row = presence_table(table).loc["all"]
+    label = with_area("largest P(word) in the patches", table)
+    axis.plot(*presence.roc_curve(table, "confidence"), color=style.BLUE, label=label)
+    asked = presence.presence_answers(table)
+    both_asked = asked["present"].nunique() == 2
+    if both_asked:
+        curve = presence.roc_curve(asked, "confidence")
+        label = with_area("the same, only those asked about", asked)
+        axis.plot(*curve, "--", color=style.BLUE, label=label)
+    label = with_area("a constant per category", table, "frequency")
+    axis.plot(*presence.roc_curve(table, "frequency"), color="0.35", linewidth=1, label=label)
+    axis.plot([0, 1], [0, 1], color=style.GREY, linewidth=1, linestyle=":", label="chance")
+    if both_asked:
+        row = presence.presence_table(table).loc["all"]
         x, y = 1 - row["specificity"], row["sensitivity"]
         bars = {
             "xerr": [[x - (1 - row["specificity_high"])], [1 - row["specificity_low"] - x]],
             "yerr": [[y - row["sensitivity_low"]], [row["sensitivity_high"] - y]],
         }
-        look = {"color": ORANGE, "markersize": 8, "clip_on": False, "zorder": 3, "capsize": 3}
-        axis.errorbar(x, y, fmt="D", **bars, **look, label='answers to "Is there a ...?"')
+        point = {"color": style.ORANGE, "markersize": 8, "clip_on": False, "zorder": 3}
+        label = 'answers to "Is there a ...?"'
+        axis.errorbar(x, y, fmt="D", **bars, **point, capsize=3, label=label)
     axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axis.set_xlabel("share of absent categories taken for present")
     axis.set_ylabel("share of present categories found")

@@ -11,39 +11,20 @@ from matplotlib.patheffects import withStroke
 
 from llava_lens.analysis.grounding import word_probability
 from llava_lens.data.crop import open_crop
-from llava_lens.figures.style import GREY, ORANGE, OVERLAY, SERIES, _drawn, _layer_ticks
+from llava_lens.figures.style import GREY, ORANGE, OVERLAY, SERIES_TITLES, drawn, layer_ticks
 from llava_lens.words import without_space
 
 MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
 PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
-# On a large grid a patch names its token only from this probability on.
-LEAST_NAMED = 0.05
+LARGE_GRID = 12  # a larger one names few tokens, in panels of half the width
+LEAST_NAMED = 0.05  # on a large grid only tokens of at least this probability are named
 
 
-def _question_and_answer(prompt: dict) -> str:
-    """The first line of the question and the start of the answer, for titles."""
-    question = prompt["question"].strip().splitlines()[0]
-    return f"{_title_of(question, 70)} \u2192 {_title_of(prompt['answer'], 30)}"
-
-
-def _title_of(text: str, length: int) -> str:
+def title_of(text: str, length: int) -> str:
     """`text` as figures show it, with its spaces, cut to `length`: a long title makes a figure
     wide."""
-    shown = " ".join(_drawn(word) for word in text[:1000].split())
+    shown = " ".join(drawn(word) for word in text[:1000].split())
     return shown if len(shown) <= length else shown[: length - 1] + "…"
-
-
-def _last_positions(prompt: dict) -> tuple[dict, str]:
-    """A prompt with no more than its last MOST_POSITIONS, and a note of that for the title; of many
-    layers with fewer, so that a figure takes seconds."""
-    n_pos, n_layers = len(prompt["token_ids"]), len(prompt["readings"]["top_ids"])
-    dropped = n_pos - min(MOST_POSITIONS, 4000 // n_layers)
-    if dropped <= 0:
-        return prompt, " "
-    readings = {name: values[:, dropped:] for name, values in prompt["readings"].items()}
-    shown = {"token_ids": prompt["token_ids"][dropped:], "n_prompt": prompt["n_prompt"] - dropped}
-    note = f" last {n_pos - dropped} of {n_pos:,} positions\n"
-    return {**prompt, **shown, "readings": readings}, note
 
 
 def plot_top1(run: dict, prompt: dict):
@@ -51,40 +32,59 @@ def plot_top1(run: dict, prompt: dict):
     colour."""
     prompt, note = _last_positions(prompt)
     top_ids = prompt["readings"]["top_ids"][:, :, 0]
-    cells = np.vectorize(lambda i: _drawn(run["tokens"][i], 9), otypes=[object])(top_ids)
-    probs = prompt["readings"]["top_probs"][:, :, 0]
+    cells = np.vectorize(lambda i: drawn(run["tokens"][i], 9), otypes=[object])(top_ids)
     title = f"Top-1 token per layer and position:{note}{_question_and_answer(prompt)}"
-    return _text_heatmap(run, prompt, probs, title, "probability", cells)
+    probs = prompt["readings"]["top_probs"][:, :, 0]
+    return _text_heatmap(run, prompt, probs, title, ("probability", 1), cells)
 
 
 def plot_series(run: dict, prompt: dict, series: str):
-    """Heatmap layers x text positions of one of SERIES, in bits; the most that JSD can be is 1, and
-    entropy log2 of the vocabulary's size."""
-    (title, label), (prompt, note) = SERIES[series], _last_positions(prompt)
-    most = np.log2(len(run["tokens"])) if series == "entropy" else 1
+    """Heatmap layers x text positions of one of SERIES_TITLES, in bits. The scale ends at the
+    largest possible value: 1 for JSD, log2 of the vocabulary's size for entropy."""
+    (title, label), (prompt, note) = SERIES_TITLES[series], _last_positions(prompt)
+    largest = np.log2(len(run["tokens"])) if series == "entropy" else 1
     title = f"{title}:{note}{_question_and_answer(prompt)}"
-    return _text_heatmap(run, prompt, prompt["readings"][series], title, label, most=most)
+    return _text_heatmap(run, prompt, prompt["readings"][series], title, (label, largest))
 
 
-def _text_heatmap(  # noqa: PLR0913 (what a heatmap shows and says)
-    run: dict, prompt: dict, values, title: str, label: str, cells=None, most: float = 1
-):
-    """Heatmap of `values` `[layer, pos]` from 0 to `most` over the text positions, wrapped into
-    panels, with the texts `cells` `[layer, pos]` in it."""
+def _question_and_answer(prompt: dict) -> str:
+    """The first line of the question and the start of the answer, for titles."""
+    question = prompt["question"].strip().splitlines()[0]
+    return f"{title_of(question, 70)} \u2192 {title_of(prompt['answer'], 30)}"
+
+
+def _last_positions(prompt: dict) -> tuple[dict, str]:
+    """A prompt with no more than its last MOST_POSITIONS, and a note of that for the title. Of many
+    layers fewer positions are drawn, so that a figure takes seconds."""
+    n_pos, n_layers = len(prompt["token_ids"]), len(prompt["readings"]["top_ids"])
+    n_shown = min(n_pos, MOST_POSITIONS, 4000 // n_layers)
+    if n_shown == n_pos:
+        return prompt, " "
+    dropped = n_pos - n_shown
+    readings = {name: values[:, dropped:] for name, values in prompt["readings"].items()}
+    kept = {"token_ids": prompt["token_ids"][dropped:], "n_prompt": prompt["n_prompt"] - dropped}
+    note = f" last {n_shown} of {n_pos:,} positions\n"
+    return {**prompt, **kept, "readings": readings}, note
+
+
+def _text_heatmap(run: dict, prompt: dict, values, title: str, scale, cells=None):
+    """Heatmap of `values` `[layer, pos]` over the text positions, wrapped into panels, with the
+    texts `cells` `[layer, pos]` in it. `scale` is the label of the colours and their end."""
     n_pos, n_layers = len(prompt["token_ids"]), len(run["layers"])
     n_panels = -(-n_pos // PANEL_COLUMNS)
     columns = -(-n_pos // n_panels)  # panels of nearly one width
     height = n_panels * ((0.13 if cells is None else 0.2) * n_layers + 1.2)
     figure, axes = plt.subplots(n_panels, squeeze=False, figsize=(10, height))
+    label, largest = scale
+    heat = {"cmap": "viridis", "vmin": 0, "vmax": largest, "cbar_kws": {"label": label}}
+    heat["cbar_kws"]["pad"] = 0.01
+    ticks = layer_ticks(run)
     for panel, axis in enumerate(axes[:, 0]):
         positions = np.arange(panel * columns, min((panel + 1) * columns, n_pos))
-        look = {"cmap": "viridis", "vmin": 0, "vmax": most, "fmt": ""}
-        look["cbar_kws"] = {"label": label, "pad": 0.01}
-        look["annot_kws"] = {"size": 7, "parse_math": False}
         annot = False if cells is None else cells[:, positions]
-        sns.heatmap(values[:, positions], ax=axis, annot=annot, **look)
+        in_cells = {"annot": annot, "fmt": "", "annot_kws": {"size": 7, "parse_math": False}}
+        sns.heatmap(values[:, positions], ax=axis, **heat, **in_cells)
         _token_axis(axis, run, prompt, positions)
-        ticks = _layer_ticks(run)
         axis.set_yticks(ticks + 0.5, [run["layers"][position] for position in ticks], rotation=0)
         axis.set(xlim=(0, columns), ylim=(0, n_layers), ylabel="layer")
     axes[-1, 0].set_xlabel("input token at the position (bold: the answer, fed back)")
@@ -95,9 +95,9 @@ def _text_heatmap(  # noqa: PLR0913 (what a heatmap shows and says)
 def _token_axis(axis, run: dict, prompt: dict, positions: np.ndarray) -> None:
     """Name the columns by their input tokens; a line stands before the answer."""
     # Columns keep their own place: two positions with the same token stay two columns.
-    labels = [_drawn(run["tokens"][prompt["token_ids"][pos]], 10) for pos in positions]
-    look = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
-    axis.set_xticks(np.arange(len(positions)) + 0.5, labels, parse_math=False, **look)
+    labels = [drawn(run["tokens"][prompt["token_ids"][pos]], 10) for pos in positions]
+    slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
+    axis.set_xticks(np.arange(len(positions)) + 0.5, labels, parse_math=False, **slanted)
     for tick, pos in zip(axis.get_xticklabels(), positions, strict=True):
         tick.set_fontweight("bold" if pos >= prompt["n_prompt"] else "normal")
     if prompt["n_prompt"] in positions:
@@ -108,30 +108,27 @@ def plot_patches(run: dict, record: dict, layers: list[int]):
     """The crop with its annotated boxes, then per position on the layer axis the lens's top-1 token
     (without `▁`) in each patch, its probability as colour. On a large grid only tokens of at least
     LEAST_NAMED are named."""
-    columns = 2 if run["grid"] > 12 else 3
+    is_large = run["grid"] > LARGE_GRID
+    columns = 2 if is_large else 3
     rows = -(-(len(layers) + 1) // columns)
     size = (10, rows * 9.8 / columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=size)
     axes[0, 0].imshow(open_crop(record))
     axes[0, 0].set_title("the image as the model saw it")
     _draw_boxes(axes[0, 0], record, names=True)
-    patches, norm = record["patches"], LogNorm(0.01, 1, clip=True)
-    for axis, layer in zip(axes.flat[1:], layers, strict=False):  # the grid may have more
-        tokens = [
-            without_space(run["tokens"][i]) for i in patches["top_ids"][layer, :, 0]
-        ]
-        probs = patches["top_probs"][layer, :, 0]
-        least = LEAST_NAMED if run["grid"] > 12 else 0
+    norm, least = LogNorm(0.01, 1, clip=True), LEAST_NAMED if is_large else 0
+    for axis, layer in zip(axes.flat[1:], layers, strict=False):  # there may be more axes
+        ids, probs = (record["patches"][name][layer, :, 0] for name in ("top_ids", "top_probs"))
         cells = [
-            _drawn(token, 10) if prob >= least else ""
-            for token, prob in zip(tokens, probs, strict=True)
+            drawn(without_space(run["tokens"][i]), 10) if prob >= least else ""
+            for i, prob in zip(ids, probs, strict=True)
         ]
-        mesh = _draw_patches(axis, run, record, probs, norm, cells)
+        mesh = draw_patches(axis, run, record, probs, norm, cells)
         axis.set_title(f"layer {run['layers'][layer]}")
     for axis in axes.flat:
         axis.set_axis_off()
-    bar = {"label": "probability of the top-1 token (0.01 and less: clear)", "shrink": 0.5}
-    _colour_bar(figure, mesh, axes, **bar)
+    label = "probability of the top-1 token (0.01 and less: clear)"
+    _colour_bar(figure, mesh, axes, label=label, shrink=0.5)
     return figure
 
 
@@ -145,43 +142,43 @@ def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]
     for row, category in zip(axes, categories, strict=True):
         probs = word_probability(record, category)
         objects = [item for item in record["objects"] if item["category"] == category]
-        label = _title_of(category, 30) + ("" if category in present else "\n(not annotated)")
+        label = title_of(category, 30) + ("" if category in present else "\n(not annotated)")
         row[0].set_ylabel(label, parse_math=False)
-        most = probs[layers].max()
-        norm = LogNorm(most / 1000, most, clip=True)
+        largest = probs[layers].max()
+        norm = LogNorm(largest / 1000, largest, clip=True)
         for axis, layer in zip(row, layers, strict=True):
-            mesh = _draw_patches(axis, run, {**record, "objects": objects}, probs[layer], norm)
+            mesh = draw_patches(axis, run, {**record, "objects": objects}, probs[layer], norm)
             axis.set_title(f"layer {run['layers'][layer]}")
         _colour_bar(figure, mesh, row, label="P(word)", aspect=12)
     return figure
 
 
-def _colour_bar(figure, mesh, axes, **look) -> None:
+def _colour_bar(figure, mesh, axes, **options) -> None:
     """The colour bar of an overlay, on the grey of a middling photograph."""
-    bar = figure.colorbar(mesh, ax=axes, pad=0.01, format="%.2g", **look)
+    bar = figure.colorbar(mesh, ax=axes, pad=0.01, format="%.2g", **options)
     bar.ax.set_facecolor(GREY)
 
 
-def _draw_patches(  # noqa: PLR0913 (what is drawn, on what, in which colours)
+def draw_patches(
     axis, run: dict, record: dict, values: np.ndarray, norm: Normalize, cells: list[str] = ()
 ):
     """`values` `[grid * grid]` as colours over the patches of the grey crop, with the texts `cells`
     in them and the annotated boxes over them."""
     grid, size = run["grid"], run["image_size"]
-    look = {"extent": (0, size, size, 0), "interpolation": "nearest"}
-    axis.imshow(open_crop(record).convert("L"), cmap="gray", **look)
+    placed = {"extent": (0, size, size, 0), "interpolation": "nearest"}
+    axis.imshow(open_crop(record).convert("L"), cmap="gray", **placed)
     squares = np.reshape(values, (grid, grid))
-    mesh = axis.imshow(squares, cmap=OVERLAY, norm=norm, **look)
+    mesh = axis.imshow(squares, cmap=OVERLAY, norm=norm, **placed)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
+    outlined = {"color": "white", "path_effects": [withStroke(linewidth=1.2, foreground="black")]}
+    centred = {"ha": "center", "va": "center", "clip_on": True, "parse_math": False}
     for patch, text in enumerate(cells if grid <= 32 else ()):  # in finer ones none is legible
         row, column = divmod(patch, grid)
         x, y = (column + 0.5) * size / grid, (row + 0.5) * size / grid
         # As large as fits: a small grid has patches of 37 points, a letter is 0.7 of its font wide.
-        fits = (6 if grid > 12 else 53) / max(len(text), 1)
-        look = {"fontsize": np.clip(fits, 5, 8), "ha": "center", "va": "center", "clip_on": True}
-        outline = [withStroke(linewidth=1.2, foreground="black")]
-        axis.text(x, y, text, color="white", parse_math=False, path_effects=outline, **look)
+        points = np.clip((6 if grid > LARGE_GRID else 53) / max(len(text), 1), 5, 8)
+        axis.text(x, y, text, fontsize=points, **outlined, **centred)
     _draw_boxes(axis, record)
     return mesh
 
@@ -189,16 +186,14 @@ def _draw_patches(  # noqa: PLR0913 (what is drawn, on what, in which colours)
 def _draw_boxes(axis, record: dict, names: bool = False) -> None:
     """The annotated boxes that lie in the crop, of many the largest, with the names of their
     categories."""
-    largest = sorted(record["objects"], key=lambda item: -item["box"][2] * item["box"][3])[
-        :MOST_BOXES
-    ]
-    for item in largest:
+    by_area = sorted(record["objects"], key=lambda item: -item["box"][2] * item["box"][3])
+    for item in by_area[:MOST_BOXES]:
         x, y, width, height = item["box"]
         if not (width and height):  # outside the crop
             continue
-        look = {"fill": False, "edgecolor": ORANGE, "linewidth": 1.5}
-        axis.add_patch(matplotlib.patches.Rectangle((x, y), width, height, **look))
+        line = {"fill": False, "edgecolor": ORANGE, "linewidth": 1.5}
+        axis.add_patch(matplotlib.patches.Rectangle((x, y), width, height, **line))
         if names:
-            look = {"color": ORANGE, "fontsize": 8, "va": "bottom", "clip_on": True}
-            look["bbox"] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-            axis.text(x, y, _title_of(item["category"], 30), parse_math=False, **look)
+            label = {"color": ORANGE, "fontsize": 8, "va": "bottom", "clip_on": True}
+            label["bbox"] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+            axis.text(x, y, title_of(item["category"], 30), parse_math=False, **label)

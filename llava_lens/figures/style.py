@@ -1,4 +1,4 @@
-"""What all figures share: fonts, colours, axes."""
+"""What all figures share: fonts, colours, layer axes, curves."""
 
 from functools import cache
 from pathlib import Path
@@ -10,21 +10,21 @@ import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.colors import ListedColormap
 
-from llava_lens.schema import UNIT, layer_numbers
+from llava_lens.schema import layer_numbers
 from llava_lens.text import printable
 
 # Fonts that can draw what matplotlib's own DejaVu Sans cannot; taken where the machine has them.
 WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei"]
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.6"  # of the colour-blind palette
+# Of Okabe and Ito's palette, whose colours colour-blind people can tell apart.
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "0.6"
 MARKERS = "osD^vPX*<>"  # by group, as the palette's ten colours
 # Over a photograph: what is hardly probable is hardly seen.
 OVERLAY = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 1, 256)), "overlay")
 OVERLAY.colors[:, 3] = np.linspace(0, 0.85, 256)
-OVERLAY.colors[:, 3] = np.linspace(0, 0.85, 256)
-SERIES = {  # of a record's readings: title, and label of the axis or colours
-    "jsd_prev": ("Jensen-Shannon divergence to the previous layer", f"JSD ({UNIT})"),
-    "jsd_final": ("Jensen-Shannon divergence to the last layer", f"JSD ({UNIT})"),
-    "entropy": ("Entropy", f"entropy ({UNIT})"),
+SERIES_TITLES = {  # of a record's readings: title, and label of the axis or colours
+    "jsd_prev": ("Jensen-Shannon divergence to the previous layer", "JSD (bits)"),
+    "jsd_final": ("Jensen-Shannon divergence to the last layer", "JSD (bits)"),
+    "entropy": ("Entropy", "entropy (bits)"),
 }
 
 
@@ -37,8 +37,8 @@ def _drawable() -> tuple[list[str], frozenset[int]]:
     return fonts, frozenset().union(*charmaps)
 
 
-def _drawn(text: str, length: int | None = None) -> str:
-    """`text` as figures show it (`printable`)."""
+def drawn(text: str, length: int | None = None) -> str:
+    """`text` as figures show it: `printable` with this machine's fonts, cut to `length`."""
     return printable(text, length, _drawable()[1])
 
 
@@ -62,50 +62,58 @@ def save_figure(figure, output, name: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _layer_ticks(run: dict) -> np.ndarray:
-    """The positions on the layer axis to label: all of a small model's, every fourth and the last
-    of a large one's."""
+def layer_ticks(run: dict) -> np.ndarray:
+    """The positions on the layer axis to label: all of up to 13 layers, else some ten and the
+    last. A position is not a layer's number where not every layer was read."""
     last = len(run["layers"]) - 1
-    return np.unique(np.append(np.arange(0, last, 1 if last <= 12 else 4), last))
+    step = 1 if last <= 12 else 4 * -(-last // 48)
+    ticks = np.arange(0, last, step)
+    return np.append(ticks[last - ticks >= step / 2], last)  # a nearer label would touch the last's
 
 
-def _layer_axis(axis, run: dict) -> None:
+def layer_axis(axis, run: dict) -> None:
     """Make the x axis one of layer numbers."""
-    numbers, ticks = layer_numbers(run), _layer_ticks(run)
+    numbers, ticks = layer_numbers(run), layer_ticks(run)
     axis.set_xticks(numbers[ticks], [run["layers"][position] for position in ticks])
     axis.set(xlabel="layer", xlim=(numbers[0] - 0.5, numbers[-1] + 0.5))
 
 
-def _layer_curves(axis, run: dict, curve: pd.DataFrame, by: str, order: list[str]) -> None:
-    """Draw `layer_curve`, a line per group with its band. A group's colour and marker depend on its
-    place in `order` alone."""
-    for group in filter(set(curve[by]).__contains__, order):
-        rows, colour = curve[curve[by] == group], _colour_of(group, order)
-        look = {"color": colour, "marker": MARKERS[order.index(group)], "markersize": 4}
-        axis.plot(rows["layer"], rows["mean"], label=group, linewidth=1.5, **look)
-        if (rows := rows.dropna(subset="low")).size:
-            band = rows["layer"], rows["low"].astype(float), rows["high"].astype(float)
-            axis.fill_between(*band, color=colour, alpha=0.2, linewidth=0)
-    _layer_axis(axis, run)
+def draw_curve(axis, curve: pd.DataFrame, colour, **line) -> None:
+    """Draw one group of `layer_curve`: its mean as a line, its interval as a band."""
+    axis.plot(curve["layer"], curve["mean"], color=colour, **{"linewidth": 1.5, **line})
+    known = curve.dropna(subset="low").astype({"low": float, "high": float})
+    if len(known):
+        band = known["layer"], known["low"], known["high"]
+        axis.fill_between(*band, color=colour, alpha=0.2, linewidth=0)
 
 
-def _colour_of(group: str, order: list[str]):
+def draw_layer_curves(axis, run: dict, curves: pd.DataFrame, by: str, order: list[str]) -> None:
+    """Draw `layer_curve` with all its groups. A group's colour and marker depend on its place in
+    `order` alone."""
+    for group in filter(set(curves[by]).__contains__, order):
+        line = {"marker": MARKERS[order.index(group)], "markersize": 4, "label": group}
+        draw_curve(axis, curves[curves[by] == group], colour_of(group, order), **line)
+    layer_axis(axis, run)
+
+
+def colour_of(group: str, order: list[str]):
+    """The colour of the group at its place in `order`."""
     return sns.color_palette("colorblind")[order.index(group)]
 
 
-def _legend_below(figure, axis, columns: int = 6) -> None:
-    """One legend for all panels, where it covers no data."""
-    look = {"loc": "outside lower center", "ncols": columns, "fontsize": 8, "frameon": False}
-    figure.legend(*axis.get_legend_handles_labels(), **look)
+def legend_below(figure, axis, columns: int = 6) -> None:
+    """One legend for all panels, where it covers no data: the labels of `axis`."""
+    place = {"loc": "outside lower center", "ncols": columns, "fontsize": 8, "frameon": False}
+    figure.legend(*axis.get_legend_handles_labels(), **place)
 
 
-def _panels(kinds: list[str], height: float, columns: int):
-    """A figure with a panel per kind of prompt, `columns` in a row, and its axes."""
-    rows = -(-len(kinds) // columns)
+def panels(titles: list[str], height: float, columns: int):
+    """A figure with a panel per title, `columns` in a row, and its axes."""
+    rows = -(-len(titles) // columns)
     size = (10, rows * height + 0.6)
     figure, axes = plt.subplots(rows, columns, squeeze=False, sharey=True, figsize=size)
-    for axis, kind in zip(axes.flat, kinds, strict=False):
-        axis.set_title(kind)
-    for axis in axes.flat[len(kinds) :]:
+    for axis, title in zip(axes.flat, titles, strict=False):
+        axis.set_title(title)
+    for axis in axes.flat[len(titles) :]:
         axis.set_axis_off()
-    return figure, axes.flat[: len(kinds)]
+    return figure, axes.flat[: len(titles)]

@@ -1,10 +1,13 @@
-"""lens_figures: the explorer's pages, driven in Chromium (.ci/run installs it).
+"""figures.explorer: its pages, driven in Chromium (.ci/run installs it).
 
 The tests that open a page are skipped where Chromium, its driver or selenium is missing.
 """
 
+import base64
 import csv
+import gzip
 import io
+import json
 import re
 import shutil
 import time
@@ -569,11 +572,17 @@ def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path)
     assert_harmless(page)
 
 
-def test_only_the_labels_that_occur_are_in_the_page(sample):
+def packed(path) -> dict:
+    """The JSON in a page."""
+    data = re.search(r'id="data">\s*(\S+)\s*<', path.read_text("utf-8"))[1]
+    return json.loads(gzip.decompress(base64.b64decode(data)).partition(b"\n")[0])
+
+
+def test_only_the_labels_that_occur_are_in_the_page(sample, saved):
     run, record = sample
-    labels = explorer._labels_used(run, record)
+    labels = packed(saved)["tokens"]
     assert 0 < len(labels) < len(run["tokens"])
-    assert set(np.unique(record["patches"]["top_ids"])) <= labels.keys()
+    assert set(map(str, np.unique(record["patches"]["top_ids"]))) <= labels.keys()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -583,16 +592,14 @@ def test_only_the_labels_that_occur_are_in_the_page(sample):
 
 @pytest.fixture(scope="module")
 def index(results, tmp_path_factory):
-    """An index in which one image has a page; its answers with their rights and layers."""
+    """An index in which one image has a page; the records, and their table of answers."""
     results, folder = store.Results(results), tmp_path_factory.mktemp("index")
-    answers = analysis_answers.tabulate(results.records(), results.run)["answers"]
-    records = list(results.records())
+    records, run = list(results.records()), results.run
     records[0]["prompts"][1]["truth"] = records[0]["prompts"][1]["answer"]
-    answers.loc[(answers["image"] == records[0]["name"]) & (answers["prompt"] == 1), "truth"] = (
-        records[0]["prompts"][1]["answer"]
-    )
-    explorer.save_explorer(folder / f"{records[0]['name']}.html", results.run, records[0])
-    return explorer.save_explorer_index(folder, results.run, records, answers), records, answers
+    explorer.save_explorer(folder / f"{records[0]['name']}.html", run, records[0])
+    entries = [explorer.index_entry(record, run) for record in records]
+    path = explorer.save_explorer_index(folder, entries, [records[0]["name"]])
+    return path, records, analysis_answers.tabulate(records, run)["answers"]
 
 
 def test_the_index_filters_and_sorts(page, index):
@@ -632,8 +639,8 @@ def test_hostile_texts_in_the_index(page, sample, tmp_path):
     run, record = hostile(sample)
     record["prompts"] = record["prompts"][:1]
     explorer.save_explorer(tmp_path / f"{record['name']}.html", run, record)
-    answers = analysis_answers.tabulate([record], run)["answers"]
-    page.open(explorer.save_explorer_index(tmp_path, run, [record], answers))
+    entries = [explorer.index_entry(record, run)]
+    page.open(explorer.save_explorer_index(tmp_path, entries, [record["name"]]))
     assert PAYLOADS[1] in page.text("#cards li") and PAYLOADS[0] in page.text("#cards li")
     assert page.text("#cards h2") == record["name"]
     page.find("#cards h2 a").click()
@@ -710,7 +717,7 @@ const hover = (i) => {
 
 def test_a_large_page_is_fast(page, large):
     """With four pins, a word and a second pane. To see the times:
-    `python -m pytest tests/test_explorer.py -k fast -s`.
+    `python -m pytest tests/figures/test_explorer.py -k fast -s`.
 
     The budget is a second to open, 50 ms for a layer and for a hover. The best of several is
     taken, so that other work on the machine does not count.

@@ -1,0 +1,184 @@
+"""The explorer: a page per image and an index of them, for a browser without a network.
+
+`page.html` is the frame of both, `style.css` their style, and `script.js` draws what Python packs.
+"""
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from llava_lens.analysis.answers import tabulate
+from llava_lens.analysis.curves import first_tokens
+from llava_lens.data.crop import open_crop
+from llava_lens.kinds import KINDS
+from llava_lens.schema import layer_label
+from llava_lens.text import is_text, printable, require
+
+
+def explorer_names(explorers, image: str, cases: list[str], names: list[str]) -> list[str]:
+    """The images that get a page, `image` first: `cases` for "cases", all `names` for "all", or the
+    names of a list. Raises ValueError for anything else and for an unknown name."""
+    wanted = {"cases": cases, "all": names}.get(explorers) if is_text(explorers) else explorers
+    require(
+        isinstance(wanted, (list, tuple)) and set(wanted) <= set(names),
+        f'explorers is {explorers!r}: it must be "cases", "all" or a list of names of images.',
+    )
+    return list(dict.fromkeys([image, *wanted]))
+
+
+def save_explorer(path, run: dict, record: dict) -> Path:
+    """Write the page of one image with all its prompts.
+
+    Top-k probabilities are kept in float16, those of targets and watched words as log2 in float16.
+    """
+    objects = [
+        {"category": _one_line(item["category"]), "box": item["box"]} for item in record["objects"]
+    ]
+    words = [
+        {
+            "category": _one_line(word["category"]),
+            **{name: word[name] for name in ("present", "token_ids", "log2_probs")},
+        }
+        for word in record["words"]
+    ]
+    prompts = [
+        {**summary, **_packed_prompt(prompt)}
+        for summary, prompt in zip(_summaries(record, run), record["prompts"], strict=True)
+    ]
+    page = {
+        **{name: run[name] for name in ("layers", "grid", "image_size", "top_k")},
+        "name": _one_line(record["name"]),
+        "crop": record["crop"],
+        "objects": objects,
+        "words": words,
+        "patches": _packed_readings(record["patches"]),
+        "prompts": prompts,
+        "tokens": _labels_used(run, record),
+    }
+    return _write_page(path, page)
+
+
+def index_entry(record: dict, run: dict) -> dict:
+    """What the index shows of an image: name, thumbnail and prompts, some 5 kB. Collect entries in
+    a pass over the records, so that the index needs no record."""
+    thumbnail = io.BytesIO()
+    open_crop(record).resize((160, 160)).save(thumbnail, "JPEG", quality=80)
+    return {
+        "name": record["name"],
+        "thumbnail": np.frombuffer(thumbnail.getvalue(), np.uint8),
+        "prompts": _summaries(record, run),
+    }
+
+
+def save_explorer_index(folder, entries: list[dict], pages: list[str]) -> Path:
+    """Write `index.html` into `folder`: a card per entry (`index_entry`), with links for the images
+    named in `pages`, whose pages are `<name>.html` in the same folder."""
+    index = [{**entry, "page": entry["name"] in pages} for entry in entries]
+    return _write_page(Path(folder) / "index.html", {"index": index, "kinds": list(KINDS)})
+
+
+def _summaries(record: dict, run: dict) -> list[dict]:
+    """Per prompt what both pages say of it, as in `answers` of `tabulate`: `right` is None where
+    the truth is not known or the answer can't be graded."""
+    rows = first_tokens(tabulate([record], run)["answers"])
+    return [
+        {
+            "prompt": row.prompt,
+            "kind": row.kind,
+            "question": _one_line(row.question),
+            "short": _one_line(row.question.strip().splitlines()[0]),
+            "answer": _one_line(row.answer),
+            "truth": None if row.truth is None else _one_line(row.truth),
+            "right": row.right,
+            "readable_layer": row.readable_layer,
+            "readable_label": layer_label(run, row.readable_layer),
+        }
+        for row in rows.itertuples()
+    ]
+
+
+def _packed_prompt(prompt: dict) -> dict:
+    return {
+        "n_prompt": prompt["n_prompt"],
+        "token_ids": prompt["token_ids"].tolist(),
+        "answer_ids": prompt["answer_ids"].tolist(),
+        "readings": _packed_readings(prompt["readings"]),
+        "grey": _packed_target(prompt["grey"]),
+    }
+
+
+def _packed_readings(readings: dict) -> dict:
+    return {
+        "top_ids": _packed_ids(readings["top_ids"]),
+        "top_probs": readings["top_probs"].astype(np.float16),
+        **_packed_target(readings),
+    }
+
+
+def _packed_target(readings: dict) -> dict:
+    log2 = np.log2(np.maximum(readings["target_prob"], 2.0**-126))
+    return {
+        "target_log2": log2.astype(np.float16),
+        "target_rank": _packed_ids(readings["target_rank"]),
+    }
+
+
+def _packed_ids(ids: np.ndarray) -> np.ndarray:
+    """Token ids or ranks in 16 bits, of a vocabulary beyond that in 32."""
+    return ids.astype(np.promote_types(np.uint16, np.min_scalar_type(int(ids.max()))))
+
+
+def _labels_used(run: dict, record: dict) -> dict[int, str]:
+    """Labels by token id, of the tokens that occur in the record."""
+    readings = [record["patches"], *(prompt["readings"] for prompt in record["prompts"])]
+    ids = [reading["top_ids"].ravel() for reading in readings]
+    ids += [prompt[name] for prompt in record["prompts"] for name in ("token_ids", "answer_ids")]
+    ids += [word["token_ids"] for word in record["words"]]
+    return {int(i): printable(run["tokens"][i]) for i in np.unique(np.concatenate(ids))}
+
+
+def _one_line(text: str) -> str:
+    """A text in which every character can be seen, without line breaks."""
+    return " ".join(map(printable, text.split()))
+
+
+def _write_page(path, data: dict) -> Path:
+    """Join frame, style, script and `data` into one file.
+
+    The page's policy allows this script only, by its hash, and no request: even a text that broke
+    out of the data could do nothing.
+    """
+    frame, style, script = (
+        files(__package__).joinpath(name).read_text("utf-8")
+        for name in ("page.html", "style.css", "script.js")
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = Template(frame).substitute(
+        style=style, script=script, script_hash=digest, data=_pack(data)
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8", newline="\n")
+    return path
+
+
+def _pack(data: dict) -> str:
+    """`data` as base64 of gzip: a line of JSON, then the bytes of its arrays. In the JSON an array
+    is its dtype, its first byte and its end."""
+    arrays = []
+
+    def refer(array: np.ndarray) -> dict:
+        start = sum(map(len, arrays))
+        arrays.append(array.tobytes())
+        return {"array": [array.dtype.name, start, start + len(arrays[-1])]}
+
+    text = json.dumps(data, default=refer, allow_nan=False)
+    packed = gzip.compress(b"".join([text.encode(), b"\n", *arrays]), compresslevel=9, mtime=0)
+    return base64.b64encode(packed).decode()

@@ -1,0 +1,186 @@
+"""figures.all_images: what is drawn is what the tables hold."""
+
+import itertools
+import warnings
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+
+from llava_lens import store
+from llava_lens.analysis import curves, grounding
+from llava_lens.figures import all_images, style
+from tests.figures.test_one_image import NASTY, watch
+
+N_IMAGES = 14  # enough for intervals
+
+
+def title_of(axis) -> str:
+    return axis.get_title(loc="left") + axis.get_title()
+
+
+def test_every_token_is_drawn_without_warnings(run, tables):
+    run = {**run, "tokens": NASTY + run["tokens"][len(NASTY) :]}
+    mean = np.linspace(1, 0, len(run["tokens"]))[None].repeat(len(run["layers"]), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # a missing glyph is one
+        # Between matplotlib and what it builds on.
+        warnings.filterwarnings("ignore", message=".*deprecated")
+        style.use_style()
+        for figure in (
+            all_images.plot_top_tokens(curves.top_tokens(mean, run), run, "title"),
+            all_images.plot_mean_series(tables["layers"], run),
+            all_images.plot_mean_series(tables["layers"], run, by="kind"),
+            all_images.plot_answers(tables["answers"], run),
+            all_images.plot_settling(tables["answers"], run),
+        ):
+            figure.canvas.draw()
+            plt.close(figure)
+
+
+def test_mean_series_are_drawn_in_bits_at_the_layers_that_were_read(run, tables):
+    """Every third of the 5 layers was read: a position on the axis is no layer's number."""
+    run, layers = {**run, "layers": ["emb", "3", "5"]}, tables["layers"].query("layer in [0, 3, 5]")
+    bias = pd.DataFrame({"segment": "image", "layer": [0, 3, 5], "bias": [2.0, 1.0, 0.0]})
+    figure = all_images.plot_mean_series(layers, run, bias=bias)
+    labels = ["mean JSD (bits)", "mean JSD (bits)", "mean entropy (bits)"]
+    assert [axis.get_ylabel() for axis in figure.axes] == [*labels, "KL to the last layer (bits)"]
+    for axis, column in zip(figure.axes, ("jsd_prev", "jsd_final", "entropy"), strict=False):
+        expected = curves.layer_curve(layers, column, "segment")
+        for line in axis.lines:
+            rows = expected[expected["segment"] == line.get_label()]
+            np.testing.assert_array_equal(line.get_xydata(), rows[["layer", "mean"]])
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["emb", "3", "5"]
+    (line,) = figure.axes[3].lines
+    np.testing.assert_array_equal(line.get_xydata(), bias[["layer", "bias"]])
+    plt.close(figure)
+
+
+def test_an_answer_that_never_settles_is_drawn(run, tables):
+    answers = tables["answers"].assign(settling_layer=len(run["layers"]))
+    figure = all_images.plot_settling(answers, run)
+    axis = figure.axes[0]
+    assert axis.get_xticklabels()[-1].get_text() == "never"
+    assert axis.get_xlim()[1] > len(run["layers"])
+    plt.close(figure)
+
+
+# ---- Knockout -----------------------------------------------------------------------------------
+
+KINDS = ["object", "presence", "colour", "relation", "description"]
+CUTS = ["object", "background", "image", "image_last", "question_last"]
+
+
+def knockouts(n_images, n_blocks=32):
+    """A table as of `causal.knockouts`: windows by two blocks, and the one of all blocks."""
+    centres = [*np.arange(4.5, n_blocks, 2), n_blocks + 1]
+    cells = itertools.product(range(n_images), KINDS, CUTS, centres)
+    table = pd.DataFrame(cells, columns=["image", "kind", "way", "layer"])
+    table = table.assign(prompt=table["kind"].map(KINDS.index), change=-0.3)
+    without = (table["kind"] == "description") & table["way"].isin(CUTS[:2])
+    return table[~without]
+
+
+@pytest.mark.parametrize("n_images", [2, N_IMAGES])
+def test_the_knockout_of_32_blocks_and_five_kinds(n_images):
+    run = {"n_layers": 32, "layers": ["emb", *map(str, range(1, 33))]}
+    figure = all_images.plot_knockout(knockouts(n_images), run)
+    assert {title_of(axis) for axis in figure.axes[:5]} == set(KINDS)
+    figure.canvas.draw()
+    for axis in figure.axes[:5]:  # no label of the x axis is on another
+        boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
+        assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+    plt.close(figure)
+
+
+def test_the_knockout_names_blocks_and_not_positions_of_layers():
+    run = {"n_layers": 12, "layers": ["emb", "3", "6", "9", "12"]}
+    figure = all_images.plot_knockout(knockouts(2, 12), run)
+    labels = {
+        label.get_text(): label.get_position()[0] for label in figure.axes[0].get_xticklabels()
+    }
+    assert [labels[name] for name in ("3", "6", "9", "12")] == [3, 6, 9, 12]
+    plt.close(figure)
+
+
+# ---- Words in boxes -----------------------------------------------------------------------------
+
+
+def grounded(sizes, n_layers=3):
+    """A table as of `grounding` with an image per size; numbers rise with image and layer."""
+    rows = itertools.product(enumerate(sizes), range(n_layers))
+    values = [
+        (f"{image:02}", "dog", size, layer, 0.5 + image / 40) for (image, size), layer in rows
+    ]
+    table = pd.DataFrame(values, columns=["image", "category", "size", "layer", "auroc"])
+    parts = ["named", "auroc_absent", "named_absent", "auroc_other_image", "named_other_image"]
+    return table.assign(**{name: table["auroc"] / 2 for name in parts})
+
+
+def layers_of(n_images, n_layers=3):
+    cells = itertools.product(range(n_images), range(n_layers))
+    table = pd.DataFrame(cells, columns=["image", "layer"])
+    return table.assign(segment="image", no_word=0.25)
+
+
+def test_a_size_of_one_image_takes_no_band_from_the_others():
+    run = {"layers": ["emb", "1", "2"]}
+    table = grounded(["small"] + ["large"] * N_IMAGES)
+    figure = all_images.plot_grounding(table, layers_of(N_IMAGES), run)
+    labels = [label.get_text() for label in figure.legends[0].get_texts()]
+    groups = ["all sizes", "small", "large", grounding.ABSENT_WORDS, grounding.OTHER_BOXES]
+    assert labels == [*groups, grounding.NO_WORD]
+    assert [line.get_label() for line in figure.axes[0].lines[:-1]] == groups
+    bands = [sum(band.get_alpha() == 0.2 for band in axis.collections) for axis in figure.axes]
+    assert bands == [4, 5]  # all, large, both controls; and the patches without a word
+    large = figure.axes[0].lines[2].get_ydata()
+    assert large == pytest.approx([0.5 + np.mean(range(1, N_IMAGES + 1)) / 40] * 3)
+    plt.close(figure)
+
+
+def test_the_gallery_shows_the_best_and_the_worst_cases(results, run):
+    record = store.Results(results).record()
+    probs = watch(record, dog=True)["dog"]
+    record["objects"] = [{"category": "dog", "box": [4.0, 4.0, 20.0, 20.0]}]
+    held = SimpleNamespace(run=run, record=lambda name: record)
+    table = grounded(["large"] * 8)
+    figure = all_images.plot_gallery(held, table, layer=2)
+    titles = [title_of(axis) for axis in figure.axes]
+    assert len(titles) == 6
+    assert "best: dog, AUROC 0.68 (control 0.34)" in titles[0] and titles[0].endswith("07")
+    assert "worst: dog, AUROC 0.50 (control 0.25)" in titles[3] and titles[3].endswith("00")
+    np.testing.assert_array_equal(figure.axes[0].images[1].get_array().ravel(), probs[2])
+    plt.close(figure)
+
+
+def test_the_roc_curve_is_scikit_learns_and_the_answers_are_a_point():
+    """Of the first twenty images the model was asked about the category."""
+    rng = np.random.default_rng(0)
+    present, confidence = rng.random(60) < 0.5, 2.0 ** rng.integers(-8, 1, 60)
+    yes = np.arange(60) % 3 > 0
+    table = pd.DataFrame({
+        "image": [f"{i:02}" for i in range(60)],
+        "category": [f"{i % 2}" for i in range(60)],
+        "present": present,
+        "way": np.where(present, "", "random"),
+        "confidence": confidence,
+        "frequency": 0.5,
+        "said_yes": np.where(np.arange(60) < 20, yes, np.nan),
+    })  # fmt: skip
+    figure = all_images.plot_presence(table)
+    lines = figure.axes[0].lines
+    for line, n in ((lines[0], 60), (lines[1], 20)):
+        wrong, right, _ = sklearn.metrics.roc_curve(
+            present[:n], confidence[:n], drop_intermediate=False
+        )
+        np.testing.assert_allclose(line.get_xydata(), np.transpose([wrong, right]))
+    few, yes = present[:20], yes[:20]
+    (point,) = (line for line in lines if line.get_marker() == "D")
+    np.testing.assert_allclose(point.get_xydata(), [[yes[~few].mean(), yes[few].mean()]])
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    area = sklearn.metrics.roc_auc_score(present, confidence)
+    assert f"AUROC {area:.2f} (" in labels[0] and " to " in labels[0]
+    plt.close(figure)
