@@ -1,10 +1,9 @@
 """Grading: what an answer says, whether that is right, and what can't be graded."""
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from llava_lens.analysis import answers, grading, presence, report
+from llava_lens.analysis import grading
 
 SHAPES = ["circle", "heart", "star"]
 

@@ -2,7 +2,6 @@
 two runs in one folder. A test per point of an audit; each failed before its point was mended."""
 
 import gzip
-import html
 import io
 import json
 import os
@@ -21,7 +20,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
@@ -29,8 +27,7 @@ from PIL import Image
 
 from llava_lens import checks as checks_py
 from llava_lens import pickles, schema, store
-from llava_lens.analysis import answers as analysis_answers
-from llava_lens.analysis import causal, grounding, presence, report, report_image
+from llava_lens.analysis import grounding
 from llava_lens.data import annotations, crop, watched
 from llava_lens.data import images as data_images
 from llava_lens.data import prompts as data_prompts
@@ -697,8 +694,6 @@ def test_names_of_255_bytes_are_refused_in_results_and_shortened_among_images(tm
     (tmp_path / name).touch()
     (short,) = data_images.find_images(tmp_path)
     checks_py.check_part({**part, "images": [short]}, run)
-
-
 
 
 def test_the_clock_of_the_wall_does_not_end_a_run():

@@ -12,15 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from llava_lens import schema
 from llava_lens import words as words_py
-from llava_lens.analysis import answers as analysis_answers
-from llava_lens.analysis import curves as analysis_curves
-from llava_lens.analysis import presence
 from llava_lens.data import prompts as data_prompts
 from llava_lens.data import watched as data_watched
 from llava_lens.model import lens
