@@ -53,7 +53,7 @@ def test_ci_runs_the_command_of_the_readme():
 @pytest.mark.parametrize("path", READMES + DOCS, ids=lambda path: path.name)
 def test_links_and_named_files_exist(path):
     text = path.read_text("utf-8")
-    local = {link for link in links(text) if "://" not in link}
+    local = {link.split("#")[0] or path.name for link in links(text) if "://" not in link}
     # Files that are named as code, with a folder in front.
     local_code = re.findall(r"`((?:llava_lens|benchmarks|demo|docs|tests)/[\w./]*)`", text)
     missing = [link for link in local if not (path.parent / link).exists()]
