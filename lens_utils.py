@@ -20,7 +20,7 @@ import pandas as pd
 
 from llava_lens import kaggle, schema
 from llava_lens.analysis.answers import answer_rows, answers_table, layer_rows, layers_table
-from llava_lens.analysis.causal import knockout_rows, knockouts
+from llava_lens.analysis.causal import knockout_rows, knockouts, route_rows, routes
 from llava_lens.analysis.grounding import Grounding
 from llava_lens.analysis.presence import category_confidence, watched_of
 from llava_lens.data.annotations import find_data_set, match_annotations, read_annotations
@@ -177,6 +177,7 @@ class Tables(NamedTuple):
     answers: pd.DataFrame  # answers_table
     grounded: pd.DataFrame  # Grounding.table
     confident: pd.DataFrame  # category_confidence
+    routed: pd.DataFrame  # routes
     knocked: pd.DataFrame  # knockouts
     mean_probability: np.ndarray  # [segment, layer, d_vocab]
     pages: list[dict]  # per image, for the explorer's index
@@ -185,12 +186,13 @@ class Tables(NamedTuple):
 def tabulate(results: Results) -> Tables:
     """All tables from one pass over the records; one record at a time is in memory."""
     run, grounding = results.run, Grounding(results.run)
-    layers, answers, watched, knocked, pages = [], [], [], [], []
+    layers, answers, watched, routed, knocked, pages = [], [], [], [], [], []
     for record in results.records():
         layers += layer_rows(record, run)
         answers += answer_rows(record, run)
         grounding.add(record)
         watched.append(watched_of(record))
+        routed += route_rows(record, run)
         knocked += knockout_rows(record, run)
         # Here: pages.append(index_entry(record, run))
     return Tables(
@@ -198,6 +200,7 @@ def tabulate(results: Results) -> Tables:
         answers_table(answers, run),
         grounding.table(),
         category_confidence(watched),
+        routes(routed, run),
         knockouts(knocked),
         results.mean_probability(),
         pages,

@@ -2,13 +2,12 @@
 
     python benchmarks/simulate_report.py [number of data sets per row, 200]
 
-prints the table of the README: how often each claim of the report is made where it is true and
+prints the tables of docs/claims.md: how often each claim of the report is made where it is true and
 where it is not, and how often intervals hold the true value. Records are made as Make_Analyse saves
-them, with curves of P(word) whose timing, height and noise are chosen, and go through `lens_tables`
-and `lens_report` as the notebook's do. `tests/test_simulation.py` runs a short form.
+them, with routes and P(word) whose timing, height and noise are chosen. They go through the tables
+and the report as the notebook's do. `tests/benchmarks/test_simulate_report.py` runs a short form.
 """
 
-import itertools
 import re
 import sys
 from functools import partial
@@ -42,42 +41,59 @@ RUN = {
     "grid": GRID,
     "image_size": 60,
     "categories": CATEGORIES,
+    "route_layers": [*range(0, N_LAYERS, 2)],
     "knockout_windows": [[block, block + 8] for block in range(1, 25, 3)] + [[1, 32]],
 }
 FEW_LAYERS = {**RUN, "layers": ["emb", "8", "16", "24", "32"]}  # of patches, to be fast
 
 
-def log_odds(prob):
-    """Log-odds of a probability."""
-    return np.log(prob / (1 - prob))
+# ---- Answers and their route ---------------------------------------------------------------------
+
+ANSWERS = {  # by kind: the truth, and a wrong answer
+    "colour": ("red", "blue"),
+    "object": ("thing1", "thing2"),
+    "relation": ("left", "right"),
+}
+PLAIN = {
+    "later": 0.0,  # layers
+    "height": 0.9,  # of P(answer)
+    "prior": 0.0,  # of the own answer, as a share of what the image adds
+    "sharpen": 0.0,  # the last layers: how much more a sure state counts than an unsure one
+    "wrong": 0.0,  # share of wrong answers, which come six layers later
+    "noise": 0.3,  # in logits, on every patched run
+}
 
 
-def prob_of(odds):
-    """The probability of log-odds."""
-    return 1 / (1 + np.exp(-odds))
+def route_of(rng, layer: float, how: dict) -> dict:
+    """ROUTE of an answer that is handed over at `layer` and leaves the image three layers before.
 
+    The logit difference falls from what the image adds to its opposite: the counterfactual's
+    answer is as high. What a layer's noise is, the next one's is in part.
+    """
+    layers, strength = (
+        np.array(RUN["route_layers"]),
+        np.log(how["height"] / (1 - how["height"]) * 5),
+    )
 
-# ---- Answers -----------------------------------------------------------------------------------
+    def patched(state):
+        if how["sharpen"]:
+            state = np.sinh(how["sharpen"] * state) / np.sinh(how["sharpen"])
+        noise = rng.normal(0, how["noise"], len(layers))
+        noise[1:] = 0.6 * noise[:-1] + 0.8 * noise[1:]
+        noise[[0, -1]] = 0
+        return strength * (state + how["prior"]) + noise
 
-
-def noise(rng, sd: float) -> np.ndarray:
-    """Of log-odds, per layer: what a layer has, the next has in part."""
-    values = rng.normal(0, sd, N_LAYERS)
-    for layer in range(1, N_LAYERS):
-        values[layer] = 0.7 * values[layer - 1] + 0.714 * values[layer]
-    return values
-
-
-def curve(rng, layer: float, height: float, sd: float, scale: str = "odds") -> np.ndarray:
-    """P(word) `[layer]` that rises from 0.01 to about `height` around `layer`, straight in `scale`:
-    either half of the way in log-odds or half in probability is at `layer`."""
-    rise = prob_of((np.arange(N_LAYERS) - layer) / 1.2)
-    rise = (rise - rise[0]) / (rise[-1] - rise[0])
-    start, end = log_odds(0.01), log_odds(height) + rng.normal(0, 0.3)
-    odds = start + rise * (end - start)
-    if scale == "probability":
-        odds = log_odds(0.01 + rise * (prob_of(end) - 0.01))
-    return prob_of(odds + noise(rng, sd))
+    last, gone = (1 / (1 + np.exp((at - layers) / 1.2)) for at in (layer, layer - 3))
+    last, gone = ((rise - rise[0]) / (rise[-1] - rise[0]) for rise in (last, gone))
+    own, counterfactual = strength * (1 + how["prior"]), strength * (how["prior"] - 1)
+    return {
+        "own": own,
+        "counterfactual": counterfactual,
+        "image": patched(2 * gone - 1),
+        "question": patched(1 - 2 * (gone - last)),
+        "last": patched(1 - 2 * last),
+        "mediated": own,
+    }
 
 
 def reading(prob: np.ndarray) -> dict:
@@ -95,89 +111,66 @@ def reading(prob: np.ndarray) -> dict:
     }
 
 
-def prompt(kind: str, prob: np.ndarray, control: np.ndarray) -> dict:
-    """PROMPT with a one-word answer."""
+def prompt(rng, kind: str, layer: float, how: dict) -> dict:
+    """PROMPT with a one-word answer; P(word) rises where it is handed over."""
+    truth, wrong = ANSWERS[kind]
+    is_wrong = rng.random() < how["wrong"]
+    layer += how["later"](rng) if callable(how["later"]) else how["later"] + 6 * is_wrong
+    prob = 0.01 + (how["height"] - 0.01) / (1 + np.exp(layer - np.arange(N_LAYERS)))
     readings = reading(prob)
     rank = readings["target_rank"][:, 0]
-    controlled = {"word_prob": control, "word_rank": rank}
+    control = {"word_prob": np.full(N_LAYERS, 0.1), "word_rank": rank}
     return {
         "kind": kind,
         "question": "?",
-        "truth": None,
-        "answer": "word",
+        "truth": truth,
+        "answer": wrong if is_wrong else truth,
         "categories": [],
         "token_ids": np.zeros(1, int),
         "n_prompt": 1,
         "answer_ids": np.zeros(1, int),
         "word_ids": [0],
+        "word_at": 0,
         "word_prob": prob,
         "word_rank": rank,
         "readings": readings,
-        "grey": controlled,
-        "other": controlled,
-        "knockout": {},
+        "grey": control,
+        "other": control,
+        "route": route_of(rng, layer, how),
     }
 
 
-def answers_of(rng, n: int, plan: dict, image_effect: float = 2.0, n_prompts: int = 1) -> list:
-    """Records of `n` images: `plan` has per kind a function of `(rng, layer)` that makes the pair
-    of curves, with the image and with the control's; `layer` varies between images by
-    `image_effect` and within them by 1.5."""
-    empty = {
-        "top_ids": np.zeros((N_LAYERS, 1, 1), np.uint16),
-        **{name: rng.random((N_LAYERS, 1)) for name in curves.SERIES_IN_BITS},
-    }
-    records = []
+def claims_an_order(rng, n: int, colour=(), others=(), **images) -> bool:
+    """Whether the report claims an order of colours, objects and relations on `n` images: prompts
+    are PLAIN but for what `colour` and `others` (of the two other kinds) say.
+
+    `images`: `image_effect`, how much layers vary between images (within them it is 1.5);
+    `n_prompts` of each kind; `apart`, whether each image has one kind only.
+    """
+    image_effect, n_prompts = images.get("image_effect", 2.0), images.get("n_prompts", 1)
+    plans = {kind: PLAIN | dict(others) for kind in ANSWERS} | {"colour": PLAIN | dict(colour)}
+    rows = []
     for number in range(n):
-        layer = 16 + rng.normal(0, image_effect)
+        middle = 16 + rng.normal(0, image_effect)
+        kinds = [*plans][number % 3 :][:1] if images.get("apart") else [*plans]
         prompts = [
-            prompt(kind, *make(rng, layer + rng.normal(0, 1.5)))
-            for kind, make in plan.items()
+            prompt(rng, kind, middle + rng.normal(0, 1.5), plans[kind])
+            for kind in kinds
             for _ in range(n_prompts)
         ]
-        records.append({"name": f"{number:03}", "prompts": prompts, "patches": empty})
-    return records
-
-
-PLAIN = {"later": 0.0, "height": 0.9, "sd": 0.4, "scale": "odds", "control": None}
-
-
-def planted(rng, layer, **how):
-    """A curve and its control's, `how` as PLAIN: `later` by so many layers, up to a `height`, with
-    noise `sd`, straight in `scale`; the control's ends at `control`, None: somewhere low."""
-    how = PLAIN | how
-    at = layer + (how["later"](rng) if callable(how["later"]) else how["later"])
-    low = rng.uniform(0.02, 0.2) if how["control"] is None else how["control"]
-    return tuple(curve(rng, at, end, how["sd"], how["scale"]) for end in (how["height"], low))
+        rows += answers.answer_rows({"name": f"{number:03}", "prompts": prompts}, RUN)
+    sentences = report_causal.order_of_kinds(answers.answers_table(rows, RUN))
+    return any(sentence.startswith("Answers about") for sentence in sentences)
 
 
 def half_and_half(rng) -> float:
-    """Half of the images six layers earlier, half six later."""
+    """Half of the answers six layers earlier, half six later."""
     return rng.choice([-6.0, 6.0])
 
 
-def first_answers(rng, n, colour=(), others=(), **images) -> pd.DataFrame:
-    """A row per answer about colours and about the two other kinds, which are `planted` as `colour`
-    and `others` say; `images` is for `answers_of`."""
-    plan = {"colour": partial(planted, **dict(colour))}
-    plan |= dict.fromkeys(("object", "relation"), partial(planted, **dict(others)))
-    records = answers_of(rng, n, plan, **images)
-    rows = [row for record in records for row in answers.answer_rows(record, RUN)]
-    return curves.first_tokens(answers.answers_table(rows, RUN))
-
-
-def claims_an_order(rng, n, **plan) -> bool:
-    """Whether the report claims any order of `first_answers`."""
-    sentences = report_causal.order_of_kinds(first_answers(rng, n, **plan))
-    return any("are drawn from the image before" in sentence for sentence in sentences)
-
-
-def orders_by(rng, n, column: str, **plan) -> bool:
-    """Whether any order of `first_answers` would be claimed by one column alone."""
-    layers = first_answers(rng, n, **plan).pivot(index="image", columns="kind", values=column)
-    pairs = [layers[[a, b]].dropna().astype(float) for a, b in itertools.combinations(layers, 2)]
-    p = [stats.signed_rank(pair.iloc[:, 0] - pair.iloc[:, 1]) for pair in pairs if len(pair) >= 12]
-    return min(p, default=1) < report_causal.LEVEL
+def a_tenth(rng) -> float:
+    """A tenth of the answers twelve layers later."""
+    return 12.0 * (rng.random() < 0.1)
 
 
 # ---- Patches -----------------------------------------------------------------------------------
@@ -280,9 +273,7 @@ def names_a_window(rng, n, effect=0.0) -> bool:
             rows.append(pd.DataFrame({"image": np.arange(n), "prompt": 0, "kind": "colour",
                                       "cut": cut, "layer": layer,
                                       "change": change[:, window]}))  # fmt: skip
-    answered = pd.DataFrame({"image": np.arange(n), "prompt": 0, "kind": "colour", "question": "?",
-                            "token": 0, "word_at": 0, "layer": 0, "readable_layer": 20})  # fmt: skip
-    return "falls most" in "".join(report_causal.report_knockout(RUN, pd.concat(rows), answered))
+    return "falls most" in "".join(report_causal.report_knockout(RUN, pd.concat(rows)))
 
 
 # ---- Intervals ---------------------------------------------------------------------------------
@@ -313,23 +304,25 @@ def holds(rng, n, kind: str, truth: float = 0.5) -> bool | None:
 # ---- The table ---------------------------------------------------------------------------------
 
 ORDER = "an order of kinds"
-EQUAL = {"colour": {"height": 0.98}, "others": {"height": 0.6}}
-IN_PROBABILITY = {kind: how | {"scale": "probability"} for kind, how in EQUAL.items()}
-NOISY = {kind: how | {"sd": 0.8} for kind, how in EQUAL.items()}
-SAID_ANYWAY = {"height": 0.9, "control": 0.9}
-SAID_ANYWAY = {"colour": SAID_ANYWAY, "others": SAID_ANYWAY | {"later": 6.0}}
-LATER = {"others": {"later": 4.0}}
+HIGH, LOW, LATER = {"height": 0.98}, {"height": 0.6}, {"later": 4.0}
+NOISY = {"colour": HIGH | {"noise": 1.0}, "others": LOW | {"noise": 1.0}}
 FALSE = [  # claim, what is planted, how it is counted
-    (ORDER, "equal timing", claims_an_order),
-    (ORDER, "equal timing, several prompts of a kind", partial(claims_an_order, n_prompts=3)),
-    (ORDER, "equal timing, large image effect", partial(claims_an_order, image_effect=6.0)),
-    (ORDER, "equal timing in odds, heights 0.98 and 0.6", partial(claims_an_order, **EQUAL)),
-    (ORDER, "equal timing in probability, heights 0.98 and 0.6",
-     partial(claims_an_order, **IN_PROBABILITY)),
-    (ORDER, "equal timing in odds, more noise", partial(claims_an_order, **NOISY)),
-    (ORDER, "six layers later, but said anyway", partial(claims_an_order, **SAID_ANYWAY)),
+    (ORDER, "equal layers", claims_an_order),
+    (ORDER, "equal layers, several prompts of a kind", partial(claims_an_order, n_prompts=3)),
+    (ORDER, "equal layers, large image effect", partial(claims_an_order, image_effect=6.0)),
+    (ORDER, "equal layers, heights 0.98 and 0.6",
+     partial(claims_an_order, colour=HIGH, others=LOW)),
+    (ORDER, "the same, three times the noise", partial(claims_an_order, **NOISY)),
+    (ORDER, "equal layers, the last ones sharpen one kind",
+     partial(claims_an_order, colour={"sharpen": 3.0} | HIGH, others=LOW)),
+    (ORDER, "equal layers, one kind has a prior", partial(claims_an_order, colour={"prior": 0.5})),
+    (ORDER, "wrong answers six layers later, one kind has more",
+     partial(claims_an_order, colour={"wrong": 0.05}, others={"wrong": 0.4})),
+    (ORDER, "kinds on different images, four layers later",
+     partial(claims_an_order, others=LATER, apart=True)),
     (ORDER, "half six layers earlier, half later",
      partial(claims_an_order, others={"later": half_and_half})),
+    (ORDER, "a tenth twelve layers later", partial(claims_an_order, others={"later": a_tenth})),
     (OWN, "nothing", partial(claims_where, claim=OWN)),
     (OWN, "any word likelier on any object", partial(claims_where, claim=OWN, any_word=3.0)),
     (PLACE, "nothing", partial(claims_where, claim=PLACE)),
@@ -344,20 +337,16 @@ FALSE = [  # claim, what is planted, how it is counted
     ("a window of blocks", "no window", names_a_window),
 ]  # fmt: skip
 TRUE = [
-    (ORDER, "four layers later", partial(claims_an_order, **LATER)),
+    (ORDER, "four layers later", partial(claims_an_order, others=LATER)),
     (ORDER, "four layers later, heights 0.98 and 0.6",
-     partial(claims_an_order, colour=EQUAL["colour"], others=EQUAL["others"] | LATER["others"])),
+     partial(claims_an_order, colour=HIGH, others=LOW | LATER)),
+    (ORDER, "four layers later, wrong answers six more",
+     partial(claims_an_order, colour={"wrong": 0.05}, others=LATER | {"wrong": 0.4})),
     (OWN, "own word likelier by two doublings", partial(claims_where, claim=OWN, own=2.0)),
     (PLACE, "own word likelier by two doublings", partial(claims_where, claim=PLACE, own=2.0)),
     (THERE, "by two doublings", partial(claims_where, claim=THERE, there=2.0)),
     ("a peak of change", "one layer", lambda rng, n: claims_a_peak(rng, n, 0.2) == "right"),
     ("a window of blocks", "one that takes a fifth", partial(names_a_window, effect=0.2)),
-]  # fmt: skip
-REJECTED = [  # what the order would be with one column of `tabulate` alone, none of it true
-    (f"order by {column} alone", plant, partial(orders_by, column=column, **plan))
-    for column in ("readable_layer", *report_causal.SCALES)
-    for plant, plan in (("equal timing in odds, heights 0.98 and 0.6", EQUAL),
-                        ("equal timing in probability, heights 0.98 and 0.6", IN_PROBABILITY))
 ]  # fmt: skip
 HELD = [("mean", 0.1), ("median", 16)]
 HELD += [
@@ -365,6 +354,9 @@ HELD += [
     for kind in ("share", "share of three prompts", "AUROC", "AUROC, image effect")
     for truth in (0.5, 0.9, 0.98)
 ]
+
+
+SIZES = [8, 12, 24, 100]  # images
 
 
 def count(rows: list, sizes: list[int], n_sets: int, seed: int = 0) -> pd.DataFrame:
@@ -392,10 +384,9 @@ def cover(sizes: list[int], n_sets: int, seed: int = 0) -> pd.DataFrame:
 if __name__ == "__main__":
     n_sets = int(sys.argv[1]) if sys.argv[1:] else 200
     for title, table in (
-        ("made where it is false", count(FALSE, [8, 24, 100], n_sets)),
-        ("made where it is true", count(TRUE, [8, 24, 100], n_sets)),
-        ("not taken: made where it is false", count(REJECTED, [8, 24, 100], n_sets)),
-        ("holds the true value", cover([8, 24, 100], 5 * n_sets)),
+        ("made where it is false", count(FALSE, SIZES, n_sets)),
+        ("made where it is true", count(TRUE, SIZES, n_sets)),
+        ("holds the true value", cover(SIZES, 5 * n_sets)),
     ):
         print(f"\n{title}\n")
         print("|", " | ".join(map(str, table.columns)), "|")

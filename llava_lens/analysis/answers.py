@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from llava_lens.analysis.causal import UNKNOWN, route_layers_of
 from llava_lens.analysis.curves import SERIES_IN_BITS, repeat_over_layers
 from llava_lens.analysis.grading import is_right
-from llava_lens.analysis.stats import TINY, best_rival, drawn_layers, readable_layer, settling_layer
+from llava_lens.analysis.stats import TINY, best_rival, readable_layer, settling_layer
 from llava_lens.schema import layer_numbers
 from llava_lens.text import require
 from llava_lens.words import is_word
@@ -99,7 +100,7 @@ def answer_rows(record: dict, run: dict) -> list[tuple[dict, dict]]:
             **{name: prompt[name] for name in ("question", "truth", "answer")},
             "categories": tuple(prompt["categories"]),
             "whole_word": prompt["word_ids"] != [],
-            "word_at": prompt.get("word_at", 0),
+            "word_at": prompt["word_at"],
         }
         for token in range(len(prompt["answer_ids"])):
             of_token, columns = _token_row(prompt, token, run)
@@ -117,9 +118,8 @@ def answers_table(rows: list[tuple[dict, dict]], run: dict) -> pd.DataFrame:
     - `settling_layer`, `readable_layer`: layer numbers; one past the last for never
     - `right` (`is_right`): None where the truth is not known or the answer can't be graded
     - `whole_word`: whether the answer begins with a word, not a piece of one
-    - Only at the word, else NaN: probability and rank with the controls' images (`grey_`,
-      `other_`), and `drawn_layer` and `drawn_layer_by_probability` (`drawn_layers`, against the
-      other image or, without one, grey)
+    - `leaves_image`, `handed_over`, `mediated` (`route_layers_of`), and `grey_` and `other_`
+      probability and rank, with the controls' images: only at the word, else NaN
     """
     return repeat_over_layers(rows, layer_numbers(run))
 
@@ -128,7 +128,7 @@ def _token_row(prompt: dict, token: int, run: dict) -> tuple[dict, dict]:
     """Of one answer token: values that hold at all layers, and columns `[layer]` read at the
     position before it."""
     readings, token_id = prompt["readings"], prompt["answer_ids"][token]
-    pos, at_word = prompt["n_prompt"] - 1 + token, token == prompt.get("word_at", 0)
+    pos, at_word = prompt["n_prompt"] - 1 + token, token == prompt["word_at"]
     own_prob, own_rank = readings["target_prob"][:, pos], readings["target_rank"][:, pos]
     prob, rank, spellings = own_prob, own_rank, [token_id]
     if at_word:
@@ -144,8 +144,8 @@ def _token_row(prompt: dict, token: int, run: dict) -> tuple[dict, dict]:
         "token_id": int(token_id),
         "token_label": run["tokens"][token_id],
         "settling_layer": int(numbers[settling_layer(rank)]),
-        "readable_layer": int(numbers[readable_layer(margin)]),
-        **_drawn(prompt if at_word else None, prob, numbers),
+        "readable_layer": int(numbers[readable_layer(margin, prob)]),
+        **(route_layers_of(prompt, run) if at_word else UNKNOWN),
     }
     columns = {
         "top1": np.array([run["tokens"][i] for i in top_ids[:, 0]], dtype=object),
@@ -168,16 +168,6 @@ def _controls(prompt: dict, n_layers: int) -> dict[str, np.ndarray]:
             read = prompt.get(image, {}).get(reading, np.full(n_layers, np.nan))
             columns[f"{image}_{column}"] = read.astype(float)
     return columns
-
-
-def _drawn(prompt: dict | None, prob: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
-    """`drawn_layers` as layer numbers; NaN without a control."""
-    layers = np.full(2, np.nan)
-    if prompt:
-        at = drawn_layers(prob, prompt.get("other", prompt["grey"])["word_prob"])
-        layers = at if np.isnan(at[0]) else numbers[at.astype(int)]
-    names = ("drawn_layer", "drawn_layer_by_probability")
-    return dict(zip(names, map(float, layers), strict=True))
 
 
 TEXT_COLUMNS = ["image", "kind", "question", "truth", "answer", "token_label", "top1"]

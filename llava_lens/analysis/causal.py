@@ -1,12 +1,88 @@
-"""Tables of the attention knockout."""
+"""Tables of the route (activation patching) and of attention knockout."""
 
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.curves import first_tokens, layer_curve
-from llava_lens.analysis.stats import interval, signed_rank
+from llava_lens.analysis.curves import layer_curve, repeat_over_layers
+from llava_lens.analysis.stats import stays_from
 from llava_lens.kinds import KINDS
-from llava_lens.schema import OF_OBJECTS
+
+PATCHED = ("image", "question", "last")  # groups of positions; of ROUTE
+# Of the logit difference between the two runs. Below it rounding in float16 (0.016 at a logit of
+# 20) becomes a few per cent of an effect, and the two answers are hardly told apart.
+LEAST_DIFFERENCE = 0.5
+UNKNOWN = {"leaves_image": np.nan, "handed_over": np.nan, "mediated": np.nan}
+
+
+def effects_of(prompt: dict) -> dict[str, np.ndarray]:
+    """The normalised effects of patching `[route_layer]` by group (PATCHED), and of the question at
+    all layers at once as `mediated`: (own - patched) / (own - counterfactual).
+
+    0 is the own answer, 1 the counterfactual's. Empty where the prompt has no counterfactual, or
+    where the two runs differ by less than LEAST_DIFFERENCE. Sources: Heimersheim and Nanda, arXiv
+    2404.15255; Zhang and Nanda, arXiv 2309.16042.
+    """
+    route = prompt.get("route")
+    # Each run prefers its own answer, so the difference is positive but for rounding.
+    if not route or route["own"] - route["counterfactual"] < LEAST_DIFFERENCE:
+        return {}
+    difference = route["own"] - route["counterfactual"]
+    return {
+        name: (route["own"] - np.asarray(route[name], dtype=float)) / difference
+        for name in (*PATCHED, "mediated")
+    }
+
+
+def route_layers_of(prompt: dict, run: dict) -> dict[str, float]:
+    """Where an answer is on its way, as layer numbers (NaN without effects).
+
+    - `leaves_image`: the first layer from which on the effect of the patches stays below a half
+    - `handed_over`: the first from which on the effect of the last position stays above a half
+    - `mediated`: the effect of the question at all layers at once, no layer
+    """
+    effects = effects_of(prompt)
+    if not effects:
+        return UNKNOWN
+    numbers = np.append(run["route_layers"], run["n_layers"] + 1.0)  # with never
+    return {
+        "leaves_image": numbers[stays_from(effects["image"] < 0.5)],
+        "handed_over": numbers[stays_from(effects["last"] > 0.5)],
+        "mediated": float(effects["mediated"]),
+    }
+
+
+def route_rows(record: dict, run: dict) -> list[tuple[dict, dict]]:
+    """The rows of one record for `routes`: one per prompt that has a route."""
+    rows = []
+    for number, prompt in enumerate(record["prompts"]):
+        if effects := effects_of(prompt):
+            about = {"image": record["name"], "prompt": number, "kind": prompt["kind"]}
+            about |= route_layers_of(prompt, run)
+            rows.append((about, {f"effect_{name}": effects[name] for name in PATCHED}))
+    return rows
+
+
+def routes(rows: list[tuple[dict, dict]], run: dict) -> pd.DataFrame:
+    """From the `route_rows` of all records a row per answer with a route and route layer.
+
+    Columns: `effect_image`, `effect_question` and `effect_last` (`effects_of`), and at all layers
+    the same `leaves_image`, `handed_over` and `mediated` (`route_layers_of`).
+    """
+    if rows:
+        return repeat_over_layers(rows, np.array(run["route_layers"]))
+    names = [f"effect_{name}" for name in PATCHED]
+    return pd.DataFrame(columns=["image", "prompt", "kind", *UNKNOWN, "layer", *names])
+
+
+def route_curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Per kind of prompt the mean effect over images with its interval (`layer_curve` of `routes`)
+    by `patched`, the group of positions (PATCHED)."""
+    groups = [
+        table.assign(patched=name, effect=table[f"effect_{name}"].astype(float)) for name in PATCHED
+    ]
+    rows = pd.concat(groups)
+    kinds = filter(set(rows["kind"]).__contains__, KINDS)
+    return {kind: layer_curve(rows[rows["kind"] == kind], "effect", "patched") for kind in kinds}
 
 
 def knockout_rows(record: dict, run: dict) -> list[dict]:
@@ -14,9 +90,10 @@ def knockout_rows(record: dict, run: dict) -> list[dict]:
     rows, centres = [], window_centres(run)
     for number, prompt in enumerate(record["prompts"]):
         about = {"image": record["name"], "prompt": number, "kind": prompt["kind"]}
-        undisturbed = float(prompt["readings"]["target_prob"][-1, prompt["n_prompt"] - 1])
+        at_word = prompt["n_prompt"] - 1 + prompt["word_at"]
+        undisturbed = float(prompt["readings"]["target_prob"][-1, at_word])
         for cut, probs in prompt["knockout"].items():
-            # A cut that was made in all blocks at once only has one number: the last window's.
+            # Most cuts are made in all blocks at once only: one number, of the last window.
             for layer, prob in zip(centres[-np.size(probs) :], np.atleast_1d(probs), strict=True):
                 change = float(prob) - undisturbed
                 rows.append({**about, "cut": cut, "layer": layer, "change": change})
@@ -24,11 +101,11 @@ def knockout_rows(record: dict, run: dict) -> list[dict]:
 
 
 def knockouts(rows: list[dict]) -> pd.DataFrame:
-    """What cutting attention does to P(first answer token): from the `knockout_rows` of all records
-    a row per image, prompt, cut (KNOCKOUT) and window.
+    """What cutting attention does to P(answer): from the `knockout_rows` of all records a row per
+    image, prompt, cut (KNOCKOUT) and window.
 
     - `layer`: the centre of the window's blocks, block l making layer l; one past the last layer
-      for the window of all blocks
+      for all blocks at once
     - `change`: P with the cut minus P without; not as a share of P, which nothing would bound
     """
     return pd.DataFrame(rows, columns=["image", "prompt", "kind", "cut", "layer", "change"])
@@ -48,34 +125,14 @@ def knockout_curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {kind: layer_curve(table[table["kind"] == kind], "change", "cut") for kind in kinds}
 
 
-def changes_by_window(table: pd.DataFrame, run: dict, cut: str, rows=("image",)) -> pd.DataFrame:
-    """The mean change `[*rows, window]` of a cut in the windows of some blocks; columns are
+def changes_by_window(table: pd.DataFrame, run: dict, cut: str) -> pd.DataFrame:
+    """The mean change `[image, window]` of a cut in the windows of some blocks; columns are
     `layer`."""
     moved = table[(table["cut"] == cut) & (table["layer"] <= run["n_layers"])]
-    return moved.groupby([*rows, "layer"])["change"].mean().unstack("layer")
+    return moved.groupby(["image", "layer"])["change"].mean().unstack("layer")
 
 
-def readable_and_used(table: pd.DataFrame, answers: pd.DataFrame, run: dict) -> pd.DataFrame:
-    """A row per answer that some window's cut to its object's patches lowers by more than any
-    window's cut to the control's changes it, from `knockouts` and `answers` of `tabulate`.
-
-    `used` is the centre of the window that lowers it most, `readable` its readable layer (first
-    token), `lead` by how many layers it is used before it is readable.
-    """
-    own, control = (changes_by_window(table, run, cut, ("image", "prompt")) for cut in OF_OBJECTS)
-    own = own[-own.min(axis=1) > control.abs().max(axis=1)]
-    found = first_tokens(answers).set_index(["image", "prompt"]).loc[own.index]
-    found = found[["kind", "question", "readable_layer"]].rename(
-        columns={"readable_layer": "readable"}
-    )
-    found["used"] = own.idxmin(axis=1).astype(float) if len(own) else 0.0
-    return found.assign(lead=found["readable"] - found["used"]).reset_index()
-
-
-def median_lead(used: pd.DataFrame) -> tuple[float, np.ndarray, float]:
-    """Of `readable_and_used` the median over images of the mean `lead`, its `interval` `[2]`, and p
-    of Wilcoxon's signed-rank test, two-sided."""
-    lead = used.groupby("image")["lead"].mean()
-    if lead.empty:
-        return np.nan, np.full(2, np.nan), 1.0
-    return lead.median(), interval(lead.to_numpy(), "median"), signed_rank(lead)
+def changes_at_once(table: pd.DataFrame, run: dict) -> pd.DataFrame:
+    """The mean change by image `[image, cut]` with a cut in all blocks at once."""
+    at_once = table[table["layer"] > run["n_layers"]]
+    return at_once.groupby(["image", "cut"])["change"].mean().unstack("cut")

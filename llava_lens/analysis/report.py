@@ -5,44 +5,50 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.curves import first_tokens, whole_words
+from llava_lens.analysis.causal import LEAST_DIFFERENCE
+from llava_lens.analysis.curves import first_tokens
 from llava_lens.analysis.per_kind import controls_table, pieces_note, settling_table
 from llava_lens.analysis.report_answers import right_cell
-from llava_lens.analysis.report_causal import COMPARED, order_of_kinds, report_knockout
+from llava_lens.analysis.report_causal import (
+    COMPARED,
+    LEVEL,
+    order_of_kinds,
+    report_cuts,
+    report_knockout,
+)
 from llava_lens.analysis.report_image import report_grounding, where_in_image
 from llava_lens.analysis.report_layers import report_limits
-from llava_lens.analysis.stats import with_interval
+from llava_lens.analysis.stats import LEAST_LIKELY, with_interval
 from llava_lens.kinds import KINDS
 from llava_lens.schema import DEMO_NOTE, layer_label
 from llava_lens.text import as_code, count_of, markdown_section, markdown_table, two_decimals
 
 
 def report(run: dict, tables) -> str:
-    """The report: what was asked, when it is readable, in which order, where, and what limits that.
-
-    From the `Tables` of `lens_utils.tabulate`.
-    """
+    """The report: what was asked, when it is readable, which way it goes, in which order, where,
+    and what limits that; from the `Tables` of `lens_utils.tabulate`."""
     layers, answers = tables.layers, tables.answers
-    first = first_tokens(answers)
     demo = f" {DEMO_NOTE}" if run["model"] == "demo/model" else ""
     sections = [
         f"**What was read.** {count_of(layers['image'].nunique(), 'image')} with "
-        f"{count_of(len(first), 'prompt')}, {as_code(run['model'])} in {as_code(run['dtype'])}, "
-        f"{run['n_layers']} layers. On the first image the lens at the last layer was "
-        f"{run['last_layer_jsd']:.1g} bits from the model's own distribution.{demo}",
+        f"{count_of(len(first_tokens(answers)), 'prompt')}, {as_code(run['model'])} in "
+        f"{as_code(run['dtype'])}, {run['n_layers']} layers. On the first image the lens at the "
+        f"last layer was {run['last_layer_jsd']:.1g} bits from the model's own distribution.{demo}",
+        _what_the_image_adds(answers),
         _when(run, answers),
         markdown_section(
-            "**In which order.** Per image, one answer of each kind is compared by the layer at "
-            "which it is drawn from the image. The test (Wilcoxon's) is of symmetry about no "
-            "difference; an order is claimed only where p < 0.017 (0.05, Bonferroni over three "
-            "pairs) both by odds and by probability.",
-            order_of_kinds(whole_words(first)),
+            "**In which order.** Kinds are compared within images, by the layer at which right "
+            "answers are handed over. Wrong ones are left out, since they can come late. An order "
+            f"is claimed where p < {LEVEL:.2g} (Wilcoxon's signed-rank test; 0.05, Bonferroni "
+            "over the pairs).",
+            order_of_kinds(answers),
         ),
         markdown_section(
             "**Taken from where** (attention knockout: within a window of blocks the text may not "
-            "look at some patches; first answer token)**.**",
-            report_knockout(run, tables.knocked, answers),
+            "look at some patches)**.**",
+            report_knockout(run, tables.knocked),
         ),
+        _cuts_in_all_blocks(run, tables.knocked),
         markdown_section(
             "**Where in the image.**", report_grounding(run, tables.grounded, tables.confident)
         ),
@@ -56,59 +62,90 @@ def summary(run: dict, tables) -> str:
 
     From the `Tables` of `lens_utils.tabulate`.
     """
-    whole, lines = whole_words(tables.answers), []
-    readable, drawn = (
-        settling_table(tables.answers, name) for name in ("readable_layer", "drawn_layer")
-    )
+    lines, answers = [], tables.answers
+    columns = ("readable_layer", "leaves_image", "handed_over")
+    readable, leaves, handed = (settling_table(answers, column) for column in columns)
     for kind in filter(set(readable.index).__contains__, COMPARED):
-        line = f"Answers about {KINDS[kind].title} are readable from layer "
-        line += f"{_layer_cell(run, readable.loc[kind])} on, in the median of "
-        line += count_of(int(readable.loc[kind, "images"]), "image")
-        if drawn.loc[kind, "n_images_with_layer"]:
-            line += f", and drawn from the image at layer {_layer_cell(run, drawn.loc[kind])}"
-        lines.append(f"{line}.")
-    order = [sentence.split(":")[0] for sentence in order_of_kinds(first_tokens(whole))]
-    lines += [f"{claim}." for claim in order if claim.startswith("Answers about")] or [
-        "No order of colours, objects and their arrangement is shown."
-    ]
+        line = f"Answers about {KINDS[kind].title} "
+        if handed.loc[kind, "n_images_with_layer"]:
+            line += f"leave the image at layer {_layer_cell(run, leaves.loc[kind])}, are handed to "
+            line += f"the last position at layer {_layer_cell(run, handed.loc[kind])}, and "
+        line += f"are readable from layer {_layer_cell(run, readable.loc[kind])} on, in the median "
+        lines.append(f"{line}of {count_of(int(readable.loc[kind, 'images']), 'image')}.")
+    lines.append(_order_in_short(order_of_kinds(answers)))
     if not tables.grounded.empty:
         lines.append(f"{where_in_image(run, tables.grounded)[0].split(':')[0]}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
+def _order_in_short(sentences: list[str]) -> str:
+    claims = [line.split(":")[0] for line in sentences if line.startswith("Answers about")]
+    if claims:
+        return ". ".join(claims) + "."
+    what = "order of colours, objects and their arrangement"
+    if any(line.startswith(("No order", "In some")) for line in sentences):
+        return f"No {what} is shown."
+    return f"The {what} is not tested: too few images have right answers about two of them."
+
+
+def _what_the_image_adds(answers: pd.DataFrame) -> str:
+    """The table of right answers, and of P(answer) beside its controls."""
+    graded, controls, rows = settling_table(answers), controls_table(answers), []
+    for kind in sorted(graded.index, key=list(KINDS).index):
+        control = controls.loc[kind] if kind in controls.index else None
+        images = f"{graded.loc[kind, 'images']:.0f}"
+        names = ("probability", "other_probability", "grey_probability")
+        shares = [_share_cell(control, name) for name in names]
+        right = right_cell(graded.loc[kind])
+        rows.append([KINDS[kind].title, images, right, *shares, _gain_cell(control)])
+    header = ["asked about", "images", "right", "P(answer)", "P with another image"]
+    header += ["P with a grey image", "P above another image"]
+    title = "**What the image adds.** P of the answer's word at the last layer, means over images."
+    return "\n".join([title, "", markdown_table(header, rows)])
+
+
+def _share_cell(control: pd.Series | None, name: str) -> str:
+    """One probability of `controls_table`."""
+    unknown = control is None or np.isnan(control[name])
+    return "not known" if unknown else two_decimals(control[name])
+
+
+def _gain_cell(control: pd.Series | None) -> str:
+    if control is None:
+        return "not known"
+    return with_interval(control["gain"], control[["low", "high"]], two_decimals)
+
+
 WHEN = (
-    "**When answers become readable.** *Readable*: the layer from which on half of the last margin "
-    "stays, log P of the answer's first word over its best rival's. *Drawn from the image*: the "
-    "layer at which half is there of what the image adds to the same question after another image, "
-    "by odds and by probability; only answers whose odds the image at least doubles. Layers are "
-    "medians over images, with 95 % intervals. "
+    "**When.** *Leaves the image*: from this layer on, the patches of another image change the "
+    "answer by less than a half. *Handed over*: from this layer on, the other image's state at the "
+    "last position changes it by more than a half. *Through the question*: the effect of the other "
+    "image's states at the question's positions, at all layers at once. Effects are logit "
+    "differences: 0 is the own answer, 1 the other image's. *Readable*: from this layer on, the "
+    "lens has at least half of the answer's final margin over its best rival. An answer that ends "
+    f"below P = {LEAST_LIKELY} is readable nowhere. Medians over images, with 95 % intervals. "
 )
-DRAWN = ("drawn_layer", "drawn_layer_by_probability")
 
 
 def _when(run: dict, answers: pd.DataFrame) -> str:
-    """The table that answers when colours, objects and their arrangement are readable."""
-    columns = ("readable_layer", *DRAWN)
-    tables = {column: settling_table(answers, column) for column in columns}
-    controls = controls_table(answers)
-    rows = []
-    for kind in sorted(tables["readable_layer"].index, key=list(KINDS).index):
-        of_kind = {column: table.loc[kind] for column, table in tables.items()}
-        readable, control = of_kind["readable_layer"], None
-        if kind in controls.index:
-            control = controls.loc[kind]
-        rows.append([
+    """The table that answers when colours, objects and their arrangement are recognised."""
+    columns = ("leaves_image", "handed_over", "mediated", "readable_layer")
+    leaves, handed, mediated, readable = (settling_table(answers, column) for column in columns)
+    rows = [
+        [
             KINDS[kind].title,
-            f"{readable['images']:.0f}",
-            right_cell(readable),
-            _probabilities_cell(control),
-            _gain_cell(control),
-            _layer_cell(run, readable),
-            _drawn_cell(run, *(of_kind[column] for column in DRAWN)),
-        ])  # fmt: skip
-    header = ["asked about", "images", "right", "P: image, another, grey", "P above another image"]
-    header += ["readable from layer", "drawn from the image at layer"]
-    return "\n".join([WHEN + pieces_note(answers), "", markdown_table(header, rows)])
+            f"{handed.loc[kind, 'n_images_with_layer']:.0f}",
+            _layer_cell(run, leaves.loc[kind]),
+            _layer_cell(run, handed.loc[kind]),
+            _effect_cell(mediated.loc[kind]),
+            _layer_cell(run, readable.loc[kind]),
+        ]
+        for kind in sorted(readable.index, key=list(KINDS).index)
+    ]
+    header = ["asked about", "images with a route", "leaves the image at", "handed over at"]
+    header += ["through the question", "readable from"]
+    notes = f"{WHEN}{_route_note(run, answers)}{pieces_note(answers)}"
+    return "\n".join([notes, "", markdown_table(header, rows)])
 
 
 def _layer_cell(run: dict, row: pd.Series) -> str:
@@ -116,23 +153,22 @@ def _layer_cell(run: dict, row: pd.Series) -> str:
     return with_interval(row["median"], row[["low", "high"]], partial(layer_label, run))
 
 
-def _drawn_cell(run: dict, by_odds: pd.Series, by_probability: pd.Series) -> str:
-    n_images = int(by_odds["n_images_with_layer"])
-    if not n_images:
-        return "on no image"
-    layers = _layer_cell(run, by_odds), _layer_cell(run, by_probability)
-    return f"{'; '.join(layers)}; on {count_of(n_images, 'image')}"
+def _effect_cell(row: pd.Series) -> str:
+    return with_interval(row["median"], row[["low", "high"]], two_decimals)
 
 
-def _probabilities_cell(control: pd.Series | None) -> str:
-    """`1.00, 0.16, 0.06`: with the image, another one and a grey one; from `controls_table`."""
-    if control is None:
-        return "not known"
-    shares = (control[f"{name}probability"] for name in ("", "other_", "grey_"))
-    return ", ".join("-" if np.isnan(share) else two_decimals(share) for share in shares)
+def _route_note(run: dict, answers: pd.DataFrame) -> str:
+    """How many prompts have no route, and why."""
+    if not run["route_layers"]:
+        return "The route was not read (route = False). "
+    without = first_tokens(answers)["handed_over"].isna()
+    return (
+        f"No route: {without.sum()} of {len(without)} answers, since no image nearby gets another "
+        f"answer, or since the two differ by less than {LEAST_DIFFERENCE} logits. "
+    )
 
 
-def _gain_cell(control: pd.Series | None) -> str:
-    if control is None:
-        return "not known"
-    return with_interval(control["gain"], control[["low", "high"]], two_decimals)
+def _cuts_in_all_blocks(run: dict, knocked: pd.DataFrame) -> str:
+    table = report_cuts(run, knocked)
+    title = "**Cut in all blocks at once**: the mean change of P(answer)."
+    return "\n".join([title, "", table]) if table else ""

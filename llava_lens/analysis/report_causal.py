@@ -1,4 +1,4 @@
-"""The sentences of the report about order and attention knockout."""
+"""The sentences of the report about the route: the order of kinds, and attention knockout."""
 
 import itertools
 from math import comb
@@ -6,92 +6,81 @@ from math import comb
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.causal import changes_by_window, median_lead, readable_and_used
+from llava_lens.analysis.causal import changes_at_once, changes_by_window
+from llava_lens.analysis.curves import first_tokens
 from llava_lens.analysis.stats import MIN_IMAGES, interval, peak_range, signed_rank, with_interval
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS
-from llava_lens.text import count_of, number_of_layers, one_decimal, two_decimals
+from llava_lens.text import count_of, markdown_table, number_of_layers, two_decimals
 
 COMPARED = [name for name, kind in KINDS.items() if kind.in_order]
 LEVEL = 0.05 / comb(len(COMPARED), 2)  # Bonferroni over the pairs
-SCALES = {"drawn_layer": "by odds", "drawn_layer_by_probability": "by probability"}
 
 
-def order_of_kinds(first: pd.DataFrame) -> list[str]:
-    """Sentences on which of colour, object and relation is drawn from the image first, from a row
-    per prompt with its layers of SCALES.
+def order_of_kinds(answers: pd.DataFrame) -> list[str]:
+    """Sentences on which kind of answer is handed to the last position first, one per pair of kinds
+    with `in_order`, from `answers_table`.
 
-    Each pair of kinds is compared within the images that have both, the first answer of each that
-    has such a layer. Empty for fewer than two kinds.
+    Each pair is compared within the images that have both, by the median `handed_over` of the right
+    answers of each kind. Wrong answers are left out: they can come late, and a kind that has more
+    of them would seem later. Empty where no right answer has a route.
     """
-    if len(set(COMPARED) & set(first["kind"])) < 2:
+    first = first_tokens(answers)
+    known = first[first["right"].eq(True)].dropna(subset="handed_over")
+    if known.empty:
         return []
-    drawn = first.dropna(subset=list(SCALES)).drop_duplicates(["image", "kind"])
-    layers = {
-        scale: drawn.pivot(index="image", columns="kind", values=scale).reindex(columns=COMPARED)
-        for scale in SCALES
-    }
-    return [
-        _order_of_two(*(table[[a, b]].dropna().astype(float) for table in layers.values()))
-        for a, b in itertools.combinations(COMPARED, 2)
-    ]
+    layers = known.groupby(["image", "kind"])["handed_over"].median().unstack("kind")
+    layers = layers.reindex(columns=COMPARED)
+    return [_order_of_two(layers[[a, b]].dropna()) for a, b in itertools.combinations(COMPARED, 2)]
 
 
-def _order_of_two(by_odds: pd.DataFrame, by_probability: pd.DataFrame) -> str:
-    """The sentence on two kinds, from their layers `[image, kind]` on both scales."""
-    a, b = (KINDS[kind].title for kind in by_odds.columns)
-    n, have_both = len(by_odds), "draw both from the image"
+def _order_of_two(layers: pd.DataFrame) -> str:
+    """The sentence on two kinds, from their layers `[image, kind]`."""
+    a, b = (KINDS[kind].title for kind in layers.columns)
+    n = len(layers)
     if n < MIN_IMAGES:
-        have_both = have_both.replace("draw", "draws", int(n == 1))
-        return f"{a.capitalize()} and {b}: {count_of(n, 'image')} {have_both}, too few for a test."
-    later = np.stack([(table.iloc[:, 1] - table.iloc[:, 0]) for table in (by_odds, by_probability)])
-    p = [signed_rank(each) for each in later]
-    # The direction is that of the test: which side has the larger ranks.
-    signs = [np.sign(0.5 - signed_rank(each, "greater")) for each in later]
-    if signs[0] < 0:
+        have = f"{count_of(n, 'image')} {'has' if n == 1 else 'have'} right answers about both"
+        return f"Not tested, {a} against {b}: {have}, a test needs {MIN_IMAGES}."
+    later = (layers.iloc[:, 1] - layers.iloc[:, 0]).to_numpy(float)
+    # The direction is the test's: the side with the larger ranks.
+    if signed_rank(later, "greater") > 0.5:
         a, b, later = b, a, -later
-    claimed = max(p) < LEVEL and signs[0] == signs[1]
-    claim = (
-        f"Answers about {a} are drawn from the image before answers about {b}"
-        if claimed
-        else f"No order is shown between answers about {a} and about {b}"
-    )
-    by_scale = []
-    for each, p_of_scale, scale in zip(later, p, SCALES.values(), strict=True):
-        low, middle, high = np.percentile(each, [25, 50, 75])
-        quartiles = f"quartiles {one_decimal(low)} and {one_decimal(high)}"
-        by_scale.append(f"{number_of_layers(middle)} {scale} ({quartiles}, p = {p_of_scale:.2g})")
+    middle, p = np.median(later), signed_rank(later)
+    claim = f"No order is shown between answers about {a} and about {b}"
+    if p < LEVEL and middle > 0:
+        claim = f"Answers about {a} are handed over before answers about {b}"
+    elif p < LEVEL:
+        claim = f"In some images only, answers about {a} are handed over before answers about {b}"
     return (
-        f"{claim}: of {n} images, {a} earlier on {(later[0] > 0).sum()} and later on "
-        f"{(later[0] < 0).sum()} by odds; in the median by {' and '.join(by_scale)}."
+        f"{claim}: by {number_of_layers(middle)} in the median of {n} images, {a} earlier on "
+        f"{(later > 0).sum()} and later on {(later < 0).sum()} (p = {p:.2g})."
     )
 
 
-MOST_P = 0.05 / 4  # Bonferroni over the four kinds that have objects
+GRADABLE = [name for name, kind in KINDS.items() if kind.meanings or kind.about_objects]
+MOST_P = 0.05 / len(GRADABLE)  # Bonferroni over the kinds that have objects
 LEAST_LOSS = 0.01  # of P, more than the control's: what is less can be sure and of no interest
 
 
-def report_knockout(run: dict, table: pd.DataFrame, answers: pd.DataFrame) -> list[str]:
-    """Where answers are taken from their objects' patches, as sentences, from `knockouts` and
-    `answers` of `tabulate`; a kind of fewer than MIN_IMAGES images is left out.
-
-    Which window is named is up to `window_of_use`.
-    """
+def report_knockout(run: dict, table: pd.DataFrame) -> list[str]:
+    """Where answers are taken from their objects' patches, as sentences, from `knockouts`; a kind
+    of fewer than MIN_IMAGES images is left out."""
     with_control = table[table["cut"].isin(OF_OBJECTS)]
+    of_kinds = ((kind, with_control[with_control["kind"] == kind]) for kind in GRADABLE)
     return [
-        line
-        for kind in KINDS
-        if (line := _where_taken(run, kind, with_control[with_control["kind"] == kind], answers))
+        _where_taken(run, kind, of_kind)
+        for kind, of_kind in of_kinds
+        if of_kind["image"].nunique() >= MIN_IMAGES
     ]
 
 
 def window_of_use(own: np.ndarray, control: np.ndarray) -> tuple[int | None, float]:
-    """The number of the window in which answers are taken from their object's patches, None where
-    that is not sure, and p; from the changes `[image, window]` for these patches and the control's.
+    """The window in which the mean losses differ most, None if not sure, and p; from the changes
+    `[image, window]` for the object's patches and for the control's.
 
-    It is the one in which the means differ most. Sure is it if an image's largest loss over the
-    windows is larger for the object's patches than for the control's (Wilcoxon's signed-rank test,
-    one-sided), and if the difference's `interval` in that window lies above LEAST_LOSS.
+    It is sure if two things hold. The largest loss over windows is larger for the object's patches
+    than for the control's (Wilcoxon, one-sided, within images). In the named window, the `interval`
+    of the difference lies above LEAST_LOSS.
     """
     p, more = signed_rank(control.min(axis=1) - own.min(axis=1), "greater"), control - own
     best = int(more.mean(axis=0).argmax())
@@ -99,9 +88,7 @@ def window_of_use(own: np.ndarray, control: np.ndarray) -> tuple[int | None, flo
     return best if is_sure else None, p
 
 
-def _where_taken(run: dict, kind: str, table: pd.DataFrame, answers: pd.DataFrame) -> str:
-    if table["image"].nunique() < MIN_IMAGES:
-        return ""
+def _where_taken(run: dict, kind: str, table: pd.DataFrame) -> str:
     own, control = (changes_by_window(table, run, cut).to_numpy() for cut in OF_OBJECTS)
     best, p = window_of_use(own, control)
     on = f"Asked about {KINDS[kind].title}, {len(own)} images"
@@ -123,22 +110,24 @@ def _where_taken(run: dict, kind: str, table: pd.DataFrame, answers: pd.DataFram
     return (
         f"{on}: without the object's patches P(answer) falls most in blocks {where}, by {by}, and "
         f"without as many other patches by {by_control} (p = {p:.2g})."
-        f"{_before_readable(table, answers, run)}"
     )
 
 
-def _before_readable(table: pd.DataFrame, answers: pd.DataFrame, run: dict) -> str:
-    """The sentence on `readable_and_used` of one kind; empty for too few images."""
-    used = readable_and_used(table, answers, run)
-    n_images, (middle, ends, p) = used["image"].nunique(), median_lead(used)
-    if n_images < MIN_IMAGES:
-        return ""
-    order = "before" if middle > 0 else "after"
-    if p >= MOST_P or middle == 0:
-        order = "in no sure order to"
-    by = with_interval(middle, ends, one_decimal)
-    return (
-        f" That window lies {order} the layer from which the answer is readable, by {by} layers "
-        f"from its centre in the median of {n_images} images whose answer falls more than any "
-        f"control's changes (p = {p:.2g})."
-    )
+AT_ONCE = {  # cuts in all blocks, by header
+    "image_last": "last position to all patches",
+    "question_last": "last position to the question",
+    "image": "text to all patches",
+}
+
+
+def report_cuts(run: dict, table: pd.DataFrame) -> str:
+    """The mean change of P(answer) with a cut in all blocks at once, a row per kind of prompt."""
+    rows = []
+    for kind in filter(set(table["kind"]).__contains__, KINDS):
+        changes = changes_at_once(table[table["kind"] == kind], run)
+        cells = [
+            with_interval(changes[cut].mean(), interval(changes[cut]).clip(-1, 1), two_decimals)
+            for cut in AT_ONCE
+        ]
+        rows.append([KINDS[kind].title, f"{len(changes)}", *cells])
+    return markdown_table(["asked about", "images", *AT_ONCE.values()], rows) if rows else ""

@@ -5,14 +5,21 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import binom, norm, rankdata, t, wilcoxon
 
-TINY, NEARLY_1 = 2.0**-126, 1 - 2.0**-24  # the ends of a float32 probability, for logarithms
+TINY = 2.0**-126  # the smallest float32 probability, for logarithms
+LEAST_LIKELY = 0.1  # P(word) at the last layer, below which an answer is readable nowhere
+
+
+def stays_from(holds: np.ndarray) -> np.ndarray:
+    """The first position on the layer axis `[...]` from which on `holds` `[layer, ...]` stays true
+    to the end; one past the last if it is not true even there."""
+    return len(holds) - np.cumprod(holds[::-1], axis=0).sum(axis=0)
 
 
 def settling_layer(target_rank: np.ndarray) -> np.ndarray:
-    """The first position on the layer axis `[...]` from which on the target stays top-1 to the
-    end, from its rank `[layer, ...]`; one past the last if it is not top-1 even there (two tokens
-    within the rounding of float16)."""
-    return len(target_rank) - np.cumprod((target_rank == 1)[::-1], axis=0).sum(axis=0)
+    """The first layer position `[...]` from which on the target stays top-1, from its rank
+    `[layer, ...]`. One past the last if it is not top-1 there: float16 can round two tokens to the
+    same value."""
+    return stays_from(target_rank == 1)
 
 
 def best_rival(top_ids: np.ndarray, top_probs: np.ndarray, word_ids: list[int]) -> np.ndarray:
@@ -26,31 +33,16 @@ def best_rival(top_ids: np.ndarray, top_probs: np.ndarray, word_ids: list[int]) 
     return np.where(spells.all(-1), top_probs[..., -1], np.where(spells, 0, top_probs).max(-1))
 
 
-def readable_layer(margin: np.ndarray, share: float = 0.5) -> np.ndarray:
-    """The first position on the layer axis `[...]` from which on `share` of the last margin stays,
-    from `margin` `[layer, ...]`: log P(word) minus log P(best rival). One past the last (never) if
-    the last margin is not positive.
+def readable_layer(margin: np.ndarray, prob: np.ndarray) -> np.ndarray:
+    """The first layer position `[...]` from which on at least half of the final margin stays, from
+    `margin` (log P(word) minus log P(best rival)) and `prob` (P(word)), both `[layer, ...]`.
 
-    A word that ends at 0.6 has a lower margin to reach than one that ends at 0.98, but one nearer
-    to the noise: don't compare kinds of different height by this (see `drawn_layers`).
+    One past the last (never) if the final margin is not positive, or P(word) ends below
+    LEAST_LIKELY. It depends on how high an answer ends and how the last layers sharpen: kinds of
+    question can't be compared by it.
     """
-    stays = (margin >= share * margin[-1]) & (margin[-1] > 0)
-    return settling_layer(np.where(stays, 1, 0))
-
-
-def drawn_layers(prob: np.ndarray, control: np.ndarray) -> np.ndarray:
-    """At how many positions on the layer axis `[2, ...]` less than half is there of what the image
-    adds at the last: so, for a curve that rises once, the first at which half is there.
-
-    From P(word) `[layer, ...]` with the image and with the control's. First by log-odds, then by
-    probability: one stretches the rise of a low curve, the other that of a high one, so only what
-    both say is about time. NaN where the image does not at least double the odds at the last layer.
-    """
-    prob, control = np.clip([prob, control], TINY, NEARLY_1).astype(float)
-    by_odds = np.log2(prob / (1 - prob)) - np.log2(control / (1 - control))
-    gains = np.stack([by_odds, prob - control])
-    few = (gains < gains[:, -1:] / 2).sum(axis=1)
-    return np.where(by_odds[-1] >= 1, few, np.nan)
+    is_read = (margin[-1] > 0) & (prob[-1] >= LEAST_LIKELY)
+    return stays_from((margin >= margin[-1] / 2) & is_read)
 
 
 MIN_IMAGES = 12  # for an interval or a test
@@ -66,8 +58,8 @@ def interval(
       all at once (Bonferroni)
     - of a `median`: order statistics, which suppose nothing about the distribution
     - of a `share` or an AUROC (`auroc_by_image`), which are near 0 or 1 without an end there:
-      Wilson's (1927), with the number of independent draws that has the variance between images
-      (Korn and Graubard, 1998), at most `n_rows`, the number of rows behind the values
+      Wilson's (1927), with an effective sample size from the variance between images (Korn and
+      Graubard, 1998). That size is at most `n_rows`, the number of rows behind the values
     """
     values = np.asarray(values, dtype=float)
     n = len(values)
@@ -104,16 +96,22 @@ def signed_rank(differences: np.ndarray, alternative: str = "two-sided") -> floa
     are 0."""
     if not np.any(differences):
         return 1.0
-    return wilcoxon(differences, zero_method="zsplit", alternative=alternative).pvalue
+    sizes = np.unique(np.abs(differences))
+    # With ties or zeros scipy would go through all signs of up to 13 images, which takes a second.
+    has_ties = len(sizes) < len(differences) or sizes[0] == 0
+    method = "asymptotic" if has_ties else "auto"
+    return wilcoxon(
+        differences, zero_method="zsplit", alternative=alternative, method=method
+    ).pvalue
 
 
 def peak_range(values: np.ndarray) -> tuple[int, int] | None:
     """The first and last position of a peak of the mean of `values` `[image, layer]`, None without
     a clear one.
 
-    It holds every position whose mean is not surely below the largest one (paired t, Bonferroni
-    over positions), so the true peak in 95 % of samples, whichever position is the largest by
-    chance. Not clear: that is more than half of all, or there are fewer than MIN_IMAGES images.
+    The range holds every position whose mean is not surely below the largest (paired t, Bonferroni
+    over positions). So it holds the true peak in 95 % of samples. Not clear: the range is more than
+    half of all positions, or there are fewer than MIN_IMAGES images.
     """
     n, n_layers = values.shape
     if n < MIN_IMAGES:
@@ -147,7 +145,7 @@ def auroc_by_image(
     All NaN where nothing can be compared, or all that can has one image in it.
     """
     strata = np.zeros(len(values)) if strata is None else strata
-    # In which an image takes part, and of these the ones within it.
+    # wins, pairs: comparisons that involve an image; shared_*: those with both sides in that image.
     wins, pairs, shared_wins, shared_pairs = np.zeros((4, images.max() + 1))
     for stratum in np.unique(strata):
         is_in, is_out = (strata == stratum) & inside, (strata == stratum) & ~inside
