@@ -7,15 +7,58 @@ import seaborn as sns
 from matplotlib.colors import LogNorm
 
 from llava_lens.analysis import grounding, presence
-from llava_lens.analysis.answers import layer_positions, settling_table
-from llava_lens.analysis.causal import knockout_curves, median_lead, readable_and_used
+from llava_lens.analysis.answers import layer_positions
+from llava_lens.analysis.causal import knockout_curves, route_curves
 from llava_lens.analysis.curves import answer_curves, first_tokens, layer_curve, whole_words
+from llava_lens.analysis.per_kind import settling_table
 from llava_lens.analysis.stats import with_interval
 from llava_lens.figures import style
 from llava_lens.figures.one_image import draw_patches, title_of
 from llava_lens.kinds import KINDS
-from llava_lens.schema import SEGMENTS, layer_label, layer_numbers
+from llava_lens.schema import OF_OBJECTS, SEGMENTS, layer_label, layer_numbers
 from llava_lens.store import Results
+from llava_lens.text import two_decimals
+
+ROUTE_LINES = {  # groups of positions: name, colour and marker
+    "image": ("all image patches patched", style.BLUE, "o"),
+    "question": ("question patched", style.YELLOW, "^"),
+    "last": ("last position patched", "black", "s"),
+}
+
+
+def plot_route(routes: pd.DataFrame, answers: pd.DataFrame, run: dict):
+    """From `routes` and the table of answers, a panel per kind of prompt: the mean effect of
+    patching each group of positions, per layer with 95 % bands; 0 is the own answer, 1 the other
+    image's. A thin line is the lens's P(answer), of the same answers.
+
+    The titles tell medians over images, of the layers that the order of kinds is tested on.
+    """
+    curves = route_curves(routes)
+    answers = answers.merge(routes[["image", "prompt"]].drop_duplicates())
+    read = layer_curve(whole_words(answers), "probability", "kind")
+    figure, axes = style.panels(list(curves), 3, columns=3)
+    for axis, (kind, curve) in zip(axes, curves.items(), strict=True):
+        axis.axhline(0.5, color=style.GREY, linewidth=0.8)
+        for patched, (name, colour, marker) in ROUTE_LINES.items():
+            rows = curve[curve["patched"] == patched]
+            style.draw_curve(axis, rows, colour, marker=marker, markersize=4, label=name)
+        rows = read[read["kind"] == kind]
+        label = "P(answer) that the lens reads, nothing patched"
+        axis.plot(rows["layer"], rows["mean"], ":", color=style.PURPLE, linewidth=1.2, label=label)
+        style.layer_axis(axis, run)
+        axis.set_title(_route_title(kind, routes[routes["kind"] == kind], run), fontsize=8)
+    for axis in figure.axes[:: axes[0].get_gridspec().ncols]:
+        axis.set_ylabel("effect (1: the other image's answer)")
+    style.legend_below(figure, axes[0], columns=4)
+    return figure
+
+
+def _route_title(kind: str, routes: pd.DataFrame, run: dict) -> str:
+    columns = ["leaves_image", "handed_over", "mediated"]
+    leaves, handed, mediated = routes.groupby("image")[columns].mean().astype(float).median()
+    n_answers = len(routes[["image", "prompt"]].drop_duplicates())
+    medians = f"leaves image {layer_label(run, leaves)}, handed over {layer_label(run, handed)}"
+    return f"{kind}, {n_answers} answers\n{medians}, mediated {two_decimals(mediated)}"
 
 
 def plot_top_tokens(table: pd.DataFrame, run: dict, title: str):
@@ -81,33 +124,29 @@ def plot_answers(answers: pd.DataFrame, run: dict):
 
 def plot_settling(answers: pd.DataFrame, run: dict):
     """Layer at which the answer's first word settles, from which it is readable and at which it is
-    drawn from the image, per kind of prompt: a point per answer, the median over images and its
-    95 % interval (`settling_table`); in blue, the medians for a quarter and three quarters."""
+    handed over to the last position, per kind of prompt: a point per answer, the median over images
+    and its 95 % interval (`settling_table`)."""
     first, never = first_tokens(whole_words(answers)), layer_numbers(run)[-1] + 1
     titles = {
         "settling_layer": "Settles: top-1 from here on",
         "readable_layer": "Readable: half of its margin",
-        "drawn_layer": "Drawn from the image (by odds)",
+        "handed_over": "Handed over to the last position",
     }
-    spread = ("readable_quarter", "readable_three_quarters")
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharex=True, sharey=True)
+    if first["handed_over"].isna().all():  # the route was not read
+        titles.pop("handed_over")
+    figure, axes = plt.subplots(1, len(titles), figsize=(10, 3.2), sharex=True, sharey=True)
+    jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(first))  # many are the same
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
         table = settling_table(answers, column)
-        points = {"jitter": 0.2, "size": 4, "alpha": 0.5, "color": "0.5"}
-        sns.stripplot(first, x=column, y="kind", order=table.index, ax=axis, **points)
+        rows = table.index.get_indexer(first["kind"])
+        axis.plot(first[column], rows + jitter, "o", color="0.5", markersize=4, alpha=0.5)
         rows = np.arange(len(table)) + 0.38  # under the points, which it would hide
         axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
         axis.plot(table["median"], rows, "D", color=style.ORANGE, markersize=6, zorder=4)
-        if column == "readable_layer":
-            quarters = [settling_table(answers, name)["median"] for name in spread]
-            axis.hlines(rows + 0.18, *quarters, color=style.BLUE, linewidth=2, zorder=3)
-        style.layer_axis(axis, run)
-        axis.set(ylabel="", title=title)
-    if first[list(titles)].max(axis=None) >= never:
-        # In place of the last layer's label, which has no room beside it.
-        labels = [label.get_text() for label in axis.get_xticklabels()[:-1]]
-        axis.set_xticks([*axis.get_xticks()[:-1], never], [*labels, layer_label(run, never)])
-        axis.set_xlim(right=never + 0.5)
+        style.layer_axis(axis, run, with_never=first[list(titles)].max(axis=None) >= never)
+        axis.set_title(title)
+    axes[0].set_yticks(range(len(table)), table.index)
+    axes[0].invert_yaxis()
     return figure
 
 
@@ -115,62 +154,45 @@ CUTS = {  # of attention: name, colour and marker
     "object": ("text to the object's patches", style.BLUE, "o"),
     "background": ("control: text to as many other patches", "0.35", "X"),
     "image": ("text to all patches", style.GREEN, "s"),
-    "image_last": ("last position to all patches", "#e69f00", "^"),
-    "question_last": ("last position to the question", "#cc79a7", "v"),
+    "image_last": ("last position to all patches", style.YELLOW, "^"),
+    "question_last": ("last position to the question", style.PURPLE, "v"),
 }
 
 
 def plot_knockout(table: pd.DataFrame, run: dict):
     """From `knockouts`, a panel per kind of prompt: the mean change of P(answer) by cut with 95 %
-    bands, over the centres of the windows and, at `all`, for all blocks at once."""
+    intervals. The object's patches and their control are cut in windows of blocks, drawn at their
+    centres. Every cut in all blocks at once is a point at `all`."""
     curves, every = knockout_curves(table), run["n_layers"] + 1
     figure, axes = style.panels(list(curves), 2.7, columns=3)
     for axis, curve in zip(axes, curves.values(), strict=True):
         for place, (cut, (_, colour, marker)) in enumerate(CUTS.items()):
-            rows = curve[curve["way"] == cut]
+            rows = curve[curve["cut"] == cut]
             in_windows, in_all = rows[rows["layer"] < every], rows[rows["layer"] == every]
             points = {"marker": marker, "markersize": 5, "zorder": 9 - place}
             style.draw_curve(axis, in_windows, colour, **points)
-            x = in_all["layer"] * (1.06 + 0.025 * place)  # side by side
+            x = in_all["layer"] * (1.06 + 0.05 * place)  # side by side
             axis.vlines(x, in_all["low"], in_all["high"], color=colour, alpha=0.4, linewidth=3)
             axis.plot(x, in_all["mean"], linestyle="", color=colour, **points)
         # A block makes a layer, and none makes the first.
         ticks = layer_numbers(run)[style.layer_ticks(run)[1:]]
-        axis.set_xticks([*ticks, 1.11 * every], [*ticks, "all"])
+        axis.set_xticks([*ticks, 1.16 * every], [*ticks, "all"])
         axis.axvline(every, color=style.GREY, linewidth=1, linestyle=":")
-        axis.set(xlim=(0, 1.2 * every), xlabel="centre of the window (block)")
+        axis.set(xlim=(0, 1.32 * every), xlabel="centre of the window (block)")
     for axis in figure.axes[:: axes[0].get_gridspec().ncols]:
         axis.set_ylabel("mean change of P(answer)")
     lines = [
-        plt.Line2D([], [], color=colour, marker=marker, label=name)
-        for name, colour, marker in CUTS.values()
+        plt.Line2D(
+            [],
+            [],
+            linestyle="-" if cut in OF_OBJECTS else "",
+            color=colour,
+            marker=marker,
+            label=name,
+        )
+        for cut, (name, colour, marker) in CUTS.items()
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    return figure
-
-
-def plot_used(table: pd.DataFrame, answers: pd.DataFrame, run: dict):
-    """From `readable_and_used`, a panel per kind of prompt and in it a point per answer: the centre
-    of the window in which it uses its object against the layer from which it is readable; titled by
-    the median lead of use (`median_lead`)."""
-    used, never = readable_and_used(table, answers, run), run["n_layers"] + 1
-    kinds = [kind for kind in KINDS if kind in set(used["kind"])]
-    figure, axes = style.panels(kinds, 2.4, columns=4)
-    shift = np.random.default_rng(0).uniform(-0.3, 0.3, (2, len(used)))  # many are the same
-    used = used.assign(x=used["used"] + shift[0], y=used["readable"] + shift[1])
-    for axis, kind in zip(axes, kinds, strict=True):
-        rows = used[used["kind"] == kind]
-        axis.plot([0, never], [0, never], color=style.GREY, linewidth=1, linestyle=":")
-        axis.plot(rows["x"], rows["y"], "o", color=style.BLUE, alpha=0.45, markersize=4)
-        axis.plot(rows["used"].median(), rows["readable"].median(), "D", color=style.ORANGE)
-        style.layer_axis(axis, run)
-        ticks = [tick for tick in axis.get_xticks() if tick < 0.95 * never] + [never]
-        axis.set_yticks(ticks, [layer_label(run, tick) for tick in ticks])
-        axis.set(xlabel="used: centre of the window", ylim=(-0.5, never + 0.5))
-        lead, (low, high), p = median_lead(rows)
-        tested = "" if np.isnan(low) else f" ({low:g} to {high:g}), p = {p:.1g}"
-        axis.set_title(f"{kind}, {len(rows)} answers\nlead {lead:g}{tested}", fontsize=9)
-    axes[0].set_ylabel("readable from layer")
     return figure
 
 
@@ -182,7 +204,7 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
     controls = [grounding.ABSENT_WORDS, grounding.OTHER_BOXES, grounding.NO_WORD]
     order = [grounding.ALL_SIZES, *grounding.SIZES, *controls]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    for axis, column in zip(axes, ("auroc", "named"), strict=True):
+    for axis, column in zip(axes, ("auroc", "top1_hit_rate"), strict=True):
         style.draw_layer_curves(axis, run, curves[column], "size", order)
         axis.set_ylim(0, 1.02)
     style.legend_below(figure, axes[1], columns=4)

@@ -10,13 +10,14 @@ import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.colors import ListedColormap
 
-from llava_lens.schema import layer_numbers
+from llava_lens.schema import layer_label, layer_numbers
 from llava_lens.text import printable
 
 # Fonts that can draw what matplotlib's own DejaVu Sans cannot; taken where the machine has them.
 WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei"]
 # Of Okabe and Ito's palette, whose colours colour-blind people can tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "0.6"
+BLUE, ORANGE, GREEN, YELLOW, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7"
+GREY = "0.6"
 MARKERS = "osD^vPX*<>"  # by group, as the palette's ten colours
 # Over a photograph: what is hardly probable is hardly seen.
 OVERLAY = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 1, 256)), "overlay")
@@ -71,11 +72,15 @@ def layer_ticks(run: dict) -> np.ndarray:
     return np.append(ticks[last - ticks >= step / 2], last)  # a nearer label would touch the last's
 
 
-def layer_axis(axis, run: dict) -> None:
-    """Make the x axis one of layer numbers."""
-    numbers, ticks = layer_numbers(run), layer_ticks(run)
-    axis.set_xticks(numbers[ticks], [run["layers"][position] for position in ticks])
-    axis.set(xlabel="layer", xlim=(numbers[0] - 0.5, numbers[-1] + 0.5))
+def layer_axis(axis, run: dict, with_never: bool = False) -> None:
+    """Make the x axis one of layer numbers; one past the last is `never`."""
+    numbers = layer_numbers(run)
+    ticks, end = numbers[layer_ticks(run)], numbers[-1]
+    if with_never:
+        end += 1
+        ticks = np.append(ticks[end - ticks > end / 8], end)  # others have no room beside it
+    axis.set_xticks(ticks, [layer_label(run, tick) for tick in ticks])
+    axis.set(xlabel="layer", xlim=(numbers[0] - 0.5, end + 0.5))
 
 
 def draw_curve(axis, curve: pd.DataFrame, colour, **line) -> None:

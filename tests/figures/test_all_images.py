@@ -32,10 +32,10 @@ def test_every_token_is_drawn_without_warnings(run, tables):
         style.use_style()
         for figure in (
             all_images.plot_top_tokens(curves.top_tokens(mean, run), run, "title"),
-            all_images.plot_mean_series(tables["layers"], run),
-            all_images.plot_mean_series(tables["layers"], run, by="kind"),
-            all_images.plot_answers(tables["answers"], run),
-            all_images.plot_settling(tables["answers"], run),
+            all_images.plot_mean_series(tables.layers, run),
+            all_images.plot_mean_series(tables.layers, run, by="kind"),
+            all_images.plot_answers(tables.answers, run),
+            all_images.plot_settling(tables.answers, run),
         ):
             figure.canvas.draw()
             plt.close(figure)
@@ -43,7 +43,7 @@ def test_every_token_is_drawn_without_warnings(run, tables):
 
 def test_mean_series_are_drawn_in_bits_at_the_layers_that_were_read(run, tables):
     """Every third of the 5 layers was read: a position on the axis is no layer's number."""
-    run, layers = {**run, "layers": ["emb", "3", "5"]}, tables["layers"].query("layer in [0, 3, 5]")
+    run, layers = {**run, "layers": ["emb", "3", "5"]}, tables.layers.query("layer in [0, 3, 5]")
     bias = pd.DataFrame({"segment": "image", "layer": [0, 3, 5], "bias": [2.0, 1.0, 0.0]})
     figure = all_images.plot_mean_series(layers, run, bias=bias)
     labels = ["mean JSD (bits)", "mean JSD (bits)", "mean entropy (bits)"]
@@ -60,28 +60,104 @@ def test_mean_series_are_drawn_in_bits_at_the_layers_that_were_read(run, tables)
 
 
 def test_an_answer_that_never_settles_is_drawn(run, tables):
-    answers = tables["answers"].assign(settling_layer=len(run["layers"]))
+    answers = tables.answers.assign(settling_layer=len(run["layers"]), handed_over=np.nan)
     figure = all_images.plot_settling(answers, run)
+    assert len(figure.axes) == 2  # without a route there is no layer to hand over
     axis = figure.axes[0]
     assert axis.get_xticklabels()[-1].get_text() == "never"
     assert axis.get_xlim()[1] > len(run["layers"])
-    plt.close(figure)
+    figure = all_images.plot_settling(answers.assign(handed_over=2.0), run)
+    assert set(figure.axes[2].lines[0].get_xdata()) == {2}
+    plt.close("all")
 
 
-# ---- Knockout -----------------------------------------------------------------------------------
+# ---- Route and knockout -------------------------------------------------------------------------
 
 KINDS = ["object", "presence", "colour", "relation", "description"]
 CUTS = ["object", "background", "image", "image_last", "question_last"]
 
 
+def joined_lines(axis):
+    """The lines that join points, without those for orientation."""
+    return [
+        line for line in axis.lines if line.get_linestyle() != "None" and len(line.get_xdata()) > 2
+    ]
+
+
+def routes(n_images, handed_over, layers):
+    """A table as of `causal.routes` of colour and relation, with `handed_over` by kind. The image
+    has the answer up to there, then the last position."""
+    cells = itertools.product(range(n_images), handed_over, layers)
+    table = pd.DataFrame(cells, columns=["image", "kind", "layer"])
+    handed = table["kind"].map(handed_over)
+    is_last = (table["layer"] >= handed).astype(float)
+    return table.assign(
+        prompt=0, leaves_image=handed, handed_over=handed, mediated=0.25,
+        effect_image=1 - is_last, effect_question=0.1, effect_last=is_last,
+    )  # fmt: skip
+
+
+def answers_of(routes, numbers):
+    """The columns of the answers that the figure needs, and an answer that has no route."""
+    table = routes[["image", "prompt", "kind"]].drop_duplicates()
+    other = table.assign(prompt=1, probability=1.0, kind="colour")
+    table = pd.concat([table.assign(probability=0.5), other]).merge(
+        pd.DataFrame({"layer": numbers}), "cross"
+    )
+    return table.assign(token=0, word_at=0, whole_word=True)
+
+
+@pytest.mark.parametrize("n_images", [2, N_IMAGES])
+@pytest.mark.parametrize("n_layers, step", [(9, 1), (33, 2), (13, 3)])
+def test_the_route_is_that_of_the_table(n_images, n_layers, step):
+    """Of 13 layers every third was read by the lens; patched was every second of 33."""
+    numbers = [*range(0, n_layers, 3 if n_layers == 13 else 1)]
+    run = {"layers": ["emb", *map(str, numbers[1:])], "n_layers": n_layers - 1}
+    table = routes(n_images, {"relation": 6, "colour": 4}, range(0, n_layers, step))
+    figure = all_images.plot_route(table, answers_of(table, numbers), run)
+    titles = [title_of(axis).split("\n") for axis in figure.axes[:2]]
+    assert [title[0] for title in titles] == [
+        f"{k}, {n_images} answers" for k in ("colour", "relation")
+    ]
+    said = "leaves image 4, handed over 4, mediated 0.25", "leaves image 6, handed over 6"
+    assert titles[0][1] == said[0] and titles[1][1].startswith(said[1])
+    labels = [label.get_text() for label in figure.legends[0].get_texts()]
+    for axis, kind in zip(figure.axes, ("colour", "relation"), strict=False):
+        rows = table[(table["kind"] == kind) & (table["image"] == 0)]
+        lines = {line.get_label(): line for line in joined_lines(axis)}
+        assert list(lines) == labels
+        for line, column in zip(lines.values(), ("image", "question", "last"), strict=False):
+            np.testing.assert_allclose(line.get_xydata(), rows[["layer", f"effect_{column}"]])
+        # The lens's line is of the answers with a route only.
+        read = lines[labels[-1]]
+        np.testing.assert_array_equal(read.get_xydata(), [[number, 0.5] for number in numbers])
+        assert len(axis.collections) == (3 if n_images == N_IMAGES else 0)  # bands
+    figure.canvas.draw()
+    width = figure.get_tightbbox().width
+    assert width < 10.3  # no title goes past the figure
+    boxes = [axis._left_title.get_window_extent() for axis in figure.axes[:2]]
+    assert boxes[0].x1 < boxes[1].x0
+    plt.close(figure)
+
+
+def test_an_answer_that_is_never_handed_over_is_said():
+    table = routes(3, {"colour": 9}, range(9))
+    run = {"layers": ["emb", *map(str, range(1, 9))], "n_layers": 8}
+    figure = all_images.plot_route(table, answers_of(table, range(9)), run)
+    assert "handed over never" in title_of(figure.axes[0])
+    plt.close(figure)
+
+
 def knockouts(n_images, n_blocks=32):
-    """A table as of `causal.knockouts`: windows by two blocks, and the one of all blocks."""
-    centres = [*np.arange(4.5, n_blocks, 2), n_blocks + 1]
-    cells = itertools.product(range(n_images), KINDS, CUTS, centres)
-    table = pd.DataFrame(cells, columns=["image", "kind", "way", "layer"])
+    """A table as of `causal.knockouts`: the object's patches and the control in windows, every cut
+    in all blocks."""
+    every = n_blocks + 1
+    cells = itertools.product(range(n_images), KINDS, CUTS, [*np.arange(4.5, n_blocks, 2), every])
+    table = pd.DataFrame(cells, columns=["image", "kind", "cut", "layer"])
     table = table.assign(prompt=table["kind"].map(KINDS.index), change=-0.3)
-    without = (table["kind"] == "description") & table["way"].isin(CUTS[:2])
-    return table[~without]
+    of_objects = table["cut"].isin(CUTS[:2])
+    known = ~of_objects | (table["kind"] != "description")
+    return table[known & (of_objects | (table["layer"] == every))]
 
 
 @pytest.mark.parametrize("n_images", [2, N_IMAGES])
@@ -93,6 +169,8 @@ def test_the_knockout_of_32_blocks_and_five_kinds(n_images):
     for axis in figure.axes[:5]:  # no label of the x axis is on another
         boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
         assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+    lines = {title_of(axis): len(joined_lines(axis)) for axis in figure.axes[:5]}
+    assert lines.pop("description") == 0 and set(lines.values()) == {2}
     plt.close(figure)
 
 
@@ -116,7 +194,11 @@ def grounded(sizes, n_layers=3):
         (f"{image:02}", "dog", size, layer, 0.5 + image / 40) for (image, size), layer in rows
     ]
     table = pd.DataFrame(values, columns=["image", "category", "size", "layer", "auroc"])
-    parts = ["named", "auroc_absent", "named_absent", "auroc_other_image", "named_other_image"]
+    parts = ["top1_hit_rate"] + [
+        f"{name}_{control}"
+        for name in ("auroc", "top1_hit_rate")
+        for control in ("absent", "other_image")
+    ]
     return table.assign(**{name: table["auroc"] / 2 for name in parts})
 
 
@@ -165,7 +247,7 @@ def test_the_roc_curve_is_scikit_learns_and_the_answers_are_a_point():
         "image": [f"{i:02}" for i in range(60)],
         "category": [f"{i % 2}" for i in range(60)],
         "present": present,
-        "way": np.where(present, "", "random"),
+        "absent_sampling": np.where(present, "", "random"),
         "confidence": confidence,
         "frequency": 0.5,
         "said_yes": np.where(np.arange(60) < 20, yes, np.nan),

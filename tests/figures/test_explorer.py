@@ -19,8 +19,8 @@ from PIL import Image
 
 from llava_lens import store
 from llava_lens import text as text_py
-from llava_lens.analysis import answers as analysis_answers
 from llava_lens.analysis import curves
+from llava_lens.analysis.answers import answer_rows, answers_table
 from llava_lens.figures import explorer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -155,16 +155,28 @@ def page(tmp_path_factory):
     browser.quit()
 
 
+def route(handed_over, mediated=0.25):
+    """What patching does to a prompt of the tiny model, at its 6 layers: the logit difference is 2
+    on the image and -2 on the other. The image has lost the answer at layer 1."""
+    last = np.where(np.arange(6) < handed_over, 2.0, -2.0)
+    return {
+        "other": "flower.jpg", "other_answer": "tree", "own_id": 3, "other_id": 4,
+        "own": 2.0, "counterfactual": -2.0, "mediated": 2 - 4 * mediated,
+        "image": np.array([-2.0, 1, 2, 2, 2, 2]), "question": np.full(6, 2.0), "last": last,
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def sample(results):
     """Run and record with two watched words and boxes, and tokens that differ by case and space."""
     results = store.Results(results)
     run, record = dict(results.run), results.record("china.jpg")
-    run["tokens"] = list(run["tokens"])
+    run["tokens"], run["route_layers"] = list(run["tokens"]), list(range(6))
     top = np.unique(record["patches"]["top_ids"][:, :, 0])
     for i, label in zip(top[:3].tolist(), ("▁zebra", "zebra", "▁Zebra"), strict=True):
         run["tokens"][i] = label
     rng, shape = np.random.default_rng(0), record["patches"]["entropy"].shape
+    record["prompts"][0]["route"], record["prompts"][1]["route"] = route(3), {}
     record["objects"] = [
         {"category": "temple", "box": [3.5, 7.0, 30.0, 28.0]},
         {"category": "outside", "box": [0.0, 0.0, 0.0, 0.0]},
@@ -572,6 +584,19 @@ def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path)
     assert_harmless(page)
 
 
+def test_the_layers_of_an_answer_are_said(page, sample, saved):
+    """Those of the route by hand, and "never"; where no route was read, it is not mentioned."""
+    run, record = sample
+    page.open(saved)
+    about = page.text("#texts .row")
+    assert "leaves image 1, handed over 3; mediated 0.25" in about and "layers: readable" in about
+    page.find("#prompt option[value='1']").click()
+    assert "readable" in page.text("#texts .row") and "image" not in page.text("#texts .row")
+    prompts = [{**prompt, "route": route(6)} for prompt in record["prompts"]]
+    entry = explorer.index_entry({**record, "prompts": prompts}, run)
+    assert "handed over never" in entry["prompts"][0]["layers"]
+
+
 def packed(path) -> dict:
     """The JSON in a page."""
     data = re.search(r'id="data">\s*(\S+)\s*<', path.read_text("utf-8"))[1]
@@ -594,12 +619,15 @@ def test_only_the_labels_that_occur_are_in_the_page(sample, saved):
 def index(results, tmp_path_factory):
     """An index in which one image has a page; the records, and their table of answers."""
     results, folder = store.Results(results), tmp_path_factory.mktemp("index")
-    records, run = list(results.records()), results.run
+    records, run = list(results.records()), {**results.run, "route_layers": list(range(6))}
+    for record, handed_over in zip(records, (4, 2, 3), strict=True):
+        record["prompts"][1]["route"] = route(handed_over)
     records[0]["prompts"][1]["truth"] = records[0]["prompts"][1]["answer"]
     explorer.save_explorer(folder / f"{records[0]['name']}.html", run, records[0])
     entries = [explorer.index_entry(record, run) for record in records]
     path = explorer.save_explorer_index(folder, entries, [records[0]["name"]])
-    return path, records, analysis_answers.tabulate(records, run)["answers"]
+    rows = [row for record in records for row in answer_rows(record, run)]
+    return path, records, answers_table(rows, run)
 
 
 def test_the_index_filters_and_sorts(page, index):
@@ -620,6 +648,9 @@ def test_the_index_filters_and_sorts(page, index):
     first = curves.first_tokens(answers).query("kind == 'object'").set_index("image")
     layers = [first["readable_layer"][name] for name in page.texts("#cards h2")]
     assert layers == sorted(layers, reverse=True)
+    page.find("#sort option[value='handed']").click()
+    assert page.texts("#cards h2") == [names[at] for at in (1, 2, 0)]
+    assert "leaves image 1, handed over 2; mediated 0.25" in page.text("#cards li")
 
 
 def test_a_click_in_the_index_opens_the_page(page, index):

@@ -14,12 +14,11 @@ from string import Template
 
 import numpy as np
 
-from llava_lens.analysis.answers import tabulate
-from llava_lens.analysis.curves import first_tokens
+from llava_lens.analysis.answers import answer_rows
 from llava_lens.data.crop import open_crop
 from llava_lens.kinds import KINDS
 from llava_lens.schema import layer_label
-from llava_lens.text import is_text, printable, require
+from llava_lens.text import is_text, printable, require, two_decimals
 
 
 def explorer_names(explorers, image: str, cases: list[str], names: list[str]) -> list[str]:
@@ -85,28 +84,38 @@ def save_explorer_index(folder, entries: list[dict], pages: list[str]) -> Path:
 
 
 def _summaries(record: dict, run: dict) -> list[dict]:
-    """Per prompt what both pages say of it, as in `answers` of `tabulate`: `right` is None where
-    the truth is not known or the answer can't be graded."""
-    rows = first_tokens(tabulate([record], run)["answers"])
+    """Per prompt what both pages say of it, as in the table of answers: `right` is None where the
+    truth is not known or the answer can't be graded."""
+    rows = [row for row, _ in answer_rows(record, run) if row["token"] == row["word_at"]]
     return [
         {
-            "prompt": row.prompt,
-            "kind": row.kind,
-            "question": _one_line(row.question),
-            "short": _one_line(row.question.strip().splitlines()[0]),
-            "answer": _one_line(row.answer),
-            "truth": None if row.truth is None else _one_line(row.truth),
-            "right": row.right,
-            "readable_layer": row.readable_layer,
-            "readable_label": layer_label(run, row.readable_layer),
+            **{name: row[name] for name in ("prompt", "kind", "right", "readable_layer")},
+            "question": _one_line(row["question"]),
+            "short": _one_line(row["question"].strip().splitlines()[0]),
+            "answer": _one_line(row["answer"]),
+            "truth": None if row["truth"] is None else _one_line(row["truth"]),
+            "handed_over": None if np.isnan(row["handed_over"]) else row["handed_over"],
+            "layers": _layers_of(row, run),
         }
-        for row in rows.itertuples()
+        for row in rows
     ]
+
+
+def _layers_of(row: dict, run: dict) -> str:
+    """The layers of an answer in words; those of its route, where that is known."""
+    names = {"readable_layer": "readable", "leaves_image": "leaves image"}
+    names["handed_over"] = "handed over"
+    known = {name: row[name] for name in names if not np.isnan(row[name])}
+    layers = ", ".join(f"{names[name]} {layer_label(run, known[name])}" for name in known)
+    if np.isnan(row["mediated"]):
+        return f"layers: {layers}"
+    return f"layers: {layers}; mediated {two_decimals(row['mediated'])}"
 
 
 def _packed_prompt(prompt: dict) -> dict:
     return {
         "n_prompt": prompt["n_prompt"],
+        "word_at": prompt["word_at"],
         "token_ids": prompt["token_ids"].tolist(),
         "answer_ids": prompt["answer_ids"].tolist(),
         "readings": _packed_readings(prompt["readings"]),

@@ -555,12 +555,19 @@ function makeTextPane() {
 }
 
 function aboutPrompt(number) {
-  const { kind, question, answer, truth, right } = data.prompts[number];
+  const { kind, question, answer, truth, right, layers } = data.prompts[number];
   const parts = [make("h2", {}, `Text: ${question}`)];
   const line = make("p", { className: "row" }, make("span", { className: "soft" }, kind));
   line.append(make("span", {}, "answer ", make("b", {}, answer || "(nothing)")));
-  line.append(truthOf({ truth, right }));
+  line.append(truthOf({ truth, right }), layersOf(layers));
   return [...parts, line];
+}
+
+/** The layers of an answer; what they mean appears under the mouse. */
+function layersOf(layers) {
+  const title =
+    "Readable: from this layer on the lens reads the answer. Leaves image: from here on patching the image's patches changes it little. Handed over: from here on the last position alone decides it. Mediated: how much of it goes through the question (0 to 1).";
+  return make("span", { className: "soft", title }, layers);
 }
 
 /** Right, wrong or unknown, in words and not by colour alone. */
@@ -633,14 +640,13 @@ function drawTextCell(context, pane, cell, layer) {
   context.fillText(text, x + width / 2, y + height / 2 + 0.5, width - 4);
 }
 
-/** In place of a second text: the answer's first token with the image and with a grey one. */
+/** In place of a second text: the token that begins the answer's word, with the image and with a grey one. */
 function greyPane() {
-  const { grey, n_prompt, answer_ids } = data.prompts[state.prompt];
-  const cell = { prompt: state.prompt, pos: n_prompt - 1 };
+  const { grey, n_prompt, answer_ids, word_at } = data.prompts[state.prompt];
+  const cell = { prompt: state.prompt, pos: n_prompt - 1 + word_at };
+  const id = answer_ids[word_at];
   const own = range(nLayers()).map((layer) =>
-    state.rank
-      ? rankOf(cell, layer, answer_ids[0])
-      : probability(cell, layer, [answer_ids[0]]),
+    state.rank ? rankOf(cell, layer, id) : probability(cell, layer, [id]),
   );
   const other = [
     ...(state.rank ? grey.target_rank : grey.target_log2.map((log2) => 2 ** log2)),
@@ -649,15 +655,14 @@ function greyPane() {
     { name: "with the image", values: own, colour: LINES[0], dash: "" },
     { name: "with a plain grey image", values: other, colour: LINES[1], dash: "6 3" },
   ];
-  const name = label(answer_ids[0]);
   return make(
     "section",
     {},
-    make("h2", {}, `Seen or guessed: the answer's first token ${name}`),
+    make("h2", {}, `Seen or guessed: the answer's token ${label(id)}`),
     make(
       "p",
       { className: "soft" },
-      "Read at the prompt's last position. Of the grey image only this token was kept.",
+      "Read at the position before it. Of the grey image only this token was kept.",
     ),
     chart(series, 760, 190),
     keysOf(series),
@@ -1342,6 +1347,7 @@ function chosenImages() {
     wrong: (image) => -image.prompts.filter(({ right }) => right === false).length,
     early: (image) => number(image, (one) => one.readable_layer),
     late: (image) => number(image, (one) => -one.readable_layer),
+    handed: (image) => number(image, (one) => one.handed_over ?? 1e9),
   }[sort];
   return images.filter(({ prompts }) => prompts.length).sort((a, b) => order(a) - order(b));
 }
@@ -1359,15 +1365,14 @@ function imageCard({ name, page, thumbnail, prompts }) {
     return make("a", { href: `${encodeURIComponent(name)}.html${hash}` }, text);
   };
   const rows = prompts.map((one) => {
-    const readable =
-      one.readable_label === "never" ? "never" : `from layer ${one.readable_label}`;
     return make(
       "li",
       {},
       link(`${one.short} → ${one.answer || "(nothing)"}`, `#prompt=${one.prompt}`),
       make("br"),
       truthOf(one),
-      make("span", { className: "soft" }, ` · ${one.kind} · readable ${readable}`),
+      make("span", { className: "soft" }, ` · ${one.kind} · `),
+      layersOf(one.layers),
     );
   });
   const missing = "No page was made: add the name to `explorers` in Visualise_Analyse.";
