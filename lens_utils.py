@@ -26,6 +26,7 @@ from llava_lens.analysis.presence import category_confidence, watched_of
 from llava_lens.data.annotations import find_data_set, match_annotations, read_annotations
 from llava_lens.data.images import digests_of, find_images
 from llava_lens.data.prompts import as_prompts
+from llava_lens.figures.explorer import index_entry
 from llava_lens.store import Results
 from llava_lens.text import require
 
@@ -194,7 +195,7 @@ def tabulate(results: Results) -> Tables:
         watched.append(watched_of(record))
         routed += route_rows(record, run)
         knocked += knockout_rows(record, run)
-        # Here: pages.append(index_entry(record, run))
+        pages.append(index_entry(record, run))
     return Tables(
         layers_table(layers, run),
         answers_table(answers, run),

@@ -17,7 +17,7 @@ from llava_lens.figures.one_image import draw_patches, title_of
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, SEGMENTS, layer_label, layer_numbers
 from llava_lens.store import Results
-from llava_lens.text import two_decimals
+from llava_lens.text import printable, two_decimals
 
 ROUTE_LINES = {  # groups of positions: name, colour and marker
     "image": ("all image patches patched", style.BLUE, "o"),
@@ -59,6 +59,20 @@ def _route_title(kind: str, routes: pd.DataFrame, run: dict) -> str:
     n_answers = len(routes[["image", "prompt"]].drop_duplicates())
     medians = f"leaves image {layer_label(run, leaves)}, handed over {layer_label(run, handed)}"
     return f"{kind}, {n_answers} answers\n{medians}, mediated {two_decimals(mediated)}"
+
+
+def table_of_tokens(top: dict[str, pd.DataFrame]):
+    """The ranks of tokens by mean probability, side by side, from a `top_tokens` per segment."""
+    ranks = {
+        segment: table[["token", "mean"]].assign(token=table["token"].map(printable))
+        for segment, table in top.items()
+    }
+    table = pd.concat(ranks, axis=1).rename(index=lambda rank: rank + 1)
+    # A token is text, escaped; a mean is a number, of any size.
+    shown = table.style.format(
+        lambda cell: cell if isinstance(cell, str) else f"{cell:.2g}", escape="html"
+    )
+    return shown.set_properties(**{"text-align": "left"})
 
 
 def plot_top_tokens(table: pd.DataFrame, run: dict, title: str):

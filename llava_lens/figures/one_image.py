@@ -5,10 +5,12 @@ import textwrap
 import matplotlib.patches
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patheffects import withStroke
 
+from llava_lens.analysis.curves import first_tokens
 from llava_lens.analysis.grounding import word_probability
 from llava_lens.data.crop import open_crop
 from llava_lens.figures.style import GREY, ORANGE, OVERLAY, SERIES_TITLES, drawn, layer_ticks
@@ -18,6 +20,24 @@ MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
 PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
 LARGE_GRID = 12  # a larger one names few tokens, in panels of half the width
 LEAST_NAMED = 0.05  # on a large grid only tokens of at least this probability are named
+
+
+def table_of_answers(answers: pd.DataFrame, image: str):
+    """The questions of one image with their answers and layers, from `answers_table`, as a styled
+    table; at most 50 rows, and of each text the start."""
+    names = {"settling_layer": "settles", "readable_layer": "readable", "leaves_image": "leaves"}
+    names |= {"handed_over": "handed over", "mediated": "mediated"}
+    columns = ["prompt", "kind", "question", "answer", "truth", "right", *names]
+    rows = first_tokens(answers)[lambda table: table["image"] == image].head(50)[columns]
+    rows = rows.map(lambda cell: cell[:500] if type(cell) is str else cell).rename(columns=names)
+    styled = rows.style.format(escape="html", precision=0, na_rep="-").hide(axis="index")
+    styled = styled.format(precision=2, na_rep="-", subset=["mediated"])
+    return styled.set_properties(**{"text-align": "left"})
+
+
+def large_crop(record: dict, side: int = 336):
+    """The image as the model saw it, large enough to look at."""
+    return open_crop(record).resize((side, side))
 
 
 def title_of(text: str, length: int) -> str:

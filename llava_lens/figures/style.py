@@ -56,9 +56,9 @@ def use_style() -> None:
     plt.rc("image", cmap="viridis")
 
 
-def save_figure(figure, output, name: str) -> None:
-    """Save a figure as `figures/<name>.png` under `output`."""
-    path = Path(output) / "figures" / f"{name}.png"
+def save_figure(folder, figure, name: str) -> None:
+    """Save a figure as `figures/<name>.png` under `folder`."""
+    path = Path(folder) / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -11,6 +11,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from urllib.parse import quote
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from llava_lens.analysis.answers import answer_rows
 from llava_lens.data.crop import open_crop
 from llava_lens.kinds import KINDS
 from llava_lens.schema import layer_label
-from llava_lens.text import is_text, printable, require, two_decimals
+from llava_lens.store import Results
+from llava_lens.text import as_code, is_text, printable, require, two_decimals
 
 
 def explorer_names(explorers, image: str, cases: list[str], names: list[str]) -> list[str]:
@@ -30,6 +32,21 @@ def explorer_names(explorers, image: str, cases: list[str], names: list[str]) ->
         f'explorers is {explorers!r}: it must be "cases", "all" or a list of names of images.',
     )
     return list(dict.fromkeys([image, *wanted]))
+
+
+def save_pages(folder, results: Results, names: list[str], entries: list[dict]) -> str:
+    """Write the pages of the images `names`, and the index of all `entries` (`index_entry`).
+
+    Returns a sentence in Markdown with links to the first page and to the index.
+    """
+    folder, size = Path(folder), 0
+    for name in names:
+        page = save_explorer(folder / f"{name}.html", results.run, results.record(name))
+        size += page.stat().st_size
+    links = {names[0]: folder / f"{names[0]}.html"}
+    links["all images"] = save_explorer_index(folder, entries, names)
+    there = ", ".join(f"[{as_code(name)}]({quote(str(path))})" for name, path in links.items())
+    return f"{len(names)} pages of {size / 1e6:.1f} MB, and their index: {there}"
 
 
 def save_explorer(path, run: dict, record: dict) -> Path:
