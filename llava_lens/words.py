@@ -182,8 +182,8 @@ def first_word(labels: list[str], answer_ids: list[int]) -> tuple[int, list[int]
     `ids` are the tokens that spell the word whole, with or without a leading space, as said, in
     lower case or with a capital, and the token that the answer began it with. So "Yellow", said as
     `▁Y` and `ellow`, is `▁yellow`, `▁Yellow`, `yellow` and `▁Y`. A digit that follows a space
-    of its own (Llama's `▁`, `2`) is at 1. Empty where no token spells the word: a token without
-    the space is a piece of words, unless there is one with it or the answer said it.
+    of its own (Llama's `▁`, `2`) is at 1. Empty where no token spells the word. A token without the
+    space is a piece of words, unless there is one with it or the answer has none there.
     """
     pieces = [_bytes_of(labels[token_id]) for token_id in answer_ids]
     text = b"".join(pieces).decode("utf-8", "surrogateescape")
@@ -196,8 +196,9 @@ def first_word(labels: list[str], answer_ids: list[int]) -> tuple[int, list[int]
     word, begun = found[0], int(answer_ids[at])
     cases = {word, word.lower(), word.capitalize()}
     spell = [i for i, label in enumerate(labels) if label.removeprefix(SPACE) in cases]
-    is_token = begun in spell or any(labels[i].startswith(SPACE) for i in spell)
-    return at, sorted({*spell, begun}) if is_token else []
+    with_space = [label for label in (labels[i] for i in spell) if label.startswith(SPACE)]
+    is_whole = with_space or spell and not labels[begun].startswith(SPACE)
+    return at, sorted({*spell, begun}) if is_whole else []
 
 
 def _bytes_of(label: str) -> bytes:
