@@ -12,14 +12,7 @@ from llava_lens.data.colours import may_have_colour
 from llava_lens.data.watched import draw_absent
 from llava_lens.kinds import CHAT, DEFAULT_KINDS, KINDS, MOST_COUNTED, question_of
 from llava_lens.text import is_text, require
-from llava_lens.words import (
-    SPECIAL_TOKENS,
-    WORDS,
-    is_plural,
-    is_uncountable,
-    names_of,
-    not_called,
-)
+from llava_lens.words import SPECIAL_TOKENS, WORDS, is_plural, is_uncountable, names_of, not_called
 
 
 def relation_of(box_a, box_b) -> str | None:
@@ -115,8 +108,12 @@ def _descriptions(scene: Scene) -> list[Candidate]:
 
 
 def _numbers(scene: Scene) -> list[Candidate]:
-    """Categories of which a few objects are there, each of them alone and whole."""
-    unsure = {item["category"] for item in scene.objects if item["crowd"] or item["cut_off"]}
+    """Categories of which a few objects are there, each of them alone, whole and not tiny."""
+    unsure = {
+        item["category"]
+        for item in scene.objects
+        if item["crowd"] or item["cut_off"] or item["share"] < LEAST_COUNTED
+    }
     names = not_called({item["category"] for item in scene.clear}, unsure)
     candidates = []
     for name in names:
@@ -192,6 +189,7 @@ def _as_asked(kind: str, candidate: Candidate) -> dict:
 
 
 LEAST_MAIN, LEAST_CARRIER = 0.05, 0.2  # shares of the crop
+LEAST_COUNTED = 0.001  # share of the crop: about half a patch of LLaVA-1.5's
 
 
 def main_category(clear: list[dict], objects: list[dict]) -> str | None:
@@ -209,8 +207,7 @@ def main_category(clear: list[dict], objects: list[dict]) -> str | None:
     others = [item for item in objects if not_called([item["category"]], [name])]
     cuts = [_overlap(item["box"], box) for item in others]
     carries = any(
-        cut > 0.5 * item["box"][2] * item["box"][3]
-        for cut, item in zip(cuts, others, strict=True)
+        cut > 0.5 * item["box"][2] * item["box"][3] for cut, item in zip(cuts, others, strict=True)
     )
     is_carrier = not not_called([name], WORDS["carriers"])
     if is_carrier and (carries or largest["cut_off"]):
