@@ -185,7 +185,7 @@ def first_word(labels: list[str], answer_ids: list[int]) -> tuple[int, list[int]
     of its own (Llama's `▁`, `2`) is at 1. Empty where no token spells the word. A token without the
     space is a piece of words, unless there is one with it or the answer has none there.
     """
-    pieces = [_bytes_of(labels[token_id]) for token_id in answer_ids]
+    pieces = [bytes_of(labels[token_id]) for token_id in answer_ids]
     text = b"".join(pieces).decode("utf-8", "surrogateescape")
     found = re.search(r"[^\W_]+(?:[-'’][^\W_]+)*", text)  # letters or digits
     if not found:
@@ -201,7 +201,7 @@ def first_word(labels: list[str], answer_ids: list[int]) -> tuple[int, list[int]
     return at, sorted({*spell, begun}) if is_whole else []
 
 
-def _bytes_of(label: str) -> bytes:
+def bytes_of(label: str) -> bytes:
     """What a token says. A special token says nothing, and parts words."""
     if re.fullmatch("(<0x[0-9A-F]{2}>)+", label):
         return bytes.fromhex(re.sub("[<>]|0x", "", label))
