@@ -14,11 +14,6 @@ WORDS = json.loads(files(__package__).joinpath("words.json").read_text("utf-8"))
 SPECIAL_TOKENS = ["<image>", "<s>", "</s>", "<unk>", "<pad>"]  # not text to LLaVA-1.5
 
 
-# ------------------------------------------------------------------------------------------------
-# Nouns
-# ------------------------------------------------------------------------------------------------
-
-
 def plain(text: str) -> str:
     """A text in lower case, with one space in place of spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]+", " ", text).strip().lower()
@@ -77,10 +72,7 @@ def with_article(noun: str) -> str:
     return f"{'an' if vowel else 'a'} {noun}"
 
 
-# ------------------------------------------------------------------------------------------------
-# Labels of tokens. Whatever the tokenizer, a label is the token's text, and `▁` is its spaces.
-# ------------------------------------------------------------------------------------------------
-
+# Whatever the tokenizer, the label of a token is its text, with `▁` for each space.
 SPACE = "▁"  # as sentencepiece writes it: `▁dog` is not `dog`
 # Byte-level vocabularies write a token as its bytes, one character each: the byte's own where that
 # can be printed, else the next one from 256 on. A space is `Ġ`. Source: GPT-2's encoder.py.
@@ -134,11 +126,6 @@ def without_space(label: str) -> str:
 def is_word(label: str) -> bool:
     """Whether a token is a word or a part of one: no byte, sign, number or special token."""
     return label.lstrip(SPACE).isalpha()
-
-
-# ------------------------------------------------------------------------------------------------
-# Which tokens spell a word
-# ------------------------------------------------------------------------------------------------
 
 
 def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:
