@@ -15,6 +15,9 @@ from llava_lens.kinds import CHAT, DEFAULT_KINDS, KINDS, MOST_COUNTED, question_
 from llava_lens.text import is_text, require
 from llava_lens.words import SPECIAL_TOKENS, WORDS, is_plural, is_uncountable, names_of, not_called
 
+# Shares of the crop, of what is asked about; LEAST_COUNTED is about half a patch of LLaVA-1.5's.
+LEAST_ASKED, LEAST_MAIN, LEAST_CARRIER, LEAST_COUNTED = 0.01, 0.05, 0.2, 0.001
+
 
 def relation_of(box_a, box_b) -> str | None:
     """Where `a` is relative to `b` (`left`, `right`, `above`, `below`), or None unless the boxes
@@ -154,7 +157,7 @@ def make_prompts(  # noqa: PLR0913 (all that a choice of questions depends on)
     clear = [
         item
         for item in objects
-        if not item["crowd"] and item["visible"] >= 0.5 and item["share"] >= 0.01
+        if not item["crowd"] and item["visible"] >= 0.5 and item["share"] >= LEAST_ASKED
     ]
     called = Counter(name for item in objects for name in names_of(item["category"]))
     single = [
@@ -181,10 +184,6 @@ def _as_asked(kind: str, candidate: Candidate) -> dict:
         "categories": about,
         "absent_sampling": absent_sampling,
     }
-
-
-LEAST_MAIN, LEAST_CARRIER = 0.05, 0.2  # shares of the crop
-LEAST_COUNTED = 0.001  # share of the crop: about half a patch of LLaVA-1.5's
 
 
 def main_category(clear: list[dict], objects: list[dict]) -> str | None:

@@ -77,6 +77,8 @@ SHAPES = ["circle", "heart", "star"]
         ("counting", "2 or 3", "2", None),
         ("counting", "2-3", "2", None),
         ("counting", "2.5", "2", None),
+        ("counting", "1,000", "1", None),
+        ("counting", "2, I think", "2", True),
         ("counting", "Several", "2", None),
         ("counting", "2", "two", True),
         ("own", "Temple.", "temple", True),
