@@ -14,11 +14,6 @@ WORDS = json.loads(files(__package__).joinpath("words.json").read_text("utf-8"))
 SPECIAL_TOKENS = ["<image>", "<s>", "</s>", "<unk>", "<pad>"]  # not text to LLaVA-1.5
 
 
-# ------------------------------------------------------------------------------------------------
-# Nouns
-# ------------------------------------------------------------------------------------------------
-
-
 def plain(text: str) -> str:
     """A text in lower case, with one space in place of spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]+", " ", text).strip().lower()
@@ -77,10 +72,7 @@ def with_article(noun: str) -> str:
     return f"{'an' if vowel else 'a'} {noun}"
 
 
-# ------------------------------------------------------------------------------------------------
-# Labels of tokens. Whatever the tokenizer, a label is the token's text, and `▁` is its spaces.
-# ------------------------------------------------------------------------------------------------
-
+# Whatever the tokenizer, the label of a token is its text, with `▁` for each space.
 SPACE = "▁"  # as sentencepiece writes it: `▁dog` is not `dog`
 # Byte-level vocabularies write a token as its bytes, one character each: the byte's own where that
 # can be printed, else the next one from 256 on. A space is `Ġ`. Source: GPT-2's encoder.py.
@@ -136,11 +128,6 @@ def is_word(label: str) -> bool:
     return label.lstrip(SPACE).isalpha()
 
 
-# ------------------------------------------------------------------------------------------------
-# Which tokens spell a word
-# ------------------------------------------------------------------------------------------------
-
-
 def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:
     """The ids of the tokens that are a word for a category, whole, from `ids_by_label`.
 
@@ -182,10 +169,10 @@ def first_word(labels: list[str], answer_ids: list[int]) -> tuple[int, list[int]
     `ids` are the tokens that spell the word whole, with or without a leading space, as said, in
     lower case or with a capital, and the token that the answer began it with. So "Yellow", said as
     `▁Y` and `ellow`, is `▁yellow`, `▁Yellow`, `yellow` and `▁Y`. A digit that follows a space
-    of its own (Llama's `▁`, `2`) is at 1. Empty where no token spells the word: a token without
-    the space is a piece of words, unless there is one with it or the answer said it.
+    of its own (Llama's `▁`, `2`) is at 1. Empty where no token spells the word. A token without the
+    space is a piece of words, unless there is one with it or the answer has none there.
     """
-    pieces = [_bytes_of(labels[token_id]) for token_id in answer_ids]
+    pieces = [bytes_of(labels[token_id]) for token_id in answer_ids]
     text = b"".join(pieces).decode("utf-8", "surrogateescape")
     found = re.search(r"[^\W_]+(?:[-'’][^\W_]+)*", text)  # letters or digits
     if not found:
@@ -196,11 +183,12 @@ def first_word(labels: list[str], answer_ids: list[int]) -> tuple[int, list[int]
     word, begun = found[0], int(answer_ids[at])
     cases = {word, word.lower(), word.capitalize()}
     spell = [i for i, label in enumerate(labels) if label.removeprefix(SPACE) in cases]
-    is_token = begun in spell or any(labels[i].startswith(SPACE) for i in spell)
-    return at, sorted({*spell, begun}) if is_token else []
+    with_space = [label for label in (labels[i] for i in spell) if label.startswith(SPACE)]
+    is_whole = with_space or spell and not labels[begun].startswith(SPACE)
+    return at, sorted({*spell, begun}) if is_whole else []
 
 
-def _bytes_of(label: str) -> bytes:
+def bytes_of(label: str) -> bytes:
     """What a token says. A special token says nothing, and parts words."""
     if re.fullmatch("(<0x[0-9A-F]{2}>)+", label):
         return bytes.fromhex(re.sub("[<>]|0x", "", label))

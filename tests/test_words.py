@@ -1,35 +1,24 @@
 """Words: which tokens stand for a category and for an answer, in Llama's vocabulary.
 
 `llama_words.json` holds all entries of that vocabulary, with their ids, that spell a name in
-`lens_words.json`, a colour, a place, yes or no, and some pieces of such words.
+`llava_lens/words.json`, a colour, a place, yes or no, and some pieces of such words.
 """
 
-import itertools
 import json
-import random
-from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from llava_lens import schema
 from llava_lens import words as words_py
+from llava_lens.data import images as data_images
 from llava_lens.data import prompts as data_prompts
-from llava_lens.data import watched as data_watched
-from llava_lens.model import lens
+from llava_lens.model import lens, load
 from llava_lens.model import read as model_read
+from llava_lens.model import run as model_run
 
 LLAMA = json.loads(Path(__file__).with_name("llama_words.json").read_text("utf-8"))
-
-
-class Llama:
-    """Of Llama's tokenizer only the vocabulary."""
-
-    def get_vocab(self):
-        return LLAMA
 
 
 def watched(category: str) -> set[str]:
@@ -61,7 +50,7 @@ def test_of_cocos_80_categories_33_have_a_word_in_llamas_vocabulary():
         ("car", "▁car ▁Car ▁cars"),
         ("tie", "▁tie"),  # not `ties`, which ends "properties"
         ("boat", "▁boat ▁boats ▁ship ▁ships"),  # not `ship`, which ends "friendship"
-        ("airplane", "▁plane plane ▁aircraft ▁jet jets"),
+        ("airplane", "▁plane plane ▁aircraft ▁jet"),  # `jets` ends "projets"
         ("dog", "▁dog ▁Dog ▁dogs dog"),
         ("apple", "▁apple apple"),  # ▁Apple is a company
         ("cow", "▁cow ▁Cow ▁cattle"),  # `cow` begins "cowboy"
@@ -100,94 +89,6 @@ def test_each_name_belongs_to_one_category():
     assert len(names) == len(set(names))
 
 
-def box_of(category: str, visible: float = 1.0) -> dict:
-    return {"category": category, "visible": visible}
-
-
-def test_a_category_without_a_word_is_not_watched_present_or_absent():
-    objects = [box_of("zebra"), box_of("dog"), box_of("tie", visible=0.05)]
-    words = data_watched.words_to_watch(Llama(), objects, ["cake", "dog", "fork", "tie", "zebra"])
-    assert [(word["category"], word["present"], word["way"]) for word in words] == [
-        ("dog", True, ""),
-        ("fork", False, "random"),
-    ]
-    assert words[0]["token_ids"] == words_py.word_ids(LLAMA, "dog")
-
-
-def test_orange_is_not_watched_where_colours_are_asked_about():
-    asked = [{"kind": "colour", "categories": ["cup"], "way": ""}]
-    objects = [box_of("orange"), box_of("cup")]
-    for prompts, present in ([], ["cup", "orange"]), (asked, ["cup"]):
-        words = data_watched.words_to_watch(Llama(), objects, ["fork", "orange"], prompts)
-        assert [word["category"] for word in words if word["present"]] == present
-
-
-# ------------------------------------------------------------------------------------------------
-# Absent categories, POPE's three ways
-# ------------------------------------------------------------------------------------------------
-
-# Ten images: of animals a person is the most frequent, a fork is always beside a cup.
-SCENES = [["person", "dog"]] * 4 + [["person", "cat", "book"]] * 3 + [["cup", "fork", "bed"]] * 3
-ALL = sorted({name for scene in SCENES for name in scene} | {"bus", "tie"})
-
-
-def annotated(scenes) -> dict[str, list[dict]]:
-    whole = {"visible": 1.0, "share": 0.1, "crowd": False, "color": None, "box": [0, 0, 9, 9]}
-    return {
-        f"{i}.jpg": [{"category": name, **whole} for name in scene]
-        for i, scene in enumerate(scenes)
-    }
-
-
-def test_categories_are_counted_together():
-    together = data_watched.count_together(annotated([["dog", "dog", "cat"], ["dog"], []]))
-    assert together == {"dog": Counter(dog=2, cat=1), "cat": Counter(dog=1, cat=1)}
-
-
-def test_absent_categories_are_drawn_in_popes_three_ways_in_turn():
-    together, drawn = (
-        data_watched.count_together(annotated(SCENES)),
-        {way: Counter() for way in schema.WAYS},
-    )
-    absent = [name for name in ALL if name not in ("cup", "bed")]
-    for seed in range(300):
-        rows = data_watched.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
-        assert {way for _, way in rows} == set(schema.WAYS) and len({name for name, _ in rows}) == 3
-        assert rows == data_watched.draw_absent(
-            absent, {"cup", "bed"}, together, 3, random.Random(seed)
-        )
-        name, way = rows[0]
-        drawn[way][name] += 1
-    # Of those left: frequent are person 7, dog 4, then book, cat and fork with 3 each; beside cup
-    # and bed only the fork ever was.
-    assert set(drawn["random"]) == set(absent)
-    assert set(drawn["popular"]) == {"person", "dog", "book"}
-    assert drawn["adversarial"]["fork"] > 20 and len(drawn["adversarial"]) == 3
-    assert min(sum(names.values()) for names in drawn.values()) > 70
-
-
-def test_without_counts_absent_categories_are_random():
-    rows = data_watched.draw_absent(ALL, set(), {}, 99, random.Random(0))
-    assert sorted(name for name, _ in rows) == ALL and {way for _, way in rows} == {"random"}
-
-
-def test_the_way_of_an_absent_category_is_kept_from_question_to_watched_word():
-    objects_of = annotated(SCENES)
-    together, ways = data_watched.count_together(objects_of), Counter()
-    for name, objects in objects_of.items():
-        prompts = data_prompts.make_prompts(objects, ALL, name, 1, together)
-        (absent,) = [prompt for prompt in prompts if prompt["truth"] == "no"]
-        assert {prompt["way"] for prompt in prompts if prompt is not absent} == {""}
-        words = data_watched.words_to_watch(Llama(), objects, ALL, prompts, name, together)
-        way_of = {word["category"]: word["way"] for word in words if not word["present"]}
-        assert way_of[absent["categories"][0]] == absent["way"] in schema.WAYS
-        assert len(way_of) == sum(word["present"] for word in words)
-        turn = [schema.WAYS.index(way) for way in way_of.values()]
-        assert all((b - a) % 3 == 1 for a, b in itertools.pairwise(turn))
-        ways.update(way_of.values())
-    assert set(ways) == set(schema.WAYS)
-
-
 # ------------------------------------------------------------------------------------------------
 # The word of an answer
 # ------------------------------------------------------------------------------------------------
@@ -221,24 +122,38 @@ class Labels:
 
 
 @pytest.mark.parametrize(
-    "answer, word",
+    "answer, at, word",
     [
-        ("▁Red </s>", "▁red ▁Red red Red"),
-        ("▁Red . </s>", "▁red ▁Red red Red"),
-        ("▁Red", "▁red ▁Red red Red"),
-        ("▁Red ▁and", "▁red ▁Red red Red"),
-        ("▁P ink </s>", ""),  # Pink and Above, as Llama's tokenizer splits them
-        ("▁A bove </s>", ""),
-        ("▁ <0x0A>", ""),
-        (". </s>", ""),
+        ("▁Red </s>", 0, "▁red ▁Red red Red"),
+        ("▁Red . </s>", 0, "▁red ▁Red red Red"),
+        ("▁Red", 0, "▁red ▁Red red Red"),
+        ("▁Red ▁and", 0, "▁red ▁Red red Red"),
+        ("▁Y ellow </s>", 0, "▁Y ▁yellow yellow"),  # as LLaVA-1.5-7B says it
+        ("▁A bove </s>", 0, "▁A ▁above above"),
+        ("▁A bove ▁it", 0, "▁A ▁above above"),
+        ("▁P ink </s>", 0, ""),  # no token spells it
+        ("▁J ets </s>", 0, ""),  # `jets` is a piece: " jets" is no token
+        ("▁ 2 </s>", 1, "2"),  # Llama's way to say a digit
+        ("▁ 2 ▁and", 1, "2"),
+        ("▁ 1 2 </s>", 1, ""),
+        ("▁two </s>", 0, "▁two ▁Two"),
+        ("▁TV </s>", 0, "▁TV ▁tv"),
+        ("▁Red - 2", 0, ""),  # a word of two
+        ('▁" Red "', 1, "▁red ▁Red red Red"),
+        ("▁ <0xE7> <0x8B> <0x97>", 1, "<0xE7> 狗"),
+        ("▁ <0x0A>", 0, ""),
+        (". </s>", 0, ""),
+        ("</s>", 0, ""),  # not the word s
     ],
 )
-def test_an_answer_that_begins_with_a_piece_has_no_word(answer, word):
-    labels = ["</s>", "▁and", "▁", "<0x0A>", ".", "▁P", "ink", "▁A", "bove", "▁a", "▁p"]
-    labels += ["▁red", "▁Red", "red", "Red"]
-    bridge = SimpleNamespace(tokenizer=Labels(labels), cfg=SimpleNamespace(d_vocab=len(labels)))
-    ids = model_read._word_ids(bridge, np.array([labels.index(label) for label in answer.split()]))
-    assert [labels[i] for i in ids] == word.split()
+def test_the_word_of_an_answer_is_its_first_decoded_word(answer, at, word):
+    labels = ["</s>", "▁and", "▁", "<0x0A>", ".", "▁P", "ink", "▁A", "bove", "▁a", "▁p", "▁it"]
+    labels += ["▁red", "▁Red", "red", "Red", "▁Y", "ellow", "▁yellow", "yellow", "▁above", "above"]
+    labels += ["▁J", "ets", "jets", "1", "2", "▁two", "▁Two", "▁TV", "▁tv", "-", '▁"', '"']
+    labels += ["<0xE7>", "<0x8B>", "<0x97>", "狗"]
+    found = words_py.first_word(labels, [labels.index(label) for label in answer.split()])
+    assert found[0] == at and {labels[i] for i in found[1]} == set(word.split())
+    assert found[1] == sorted(found[1])
 
 
 def test_the_word_of_an_answer_against_sums_over_the_whole_softmax(llava, records):
@@ -266,6 +181,137 @@ def test_the_word_of_an_answer_against_sums_over_the_whole_softmax(llava, record
                     float(p[words[spelled][-1]]), rel=1e-4
                 )
     for prompt in (prompt for record in records for prompt in record["prompts"]):
-        at = prompt["n_prompt"] - 1
+        at = prompt["n_prompt"] - 1 + prompt["word_at"]
         assert (prompt["word_prob"] >= prompt["readings"]["target_prob"][:, at] - 1e-6).all()
-        assert prompt["word_ids"] == [] or prompt["answer_ids"][0] in prompt["word_ids"]
+        assert (
+            prompt["word_ids"] == []
+            or prompt["answer_ids"][prompt["word_at"]] in prompt["word_ids"]
+        )
+
+
+def test_a_word_that_follows_a_space_is_read_where_it_is_said(llava, photographs, monkeypatch):
+    """As if the first token were a space: answer and controls are read one position later."""
+    bridge, processor = llava
+    ids_of = {}
+
+    def second(labels, answer_ids):
+        ids_of["word"] = [int(answer_ids[1])]
+        return 1, ids_of["word"]
+
+    monkeypatch.setattr(model_read, "first_word", second)
+    settings = load.Settings("a model", max_new_tokens=3)
+    image = data_images.open_image(photographs / "china.jpg")
+    prompts = data_prompts.as_prompts(["How many?"])
+    record, _ = model_read.read_image(bridge, processor, image, prompts, settings)
+    (prompt,) = record["prompts"]
+    n_prompt, answer_ids = prompt["n_prompt"], prompt["answer_ids"]
+    assert prompt["word_at"] == 1 and prompt["word_ids"] == [answer_ids[1]]
+    of_token = prompt["readings"]["target_prob"][:, n_prompt]  # where answer_ids[0] is fed back
+    assert prompt["word_prob"] == pytest.approx(of_token, rel=1e-4)
+    own = model_run.keep_prefix(bridge, processor, image)
+    (control,) = model_read.read_control(bridge, own, [prompt])  # its own image: the same
+    assert control["target_prob"] == pytest.approx(of_token, rel=1e-3)
+    assert control["word_prob"] == pytest.approx(of_token, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------
+# Vocabularies of other tokenizers
+# ------------------------------------------------------------------------------------------------
+
+TEXTS = {  # how GPT-2's byte-level vocabulary writes a token, and its text
+    "Ġcat": "▁cat", "cat": "cat", "ĠCats": "▁Cats", "Ċ": "\n", "ĠĠ": "▁▁", "Ã©": "é",
+    "ç": "<0xE7>", "Ġç": "▁<0xE7>", "çĭĹ": "狗", "<|im_end|>": "<|im_end|>", "Ġ2": "▁2",
+    "a token that was added": "a token that was added", "Ġ" * 128: "▁" * 100,
+}  # fmt: skip
+
+
+class Bytes:
+    """Of a byte-level tokenizer only the vocabulary."""
+
+    def __len__(self):
+        return len(TEXTS)
+
+    def get_vocab(self):
+        return {token: 10 + i for i, token in enumerate(TEXTS)}
+
+    def convert_ids_to_tokens(self, ids):
+        return [list(TEXTS)[i] for i in ids]
+
+
+def test_labels_of_a_byte_level_vocabulary_are_as_sentencepiece_has_them():
+    labels = words_py.token_labels(Bytes(), len(TEXTS) + 2)
+    assert labels == [*TEXTS.values(), f"<row{len(TEXTS)}>", f"<row{len(TEXTS) + 1}>"]
+    assert max(map(len, labels)) <= schema.MOST_LABEL
+    vocabulary = words_py.ids_by_label(Bytes())
+    assert words_py.word_ids(vocabulary, "cat") == [10, 12]
+    assert words_py.first_word(labels, [2]) == (0, [2])
+    assert words_py.first_word(labels, [0, 9]) == (0, [0, 1])
+    assert words_py.first_word(labels, [10, 9]) == (0, [10])
+    assert [words_py.is_word(label) for label in labels[:6]] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]
+    shown = [words_py.without_space(label) for label in labels[:5]]
+    assert shown == ["cat", "cat", "Cats", "\n", "▁"]
+
+
+def test_every_byte_has_the_character_of_gpt2():
+    tokenizers = pytest.importorskip("tokenizers")
+    alphabet = set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    assert alphabet == set(words_py.BYTE_OF) and len(set(words_py.BYTE_OF.values())) == 256
+    assert (words_py.BYTE_OF["Ġ"], words_py.BYTE_OF["Ċ"], words_py.BYTE_OF["é"]) == (32, 10, 233)
+
+
+def test_sentencepiece_labels_stay_as_they_are():
+    odd = ["<s>", "▁dog", "Ġ", "<0x0A>", "▁▁", "é"]  # with a letter of Maltese
+    assert words_py.plain_labels(odd) == odd
+
+
+# ------------------------------------------------------------------------------------------------
+# Nouns
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "noun, plural",
+    [
+        ("dog", "dogs"), ("person", "people"), ("bus", "buses"), ("couch", "couches"),
+        ("toothbrush", "toothbrushes"), ("sheep", "sheep"), ("wine glass", "wine glasses"),
+        ("berry", "berries"), ("toy", "toys"), ("box", "boxes"), ("toy mouse", "toy mice"),
+    ],
+)  # fmt: skip
+def test_plural(noun, plural):
+    assert words_py.plural_of(noun) == plural
+
+
+def test_of_cocos_categories_two_are_plural_and_one_has_no_article():
+    names = words_py.WORDS["categories"]
+    assert [name for name in names if words_py.is_plural(name)] == ["skis", "scissors"]
+    assert [name for name in names if words_py.is_uncountable(name)] == ["broccoli"]
+    a = {words_py.with_article(name).split()[0] for name in names}
+    assert a == {"a", "an", "skis", "scissors", "broccoli"}
+    for noun in ("sunglasses", "men", "Cars", "feet", "traffic lights", "zebras", "tomatoes"):
+        assert words_py.is_plural(noun)
+    for noun in (
+        "glass",
+        "tennis",
+        "cactus",
+        "lens",
+        "Bus",
+        "dress",
+        "bunch of grapes",
+        "fish",
+        "",
+    ):
+        assert not words_py.is_plural(noun)
+
+
+def test_what_shares_a_name_with_something_there_is_not_absent():
+    there = ["cat", "tv", "cell phone", "person"]
+    names = ["Cat", "cat ", "cats", "kitten", "Television", "cell_phone", "women", "dog", "Dogs"]
+    assert words_py.not_called(names, there) == ["Dogs", "dog"]
+    assert words_py.not_called(names, []) == sorted(names)

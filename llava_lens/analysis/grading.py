@@ -40,7 +40,8 @@ def _names(categories: tuple[str, ...]) -> dict[str, str]:
 def _meant(kind: str, text: str, meanings: dict[str, str]) -> str | None:
     """What `text` says in the terms of `meanings`, None where it says none, or several at once."""
     terms = "|".join(map(re.escape, sorted(meanings, key=len, reverse=True)))
-    found = [meanings[term] for term in re.findall(rf"\b(?:{terms})\b", plain(text)) if term]
+    whole = rf"\b(?<!\d[.,])(?:{terms})\b(?![.,]\d)"  # no part of a word, of 2.5 or of 1,000
+    found = [meanings[term] for term in re.findall(whole, plain(text)) if term]
     found = [meaning for meaning in found if meaning]
     one = KINDS[kind].takes_first or len(set(found)) == 1
     return found[0] if found and one else None

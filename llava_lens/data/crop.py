@@ -8,6 +8,7 @@ from PIL import Image
 
 from llava_lens.schema import LEAST_SIDE
 
+LEAST_VISIBLE = 0.25  # of an object: with less in the crop it is neither present nor absent
 EDGE = 0.005  # of an image's side: what comes nearer may go on outside
 
 

@@ -1,6 +1,7 @@
 """Questions about an image, from its annotations or the user."""
 
 import itertools
+import operator
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -13,6 +14,9 @@ from llava_lens.data.watched import draw_absent
 from llava_lens.kinds import CHAT, DEFAULT_KINDS, KINDS, MOST_COUNTED, question_of
 from llava_lens.text import is_text, require
 from llava_lens.words import SPECIAL_TOKENS, WORDS, is_plural, is_uncountable, names_of, not_called
+
+# Shares of the crop, of what is asked about; LEAST_COUNTED is about half a patch of LLaVA-1.5's.
+LEAST_ASKED, LEAST_MAIN, LEAST_CARRIER, LEAST_COUNTED = 0.01, 0.05, 0.2, 0.001
 
 
 def relation_of(box_a, box_b) -> str | None:
@@ -66,8 +70,7 @@ class Scene(NamedTuple):
 
 def _objects(scene: Scene) -> list[Candidate]:
     main = main_category(scene.clear, scene.objects)
-    unknown = not scene.objects
-    return scene.draw([Candidate({}, main)] if main or unknown else [])
+    return scene.draw([Candidate({}, main)] if main or not scene.objects else [])
 
 
 def _presence(scene: Scene) -> list[Candidate]:
@@ -103,16 +106,15 @@ def _relations(scene: Scene) -> list[Candidate]:
     )
 
 
-def _descriptions(scene: Scene) -> list[Candidate]:
-    return scene.draw([Candidate({})])
-
-
 def _numbers(scene: Scene) -> list[Candidate]:
-    """Categories of which a few objects are there, each of them alone and whole."""
-    unsure = {item["category"] for item in scene.objects if item["crowd"] or item["cut_off"]}
-    names = not_called({item["category"] for item in scene.clear}, unsure)
+    """Categories of which a few objects are there, each of them alone, whole and not tiny."""
+    unsure = {
+        item["category"]
+        for item in scene.objects
+        if item["crowd"] or item["cut_off"] or item["share"] < LEAST_COUNTED
+    }
     candidates = []
-    for name in names:
+    for name in not_called({item["category"] for item in scene.clear}, unsure):
         n = sum(not not_called([item["category"]], [name]) for item in scene.objects)
         if n <= MOST_COUNTED and not is_plural(name) and not is_uncountable(name):
             candidates.append(Candidate({"category": name}, str(n)))
@@ -125,7 +127,7 @@ CANDIDATES = {
     "presence": _presence,
     "colour": _colours,
     "relation": _relations,
-    "description": _descriptions,
+    "description": lambda scene: scene.draw([Candidate({})]),
     "counting": _numbers,
 }
 
@@ -155,7 +157,7 @@ def make_prompts(  # noqa: PLR0913 (all that a choice of questions depends on)
     clear = [
         item
         for item in objects
-        if not item["crowd"] and item["visible"] >= 0.5 and item["share"] >= 0.01
+        if not item["crowd"] and item["visible"] >= 0.5 and item["share"] >= LEAST_ASKED
     ]
     called = Counter(name for item in objects for name in names_of(item["category"]))
     single = [
@@ -184,9 +186,6 @@ def _as_asked(kind: str, candidate: Candidate) -> dict:
     }
 
 
-LEAST_MAIN, LEAST_CARRIER = 0.05, 0.2  # shares of the crop
-
-
 def main_category(clear: list[dict], objects: list[dict]) -> str | None:
     """The category of the largest of the `clear` objects, where a person would name that one.
 
@@ -201,13 +200,12 @@ def main_category(clear: list[dict], objects: list[dict]) -> str | None:
     name, box = largest["category"], largest["box"]
     others = [item for item in objects if not_called([item["category"]], [name])]
     cuts = [_overlap(item["box"], box) for item in others]
-    carries = any(
-        cut > 0.5 * item["box"][2] * item["box"][3] for cut, item in zip(cuts, others, strict=True)
-    )
-    is_carrier = not not_called([name], WORDS["carriers"])
-    if is_carrier and (carries or largest["cut_off"]):
-        return None
-    least = LEAST_CARRIER if is_carrier else LEAST_MAIN
+    halves = [item["box"][2] * item["box"][3] / 2 for item in others]
+    least = LEAST_MAIN
+    if not not_called([name], WORDS["carriers"]):
+        least = LEAST_CARRIER
+        if largest["cut_off"] or any(map(operator.gt, cuts, halves)):
+            return None
     own = largest["share"] * (1 - sum(cuts) / (box[2] * box[3]))
     most = max((item["share"] for item in others), default=0)
     return name if own >= max(1.5 * most, least) else None
@@ -215,12 +213,9 @@ def main_category(clear: list[dict], objects: list[dict]) -> str | None:
 
 def _overlap(box_a, box_b) -> float:
     """The area that two boxes share."""
-    sides = [
-        min(box_a[axis] + box_a[axis + 2], box_b[axis] + box_b[axis + 2])
-        - max(box_a[axis], box_b[axis])
-        for axis in (0, 1)
-    ]
-    return max(0, sides[0]) * max(0, sides[1])
+    (ax, ay, aw, ah), (bx, by, bw, bh) = box_a, box_b
+    width = min(ax + aw, bx + bw) - max(ax, bx)
+    return max(0, width) * max(0, min(ay + ah, by + bh) - max(ay, by))
 
 
 def as_prompts(prompts: list) -> list[dict]:

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 
+from llava_lens.data.crop import LEAST_VISIBLE
 from llava_lens.kinds import COLOURS
 from llava_lens.schema import ABSENT_SAMPLINGS
 from llava_lens.words import ids_by_label, not_called, word_ids
@@ -62,7 +63,7 @@ def words_to_watch(  # noqa: PLR0913 (all that a choice of words depends on)
     together: dict[str, Counter] | None = None,
 ) -> list[dict]:
     """The categories whose words are watched in the patches of one image: those of which an object
-    is in the crop by at least a tenth, and as many of those known to be `absent`.
+    is in the crop by LEAST_VISIBLE, and as many of those known to be `absent`.
 
     A category without a word (`word_ids`) is not watched, nor is one that is called like a colour
     where `prompts` ask for one. The absent ones are first those that `prompts` are about, then
@@ -77,7 +78,7 @@ def words_to_watch(  # noqa: PLR0913 (all that a choice of words depends on)
     not_now = COLOURS if "colour" in {prompt["kind"] for prompt in prompts} else ()
     ids = {name: word_ids(vocabulary, name) for name in sorted({*absent, *has} - {*not_now})}
     words = {name: {"category": name, "token_ids": ids[name]} for name in ids if ids[name]}
-    seen = {item["category"] for item in objects if item["visible"] >= 0.1}
+    seen = {item["category"] for item in objects if item["visible"] >= LEAST_VISIBLE}
     watched = [
         {**word, "present": True, "absent_sampling": ""}
         for name, word in words.items()

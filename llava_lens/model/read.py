@@ -132,7 +132,7 @@ def read_answer(
         raise_not_finite("the lens's logits where the answer begins")
     p, d_vocab = logits.softmax(-1), bridge.cfg.d_vocab  # [layer, d_vocab]
     alike = torch.tensor(labels_and_words(bridge.tokenizer, d_vocab)[1], device=p.device)
-    own = d_vocab if len(word_ids) else alike[token_id]
+    own = d_vocab if len(word_ids) else int(alike[token_id])
     alike[list(word_ids)] = own  # a word of its own, one past the others
     words = p.new_zeros(len(p), d_vocab + 1).index_add_(1, alike, p)  # [layer, word]
     readings = {}

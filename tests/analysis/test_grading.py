@@ -1,8 +1,8 @@
 """Grading: what an answer says, whether that is right, and what can't be graded."""
 
-import pandas as pd
 import pytest
 
+from llava_lens import kinds
 from llava_lens.analysis import grading
 
 SHAPES = ["circle", "heart", "star"]
@@ -60,6 +60,27 @@ SHAPES = ["circle", "heart", "star"]
         ("object", "A building", "bus", None),
         ("object", "circles", "circle", True),
         ("object", "heart", "circle", False),
+        ("object", "A hot-dog", "dog", False),
+        ("object", "A hot-dog", "hot dog", True),
+        ("counting", "2", "2", True),
+        ("counting", "Two", "2", True),
+        ("counting", "Two.", "2", True),
+        ("counting", "two dogs", "2", True),
+        ("counting", "There are 2 dogs.", "2", True),
+        ("counting", "There are two dogs in the image.", "2", True),
+        ("counting", "There are 3 dogs.", "2", False),
+        ("counting", "There are no dogs.", "2", False),
+        ("counting", "None", "1", False),
+        ("counting", "12", "2", False),
+        ("counting", "Twelve", "2", False),
+        ("counting", "There are 2 dogs and 3 cats.", "2", None),
+        ("counting", "2 or 3", "2", None),
+        ("counting", "2-3", "2", None),
+        ("counting", "2.5", "2", None),
+        ("counting", "1,000", "1", None),
+        ("counting", "2, I think", "2", True),
+        ("counting", "Several", "2", None),
+        ("counting", "2", "two", True),
         ("own", "Temple.", "temple", True),
         ("own", "A temple", "temple", False),
         ("object", "Temple", "temple", True),
@@ -70,11 +91,18 @@ def test_is_right(kind, answer, truth, right):
     assert grading.is_right(kind, answer, truth, SHAPES) is right
 
 
-def answers_of(kind: str, graded: list[tuple[str, bool | None]]) -> pd.DataFrame:
-    """A table of first answer tokens: a truth and whether it was met, an image each."""
-    rows = [
-        {"image": f"{i}.jpg", "kind": kind, "truth": truth, "right": right}
-        for i, (truth, right) in enumerate(graded)
-    ]
-    constant = {"token": 0, "layer": 0, "whole_word": True, "settling_layer": 3}
-    return pd.DataFrame(rows).astype({"right": object}).assign(**constant, readable_layer=3)
+@pytest.mark.parametrize("name", kinds.KINDS)
+def test_every_meaning_of_a_kind_is_right_for_itself_and_wrong_for_another(name):
+    meanings = kinds.KINDS[name].meanings
+    for term, meaning in list(meanings.items())[:40]:
+        assert grading.is_right(name, f"{term.capitalize()}.", meaning) is True
+        others = {*list(meanings.values())[:40]} - {meaning}
+        against = {grading.is_right(name, term, other) for other in others}
+        assert against <= ({False, None} if meaning in ("white", "gray") else {False})
+
+
+def test_categories_are_known_by_any_spelling():
+    for truth in ("cell_phone", "Cell phone", "cell-phone"):
+        assert grading.is_right("object", "A cell phone.", truth, [truth]) is True
+    assert grading.is_right("object", "T-shirts", "t-shirt", ["t-shirt"]) is True
+    assert grading.is_right("object", "Dog", "t-shirt", ["t-shirt"]) is False

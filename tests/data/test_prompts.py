@@ -1,0 +1,275 @@
+"""Questions made from annotations, and the user's own."""
+
+import pytest
+
+from llava_lens import kinds
+from llava_lens.data import colours, crop
+from llava_lens.data import prompts as data_prompts
+
+
+def item(category, box, crowd=False, color=None, visible=1.0, cut_off=False):
+    return {
+        "cut_off": cut_off,
+        "category": category,
+        "box": box,
+        "crowd": crowd,
+        "color": color,
+        "visible": visible,
+        "share": box[2] * box[3] / 336**2,
+    }
+
+
+def asked(prompts):
+    return {
+        (prompt["kind"], prompt["question"].split("\n")[0], prompt["truth"]) for prompt in prompts
+    }
+
+
+def test_prompts_of_all_kinds():
+    objects = [item("dog", (0, 100, 150, 150), color="brown"), item("cat", (200, 110, 60, 60))]
+    prompts = asked(data_prompts.make_prompts(objects, ["cat", "dog", "umbrella"], per_kind=9))
+    assert prompts == {
+        ("object", "What is the main object in the image?", "dog"),
+        ("presence", "Is there a dog in the image?", "yes"),
+        ("presence", "Is there a cat in the image?", "yes"),
+        ("presence", "Is there an umbrella in the image?", "no"),
+        ("colour", "What color is the dog?", "brown"),
+        ("colour", "What color is the cat?", None),
+        ("relation", "Where is the dog relative to the cat: left, right, above or below?", "left"),
+        ("relation", "Where is the cat relative to the dog: left, right, above or below?", "right"),
+        ("description", "Describe the image.", None),
+    }
+
+
+def test_every_prompt_has_the_categories_that_it_is_about():
+    objects = [item("dog", (0, 100, 150, 150), color="brown"), item("cat", (200, 110, 60, 60))]
+    prompts = data_prompts.make_prompts(objects, ["cat", "dog", "umbrella"], per_kind=9)
+    about = {(p["kind"], p["truth"], *p["categories"]) for p in prompts}
+    assert about == {
+        ("object", "dog", "dog"),
+        ("presence", "yes", "dog"),
+        ("presence", "yes", "cat"),
+        ("presence", "no", "umbrella"),
+        ("colour", "brown", "dog"),
+        ("colour", None, "cat"),
+        ("relation", "left", "dog", "cat"),
+        ("relation", "right", "cat", "dog"),
+        ("description", None),
+    }
+    unknown = [
+        *data_prompts.make_prompts([], []),
+        *data_prompts.as_prompts(["a", {"question": "b", "truth": "dog"}]),
+    ]
+    assert all(p["categories"] == [] and list(p) == list(prompts[0]) for p in unknown)
+
+
+def test_prompts_are_capped_and_seeded():
+    objects = [item(name, (100 * i, 0, 50, 50)) for i, name in enumerate("abc")]
+    prompts = data_prompts.make_prompts(objects, list("abcdef"), seed="s")
+    assert [prompt["kind"] for prompt in prompts] == [
+        "presence",
+        "presence",
+        "colour",
+        "relation",
+        "description",
+    ]
+    assert prompts == data_prompts.make_prompts(objects, list("abcdef"), seed="s")
+    assert any(
+        prompts != data_prompts.make_prompts(objects, list("abcdef"), seed=seed)
+        for seed in range(9)
+    )
+
+
+def test_all_but_the_description_ask_for_a_short_answer():
+    objects = [item("dog", (0, 100, 150, 150)), item("cat", (200, 110, 60, 60))]
+    for prompt in data_prompts.make_prompts(objects, ["dog", "cat"]):
+        assert prompt["question"].endswith(kinds.SHORT_ANSWER) == (prompt["kind"] != "description")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        item("dog", (200, 100, 20, 20)),
+        item("dog", (200, 100, 90, 90), crowd=True),
+        item("dog", (200, 100, 9, 9), visible=0.1),
+    ],
+)
+def test_what_occurs_twice_is_asked_neither_colour_nor_relation(other):
+    objects = [item("dog", (0, 100, 150, 150)), other, item("cat", (300, 0, 30, 30), visible=0.2)]
+    assert {kind for kind, _, _ in asked(data_prompts.make_prompts(objects, ["dog", "cat"]))} == {
+        "object",
+        "presence",
+        "description",
+    }
+
+
+def test_what_is_outside_the_crop_is_neither_present_nor_absent():
+    objects = [item("dog", (0, 100, 150, 150)), item("cat", (330, 0, 6, 60), visible=0.1)]
+    questions = [
+        prompt["question"]
+        for prompt in data_prompts.make_prompts(objects, ["dog", "cat"], per_kind=9)
+    ]
+    assert not any("cat" in question for question in questions)
+
+
+def test_no_main_object_where_none_is_clearly_the_largest():
+    objects = [item("dog", (0, 0, 100, 100)), item("cat", (150, 0, 90, 90))]
+    assert "object" not in {
+        prompt["kind"] for prompt in data_prompts.make_prompts(objects, ["dog", "cat"])
+    }
+
+
+def test_prompts_without_annotations():
+    assert [prompt["kind"] for prompt in data_prompts.make_prompts([], [])] == [
+        "object",
+        "description",
+    ]
+
+
+@pytest.mark.parametrize(
+    "a, b, relation",
+    [
+        ((0, 0, 10, 10), (20, 2, 10, 10), "left"),
+        ((20, 2, 10, 10), (0, 0, 10, 10), "right"),
+        ((0, 0, 10, 10), (2, 20, 10, 10), "above"),
+        ((2, 20, 10, 10), (0, 0, 10, 10), "below"),
+        ((0, 0, 10, 10), (20, 20, 10, 10), None),  # diagonal
+        ((0, 0, 30, 10), (20, 0, 30, 10), None),  # overlapping
+    ],
+)
+def test_relation(a, b, relation):
+    assert data_prompts.relation_of(a, b) == relation
+
+
+@pytest.mark.parametrize(
+    "prompts, message",
+    [
+        ([""], "Prompt 0 is empty"),
+        (["a", " \n"], "Prompt 1 is empty"),
+        (["What is <image>?"], "own <image>"),
+        ("What is it?", "it must be a list of questions"),
+        ([{"question": None}], "Prompt 0 is empty"),
+        ([None], "Prompt 0 is empty or no text"),
+        ([7], "no text"),
+        ([{"question": "How many?", "truth": 3}], "has the truth 3"),
+        ([{"question": "a", "answer": "b"}], "has 'answer': only question, kind and truth"),
+        ([{"question": "a", "kind": "color"}], "kind 'color'"),
+    ],
+)
+def test_bad_prompts(prompts, message):
+    with pytest.raises(ValueError, match=message):
+        data_prompts.as_prompts(prompts)
+
+
+# ------------------------------------------------------------------------------------------------
+# The main object
+# ------------------------------------------------------------------------------------------------
+
+DOG, FRISBEE = item("dog", (50, 50, 250, 250)), item("frisbee", (200, 150, 80, 60))
+TABLE, CAKE = item("dining table", (10, 100, 310, 200)), item("cake", (100, 120, 60, 60))
+
+
+@pytest.mark.parametrize(
+    "objects, main",
+    [
+        ([DOG, FRISBEE], "dog"),  # what it holds is small
+        ([TABLE, CAKE], None),  # furniture that carries something
+        ([TABLE], "dining table"),
+        ([item("dining table", (0, 100, 336, 236), cut_off=True)], None),  # its food has no name
+        ([item("Table", (10, 100, 310, 200)), item("book", (50, 150, 9, 9))], None),
+        ([item("bed", (10, 10, 300, 300)), item("teddy bear", (50, 50, 30, 30))], None),
+        ([item("bed", (10, 10, 300, 200)), item("lamp", (10, 250, 30, 60))], "bed"),
+        ([item("oven", (200, 200, 100, 100))], None),  # one thing in a kitchen
+        ([item("bus", (10, 100, 310, 200), cut_off=True)], "bus"),
+        ([item("person", (10, 10, 60, 60))], None),  # small
+        # A cat in a box that is twice as large: what it cuts from the box is not the box's.
+        ([item("crate", (0, 0, 300, 200)), item("cat", (50, 20, 190, 150))], None),
+        ([item("Dog", (0, 0, 200, 200)), item("dogs", (200, 200, 130, 130))], "Dog"),
+    ],
+)
+def test_the_main_object_is_what_a_person_would_name(objects, main):
+    assert data_prompts.main_category(objects, objects) == main
+
+
+# ------------------------------------------------------------------------------------------------
+# Numbers of objects
+# ------------------------------------------------------------------------------------------------
+
+
+def numbers(objects: list[dict]) -> dict[str, str]:
+    found = data_prompts.make_prompts(objects, [], per_kind=9, kinds=["counting"])
+    return {prompt["question"].splitlines()[0]: prompt["truth"] for prompt in found}
+
+
+def dogs(n: int, **last) -> list[dict]:
+    row = [item("dog", (10 + 60 * i, 10, 50, 50)) for i in range(n - 1)]
+    return [*row, item("dog", (10, 100, 50, 50), **last)]
+
+
+@pytest.mark.parametrize(
+    "objects, truths",
+    [
+        (dogs(2), {"How many dogs are there?": "2"}),
+        (dogs(5), {"How many dogs are there?": "5"}),
+        (dogs(6), {}),
+        (dogs(2, crowd=True), {}),
+        (dogs(2, cut_off=True), {}),
+        ([*dogs(2), item("Dogs", (200, 200, 50, 50))], {"How many dogs are there?": "3"}),
+        ([*dogs(2), item("puppy", (200, 200, 50, 50), cut_off=True)], {}),
+        ([*dogs(1), item("dog", (200, 200, 20, 20))], {"How many dogs are there?": "2"}),
+        ([*dogs(1), item("dog", (200, 200, 9, 9))], {}),
+        ([item("scissors", (9, 9, 99, 99)), item("broccoli", (200, 9, 99, 99))], {}),
+        ([], {}),
+    ],
+)
+def test_what_is_counted_is_whole_and_few(objects, truths):
+    found = numbers(objects)
+    assert truths.items() <= found.items()
+    assert {question for question in found if "dogs" in question} == {*truths}
+
+
+def test_counting_is_asked_only_where_it_is_named_and_changes_no_other_draw():
+    objects = [*dogs(2), item("cat", (200, 200, 50, 50)), item("cup", (10, 200, 50, 50))]
+    known = ["dog", "cat", "cup", "bed", "fork"]
+    for seed in range(9):
+        made = data_prompts.make_prompts(objects, known, seed)
+        more = data_prompts.make_prompts(objects, known, seed, kinds=kinds.MADE_KINDS)
+        assert more[:-1] == made and more[-1]["kind"] == "counting"
+        some = data_prompts.make_prompts(objects, known, seed, kinds=["colour", "counting"])
+        assert [prompt["kind"] for prompt in some] == ["colour", "counting"]
+
+
+def test_an_object_at_an_edge_of_image_or_crop_may_be_cut_off(llava):
+    """The image is 640 x 480: the crop leaves out 80 pixels at the left and at the right."""
+    boxes = {
+        "whole": (200, 100, 100, 100), "top": (200, 1, 100, 100), "bottom": (200, 300, 99, 179),
+        "out": (0, 100, 60, 60), "crop": (60, 100, 100, 100), "at the crop": (90, 100, 60, 60),
+    }  # fmt: skip
+    objects = [
+        {"category": name, "box": list(box), "crowd": False, "color": None, "color_from": ""}
+        for name, box in boxes.items()
+    ]
+    seen = crop.objects_in_crop(objects, (640, 480), llava[1].image_processor)
+    whole = [found["category"] for found in seen if not found["cut_off"]]
+    assert whole == ["whole", "at the crop"]
+
+
+# ------------------------------------------------------------------------------------------------
+# Names in common
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_category_of_the_same_name_makes_an_object_ambiguous():
+    objects = [item("cat", (10, 10, 99, 99)), item("Cats", (200, 10, 99, 99))]
+    objects.append(item("cup", (10, 200, 99, 99)))
+    made = data_prompts.make_prompts(objects, ["kitten", "dog"], per_kind=9)
+    assert [p["question"].splitlines()[0] for p in made if p["kind"] == "colour"] == []
+    about = {p["categories"][0]: p["truth"] for p in made if p["kind"] == "presence"}
+    assert about == {"cat": "yes", "Cats": "yes", "cup": "yes", "dog": "no"}
+
+
+def test_a_colour_from_the_pixels_is_said_to_be_so():
+    assert not colours.may_have_colour(item("cup", (0, 0, 9, 9)))
+    clear = item("car", (0, 0, 99, 99), color="red") | {"color_from": "pixels"}
+    (colour,) = data_prompts.make_prompts([clear], [], kinds=["colour"])
+    assert (colour["truth"], colour["truth_from"]) == ("red", "pixels")

@@ -1,0 +1,166 @@
+"""Which categories are watched in the patches, and how absent ones are drawn."""
+
+import itertools
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from llava_lens import words
+from llava_lens.data import prompts as data_prompts
+from llava_lens.data import watched
+from llava_lens.schema import ABSENT_SAMPLINGS
+
+LLAMA = json.loads((Path(__file__).parents[1] / "llama_words.json").read_text("utf-8"))
+
+
+class Llama:
+    """Of Llama's tokenizer only the vocabulary."""
+
+    def get_vocab(self):
+        return LLAMA
+
+
+def box_of(category: str, visible: float = 1.0) -> dict:
+    return {"category": category, "visible": visible}
+
+
+def test_a_category_without_a_word_is_not_watched_present_or_absent():
+    objects = [box_of("zebra"), box_of("dog"), box_of("tie", visible=0.2)]
+    chosen = watched.words_to_watch(Llama(), objects, ["cake", "dog", "fork", "tie", "zebra"])
+    assert [(word["category"], word["present"], word["absent_sampling"]) for word in chosen] == [
+        ("dog", True, ""),
+        ("fork", False, "random"),
+    ]
+    assert chosen[0]["token_ids"] == words.word_ids(LLAMA, "dog")
+
+
+def test_orange_is_not_watched_where_colours_are_asked_about():
+    asked = [{"kind": "colour", "categories": ["cup"], "absent_sampling": ""}]
+    objects = [box_of("orange"), box_of("cup")]
+    for prompts, present in ([], ["cup", "orange"]), (asked, ["cup"]):
+        chosen = watched.words_to_watch(Llama(), objects, ["fork", "orange"], prompts)
+        assert [word["category"] for word in chosen if word["present"]] == present
+
+
+# ------------------------------------------------------------------------------------------------
+# Absent categories, POPE's three ways
+# ------------------------------------------------------------------------------------------------
+
+# Ten images: of animals a person is the most frequent, a fork is always beside a cup.
+SCENES = [["person", "dog"]] * 4 + [["person", "cat", "book"]] * 3 + [["cup", "fork", "bed"]] * 3
+ALL = sorted({name for scene in SCENES for name in scene} | {"bus", "tie"})
+
+
+def annotated(scenes) -> dict[str, list[dict]]:
+    whole = {"visible": 1.0, "share": 0.1, "crowd": False, "color": None, "box": [0, 0, 9, 9]}
+    return {
+        f"{i}.jpg": [{"category": name, **whole} for name in scene]
+        for i, scene in enumerate(scenes)
+    }
+
+
+def test_categories_are_counted_together():
+    together = watched.count_together(annotated([["dog", "dog", "cat"], ["dog"], []]))
+    assert together == {"dog": Counter(dog=2, cat=1), "cat": Counter(dog=1, cat=1)}
+
+
+def test_absent_categories_are_drawn_in_popes_three_ways_in_turn():
+    together, drawn = (
+        watched.count_together(annotated(SCENES)),
+        {way: Counter() for way in ABSENT_SAMPLINGS},
+    )
+    absent = [name for name in ALL if name not in ("cup", "bed")]
+    for seed in range(300):
+        rows = watched.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
+        assert {way for _, way in rows} == set(ABSENT_SAMPLINGS) and len(
+            {name for name, _ in rows}
+        ) == 3
+        assert rows == watched.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
+        name, way = rows[0]
+        drawn[way][name] += 1
+    # Of those left: frequent are person 7, dog 4, then book, cat and fork with 3 each; beside cup
+    # and bed only the fork ever was.
+    assert set(drawn["random"]) == set(absent)
+    assert set(drawn["popular"]) == {"person", "dog", "book"}
+    assert drawn["adversarial"]["fork"] > 20 and len(drawn["adversarial"]) == 3
+    assert min(sum(names.values()) for names in drawn.values()) > 70
+
+
+def test_without_counts_absent_categories_are_random():
+    rows = watched.draw_absent(ALL, set(), {}, 99, random.Random(0))
+    assert sorted(name for name, _ in rows) == ALL and {way for _, way in rows} == {"random"}
+
+
+def test_the_way_of_an_absent_category_is_kept_from_question_to_watched_word():
+    objects_of = annotated(SCENES)
+    together, ways = watched.count_together(objects_of), Counter()
+    for name, objects in objects_of.items():
+        prompts = data_prompts.make_prompts(objects, ALL, name, 1, together)
+        (absent,) = [prompt for prompt in prompts if prompt["truth"] == "no"]
+        assert {prompt["absent_sampling"] for prompt in prompts if prompt is not absent} == {""}
+        chosen = watched.words_to_watch(Llama(), objects, ALL, prompts, name, together)
+        way_of = {
+            word["category"]: word["absent_sampling"] for word in chosen if not word["present"]
+        }
+        assert way_of[absent["categories"][0]] == absent["absent_sampling"] in ABSENT_SAMPLINGS
+        assert len(way_of) == sum(word["present"] for word in chosen)
+        turn = [ABSENT_SAMPLINGS.index(way) for way in way_of.values()]
+        assert all((b - a) % 3 == 1 for a, b in itertools.pairwise(turn))
+        ways.update(way_of.values())
+    assert set(ways) == set(ABSENT_SAMPLINGS)
+
+
+def test_words_to_watch(llava):
+    tokenizer, categories = llava[1].tokenizer, ["cat", "dog", "hot dog", "zebra", "left"]
+    objects = [
+        {"category": "dog", "visible": 1.0},
+        {"category": "dog", "visible": 0.4},
+        {"category": "zebra", "visible": 0.0},
+    ]
+    words = watched.words_to_watch(tokenizer, objects, categories, (), 0)
+    assert words == watched.words_to_watch(tokenizer, objects, categories, (), 0)
+    # What the model is asked about is watched.
+    for category in ("cat", "left"):
+        asked = [{"kind": "presence", "categories": [category], "absent_sampling": "random"}]
+        assert all(
+            watched.words_to_watch(tokenizer, objects, categories, asked, seed)[1]["category"]
+            == category
+            for seed in range(5)
+        )
+    assert [word["present"] for word in words] == [True, False]
+    assert words[0]["category"] == "dog" and words[1]["category"] in ("cat", "left")
+    assert words[0]["token_ids"] == [tokenizer.convert_tokens_to_ids("▁dog")]
+    assert watched.words_to_watch(tokenizer, [], categories) == []
+
+
+@pytest.mark.parametrize("name", ["Dog", "dog ", "dogs", "puppy", "DOG"])
+def test_what_shares_a_name_with_something_there_is_no_control(name):
+    for there in (box_of("dog"), box_of("dog", visible=0.0)):
+        objects = [there, box_of("cup"), box_of("bed")]
+        chosen = watched.words_to_watch(Llama(), objects, [name, "fork"])
+        absent = [word["category"] for word in chosen if not word["present"]]
+        assert absent == ["fork"]
+        prompts = data_prompts.make_prompts(
+            [{**item, "share": 0.1, "crowd": False, "color": None, "box": [0, 0, 9, 9]}
+             for item in objects], [name], per_kind=9,
+        )  # fmt: skip
+        assert "no" not in {prompt["truth"] for prompt in prompts}
+
+
+def test_only_what_is_known_to_be_absent_is_a_control():
+    chosen = watched.words_to_watch(Llama(), [box_of("dog"), box_of("cup")], ["fork"])
+    assert [word["category"] for word in chosen] == ["cup", "dog", "fork"]
+    assert [word["present"] for word in chosen] == [True, True, False]
+
+
+def test_a_byte_level_vocabulary_is_watched_too():
+    class Bytes(Llama):
+        def get_vocab(self):
+            return {label.replace("▁", "Ġ"): token_id for label, token_id in LLAMA.items()}
+
+    objects = [box_of("dog"), box_of("cup")]
+    as_llama = watched.words_to_watch(Llama(), objects, ["fork", "cat"])
+    assert watched.words_to_watch(Bytes(), objects, ["fork", "cat"]) == as_llama != []
