@@ -16,10 +16,8 @@ import lens_utils
 from llava_lens import kinds, store
 from llava_lens.data import images as data_images
 from llava_lens.data import prompts as data_prompts
-from llava_lens.model import causal, load
 from llava_lens.model import images as model_images
-from llava_lens.model import read as model_read
-from llava_lens.model import run as model_run
+from llava_lens.model import load
 
 
 @pytest.fixture(scope="session")
@@ -128,24 +126,10 @@ def settings(llava_folder):
 @pytest.fixture(scope="session")
 def read(llava, photographs, settings):
     """A record per photograph, as Make_Analyse saves them, with its mean probabilities."""
-    read, grey = [], model_run.keep_prefix(*llava, model_read.grey_image(llava[1]))
     run = model_images.describe_run(*llava, settings, last_layer_jsd=0.0)
     paths = data_images.find_images(photographs)
-    images = {name: data_images.open_image(path) for name, path in paths.items()}
-    before = model_run.keep_prefix(*llava, list(images.values())[-1])
-    for name, image in images.items():
-        record, mean, prefix = model_read.read_image_and_prefix(*llava, image, PROMPTS, settings)
-        prompts, nowhere = record["prompts"], [{} for _ in PROMPTS]
-        greys, others = (
-            model_read.read_control(llava[0], control, prompts) for control in (grey, before)
-        )
-        knockouts = causal.read_knockout(llava[0], prefix, prompts, nowhere, run)
-        for prompt, grey_read, other, cut in zip(prompts, greys, others, knockouts, strict=True):
-            prompt.update(grey=grey_read, other=other, knockout=cut)
-        digests = data_images.digests_of(paths[name], [])
-        read.append(({"name": name, **digests, "objects": [], **record}, mean))
-        before = prefix
-    return read
+    reader = model_images.Reader(llava, paths, {}, run, settings)
+    return [reader.read(name) for name in paths]
 
 
 @pytest.fixture(scope="session")

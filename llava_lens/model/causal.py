@@ -1,18 +1,27 @@
-"""Attention knockout: P(answer) with attention cut."""
+"""What an answer takes from the image: attention knockout, and the route by activation patching."""
 
-import itertools
 import math
-from functools import partial
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from llava_lens.model.lens import lens_logits
-from llava_lens.model.run import PIECE, _as_cache, _FrozenCache, raise_not_finite, run_and_capture
+from llava_lens.model.read import text_of
+from llava_lens.model.run import (
+    PIECE,
+    Row,
+    Texts,
+    as_cache,
+    crop_to,
+    in_groups,
+    raise_not_finite,
+    run_rows,
+)
 
-# Keys that runs side by side with attention cut read together: those of a layer of LLaVA-1.5-7B and
-# its values take 64 MiB.
-MOST_KEYS = 4096
+WORD_TOKENS = 5  # so many tokens of an answer tell its first word
 
 
 def knockout_windows(n_layers: int, share: float) -> list[list[int]]:
@@ -27,108 +36,246 @@ def knockout_windows(n_layers: int, share: float) -> list[list[int]]:
     return moved + [[1, n_layers]] * (width < n_layers)
 
 
-def attention_cuts(n_prefix: int, n_prompt: int, n_patches: int, patches: dict) -> dict:
-    """The keys that each query of a prompt may not look at, by way (KNOCKOUT): masks
-    `[n_prompt, n_prefix + n_prompt]`.
+def route_layers(n_layers: int) -> list[int]:
+    """The layers that are patched: all of up to 12 blocks, else about 17, evenly spaced, with both
+    ends."""
+    step = 1 if n_layers <= 12 else math.ceil(n_layers / 17)
+    n_patched = math.ceil(n_layers / step) + 1
+    return np.linspace(0, n_layers, n_patched).round().astype(int).tolist()
 
-    The prefix ends with the patches; `patches` are those of `patches_to_cut`.
-    """
-    at_patches, all_queries, last = n_prefix - n_patches, slice(None), slice(-1, None)
-    ways = {
-        **{way: (all_queries, [at_patches + i for i in found]) for way, found in patches.items()},
-        "image_last": (last, slice(at_patches, n_prefix)),
-        "question_last": (last, slice(n_prefix, -1)),
-        "image": (all_queries, slice(at_patches, n_prefix)),
+
+@dataclass
+class Run:
+    """A text that ran after a prefix."""
+
+    states: list[torch.Tensor]  # [pos, d_model] per layer
+    n_prefix: int
+    places: list[int]  # where its tokens are in the cache; the prefix is before all texts
+    said: list[int]  # the tokens that the model said then
+
+    def whole(self, states, layer: int, hidden: list[int] = (), until: int = 0) -> Row:
+        """All positions from `layer` on, with `states` there."""
+        return Row(states, layer, self.n_prefix, [*range(self.n_prefix)], hidden, until)
+
+    def last(self, states, layer: int, sees: list[int]) -> Row:
+        """The last position alone from `layer` on, with the last of `states` there."""
+        return Row(states[-1:], layer, self.n_prefix + len(self.places) - 1, sees)
+
+
+def run_texts(side_by_side: Texts, texts: dict[int, torch.Tensor]) -> dict[int, Run]:
+    """The Run of each of `texts` `[pos]` (by number), with the first token that the model says."""
+    (_, residuals, next_ids) = next(side_by_side.answer(texts, max_new_tokens=1))
+    lengths = [*map(len, texts.values())]
+    by_text = zip(*(layer.split(lengths) for layer in residuals), strict=True)
+    places, n_prefix = side_by_side.places, side_by_side.n_prefix
+    return {
+        number: Run([*states], n_prefix, [*places[number]], [next_ids[number]])
+        for number, states in zip(texts, by_text, strict=True)
     }
-    cuts = {way: torch.zeros(n_prompt, n_prefix + n_prompt, dtype=torch.bool) for way in ways}
-    for way, (queries, keys) in ways.items():
-        cuts[way][queries, keys] = True
-    return cuts
 
 
-def run_with_cuts(bridge, cache, residuals: list, cuts: list[tuple]):
-    """Run a prompt once more for each of `cuts`, side by side. Returns the last residual streams
-    at its last position `[cut, d_model]`.
+def logits_of(bridge, cache, rows: dict[tuple, Row]) -> dict[tuple, torch.Tensor]:
+    """The logits `[d_vocab]` in float32 at the last position of each row; `cache` is left as it
+    was. So many rows as have PIECE tokens run side by side, in the order of their first layer."""
+    n_cached, logits = cache.get_seq_length(), {}
+    waiting = sorted(rows.items(), key=lambda item: item[1].layer)
+    while waiting:
+        ends = np.cumsum([len(row.states) for _, row in waiting])
+        n_rows = int((ends <= PIECE).sum())
+        batch, waiting = dict(waiting[:n_rows]), waiting[n_rows:]
+        residuals = run_rows(bridge, cache, [*batch.values()])
+        crop_to(cache, n_cached)
+        last = lens_logits(bridge, residuals[-1][ends[:n_rows] - 1])  # [row, d_vocab]
+        if not last.isfinite().all():
+            raise_not_finite("the logits with attention cut or states patched")
+        logits |= zip(batch, last, strict=True)
+    return logits
 
-    A cut is `(hidden [pos, key], first, last)`: in the blocks `first` to `last` (from 1) the scores
-    of hidden keys are the least finite value, so that their weight is 0; cuts are in the order of
-    `first`. `cache` holds prefix and prompt, `residuals` are the prompt's as of `run_and_capture`:
-    blocks below a window and positions before all that is cut are taken from there. Source:
-    attention knockout, Geva et al., arXiv 2304.14767.
+
+def cut_rows(own: Run, n_patches: int, patches: dict, windows: list) -> dict[tuple, Row]:
+    """The rows of KNOCKOUT by `(cut, window)`; `patches` are those of `patches_to_cut`.
+
+    What is hidden gets no attention. Source: attention knockout, Geva et al., arXiv 2304.14767.
     """
-    hidden, firsts, lasts = zip(*cuts, strict=True)
-    hidden, firsts, lasts = torch.stack(hidden), np.array(firsts), np.array(lasts)
-    n_prompt, n_cached = hidden.shape[1:]
-    start = int(hidden.any(dim=2).any(dim=0).byte().argmax())
-    hidden = hidden[:, None, start:]  # [cut, head, pos, key]
-
-    def hide(scores, hook, block):
-        cut_here = torch.tensor((firsts <= block) & (block <= lasts))[: len(scores)]
-        mask = hidden[: len(scores)] & cut_here[:, None, None, None]
-        return scores.masked_fill(mask.to(scores.device), torch.finfo(scores.dtype).min)
-
-    blocks = range(firsts[0], bridge.cfg.n_layers + 1)
-    hooks = [
-        (f"blocks.{block - 1}.attn.hook_attn_scores", partial(hide, block=block))
-        for block in blocks
-    ]
-    undisturbed = [resid[None, start:] for resid in residuals]
-    resid, frozen = undisturbed[0][:0], _FrozenCache(cache, n_cached - n_prompt + start)
-    positions = torch.arange(frozen.n_seen, n_cached, device=resid.device)[None]
-    rotary = bridge.rotary_emb(undisturbed[0], positions)
-    with bridge.hooks(fwd_hooks=hooks):
-        for block in blocks:
-            begun = undisturbed[block - 1].expand((firsts == block).sum(), -1, -1)
-            resid = torch.cat([resid, begun.to(resid.device)])
-            resid = bridge.blocks[block - 1](
-                resid, position_embeddings=rotary, past_key_values=frozen
-            )
-    return resid[:, -1].to(bridge.W_U.device)
+    rows, image = {}, own.n_prefix - n_patches  # the patches end the prefix
+    for cut, found in patches.items():
+        for window, (first, last) in enumerate(windows):
+            hidden = [image + patch for patch in found]
+            # Below the window nothing is disturbed: the row begins with the own run's states.
+            rows[cut, window] = own.whole(own.states[first - 1], first - 1, hidden, last)
+    embedded, n_layers = own.states[0], len(own.states) - 1
+    question, before = own.places[:-1], [*range(image)]
+    all_patches = [*range(image, own.n_prefix)]
+    rows["image", -1] = own.whole(embedded, 0, all_patches, n_layers)
+    rows["image_last", -1] = own.last(embedded, 0, before + question)
+    rows["question_last", -1] = own.last(embedded, 0, before + all_patches)
+    return rows
 
 
-def read_knockout(bridge, prefix: list, prompts: list[dict], patches: list[dict], run: dict):
-    """P of the first answer token with attention cut: KNOCKOUT for each prompt of a record.
+def patch_rows(own: Run, other: Run, layers: list[int], asked: list[int]) -> tuple[dict, dict]:
+    """The rows of ROUTE by `(patched, layer)`: those after the own prefix, and those after the
+    prefix of the other image. `asked` is where the other run's question is in the own cache.
 
-    `prefix` is the image's (`keep_prefix`), `patches` are those of `patches_to_cut` per prompt, and
-    the windows those of `run` (RUN). Empty without windows, or for a prompt of more than PIECE
-    tokens, which is not run at once. Raises FloatingPointError for NaN or infinity.
+    The states of a prefix depend on nothing after it. So where all patches are patched at a layer,
+    the blocks above it see the other prefix, and the text goes on with its own states.
     """
-    knockouts = []
+    rows, image_rows, prefix = {}, {}, [*range(own.n_prefix)]
+    for layer in layers[1:-1]:  # what the first and the last give follows from the two runs
+        patched = torch.cat([other.states[layer][:-1], own.states[layer][-1:]])  # [pos, d_model]
+        rows["question", layer] = own.whole(patched, layer)
+        rows["last", layer] = own.last(other.states[layer], layer, prefix + own.places[:-1])
+        image_rows["image", layer] = own.whole(own.states[layer], layer)
+    # The question patched at all layers: the last position sees the other run's question.
+    rows["mediated", -1] = own.last(own.states[0], 0, prefix + asked)
+    return rows, image_rows
+
+
+def read_causal(  # noqa: PLR0913 (an image, other images, and what is asked)
+    bridge, prefix: list, others: Callable, prompts: list[dict], patches: list[dict], run: dict
+) -> list[dict]:
+    """`knockout` and `route` (KNOCKOUT, ROUTE) of each prompt of a record.
+
+    `prefix` is the image's (`keep_prefix`), `others()` gives `(name, prefix)` of the images before
+    it, nearest first, `patches` are those of `patches_to_cut` per prompt; windows and layers are
+    those of `run` (RUN). Both are empty for a prompt of more than PIECE tokens, which is not run at
+    once; the route also where none of the others gives another answer. Raises FloatingPointError
+    for NaN or infinity.
+    """
+    read = [{"knockout": {}, "route": {}} for _ in prompts]
     with torch.inference_mode():
-        cache = _as_cache(prefix)
-        for prompt, found in zip(prompts, patches, strict=True):
-            ids = torch.tensor(prompt["token_ids"][: prompt["n_prompt"]])
-            if len(ids) > PIECE or not run["knockout_windows"]:
-                knockouts.append({})
+        for texts in in_groups([*map(text_of, prompts)]):
+            if sum(map(len, texts.values())) > PIECE:
                 continue
-            residuals, _ = run_and_capture(bridge, ids, cache)
-            n_prefix = cache.get_seq_length() - len(ids)
-            cuts = attention_cuts(n_prefix, len(ids), run["grid"] ** 2, found)
-            read = partial(_read_cuts, bridge, cache, residuals, windows=run["knockout_windows"])
-            knockouts.append(read(cuts, answer_id=prompt["answer_ids"][0]))
-            cache.crop(-len(ids))
+            cache = as_cache(prefix)
+            runs = run_texts(Texts(bridge, cache), texts)
+            answers = {number: _answer_of(prompts[number]) for number in texts}
+            if windows := run["knockout_windows"]:
+                rows = {
+                    (number, *key): row
+                    for number, own in runs.items()
+                    for key, row in cut_rows(
+                        own, run["grid"] ** 2, patches[number], windows
+                    ).items()
+                }
+                logits = logits_of(bridge, cache, rows)
+                for number, knockout in _knockouts(logits, answers, len(windows)).items():
+                    read[number]["knockout"] = knockout
+            if layers := run["route_layers"]:
+                found = counterfactuals(bridge, texts, answers, others())
+                for number, route in read_routes(bridge, cache, runs, answers, found, layers):
+                    read[number]["route"] = route
+    return read
+
+
+def _answer_of(prompt: dict) -> list[int]:
+    """The tokens of an answer from its first word on, as many as tell that word."""
+    return prompt["answer_ids"][prompt["word_at"] :][:WORD_TOKENS].tolist()
+
+
+def _knockouts(logits: dict, answers: dict[int, list[int]], n_windows: int) -> dict[int, dict]:
+    """KNOCKOUT by prompt, from the logits by `(prompt, cut, window)`."""
+    knockouts = {number: {} for number in answers}
+    for (number, cut, window), one in logits.items():
+        prob = float(one.softmax(-1)[answers[number][0]])
+        if window < 0:
+            knockouts[number][cut] = prob
+        else:
+            by_window = knockouts[number].setdefault(cut, np.zeros(n_windows, np.float32))
+            by_window[window] = prob
     return knockouts
 
 
-def _read_cuts(  # noqa: PLR0913 (the state of one prompt, and what is asked of it)
-    bridge, cache, residuals: list, cuts: dict, answer_id: int, windows: list
-) -> dict[str, np.ndarray]:
-    """P(answer) `[window]` by way."""
-    probs = {way: np.zeros(len(windows), np.float32) for way in cuts}
-    side_by_side = max(1, MOST_KEYS // cache.get_seq_length())
-    # Those of one length together, by first block.
-    runs = sorted(
-        itertools.product(range(len(windows)), cuts),
-        key=lambda run: (run[1].endswith("last"), windows[run[0]]),
-    )
-    for one_length in (runs[: -2 * len(windows)], runs[-2 * len(windows) :]):
-        for begin in range(0, len(one_length), side_by_side):
-            chosen = one_length[begin : begin + side_by_side]
-            cut = [(cuts[way], *windows[window]) for window, way in chosen]
-            logits = lens_logits(bridge, run_with_cuts(bridge, cache, residuals, cut))
-            if not logits.isfinite().all():
-                raise_not_finite("the logits with attention cut")
-            p = logits.softmax(-1)[:, answer_id].tolist()
-            for (window, way), prob in zip(chosen, p, strict=True):
-                probs[way][window] = prob
-    return probs
+def counterfactuals(bridge, texts: dict, answers: dict, others: Iterator) -> Iterator[tuple]:
+    """`(name, cache, runs)` of images, nearest first; `runs` are of the texts to which the model
+    first answers otherwise there: with another word, and another token to begin it.
+
+    `answers` are the tokens of the own answers. No image is run that no text waits for.
+    """
+    words = {number: _word(bridge, ids) for number, ids in answers.items()}
+    waiting = {number: ids for number, ids in texts.items() if words[number]}
+    while waiting and (other := next(others, None)):
+        name, prefix = other
+        side_by_side = Texts(bridge, as_cache(prefix))
+        runs = run_texts(side_by_side, waiting)
+        differ = {number: run for number, run in runs.items() if run.said[0] != answers[number][0]}
+        # The whole first word: `▁Y`, `ellow` is not another word than `▁yellow`.
+        begun = {
+            number: torch.tensor(run.said)
+            for number, run in differ.items()
+            if run.said[0] not in side_by_side.end_ids
+        }
+        for _, _, next_ids in side_by_side.answer(begun, WORD_TOKENS - 1):
+            for number, next_id in next_ids.items():
+                differ[number].said.append(next_id)
+        found = {
+            number: run
+            for number, run in differ.items()
+            if _word(bridge, run.said) not in ("", words[number])
+        }
+        waiting = {number: ids for number, ids in waiting.items() if number not in found}
+        if found:
+            yield name, side_by_side.cache, found
+
+
+def _word(bridge, ids: list[int]) -> str:
+    """The first word that tokens say, in lower case; empty if they say none."""
+    word = re.search(r"[^\W_]+", bridge.tokenizer.decode(ids, skip_special_tokens=True))
+    return word[0].lower() if word else ""
+
+
+def read_routes(  # noqa: PLR0913 (both runs of a text, and what is asked)
+    bridge, cache, runs: dict[int, Run], answers: dict, found: Iterator, layers: list[int]
+) -> Iterator[tuple[int, dict]]:
+    """`(number, ROUTE)` of the texts that are `found` a counterfactual (`counterfactuals`).
+
+    Activation patching: at a layer the states of one group of positions are those of the run after
+    the other image. What is kept is LD, the logit of the own answer's first token minus that of the
+    counterfactual's. Sources: Vig et al., arXiv 2004.12265; Heimersheim and Nanda, 2404.15255.
+    """
+    routes, rows, logits = {}, {}, {}
+    for name, other_cache, others in found:
+        image_rows = {}
+        for number, other in others.items():
+            asked = _append(cache, other_cache, other.places[:-1])
+            of_own, of_image = patch_rows(runs[number], other, layers, asked)
+            rows |= {(number, *key): row for key, row in of_own.items()}
+            image_rows |= {(number, *key): row for key, row in of_image.items()}
+            for which, run in ("own", runs[number]), ("counterfactual", other):
+                logits[number, which, -1] = lens_logits(bridge, run.states[-1][-1:])[0]
+            routes[number] = {
+                "other": name,
+                "other_answer": bridge.tokenizer.decode(
+                    other.said, skip_special_tokens=True
+                ).strip(),
+                "own_id": answers[number][0],
+                "other_id": other.said[0],
+            }
+        logits |= logits_of(bridge, other_cache, image_rows)
+    logits |= logits_of(bridge, cache, rows)
+    for number, route in routes.items():
+        ids = route["own_id"], route["other_id"]
+        difference = {
+            key[1:]: float(one[ids[0]] - one[ids[1]])
+            for key, one in logits.items()
+            if key[0] == number
+        }
+        for name in ("own", "counterfactual", "mediated"):
+            route[name] = difference[name, -1]
+        own, other = route["own"], route["counterfactual"]
+        # At the ends: all that runs above is the other run's, or the own run's.
+        for name, first, last in (
+            ("image", other, own),
+            ("question", own, own),
+            ("last", own, other),
+        ):
+            inner = [difference[name, layer] for layer in layers[1:-1]]
+            route[name] = np.array([first, *inner, last], np.float32)
+        yield number, route
+
+
+def _append(cache, other_cache, places: list[int]) -> list[int]:
+    """Put keys and values of another cache at the end of `cache`; returns where they are."""
+    end = cache.get_seq_length()
+    for block, layer in enumerate(other_cache.layers):
+        cache.update(layer.keys[:, :, places], layer.values[:, :, places], block)
+    return [*range(end, end + len(places))]

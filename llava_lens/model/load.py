@@ -19,7 +19,7 @@ from llava_lens.model.lens import LAST_LAYER_TOLERANCE
 from llava_lens.model.run import encode_prompts
 from llava_lens.text import require
 
-HEADROOM = 2**30  # bytes that reading needs on a GPU beside the weights
+HEADROOM = 5 * 2**28  # bytes that reading needs on a GPU beside the weights
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Settings:
     max_new_tokens: int = 20
     knockout: bool = True
     knockout_width: float = 9 / 32  # of a window, as a share of the blocks
+    route: bool = True
     deadline: float = float("inf")  # `time.monotonic()` after which no image is begun
 
     def __post_init__(self):

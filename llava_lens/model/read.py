@@ -21,14 +21,14 @@ from llava_lens.model.lens import (
 from llava_lens.model.load import Settings
 from llava_lens.model.run import (
     PIECE,
-    _as_cache,
-    _as_prefix,
+    as_cache,
+    as_prefix,
     encode_prompts,
     image_span,
     raise_not_finite,
     run_and_capture,
     run_prefix,
-    run_prompt,
+    run_prompts,
 )
 from llava_lens.schema import SEGMENTS
 from llava_lens.text import require
@@ -200,10 +200,8 @@ def read_image_and_prefix(
         watched = [word["token_ids"] for word in words]
         patches = read(residuals, [IMAGE] * n_patches, [-1] * n_patches, words=watched)
         log2_probs = _as_log2(patches.pop("words", None))
-        answers = []
-        for sequence in sequences:
-            prompt_ids = sequence[image_span(bridge, sequence)[1] :]
-            answers.append(_read_prompt(bridge, cache, prompt_ids, settings.max_new_tokens, read))
+        texts = [sequence[image_span(bridge, sequence)[1] :] for sequence in sequences]
+        answers = _read_prompts(bridge, cache, texts, settings.max_new_tokens, read)
     for answer in answers:
         answer["answer"] = processor.decode(answer["answer_ids"], skip_special_tokens=True).strip()
     record = {
@@ -216,7 +214,7 @@ def read_image_and_prefix(
     n_text = sum(len(answer["token_ids"]) for answer in answers)
     n_read = torch.tensor([n_patches, n_prompt, n_text - n_prompt], device=prob_sum.device)
     mean = prob_sum / n_read[:, None, None]  # 0 / 0 is NaN
-    return record, mean.cpu().numpy(), _as_prefix(cache)
+    return record, mean.cpu().numpy(), as_prefix(cache)
 
 
 def _check_request(bridge, sequences: list, settings: Settings) -> None:
@@ -242,52 +240,57 @@ def _as_log2(probs: np.ndarray | None) -> np.ndarray:
     return np.ascontiguousarray(log2_probs.transpose(2, 0, 1))
 
 
-def _read_prompt(bridge, cache, prompt_ids, max_new_tokens: int, read) -> dict:
-    """Run and read one prompt and its answer, then take both out of the cache again.
+def _read_prompts(bridge, cache, prompts: list, max_new_tokens: int, read) -> list[dict]:
+    """Run and read prompts `[pos]` and their answers side by side; `cache` is left as it was.
 
-    Returns PROMPT's `token_ids`, `n_prompt`, `answer_ids`, `readings`, `word_at`, `word_ids`,
-    `word_prob` and `word_rank`.
+    Returns per prompt PROMPT's `token_ids`, `n_prompt`, `answer_ids`, `readings`, `word_at`,
+    `word_ids`, `word_prob` and `word_rank`.
     """
-    n_prompt, token_ids, answer_ids, readings = len(prompt_ids), [], [], []
-    before = []  # the states that each answer token was read from
-    waiting, segments, targets = [], [], []  # run, but not read yet
+    token_ids, answer_ids, before = ([[] for _ in prompts] for _ in range(3))
+    owners, waiting, segments, targets, readings = [], [], [], [], []  # run, but not read yet
 
     def read_waiting():
-        residuals = [torch.cat(layer) for layer in zip(*waiting, strict=True)]
-        readings.append(read(residuals, segments, targets))
+        if waiting:
+            readings.append(
+                read([torch.cat(one) for one in zip(*waiting, strict=True)], segments, targets)
+            )
         for values in (waiting, segments, targets):
             values.clear()
 
-    for ids, residuals, next_id in run_prompt(bridge, cache, prompt_ids, max_new_tokens):
-        segment = PROMPT if len(token_ids) < n_prompt else ANSWER
-        token_ids += ids.tolist()
+    for pieces, residuals, next_ids in run_prompts(bridge, cache, prompts, max_new_tokens):
         waiting.append(residuals)
-        segments += [segment] * len(ids)
-        targets += [-1] * (len(ids) - 1) + [next_id]
-        if next_id >= 0:
-            answer_ids.append(next_id)
-            before.append([resid[-1:].clone() for resid in residuals])
+        end = 0  # of the prompt's positions in this pass
+        for number, ids in pieces.items():
+            end += len(ids)
+            is_answer = len(token_ids[number]) >= len(prompts[number])
+            token_ids[number] += ids.tolist()
+            owners += [number] * len(ids)
+            segments += [ANSWER if is_answer else PROMPT] * len(ids)
+            targets += [-1] * (len(ids) - 1) + [next_ids[number]]
+            if next_ids[number] >= 0:
+                answer_ids[number].append(next_ids[number])
+                # The states that the answer's token was read from, `[1, d_model]` per layer.
+                before[number].append([resid[end - 1 : end].clone() for resid in residuals])
         if len(targets) >= PIECE:
             read_waiting()
-    if waiting:
-        read_waiting()
-    cache.crop(-len(token_ids))  # back to the prefix, for the next prompt
-    labels, _ = labels_and_words(bridge.tokenizer, bridge.cfg.d_vocab)
-    word_at, word_ids = first_word(labels, answer_ids)
-    first = read_answer(bridge, before[word_at], answer_ids[word_at], word_ids)
-    return {
-        "token_ids": np.array(token_ids),
-        "n_prompt": n_prompt,
-        "answer_ids": np.array(answer_ids),
-        "word_at": word_at,
-        "word_ids": word_ids,
-        "word_prob": first["word_prob"],
-        "word_rank": first["word_rank"],
-        "readings": {
-            name: np.concatenate([piece[name] for piece in readings], axis=1)
-            for name in readings[0]
-        },
-    }
+    read_waiting()
+    owners, labels = np.array(owners), labels_and_words(bridge.tokenizer, bridge.cfg.d_vocab)[0]
+    every = {name: np.concatenate([one[name] for one in readings], axis=1) for name in readings[0]}
+    answers = []
+    for number, ids in enumerate(answer_ids):
+        word_at, word_ids = first_word(labels, ids)
+        first = read_answer(bridge, before[number][word_at], ids[word_at], word_ids)
+        answers.append({
+            "token_ids": np.array(token_ids[number]),
+            "n_prompt": len(prompts[number]),
+            "answer_ids": np.array(ids),
+            "word_at": word_at,
+            "word_ids": word_ids,
+            "word_prob": first["word_prob"],
+            "word_rank": first["word_rank"],
+            "readings": {name: values[:, owners == number] for name, values in every.items()},
+        })  # fmt: skip
+    return answers
 
 
 def grey_image(processor) -> Image.Image:
@@ -303,17 +306,21 @@ def read_control(bridge, prefix: list[tuple], prompts: list[dict]) -> list[dict]
     after the tokens that this answer has before its first word.
     Raises FloatingPointError for NaN or infinity.
     """
-    controls = []
+    texts, controls = [text_of(prompt) for prompt in prompts], []
     with torch.inference_mode():
-        cache = _as_cache(prefix)
-        for prompt in prompts:
-            at = prompt["word_at"]
-            ids = torch.tensor(prompt["token_ids"][: prompt["n_prompt"] + at])
-            *_, (_, residuals, _) = run_prompt(bridge, cache, ids, max_new_tokens=1)
-            cache.crop(-len(ids))
-            token_id = int(prompt["answer_ids"][at])
-            controls.append(read_answer(bridge, residuals, token_id, prompt["word_ids"]))
+        for pieces, residuals, next_ids in run_prompts(bridge, as_cache(prefix), texts, 1):
+            ends = np.cumsum([len(ids) for ids in pieces.values()])
+            for number, end in zip(pieces, ends, strict=True):
+                if next_ids[number] >= 0:  # else the text goes on
+                    prompt, states = prompts[number], [resid[end - 1 : end] for resid in residuals]
+                    token_id = int(prompt["answer_ids"][prompt["word_at"]])
+                    controls.append(read_answer(bridge, states, token_id, prompt["word_ids"]))
     return controls
+
+
+def text_of(prompt: dict) -> torch.Tensor:
+    """The tokens `[pos]` of a record's prompt, with those of its answer before its first word."""
+    return torch.tensor(prompt["token_ids"][: prompt["n_prompt"] + prompt["word_at"]])
 
 
 def crop_as_jpeg(pixel_values: np.ndarray, image_processor) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Run the model and capture its residual stream; prompts on a cached prefix."""
+"""Run the model: an image's prefix, and rows of text side by side after it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
@@ -10,8 +11,11 @@ from PIL import Image
 from transformers import DynamicCache
 
 from llava_lens.kinds import CHAT, question_of
+from llava_lens.model.lens import lens_logits
 
-PIECE = 256  # prompt tokens that are run at once: a bound for the memory of any prompt
+# Tokens after the prefix that run at once. It bounds the memory: of LLaVA-1.5-7B in float16, their
+# residual streams at all layers take 66 MiB, and the attention scores of a block about as much.
+PIECE = 256
 
 
 def encode_prompts(processor, image: Image.Image, questions: list[str]):
@@ -57,15 +61,20 @@ def run_and_capture(bridge, input_ids, cache, logits_to_keep: int = 1, **inputs)
     with bridge.hooks(fwd_hooks=hooks):
         logits = bridge(input_ids, past_key_values=cache, logits_to_keep=logits_to_keep, **inputs)
     logits = logits[0].to(device)
+    _check_finite([*residuals, logits], 0, n_layers)
+    return residuals, logits
+
+
+def _check_finite(values: list, first: int, n_layers: int) -> None:
+    """Raise FloatingPointError, which names the layer, unless all of `values` are finite: residual
+    streams from layer `first` on, and perhaps logits."""
     # A sum is finite only if all that it adds is; in float32, where sums of half precision can't
     # overflow. One wait for the GPU for all layers.
-    sums = torch.stack([values.sum(dtype=torch.float32) for values in [*residuals, logits]])
-    finite = sums.isfinite().tolist()
+    finite = torch.stack([one.sum(dtype=torch.float32) for one in values]).isfinite().tolist()
     if not all(finite):
-        layer = finite.index(False)
+        layer = first + finite.index(False)
         where = f"the residual stream, first at layer {layer} of {n_layers}"
         raise_not_finite("the logits" if layer > n_layers else where)
-    return residuals, logits
 
 
 def raise_not_finite(where: str):
@@ -99,57 +108,147 @@ def run_prefix(bridge, pixel_values, input_ids):
     return cache, [resid[first:] for resid in residuals]
 
 
-def run_prompt(bridge, cache, prompt_ids, max_new_tokens: int) -> Iterator[tuple]:
-    """Run a prompt after the prefix in `cache` and decode its answer greedily.
-
-    Yields `(token ids [pos], residual streams as of run_and_capture, next id)` for pieces of the
-    prompt and for each answer token that is fed back. The next id is what the model says after the
-    piece; -1 where the prompt goes on.
-    """
-    end_ids = np.atleast_1d(bridge.original_model.generation_config.eos_token_id)
-    pieces, n_answer = list(prompt_ids.split(PIECE)), 0
-    while pieces:
-        ids, next_id = pieces.pop(0), -1
-        residuals, logits = run_and_capture(bridge, ids, cache)
-        if not pieces:
-            next_id, n_answer = int(logits[-1].argmax()), n_answer + 1
-            if next_id not in end_ids and n_answer < max_new_tokens:
-                pieces.append(torch.tensor([next_id]))
-        yield ids, residuals, next_id
-
-
 def keep_prefix(bridge, processor, image: Image.Image) -> list[tuple]:
-    """The key-value cache of an image's prefix, per layer `(keys, values, device)`, kept in the
+    """The key-value cache of an image's prefix, per block `(keys, values, device)`, kept in the
     CPU's memory."""
     pixel_values, (input_ids,) = encode_prompts(processor, image, [question_of("description")])
     with torch.inference_mode():
         cache, _ = run_prefix(bridge, pixel_values, input_ids)
-    return _as_prefix(cache)
+    return as_prefix(cache)
 
 
-def _as_prefix(cache) -> list[tuple]:
+def as_prefix(cache) -> list[tuple]:
     return [(layer.keys.cpu(), layer.values.cpu(), layer.keys.device) for layer in cache.layers]
 
 
-def _as_cache(prefix: list[tuple]) -> DynamicCache:
+def as_cache(prefix: list[tuple]) -> DynamicCache:
     """What `keep_prefix` kept, back on the model's devices."""
     cache = DynamicCache()
-    for layer, (keys, values, device) in enumerate(prefix):
-        cache.update(keys.to(device), values.to(device), layer)
+    for block, (keys, values, device) in enumerate(prefix):
+        cache.update(keys.to(device), values.to(device), block)
     return cache
 
 
-class _FrozenCache:
-    """Keys and values of the first `n_seen` positions of `cache`, for runs side by side: each adds
-    its own for the moment, nothing is kept."""
+def crop_to(cache, n_kept: int) -> None:
+    """Leave the first `n_kept` positions in every block of a cache."""
+    for layer in cache.layers:
+        if (added := layer.get_seq_length() - n_kept) > 0:
+            layer.crop(-added)
 
-    def __init__(self, cache, n_seen: int):
-        self.cache, self.n_seen = cache, n_seen
 
-    def update(self, keys, values, layer: int, *_):
-        """Keys and values `[run, head, pos, d_head]` with the cached ones in front."""
-        cached = self.cache.layers[layer]
-        return tuple(
-            torch.cat([seen[:, :, : self.n_seen].expand(len(new), -1, -1, -1), new], dim=2)
-            for seen, new in ((cached.keys, keys), (cached.values, values))
-        )
+@dataclass
+class Row:
+    """Consecutive positions of a text, which run through the blocks from `layer` on."""
+
+    states: torch.Tensor  # [pos, d_model], the residual stream at `layer`
+    layer: int
+    position: int  # in the whole sequence, of the first of them
+    sees: list[int]  # places in the cache that they look at, besides themselves
+    hidden: list[int] = ()  # places that they don't look at in the blocks ...
+    until: int = 0  # ... up to this one, counted from 1
+
+
+def run_rows(bridge, cache, rows: list[Row]) -> list[torch.Tensor]:
+    """Run rows side by side, in one sequence: a mask keeps each to what it `sees` and to itself.
+
+    So a pass reads the weights once for all rows, and neither pads them nor copies the prefix.
+    `rows` are in the order of `layer`. Returns, per layer from the first one's on, the residual
+    streams `[pos, d_model]` of the rows that have begun by then, one after the other. Their keys
+    and values stay in `cache`, after what it held. Raises FloatingPointError for NaN or infinity.
+    """
+    n_cached, n_layers, device = cache.get_seq_length(), bridge.cfg.n_layers, bridge.W_U.device
+    lengths = [len(row.states) for row in rows]
+    row_of = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))  # [pos]
+    own = (row_of[:, None] == row_of).tril()  # [pos, pos]
+    seen = torch.zeros(len(rows), n_cached, dtype=torch.bool)
+    hidden = torch.zeros_like(seen)
+    for number, row in enumerate(rows):
+        seen[number, row.sees] = True
+        hidden[number, row.hidden] = True
+    until = torch.tensor([row.until for row in rows])
+    resid, residuals = rows[0].states[:0], []
+    positions = [torch.arange(row.position, row.position + len(row.states)) for row in rows]
+    rotary = bridge.rotary_emb(resid, torch.cat(positions)[None].to(resid.device))
+    for block in range(rows[0].layer, n_layers):
+        begun = [row.states.to(resid.device) for row in rows if row.layer == block]
+        resid = torch.cat([resid, *begun])  # [pos so far, d_model]
+        residuals.append(resid.to(device))
+        n_pos = len(resid)
+        visible = seen & ~(hidden & (until > block)[:, None])  # [row, cached key]
+        visible = torch.cat([visible[row_of[:n_pos]], own[:n_pos, :n_pos]], dim=1)  # [pos, key]
+        resid = bridge.blocks[
+            block
+        ](
+            resid[None],
+            attention_mask=visible[None, None].to(resid.device),  # [1, head, pos, key]
+            position_embeddings=tuple(part[:, :n_pos] for part in rotary),
+            past_key_values=cache,
+        )[0]
+    residuals.append(resid.to(device))
+    _check_finite(residuals, rows[0].layer, n_layers)
+    return residuals
+
+
+class Texts:
+    """Texts side by side after the prefix in `cache`; each sees the prefix and itself."""
+
+    def __init__(self, bridge, cache):
+        self.bridge, self.cache, self.n_prefix = bridge, cache, cache.get_seq_length()
+        self.places: dict[int, list[int]] = {}  # by text: where its tokens are in the cache
+        self.end_ids = np.atleast_1d(bridge.original_model.generation_config.eos_token_id)
+
+    def feed(self, pieces: dict[int, torch.Tensor]) -> list[torch.Tensor]:
+        """Run the next tokens of each text. Returns residual streams `[pos, d_model]` per layer."""
+        ids = torch.cat([*pieces.values()])[None].to(self.bridge.cfg.device)
+        embedded = self.bridge(ids, stop_at_layer=0)[0]  # [pos, d_model]
+        rows, end = [], self.cache.get_seq_length()
+        for number, states in zip(
+            pieces, embedded.split([*map(len, pieces.values())]), strict=True
+        ):
+            own = self.places.setdefault(number, [])
+            rows.append(Row(states, 0, self.n_prefix + len(own), [*range(self.n_prefix), *own]))
+            own += range(end, end + len(states))
+            end += len(states)
+        return run_rows(self.bridge, self.cache, rows)
+
+    def answer(self, texts: dict[int, torch.Tensor], max_new_tokens: int) -> Iterator[tuple]:
+        """Run the next tokens of texts and decode answers greedily, each pass for all of them.
+
+        Yields `(token ids [pos] by text, residual streams of them all, next id by text)`. The next
+        id is what the model says then; -1 where a long text goes on after PIECE tokens.
+        """
+        waiting, n_said = dict(texts), dict.fromkeys(texts, 0)
+        while waiting:
+            pieces = {number: ids[:PIECE] for number, ids in waiting.items()}
+            waiting = {number: ids[PIECE:] for number, ids in waiting.items() if len(ids) > PIECE}
+            residuals = self.feed(pieces)
+            ends = np.cumsum([len(ids) for ids in pieces.values()]) - 1
+            said = lens_logits(self.bridge, residuals[-1][ends]).argmax(-1).tolist()
+            next_ids = dict(zip(pieces, said, strict=True)) | dict.fromkeys(waiting, -1)
+            yield pieces, residuals, next_ids
+            for number in pieces.keys() - waiting.keys():
+                n_said[number] += 1
+                if next_ids[number] not in self.end_ids and n_said[number] < max_new_tokens:
+                    waiting[number] = torch.tensor([next_ids[number]])
+            waiting = dict(sorted(waiting.items()))
+
+
+def in_groups(texts: list[torch.Tensor]) -> Iterator[dict[int, torch.Tensor]]:
+    """Texts by number, in groups that run at once: of up to PIECE tokens, or one longer text."""
+    group = {}
+    for number, ids in enumerate(texts):
+        if group and sum(map(len, group.values())) + len(ids) > PIECE:
+            yield group
+            group = {}
+        group[number] = ids
+    if group:
+        yield group
+
+
+def run_prompts(bridge, cache, prompts: list[torch.Tensor], max_new_tokens: int) -> Iterator[tuple]:
+    """Run prompts `[pos]` after the prefix in `cache` and decode their answers: what `Texts.answer`
+    yields, group by group. `cache` is left as it was."""
+    n_prefix = cache.get_seq_length()
+    for group in in_groups(prompts):
+        yield from Texts(bridge, cache).answer(group, max_new_tokens)
+        crop_to(cache, n_prefix)

@@ -1,0 +1,422 @@
+"""Knockout and patching against plain HF: its own mask and hooks, one uncached pass, none of this
+project's code."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_llava import make_llava
+from transformers import AutoProcessor
+
+from llava_lens import kinds, schema
+from llava_lens.data.images import find_images, open_image
+from llava_lens.data.prompts import as_prompts
+from llava_lens.model import causal, load, run
+from llava_lens.model.images import Reader, describe_run
+from llava_lens.model.read import read_image
+from tests.conftest import ROOT
+from tests.model.plain_hf import hf_inputs, load_hf
+
+QUESTIONS = ["What is this? 狗", kinds.question_of("relation", a="dog", b="cat")]
+CHOSEN = {"object": [0, 5, 6], "background": [3, 12, 15]}  # of the tiny model's 16 patches
+N_BLOCKS = 5
+LAYERS = [*range(N_BLOCKS + 1)]
+# Of logits, in their standard deviations: the rounding of another matrix shape.
+TOLERANCE = {"float32": 2e-5, "float16": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def gqa_folder(tmp_path_factory):
+    """A tiny LLaVA with two key-value heads for four heads (grouped-query attention)."""
+    folder = tmp_path_factory.mktemp("gqa")
+    torch.manual_seed(1)
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
+    text = dict(small, hidden_size=64, num_hidden_layers=N_BLOCKS, num_key_value_heads=2)
+    corpus = [kinds.CHAT, *QUESTIONS]
+    make_llava(folder, corpus, 56, 14, vision=small, text=dict(text, initializer_range=0.3))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["float32", "gqa", "float16"])
+def both(request, llava_folder, gqa_folder):
+    """`((bridge, processor), plain HF's (model, processor), dtype)` with the same weights."""
+    folder = gqa_folder if request.param == "gqa" else llava_folder
+    dtype = "float16" if request.param == "float16" else "float32"
+    hf = (
+        load_hf(folder, getattr(torch, dtype)),
+        AutoProcessor.from_pretrained(folder, backend="pil"),
+    )
+    return load.load_llava(folder, dtype, "cpu"), hf, dtype
+
+
+@pytest.fixture(scope="module")
+def images(photographs):
+    """The image, and the counterfactual."""
+    return [open_image(photographs / name) for name in ("china.jpg", "flower.jpg")]
+
+
+class Hooked:
+    """A prompt in plain HF, in one uncached pass: what its states are, and its logits where states
+    are replaced or keys are hidden."""
+
+    def __init__(self, hf, image, question):
+        self.model, self.inputs = hf[0], hf_inputs(hf, image, question)
+        ids = self.inputs["input_ids"][0]
+        at_image = (ids == self.model.config.image_token_id).nonzero()[:, 0]
+        self.end, self.n_pos = int(at_image[-1]) + 1, len(ids)
+        self.groups = {
+            "image": at_image,
+            "question": torch.arange(self.end, self.n_pos - 1),
+            "last": torch.tensor([self.n_pos - 1]),
+        }
+
+    @torch.inference_mode()
+    def states(self):
+        """Residual streams `[layer][pos, d_model]`."""
+        kept = []
+        self._run(lambda layer, resid: kept.append(resid[0].clone()))
+        return kept
+
+    @torch.inference_mode()
+    def patched(self, group, layers, donor):
+        """Logits `[d_vocab]` with the donor's states at a group of positions at these layers."""
+
+        def replace(layer, resid):
+            if layer in layers:
+                resid[0, self.groups[group]] = donor[layer][self.groups[group]]
+
+        return self._run(replace)
+
+    @torch.inference_mode()
+    def cut(self, cut, blocks):
+        """Logits `[d_vocab]` where in `blocks` (from 1) HF's own mask hides what `cut` hides."""
+        text, (patches, question, last) = range(self.end, self.n_pos), self.groups.values()
+        queries, keys = {
+            "object": (text, patches[CHOSEN["object"]]),
+            "background": (text, patches[CHOSEN["background"]]),
+            "image": (text, patches),
+            "image_last": (last, patches),
+            "question_last": (last, question),
+        }[cut]
+        least = torch.finfo(self.model.dtype).min
+        plain = torch.full((self.n_pos, self.n_pos), least, dtype=self.model.dtype).triu(1)
+        hiding = plain.clone()
+        for query in queries:
+            hiding[query, list(keys)] = least
+        return self._run(lambda *_: None, lambda block: hiding if block in blocks else plain)
+
+    def _run(self, see, mask_of=None):
+        layers, handles = self.model.model.language_model.layers, []
+        for number, layer in enumerate(layers):
+
+            def before(module, args, kwargs, number=number):
+                resid = args[0].clone()
+                see(number, resid)
+                if mask_of:
+                    kwargs = {**kwargs, "attention_mask": mask_of(number + 1)[None, None]}
+                return (resid, *args[1:]), kwargs
+
+            handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+
+        def after(module, args, out):
+            resid = (out if torch.is_tensor(out) else out[0]).clone()
+            see(len(layers), resid)
+            return resid if torch.is_tensor(out) else (resid, *out[1:])
+
+        handles.append(layers[-1].register_forward_hook(after))
+        logits = self.model(**self.inputs).logits[0, -1].float()
+        for handle in handles:
+            handle.remove()
+        return logits
+
+
+def no_others():
+    return iter(())
+
+
+def prefix_of(llava, image):
+    return run.keep_prefix(*llava, image)
+
+
+def text_ids(llava, image, question):
+    """The tokens of a prompt after its image."""
+    _, (ids,) = run.encode_prompts(llava[1], image, [question])
+    return ids[run.image_span(llava[0], ids)[1] :]
+
+
+@torch.inference_mode()
+def routes_of(llava, prefix, other_prefix, texts, own_id=300, other_id=7):
+    """ROUTE of each text between two tokens, whatever the model answers."""
+    bridge, _ = llava
+    cache, other_cache = run.as_cache(prefix), run.as_cache(other_prefix)
+    runs = causal.run_texts(run.Texts(bridge, cache), texts)
+    others = causal.run_texts(run.Texts(bridge, other_cache), texts)
+    for other in others.values():
+        other.said[0] = other_id
+    answers = {number: [own_id] for number in texts}
+    found = iter([("other.jpg", other_cache, others)])
+    return dict(causal.read_routes(bridge, cache, runs, answers, found, LAYERS))
+
+
+def test_patching_equals_hooks_that_replace_states_in_plain_hf(both, images):
+    """Each group at each layer, both ends too, and the question at all layers; for two prompts of
+    unequal length side by side."""
+    llava, hf, dtype = both
+    prefixes = [prefix_of(llava, image) for image in images]
+    texts = {number: text_ids(llava, images[0], asked) for number, asked in enumerate(QUESTIONS)}
+    for number, asked in enumerate(QUESTIONS):
+        own, other = (Hooked(hf, image, asked) for image in images)
+        donor, nothing = other.states(), own.patched("last", [], [])
+        change = nothing - other.patched("last", [], [])
+        ids = int(change.argmax()), int(change.argmin())  # on which the two runs differ most
+        route = routes_of(llava, *prefixes, texts, *ids)[number]
+        scale = TOLERANCE[dtype] * float(nothing.std())
+
+        def difference(logits, ids=ids):
+            return float(logits[ids[0]] - logits[ids[1]])
+
+        for group in ("image", "question", "last"):
+            assert route[group].shape == (N_BLOCKS + 1,)
+            for layer in LAYERS:
+                expected = difference(own.patched(group, [layer], donor))
+                assert abs(route[group][layer] - expected) < scale, (group, layer)
+        expected = difference(own.patched("question", LAYERS, donor))
+        assert abs(route["mediated"] - expected) < scale
+        assert abs(route["own"] - difference(nothing)) < scale
+        assert abs(route["counterfactual"] - difference(other.patched("last", [], donor))) < scale
+        # The two runs differ by far more than that, and so do the layers between.
+        assert abs(route["own"] - route["counterfactual"]) > 20 * scale
+        inner = np.array([route[group][1:-1] for group in ("image", "question", "last")])
+        assert (np.ptp(inner, axis=1) > 5 * scale).all()
+
+
+def test_the_ends_are_those_that_follow(both, images):
+    llava, _, _ = both
+    texts = {0: text_ids(llava, images[0], QUESTIONS[0])}
+    route = routes_of(llava, *[prefix_of(llava, image) for image in images], texts)[0]
+    own, other = np.float32(route["own"]), np.float32(route["counterfactual"])
+    assert [route["image"][0], route["image"][-1]] == [other, own]
+    assert [route["last"][0], route["last"][-1]] == [own, other]
+    assert [route["question"][0], route["question"][-1]] == [own, own]
+
+
+def test_a_runs_own_states_change_nothing(both, images):
+    llava, hf, dtype = both
+    prefix, texts = prefix_of(llava, images[0]), {5: text_ids(llava, images[0], QUESTIONS[1])}
+    route = routes_of(llava, prefix, prefix, texts)[5]
+    scale = TOLERANCE[dtype] * float(Hooked(hf, images[0], QUESTIONS[1]).cut("image", []).std())
+    assert route["counterfactual"] == route["own"]
+    for group in ("image", "question", "last", "mediated"):
+        assert np.abs(route[group] - route["own"]).max() < scale, group
+
+
+@pytest.mark.parametrize("windows", [[[2, 3], [5, 5], [1, 5]]])
+def test_a_cut_equals_plain_hf_with_that_mask(both, images, windows):
+    llava, hf, dtype = both
+    settings = load.Settings("", max_new_tokens=2)
+    record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), settings)
+    about = {"grid": 4, "knockout_windows": windows, "route_layers": []}
+    read = causal.read_causal(
+        llava[0], prefix_of(llava, images[0]), no_others, record["prompts"], [CHOSEN, {}], about
+    )
+    tolerance = 2e-3 if dtype == "float16" else 1e-5
+    assert [one["route"] for one in read] == [{}, {}]
+    assert {*read[0]["knockout"]} == {*schema.KNOCKOUT}
+    assert {*read[1]["knockout"]} == {"image_last", "question_last", "image"}
+    for prompt, one in zip(record["prompts"], read, strict=True):
+        plain = Hooked(hf, images[0], prompt["question"])
+        token = int(prompt["answer_ids"][0])
+        undisturbed = plain.cut("image", []).softmax(-1)[token]
+        for cut, prob in one["knockout"].items():
+            of_windows = cut in schema.OF_OBJECTS
+            assert type(prob) is (np.ndarray if of_windows else float)
+            for number, (first, last) in enumerate(windows if of_windows else [[1, N_BLOCKS]]):
+                expected = plain.cut(cut, range(first, last + 1)).softmax(-1)[token]
+                assert abs((prob[number] if of_windows else prob) - expected) < tolerance
+            assert dtype == "float16" or abs(expected - undisturbed) > 10 * tolerance
+
+
+def test_a_hidden_key_has_weight_0_in_its_blocks_and_not_above(both, images):
+    """And none of the rows looks at another one."""
+    (bridge, processor), _, _ = both
+    patterns, texts = {}, {0: text_ids((bridge, processor), images[0], QUESTIONS[0])}
+    with torch.inference_mode():
+        cache = run.as_cache(prefix_of((bridge, processor), images[0]))
+        own = causal.run_texts(run.Texts(bridge, cache), texts)[0]
+        rows = [own.whole(own.states[1], 1, [4, 9], 3), own.whole(own.states[1], 1)]
+
+        def keep(pattern, hook):
+            patterns[int(hook.name.split(".")[1]) + 1] = pattern[0].float()
+
+        names = [f"blocks.{block}.attn.hook_pattern" for block in range(N_BLOCKS)]
+        with bridge.hooks(fwd_hooks=[(name, keep) for name in names]):
+            run.run_rows(bridge, cache, rows)
+    n_text = len(texts[0])
+    assert sorted(patterns) == [2, 3, 4, 5]
+    for block, pattern in patterns.items():  # [head, pos of both rows, key]
+        hidden = pattern[:, :n_text, [4, 9]]
+        assert (hidden == 0).all() if block <= 3 else (hidden > 0).any()
+        assert (pattern[:, n_text:, [4, 9]] > 0).any()
+        first, second = pattern[:, :n_text, -n_text:], pattern[:, n_text:, -2 * n_text : -n_text]
+        assert (first == 0).all() and (second == 0).all()
+        assert torch.allclose(pattern.sum(-1), torch.ones(()), atol=2e-3)
+
+
+def test_rows_side_by_side_equal_those_by_themselves(both, images, monkeypatch):
+    """Logits of many rows in a pass, and of one row per pass: float32 within 2e-5 of their standard
+    deviation, float16 within 2e-2."""
+    (bridge, processor), _, dtype = both
+    texts = {n: text_ids((bridge, processor), images[0], q) for n, q in enumerate(QUESTIONS)}
+    windows = [[1, 2], [2, 3], [4, 5], [1, 5]]
+    with torch.inference_mode():
+        cache = run.as_cache(prefix_of((bridge, processor), images[0]))
+        runs = causal.run_texts(run.Texts(bridge, cache), texts)
+        n_cached = [layer.get_seq_length() for layer in cache.layers]
+        rows = {
+            (number, *key): row
+            for number, own in runs.items()
+            for key, row in causal.cut_rows(own, 16, CHOSEN, windows).items()
+        }
+        together = causal.logits_of(bridge, cache, rows)
+        alone = {key: causal.logits_of(bridge, cache, {key: row})[key] for key, row in rows.items()}
+    assert n_cached == [layer.get_seq_length() for layer in cache.layers]
+    assert together.keys() == alone.keys() == rows.keys()
+    for key, logits in together.items():
+        assert (logits - alone[key]).abs().max() < TOLERANCE[dtype] * alone[key].std()
+
+
+def test_a_prompt_that_is_not_run_at_once_is_left_out(llava, images, monkeypatch):
+    settings = load.Settings("")
+    record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), settings)
+    shorter = min(prompt["n_prompt"] for prompt in record["prompts"])
+    for module in (causal, run):
+        monkeypatch.setattr(module, "PIECE", shorter)
+    prefix, about = prefix_of(llava, images[0]), describe_run(*llava, settings, 0.0)
+    read = causal.read_causal(llava[0], prefix, no_others, record["prompts"], [{}, {}], about)
+    expected = [prompt["n_prompt"] == shorter for prompt in record["prompts"]]
+    assert [bool(one["knockout"]) for one in read] == expected
+
+
+def test_nan_is_named(llava, images, monkeypatch):
+    record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), load.Settings(""))
+    prefix, about = prefix_of(llava, images[0]), describe_run(*llava, load.Settings(""), 0.0)
+    monkeypatch.setattr(
+        causal, "lens_logits", lambda bridge, resid: torch.full((len(resid), 9), torch.nan)
+    )
+    with pytest.raises(FloatingPointError, match="attention cut or states patched"):
+        causal.read_causal(llava[0], prefix, no_others, record["prompts"], [{}, {}], about)
+
+
+def test_windows_are_about_ten_of_a_quarter_of_the_blocks_and_one_of_all():
+    of_32 = causal.knockout_windows(32, 9 / 32)
+    assert of_32[0] == [1, 9] and of_32[-2:] == [[24, 32], [1, 32]] and len(of_32) == 11
+    assert all(last - first == 8 for first, last in of_32[:-1])
+    steps = np.diff([first for first, _ in of_32[:-1]])
+    assert set(steps) == {2, 3}
+    assert causal.knockout_windows(8, 9 / 32)[:2] == [[1, 3], [2, 4]]
+    assert causal.knockout_windows(6, 0.1) == [[1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [1, 6]]
+    assert causal.knockout_windows(2, 9 / 32) == causal.knockout_windows(2, 2.0) == [[1, 2]]
+
+
+def test_every_layer_is_patched_or_seventeen_evenly_spaced():
+    for n_layers in (1, 2, 8, 12):
+        assert causal.route_layers(n_layers) == [*range(n_layers + 1)]
+    assert causal.route_layers(32) == [*range(0, 33, 2)]
+    for n_layers in (13, 16, 17, 24, 28, 40, 80):
+        layers = causal.route_layers(n_layers)
+        assert [layers[0], layers[-1]] == [0, n_layers]
+        assert len(set(layers)) == len(layers) and 13 <= len(layers) <= 18
+        assert np.ptp(np.diff(layers)) <= 1
+
+
+# ------------------------------------------------------------------------------------------------
+# Which image is the counterfactual
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """`(model, paths, RUN, settings)` of the demo."""
+    model = load.load_llava(ROOT / "demo/model", "float32", "cpu")
+    own = as_prompts(
+        [
+            kinds.question_of("presence", category="circle"),
+            kinds.question_of("object"),
+            "Describe the image.",
+        ]
+    )
+    settings = load.Settings("demo/model", "float32", "cpu", own, top_k=1, max_new_tokens=3)
+    paths = find_images(ROOT / "demo/scenes")
+    return model, paths, describe_run(*model, settings, 0.0), settings
+
+
+def test_the_counterfactual_is_the_nearest_image_before_with_another_answer(demo):
+    """Each answer by plain HF's `generate`, one by one; the list is a ring."""
+    model, paths, about, settings = demo
+    folder = ROOT / "demo/model"
+    hf = load_hf(folder, torch.float32), AutoProcessor.from_pretrained(folder, backend="pil")
+    names, said = list(paths), {}
+
+    def answer(name, question):
+        if (name, question) not in said:
+            inputs = hf_inputs(hf, open_image(paths[name]), question)
+            ids = hf[0].generate(**inputs, do_sample=False, max_new_tokens=5)[0]
+            ids = ids[inputs["input_ids"].shape[1] :].tolist()
+            said[name, question] = ids, hf[1].decode(ids, skip_special_tokens=True).strip()
+        return said[name, question]
+
+    reader, distances = Reader(model, paths, {}, about, settings), []
+    for at in (0, 3, 4, 11):
+        record, _ = reader.read(names[at])
+        for prompt in record["prompts"]:
+            route, asked = prompt["route"], prompt["question"]
+            own_ids, own = answer(names[at], asked)
+            nearest = [names[at - back] for back in range(1, 9)]
+            differ = [name for name in nearest if answer(name, asked)[1].split() != own.split()]
+            if asked.startswith("Describe"):  # "The ..." everywhere
+                differ = [name for name in differ if answer(name, asked)[0][0] != own_ids[0]]
+            if not differ:
+                assert route == {}
+                continue
+            ids, text = answer(differ[0], asked)
+            assert (route["other"], route["other_answer"]) == (differ[0], text)
+            assert (route["own_id"], route["other_id"]) == (own_ids[0], ids[0])
+            distances.append(nearest.index(differ[0]))
+    assert max(distances) > 0
+
+
+@pytest.mark.parametrize(
+    "own, other, is_another",
+    [
+        ("▁dog </s>", "▁cat </s>", True),
+        ("▁dog </s>", "▁dog </s>", False),  # the same token
+        ("▁cat </s>", "▁c a t </s>", False),  # the same word, begun with another token
+        ("▁cat </s>", "▁c a t s </s>", True),
+        ("▁cat </s>", "</s> ▁dog", False),  # no answer
+        ("▁cat </s>", ": </s>", False),  # no word
+        (": </s>", "▁dog </s>", False),
+    ],
+)
+def test_another_answer_is_another_word_begun_with_another_token(
+    llava, images, monkeypatch, own, other, is_another
+):
+    bridge, processor = llava
+    vocabulary = processor.tokenizer.get_vocab()
+    monkeypatch.setitem(vocabulary, "", 0)
+    own, other = ([vocabulary[token] for token in said.split()] for said in (own, other))
+    texts = {0: text_ids(llava, images[0], QUESTIONS[0])}
+    steps = iter(other)
+
+    def says(bridge, resid):
+        """The model says the other answer's tokens, one after the other."""
+        return torch.nn.functional.one_hot(torch.tensor([next(steps)]), bridge.cfg.d_vocab).float()
+
+    monkeypatch.setattr(run, "lens_logits", says)
+    others = iter([("other.jpg", prefix_of(llava, images[1]))])
+    with torch.inference_mode():
+        found = [*causal.counterfactuals(bridge, texts, {0: own}, others)]
+    assert bool(found) == is_another
+    if found:
+        name, _, runs = found[0]
+        said = processor.decode(runs[0].said, skip_special_tokens=True)
+        assert name == "other.jpg" and said in processor.decode(other, skip_special_tokens=True)
+        assert len(runs[0].places) == len(texts[0])
