@@ -256,7 +256,7 @@ def test_the_curve_is_scikit_learns():
 def demo(tmp_path_factory):
     """The results of the demo, read in float32."""
     folder, scenes = tmp_path_factory.mktemp("demo"), ROOT / "demo/scenes"
-    annotations, categories, _ = data_annotations.read_annotations(scenes)
+    annotations, _, categories, *_ = data_annotations.read_annotations(scenes)
     settings = load.Settings(str(ROOT / "demo/model"), "float32", "cpu", max_new_tokens=3)
     images.read_images(data_images.find_images(scenes), annotations, categories, folder, settings)
     return store.Results(folder)

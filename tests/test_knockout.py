@@ -236,35 +236,6 @@ def test_windows_are_about_ten_of_a_quarter_of_the_blocks_and_one_of_all():
     )
 
 
-def an_object(category, box):
-    return {"category": category, "box": box, "crowd": False}
-
-
-def test_patches_of_the_objects_and_as_many_outside_all_their_boxes():
-    # A grid of 4 x 4 patches of 10 pixels.
-    objects = [
-        an_object("dog", [0.0, 0.0, 11.0, 10.0]),  # patch 0, and a tenth of 1
-        an_object("dog", [0.0, 30.0, 10.0, 10.0]),  # patch 12
-        an_object("cat", [32.0, 32.0, 1.0, 1.0]),  # a hundredth of patch 15
-        an_object("tree", [20.0, 0.0, 10.0, 10.0]),
-        an_object("car", [0.0, 0.0, 30.0, 40.0]),  # 12 patches
-        an_object("bird", [40.0, 0.0, 0.0, 10.0]),  # outside the crop
-    ]
-
-    def cut(*categories, seed=0):
-        prompt = {"categories": list(categories), "question": "?"}
-        return crop.patches_to_cut(prompt, objects, 4, 40, seed)
-
-    assert cut("dog")["object"] == [0, 1, 12]
-    assert cut("dog", "cat")["object"] == [0, 1, 12, 15]
-    drawn = [cut("dog", "cat", seed=seed) for seed in range(50)]
-    assert all(len(set(one["background"])) == 4 for one in drawn)
-    assert set().union(*(one["background"] for one in drawn)) == set(range(16)) - {0, 1, 12, 15}
-    assert cut("dog", seed=3) == cut("dog", seed=3)
-    assert cut() == cut("dog", "horse") == cut("horse") == cut("bird") == {}
-    assert cut("car") == {}  # four patches are left, and twelve needed
-
-
 # ------------------------------------------------------------------------------------------------
 # The format
 # ------------------------------------------------------------------------------------------------
@@ -341,7 +312,7 @@ def test_what_is_read_goes_through_files_processes_and_another_session(
     """Two processes, one of which goes on where a killed run was, write what one process writes;
     results with other windows are refused."""
     paths = images.find_images(photographs)
-    annotations, categories, _ = data_annotations.read_annotations(photographs)
+    annotations, _, categories, *_ = data_annotations.read_annotations(photographs)
     annotations["china.jpg"][0]["box"] = [
         250.0,
         150.0,
@@ -504,7 +475,7 @@ class Demo:
         settings = load.Settings("demo/model", top_k=1, max_new_tokens=1)
         self.run = model_images.describe_run(self.bridge, self.processor, settings, 0.0)
         folder = ROOT / "demo/scenes"
-        annotations, categories, _ = data_annotations.read_annotations(folder)
+        annotations, _, categories, *_ = data_annotations.read_annotations(folder)
         self.records, self.prefixes = [], []
         for name, path in images.find_images(folder).items():
             image, model = images.open_image(path), (self.bridge, self.processor)

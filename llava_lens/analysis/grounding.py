@@ -26,13 +26,15 @@ def word_probability(record: dict, category: str) -> np.ndarray:
 
 
 def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
-    """Mask `[grid * grid]` of a category's patches: those at least half covered by one of its boxes
-    (crowd regions too); a box too small for that gets the patch that it overlaps most."""
-    coverages = [
-        patch_coverage(item["box"], run["grid"], run["image_size"])
-        for item in record["objects"]
-        if item["category"] == category
-    ]
+    """Mask `[grid * grid]` of a category's patches, at least half covered by one of its boxes.
+
+    A box too small for that gets the patch that it overlaps most. Which patches of a crowd region
+    hold the category is not known, so a category with one has no patches in the image.
+    """
+    objects = [item for item in record["objects"] if item["category"] == category]
+    if any(item["crowd"] for item in objects):
+        return np.zeros(run["grid"] ** 2, bool)
+    coverages = [patch_coverage(item["box"], run["grid"], run["image_size"]) for item in objects]
     # The small number is for rounding: an exact half counts.
     masks = [cover >= min(0.5, cover.max()) - 1e-9 for cover in coverages if cover.max() > 0]
     return np.any(masks, axis=0)
@@ -43,7 +45,8 @@ READ = ["auroc", "named"]  # of a word against a mask
 
 def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
     """How well P(word) tells a category's patches (`patches_of`) from the others: a row per image,
-    category that it has, and layer. A category that fills the crop is left out.
+    category that it has, and layer. A category that fills the crop, or has no patches, is left
+    out.
 
     - `size` (SIZES) of its largest object
     - `auroc`: of P(word) in its patches against P(word) in the others
@@ -66,7 +69,7 @@ def grounding(records: Iterable[dict], run: dict) -> pd.DataFrame:
         present = [word for word in record["words"] if word["present"]]
         for number, word in enumerate(present):
             category, inside = word["category"], patches_of(record, run, word["category"])
-            if inside.all():
+            if inside.all() or not inside.any():
                 continue
             share = max(o["share"] for o in record["objects"] if o["category"] == category)
             size = SIZES[int(share >= 0.01) + int(share >= 0.1)]
