@@ -57,6 +57,9 @@ def read_file(name: str, data: dict) -> tuple[list[tuple[str, Annotated]], set[s
     """
     annotations = _entries(data["annotations"])
     is_listed = "categories" in data
+    for key in ("images", "categories") if is_listed else ("images",):
+        ids = [entry for entry in _entries(data[key]) if isinstance(entry, dict) and "id" in entry]
+        require(ids, f"it has no {key}")
     names = {} if is_listed else {same_id(item["category_id"]): item for item in annotations}
     listed = [{"id": item["category_id"], "name": item["category_id"]} for item in names.values()]
     entries, problems = unique_by_id(
@@ -64,7 +67,6 @@ def read_file(name: str, data: dict) -> tuple[list[tuple[str, Annotated]], set[s
     )
     categories, relatives, odd = _categories(entries, annotations)
     images, twice = unique_by_id(data["images"], _file_and_size)
-    require(images and (entries or not is_listed), "it has no images or no categories")
     objects, possible, unused = _read_objects(annotations, images, categories)
 
     def named(ids) -> set[str]:

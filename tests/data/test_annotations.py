@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from unicodedata import normalize
+from xml.etree import ElementTree
 
 import pytest
 
-from llava_lens.data import annotations, images
+from llava_lens.data import annotations, images, parsers
 
 DOG = {"category": "dog", "bbox": [10, 20, 30, 40]}
 CAT = {"category": "cat", "bbox": [50, 5, 6, 7]}
@@ -117,7 +119,15 @@ def test_sizes_crowds_colours_polygons_and_images_without_objects_are_kept(tmp_p
         ("a.json", {"objects": [{"label": "dog", "points": [[1, 2], [3, 4]]}]}, "no box"),
         ("x.json", [DOG], "no image's name among 'category', 'bbox'"),
         ("a.json", [{**DOG, "bbox": [0.1, 0.2, 0.3, 0.4]}], "boxes are not in pixels"),
-        ("a.json", [{**DOG, "bbox": [9 * n, 5, 9 * n + 20, 30]} for n in range(5)], "two corners"),
+        (
+            "a.json",
+            {
+                "width": 90,
+                "height": 60,
+                "objects": [{**DOG, "bbox": [n, 9, 60, 50]} for n in (1, 50)],
+            },
+            "two corners: some leave their image",
+        ),
         ("m.jsonl", '{"file_name": "a.jpg"\n', "JSONDecodeError"),
         ("a.xml", "<annotation/>", "a.xml"),
         ("a.txt", "0 0.5 0.5 0.1 0.1", "a.txt"),
@@ -301,3 +311,105 @@ def test_annotations_of_other_kinds_are_named(tmp_path, name, content):
 def test_a_suffix_in_capitals_is_a_suffix(tmp_path):
     annotated(tmp_path, ["0.png"], "INSTANCES.JSON")
     assert found_for(tmp_path, ["0.png"]) == ({"0.png": ["object 0"]}, [])
+
+
+def test_good_boxes_near_the_corner_are_no_two_corners(tmp_path):
+    """A width may be larger than x in every box."""
+    good = [{**DOG, "bbox": [9 * n, 5, 9 * n + 20, 30]} for n in range(5)]
+    write(tmp_path, "a.jpg", "")
+    write(tmp_path, "a.json", {"width": 90, "height": 60, "objects": good})
+    assert [box for _, box in boxes(tmp_path)["a.jpg"]] == [item["bbox"] for item in good]
+
+
+def parse_voc(content, image):
+    """What a newcomer writes to have Pascal VOC."""
+    root = ElementTree.fromstring(content)
+    file, found = root.findtext("filename"), []
+    for item in root.iter("object"):
+        x0, y0, x1, y1 = (
+            float(item.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")
+        )
+        place = {"image_id": file, "category_id": item.findtext("name")}
+        found.append({**place, "bbox": [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1]})
+    return {"images": [{"id": file, "file_name": file}], "annotations": found}
+
+
+def test_a_format_more_is_one_parser(tmp_path, monkeypatch):
+    monkeypatch.setitem(parsers.PARSERS, ".xml", parse_voc)
+    for name, category in (("0", "dog"), ("1", "cat")):
+        box = "<xmin>2</xmin><ymin>3</ymin><xmax>11</xmax><ymax>22</ymax>"
+        item = f"<object><name>{category}</name><bndbox>{box}</bndbox></object>"
+        voc = f"<annotation><filename>{name}.jpg</filename>{item}</annotation>"
+        write(tmp_path, f"{name}.xml", voc)
+    found = annotated_as(tmp_path, "0.jpg", "1.jpg")
+    assert found.objects["0.jpg"][0]["box"] == [1, 2, 10, 20] and found.problems == []
+    assert found.absent == {"0.jpg": ["cat"], "1.jpg": ["dog"]}
+
+
+def annotated_as(folder, *names):
+    """The annotations of images in `folder` made empty."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return annotations.annotate(folder, images.find_images(folder))
+
+
+def test_what_is_called_otherwise_on_disk_is_said_in_one_sentence(tmp_path):
+    annotated(tmp_path, ["COCO_val2014_01.jpg", "2.JPG", "3.jpg"])
+    found = annotated_as(tmp_path, "01.jpg", "2.jpg", "3.jpg")
+    assert list(found.objects) == ["3.jpg"] and found.problems == [
+        "2 annotated names match no image, for instance COCO_val2014_01.jpg; "
+        "2 images have no annotations, for instance 01.jpg"
+    ]
+    # Of a subset of COCO every image has annotations: nothing to say.
+    (tmp_path / "01.jpg").unlink(), (tmp_path / "2.jpg").unlink()
+    assert annotated_as(tmp_path).problems == []
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_written_as_one_or_two_characters_are_the_same_name(tmp_path, forms):
+    listed, stored = (normalize(form, "caf\xe9/\xfc.jpg") for form in forms)
+    annotated(tmp_path, [listed])
+    assert list(annotated_as(tmp_path, stored).objects) == [stored.replace("/", "__")]
+
+
+def test_files_are_read_until_every_image_is_named_and_it_is_said_which(tmp_path):
+    """Instances of other images hide no annotations of these; keypoints add nothing to them."""
+    annotated(tmp_path, ["other.jpg"], "instances_val2017.json")
+    annotated(tmp_path, ["other.jpg", "mine.jpg"], "labels.json")
+    found = annotated_as(tmp_path, "mine.jpg")
+    assert [item["category"] for item in found.objects["mine.jpg"]] == ["object 1"]
+    assert found.files == "Annotations were read from instances_val2017.json and 1 more files"
+    found = annotated_as(tmp_path, "other.jpg")
+    assert [item["category"] for item in found.objects["other.jpg"]] == ["object 0"]
+    (tmp_path / "mine.jpg").unlink()
+    found = annotated_as(tmp_path)
+    assert found.files == (
+        "Annotations were read from instances_val2017.json"
+        "; not opened, as these name every image: labels.json"
+    )
+
+
+def test_categories_of_another_file_were_not_looked_for(tmp_path):
+    annotated(tmp_path, ["a.jpg"], "a.json")
+    data = annotated(tmp_path, ["b.jpg", "c.jpg"], "b.json")
+    data["categories"] = [{**entry, "name": "x" + entry["name"]} for entry in data["categories"]]
+    (tmp_path / "b.json").write_text(json.dumps(data))
+    found = annotated_as(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    assert found.categories == ["object 0", "xobject 0", "xobject 1"]
+    assert found.absent == {"a.jpg": [], "b.jpg": ["xobject 1"], "c.jpg": ["xobject 0"]}
+
+
+def test_two_files_alike_in_content_tell_of_the_images_that_they_are_called_as(tmp_path):
+    write(tmp_path, "a.json", [DOG])
+    write(tmp_path, "b.json", [DOG])
+    assert list(annotated_as(tmp_path, "a.jpg", "b.jpg").objects) == ["a.jpg", "b.jpg"]
+
+
+def test_masks_and_images_of_other_kinds_are_said(tmp_path):
+    annotated(tmp_path, ["1.jpg"])
+    found = annotated_as(tmp_path, "1.jpg", "1.png", "b.heic", "c.HEIC")
+    assert list(found.objects) == ["1.jpg"] and found.problems == [
+        "1.png: left out, as masks of other images",
+        "b.heic and 1 more files: images of a kind that is not read: convert them to JPEG",
+    ]

@@ -1,6 +1,5 @@
 """Images are found, named and opened; masks and other files are left out."""
 
-
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -186,3 +185,37 @@ def test_results_reports_and_checkpoints_among_images_are_not_images(tmp_path):
     (tmp_path / "run/results/run.pkl").touch()
     (tmp_path / "report/explorer").mkdir()
     assert list(images.find_images(tmp_path)) == ["a.png", "sub__figures__b.png"]
+
+
+@pytest.mark.parametrize(
+    "names, found",
+    [
+        # What Macs and network drives leave behind.
+        (["photo.jpg", "._photo.jpg", "__MACOSX/._photo.jpg", "@eaDir/photo.jpg"], ["photo.jpg"]),
+        (["a.jfif", "b.jpe", "c.JPE"], ["a.jfif", "b.jpe", "c.JPE"]),
+        # Masks beside photographs, by folder and by name, as COCO, Cityscapes and VOC have them.
+        (["val/1.jpg", "annotations/panoptic_val2017/1.png"], ["val__1.jpg"]),
+        (["val/1.jpg", "panoptic_val2017/other.png"], ["val__1.jpg"]),
+        (["1.jpg", "1.png", "2.png"], ["1.jpg", "2.png"]),
+        (["images/1.png", "masks/1.png"], ["images__1.png"]),
+        (["JPEGImages/1.jpg", "SegmentationClass/1.png"], ["JPEGImages__1.jpg"]),
+        # No masks.
+        (["masks/1.png", "masks/2.png"], ["masks__1.png", "masks__2.png"]),
+        (["a/1.jpg", "b/1.png"], ["a__1.jpg", "b__1.png"]),
+    ],
+)
+def test_what_is_a_photograph(tmp_path, names, found):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sorted(images.find_images(tmp_path)) == sorted(found)
+
+
+def test_digests_cover_the_image_the_objects_and_what_is_absent(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    dog = {"category": "dog", "box": [1.0, 2.0, 3.0, 4.0]}
+    digests = [
+        images.digests_of(tmp_path / "a.png", *known)["annotations_digest"]
+        for known in (([dog],), ([dog], []), ([dog], ["cat"]), ([],))
+    ]
+    assert digests[0] == digests[1] and len({*digests}) == 3
