@@ -121,22 +121,3 @@ def test_every_token_has_a_label_of_its_own_that_leads_back(make):
 
 
 @settings(max_examples=60)
-@given(st.integers(56, 250), st.integers(56, 250), st.tuples(*[st.floats(0, 1)] * 4))
-def test_boxes_and_patches_are_where_the_processor_puts_the_pixels(llava, width, height, edges):
-    """A white box on black, sent through the processor, covers the patches that `box_in_crop` and
-    `patch_coverage` say."""
-    processor = llava[1].image_processor
-    (x0, x1), (y0, y1) = (
-        sorted(round(edge * side) for edge in pair)
-        for pair, side in ((edges[:2], width), (edges[2:], height))
-    )
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[y0:y1, x0:x1] = 255
-    seen = processor(images=Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
-    seen = (seen.transpose(1, 2, 0) * processor.image_std + processor.image_mean).mean(-1)
-    patches = seen.reshape(4, 14, 4, 14).mean((1, 3)).ravel()
-    box, visible = crop.box_in_crop((x0, y0, x1 - x0, y1 - y0), (width, height), processor)
-    assert (
-        np.abs(crop.patch_coverage(box, 4, 56) - patches).max() < 0.03
-    )  # bicubic blur at the edges
-    assert 0 <= visible <= 1

@@ -60,7 +60,7 @@ def attempt(llava_folder, photographs, tmp_path_factory):
     """A function that runs a whole run in a forked process, after `first` there, and kills it after
     `seconds`; returns the exit status (-9: killed) and the error."""
     image_paths = dict(list(images.find_images(photographs).items())[:N_IMAGES])
-    annotations, categories, _ = data_annotations.read_annotations(photographs)
+    annotations, _, categories, *_ = data_annotations.read_annotations(photographs)
     settings = load.Settings(str(llava_folder), "float32", "cpu", max_new_tokens=4)
     error_file = tmp_path_factory.mktemp("attempt") / "error.txt"
 

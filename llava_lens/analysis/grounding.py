@@ -26,13 +26,15 @@ def word_probability(record: dict, category: str) -> np.ndarray:
 
 
 def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
-    """Mask `[grid * grid]` of a category's patches: those at least half covered by one of its
-    boxes, crowds too. A box too small for that gets the patch that it overlaps most."""
-    coverages = [
-        patch_coverage(item["box"], run["grid"], run["image_size"])
-        for item in record["objects"]
-        if item["category"] == category
-    ]
+    """Mask `[grid * grid]` of a category's patches, at least half covered by one of its boxes.
+
+    A box too small for that gets the patch that it overlaps most. Which patches of a crowd region
+    hold the category is not known, so a category with one has no patches in the image.
+    """
+    objects = [item for item in record["objects"] if item["category"] == category]
+    if any(item["crowd"] for item in objects):
+        return np.zeros(run["grid"] ** 2, bool)
+    coverages = [patch_coverage(item["box"], run["grid"], run["image_size"]) for item in objects]
     # The small number is for rounding: an exact half counts.
     masks = [cover >= min(0.5, cover.max()) - 1e-9 for cover in coverages if cover.max() > 0]
     return np.any(masks, axis=0)
@@ -54,7 +56,7 @@ class Case(NamedTuple):
 
 
 def cases_of(record: dict, run: dict) -> list[Case]:
-    """The cases of one record; a category that fills the crop is none.
+    """The cases of one record. A category that fills the crop, or has no patches, is none.
 
     Each gets one absent word, in turn. Its difference from the own word is symmetric where the two
     are alike, as tests of it suppose; the mean of several would not be.
@@ -64,7 +66,7 @@ def cases_of(record: dict, run: dict) -> list[Case]:
     top1, found = record["patches"]["top_ids"][:, :, 0], []
     for number, word in enumerate(present):
         inside = patches_of(record, run, word["category"])
-        if not inside.all():
+        if inside.any() and not inside.all():
             shares = [o["share"] for o in record["objects"] if o["category"] == word["category"]]
             size = SIZES[int(max(shares) >= 0.01) + int(max(shares) >= 0.1)]
             of_absent = absent[number % len(absent)] if absent else None

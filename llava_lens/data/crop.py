@@ -2,14 +2,109 @@
 
 import io
 import random
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from llava_lens.schema import LEAST_SIDE
+from llava_lens.text import require
 
-LEAST_VISIBLE = 0.25  # of an object: with less in the crop it is neither present nor absent
-EDGE = 0.005  # of an image's side: what comes nearer may go on outside
+# The share of an object that the crop must hold. With less of it in sight, it is not known whether
+# the model can see the object: it is neither present nor absent.
+LEAST_VISIBLE = 0.25
+EDGE = 0.005  # of an image's side: what comes nearer to the edge may go on outside
+MEASURED_SHORT = 192  # pixels of the shorter side of the image on which a processor is measured
+
+
+class Placement(NamedTuple):
+    """A processor puts the point (x, y) of an image at `scale * point + offset`. Both are pairs, in
+    pixels. The model sees `size` (width, height)."""
+
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+    size: tuple[int, int]
+
+
+@lru_cache(maxsize=1024)
+def place_image(image_size: tuple[int, int], image_processor) -> Placement:
+    """Where a processor puts an image of `image_size` (width, height).
+
+    It is asked, not assumed: `_measure` looks where the pixels of a ramp go. A centre crop (CLIP),
+    padding to a square (the original LLaVA) and plain resizing are told apart by that, and their
+    arithmetic is then exact. Anything else is right to a pixel of the output. Raises ValueError if
+    no scale and offset per axis describe the output.
+    """
+    short = min(image_size)
+    # A ramp more than 4 times as long would be coarse; it goes the way of a shorter one.
+    like = tuple(round(min(side / short, 4) * MEASURED_SHORT) for side in image_size)
+    measured = _measure(like, image_processor)
+    edges = np.array([(0, 0), measured.size])  # of the output
+    on_image = (edges - measured.offset) / measured.scale
+    for number, usual in enumerate(_usual_placements(like, measured.size)):
+        if np.abs(on_image * usual.scale + usual.offset - edges).max() < 1:
+            return _usual_placements(image_size, measured.size)[number]
+    enlarged = MEASURED_SHORT / short
+    measured = _measure(tuple(round(side * enlarged) for side in image_size), image_processor)
+    return measured._replace(scale=tuple(enlarged * side for side in measured.scale))
+
+
+@lru_cache(maxsize=1024)
+def _measure(image_size: tuple[int, int], image_processor) -> Placement:
+    """`place_image`, measured on two ramps, from left to right and from top to bottom. The grey of
+    a pixel of the output tells where that pixel came from."""
+    width, height = image_size
+    rows, columns = np.ogrid[:height, :width]
+    # Noise across a ramp: means over it are finer than a step of 256.
+    x_ramp = (columns + 0.5) * 255 / width + rows * 0.618034 % 1
+    y_ramp = (rows + 0.5) * 255 / height + columns * 0.618034 % 1
+    seen = []
+    for grey in (0, 255, x_ramp, y_ramp):
+        image = Image.fromarray(np.broadcast_to(grey, (height, width)).astype(np.uint8))
+        seen.append(image_processor(image.convert("RGB"), return_tensors="np")["pixel_values"][0])
+    lines = []
+    if np.ndim(seen[0]) == 3:  # [channel, row, column]; else it cuts an image into tiles
+        black, white, *ramps = (np.mean(pixels, axis=0) for pixels in seen)
+        contrast = white - black  # none in padding
+        holds = contrast > 0.5 * contrast.max()
+        places = np.indices(holds.shape)[::-1, holds] + 0.5  # x and y `[2, pixel]`
+        shares = [(ramp - black)[holds] / contrast[holds] for ramp in ramps]
+        lines = [_line(at, share) for at, share in zip(places, shares, strict=True)]
+    require(
+        lines and None not in lines,
+        "Boxes can't be placed in what the image processor makes of an image: it does more than "
+        "resize, crop and pad. Take a checkpoint with the processor of CLIP.",
+    )
+    slopes, starts = np.transpose(lines)
+    scale, offset = 1 / slopes / image_size, -starts / slopes
+    return Placement(tuple(scale.tolist()), tuple(offset.tolist()), black.shape[::-1])
+
+
+def _line(at: np.ndarray, share: np.ndarray) -> tuple[float, float] | None:
+    """Slope and start of a line through the `share` of an image's side that is seen `at` a pixel,
+    None unless one fits."""
+    inner = (share > 0.04) & (share < 0.96)  # interpolation bends a ramp at its ends
+    if len(np.unique(at[inner])) < 2:
+        return None
+    slope, start = np.polyfit(at[inner], share[inner], 1)
+    fits = slope > 0 and np.abs(slope * at + start - share).max() < 0.05
+    return (slope, start) if fits else None
+
+
+def _usual_placements(image_size: tuple[int, int], size: tuple[int, int]) -> list[Placement]:
+    """A centre crop, padding to a square, and plain resizing."""
+    width, height = image_size
+    short, long = min(image_size), max(image_size)
+    # int() as in transformers.image_transforms.get_resize_output_image_size
+    resized = [int(min(size) * side / short) for side in image_size]
+    cropped = tuple(-((new - side) // 2) for new, side in zip(resized, size, strict=True))
+    padded = tuple((long - side) // 2 * size[0] / long for side in image_size)
+    return [
+        Placement((resized[0] / width, resized[1] / height), cropped, size),
+        Placement((size[0] / long, size[1] / long), padded, size),
+        Placement((size[0] / width, size[1] / height), (0, 0), size),
+    ]
 
 
 def patch_coverage(box, grid: int, image_size: int) -> np.ndarray:
@@ -30,30 +125,18 @@ def open_crop(record: dict) -> Image.Image:
 
 
 def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list[float], float]:
-    """A box `[x, y, width, height]` of the image in pixels of the model's crop, clipped to the
-    crop, and the share (0 ... 1) of the box that the crop holds (0 for a box that is no larger than
-    rounding).
+    """A box `[x, y, width, height]` of the image in pixels of the model's crop, clipped to it.
 
-    CLIP's processor resizes the shortest edge and crops the centre: the model never saw what lies
-    outside the crop.
+    The second value is the share (0 ... 1) of the box that the crop holds, 0 for a box no larger
+    than rounding. The model never saw what lies outside the crop.
     """
-    width, height = image_size
-    short, crop = image_processor.size["shortest_edge"], image_processor.crop_size
-    # int() as in transformers.image_transforms.get_resize_output_image_size
-    new_width, new_height = (
-        (short, int(short * height / width))
-        if width <= height
-        else (int(short * width / height), short)
-    )
-    left, top = (new_width - crop["width"]) // 2, (new_height - crop["height"]) // 2
-    x, y, w, h = box
-    x, w = x * new_width / width - left, w * new_width / width
-    y, h = y * new_height / height - top, h * new_height / height
-    x0, x1 = np.clip([x, x + w], 0, crop["width"])
-    y0, y1 = np.clip([y, y + h], 0, crop["height"])
+    scale, offset, size = place_image(tuple(image_size), image_processor)
+    corners = np.array([box[:2], np.add(box[:2], box[2:])])  # [corner, x and y]
+    (x0, y0), (x1, y1) = np.clip(corners * scale + offset, 0, size).tolist()
     is_seen = min(x1 - x0, y1 - y0) >= LEAST_SIDE
-    visible = min(1.0, (x1 - x0) * (y1 - y0) / (w * h)) if is_seen else 0.0
-    return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)], float(visible)
+    whole = box[2] * scale[0] * box[3] * scale[1]
+    visible = min(1.0, (x1 - x0) * (y1 - y0) / whole) if is_seen else 0.0
+    return [x0, y0, x1 - x0, y1 - y0], visible
 
 
 def objects_in_crop(
@@ -66,18 +149,21 @@ def objects_in_crop(
     whether it reaches the edge of the image or of the crop. `box` is in pixels of the crop. Boxes
     for another resolution of the image (the object's `image_size`) are scaled.
     """
-    crop_area = image_processor.crop_size["width"] * image_processor.crop_size["height"]
     seen = []
     for item in objects:
-        size = item.get("image_size") or image_size
-        box, visible = box_in_crop(item["box"], size, image_processor)
+        annotated_size = item.get("image_size") or image_size
+        scale = np.divide(image_size, annotated_size)
+        scaled = [side * scale[at % 2] for at, side in enumerate(item["box"])]
+        box, visible = box_in_crop(scaled, image_size, image_processor)
         left_out = ("image_size", "polygons")
         x, y, w, h = item["box"]
-        gaps = x / size[0], y / size[1], 1 - (x + w) / size[0], 1 - (y + h) / size[1]
+        width, height = annotated_size
+        gaps = x / width, y / height, 1 - (x + w) / width, 1 - (y + h) / height
         cut_off = visible < 0.999 or min(gaps) < EDGE
         kept = {name: value for name, value in item.items() if name not in left_out}
-        share = box[2] * box[3] / crop_area
-        seen.append({**kept, "box": box, "visible": visible, "share": share, "cut_off": cut_off})
+        share = box[2] * box[3] / np.prod(place_image(image_size, image_processor).size)
+        shares = {"visible": visible, "share": float(share)}
+        seen.append({**kept, "box": box, **shares, "cut_off": bool(cut_off)})
     return seen
 
 
@@ -90,20 +176,20 @@ def patches_to_cut(
       for a box too small for that the one it overlaps most
     - `background`: as many that lie outside all these boxes, drawn with `seed`: the control
 
-    Empty where a category has no box in the crop, or too few patches lie outside.
-    `objects` are those of `objects_in_crop`.
+    Empty where a category has no box in the crop, where it has a crowd region (it is not known
+    which patches of that hold it), and where too few patches lie outside. `objects` are those of
+    `objects_in_crop`.
     """
     about = set(prompt["categories"])
-    boxes = [
-        (item["category"], patch_coverage(item["box"], grid, image_size))
-        for item in objects
-        if item["category"] in about and min(item["box"][2:]) > 0
-    ]
-    if not about or {category for category, _ in boxes} != about:
+    asked = [item for item in objects if item["category"] in about and min(item["box"][2:]) > 0]
+    if not about or {item["category"] for item in asked} != about:
         return {}
+    if any(item["crowd"] for item in asked):
+        return {}
+    covers = [patch_coverage(item["box"], grid, image_size) for item in asked]
     # The small number is for rounding: an exact tenth counts.
-    inside = np.any([cover >= min(0.1, cover.max()) - 1e-9 for _, cover in boxes], axis=0)
-    outside = np.flatnonzero(np.sum([cover for _, cover in boxes], axis=0) == 0).tolist()
+    inside = np.any([cover >= min(0.1, cover.max()) - 1e-9 for cover in covers], axis=0)
+    outside = np.flatnonzero(np.sum(covers, axis=0) == 0).tolist()
     if len(outside) < inside.sum():
         return {}
     background = random.Random(f"{seed} {prompt['question']}").sample(outside, int(inside.sum()))

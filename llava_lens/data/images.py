@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,12 @@ from llava_lens.text import is_text, require
 
 # Pillow is told these because it also knows formats that start programs.
 IMAGE_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+}
+OTHER_IMAGE_SUFFIXES = {".avif", ".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".arw"}
+# Folders of masks (COCO's panoptic_val2017, VOC's SegmentationClass), beside those of photographs.
+MASK_FOLDER = re.compile(r"(panoptic|masks?|seg|semantic|stuff|labels?|annotations|gt)", re.I)
 MOST_IMAGE_BYTES, MOST_JSON_BYTES = 2**29, 2**30  # COCO's largest annotations have 0.45 GB
 
 
@@ -22,19 +29,15 @@ def find_images(folder) -> dict[str, Path]:
     """The paths of all images under `folder`, by name.
 
     A name is the relative path with `/` as `__`; if it is too long, not UTF-8 or taken, it is
-    shortened and given a digest. So every name can be the name of a file. What lies in hidden
-    folders, results and reports is no image. Raises FileNotFoundError if the folder is missing or
-    holds no image, ValueError as `files_under`.
+    shortened and given a digest. So every name can be the name of a file. Masks of other images
+    are left out, and what `data_files` leaves out. Raises FileNotFoundError if the folder is
+    missing or holds no image, ValueError as `files_under`.
     """
     folder = Path(folder)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "is no folder"
         raise FileNotFoundError(f"{str(folder)!r} {what}: set `images` to the images' folder.")
-    paths = sorted(
-        path
-        for path in files_under(folder, _is_output)
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
+    paths, _ = images_and_masks(folder, data_files(folder))
     if not paths:
         raise FileNotFoundError(
             f"No image under {str(folder)!r}: looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it "
@@ -52,18 +55,51 @@ def find_images(folder) -> dict[str, Path]:
     return by_name
 
 
-def _is_output(folder: Path) -> bool:
-    """Whether a folder is one of results or of a report, or hidden (checkpoints, for instance)."""
-    is_report = (folder / "explorer").is_dir() and (folder / "figures").is_dir()
-    return folder.name.startswith(".") or (folder / "run.pkl").exists() or is_report
+def data_files(folder) -> list[Path]:
+    """The files under `folder`, sorted. Hidden ones, results, reports, and what Macs and network
+    drives put beside files (`._photo.jpg`, `__MACOSX`, `@eaDir`) are left out."""
+
+    def is_left_out(path: Path) -> bool:
+        is_report = (path / "explorer").is_dir() and (path / "figures").is_dir()
+        return is_hidden(path) or (path / "run.pkl").exists() or is_report
+
+    def is_hidden(path: Path) -> bool:
+        return path.name.startswith((".", "__MACOSX", "@eaDir"))
+
+    return sorted(path for path in files_under(folder, is_left_out) if not is_hidden(path))
 
 
-def digests_of(path, objects: list[dict]) -> dict[str, str]:
-    """Digests (SHA-256) of an image's file and of its `objects` (`read_annotations`), as RECORD's
-    `image_digest` and `annotations_digest`. Raises OSError if the file can't be read."""
+def images_and_masks(folder, files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The images among `files`, and the masks of other images.
+
+    A mask lies in a folder of masks (MASK_FOLDER) and is called as an image elsewhere is, or lies
+    as PNG beside a JPEG of its name. All that a folder `panoptic...` holds are masks.
+    """
+    paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    is_apart = {
+        path: [part for part in path.relative_to(folder).parts[:-1] if MASK_FOLDER.match(part)]
+        for path in paths
+    }
+    photos = {path.stem for path in paths if not is_apart[path]}
+    jpegs = {path.with_suffix("") for path in paths if path.suffix.lower().startswith(".j")}
+    masks = [
+        path
+        for path in paths
+        if any(part.lower().startswith("panoptic") for part in is_apart[path])
+        or (is_apart[path] and path.stem in photos)
+        or (path.suffix.lower() == ".png" and path.with_suffix("") in jpegs)
+    ]
+    return [path for path in paths if path not in {*masks}], masks
+
+
+def digests_of(path, objects: list[dict], absent: Sequence[str] = ()) -> dict[str, str]:
+    """Digests (SHA-256) of an image's file and of its annotations (`objects` and `absent` of
+    Annotations), as RECORD's `image_digest` and `annotations_digest`. Raises OSError if the file
+    can't be read."""
     with open(path, "rb") as file:
         image = hashlib.file_digest(file, "sha256").hexdigest()
-    annotations = hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()
+    known = json.dumps([objects, list(absent)], sort_keys=True)
+    annotations = hashlib.sha256(known.encode()).hexdigest()
     return {"image_digest": image, "annotations_digest": annotations}
 
 
@@ -117,9 +153,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # A camera's 12 bits come in 16.
         bits = next(bits for bits in (8, 10, 12, 14, 16) if pixels.max() < 2**bits)
         image = Image.fromarray(np.rint(pixels * (255 / (2**bits - 1))).astype(np.uint8))
-    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBa"):
-        image = image.convert("RGBA")
-    if image.mode == "RGBA":
+    if image.has_transparency_data:
         # On white, as a viewer shows it: the colour of fully transparent pixels is arbitrary.
+        image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")

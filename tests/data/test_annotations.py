@@ -1,0 +1,415 @@
+"""Annotations in other files than COCO's instances: read, or named in one sentence."""
+
+import json
+from pathlib import Path
+from unicodedata import normalize
+from xml.etree import ElementTree
+
+import pytest
+
+from llava_lens.data import annotations, images, parsers
+
+DOG = {"category": "dog", "bbox": [10, 20, 30, 40]}
+CAT = {"category": "cat", "bbox": [50, 5, 6, 7]}
+
+
+def write(folder, name, content) -> None:
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / name).write_text(text)
+
+
+def lines(*entries) -> str:
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+
+def boxes(folder) -> dict:
+    objects, _, categories, problems, _ = annotations.read_annotations(folder)
+    assert problems == [] and categories == sorted(
+        {o["category"] for v in objects.values() for o in v}
+    )
+    return {
+        file.split("/")[-1]: [(item["category"], item["box"]) for item in items]
+        for file, items in sorted(objects.items())
+    }
+
+
+FOUND = {
+    "a.jpg": [("dog", [10, 20, 30, 40]), ("cat", [50, 5, 6, 7])],
+    "b.jpg": [("cat", [1, 2, 3, 4])],
+}
+B = {"category": "cat", "bbox": [1, 2, 3, 4]}
+
+
+def test_instances_under_any_name(tmp_path):
+    """As FiftyOne exports them: labels.json beside data/."""
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
+    categories = [{"id": 0, "name": "dog", "supercategory": "animal"}, {"id": 1, "name": "cat"}]
+    annotations = [
+        {"id": 1, "image_id": 1, "category_id": 0, "bbox": DOG["bbox"], "supercategory": "animal"},
+        {"id": 2, "image_id": 1, "category_id": 1, "bbox": CAT["bbox"], "iscrowd": 0},
+        {"id": 3, "image_id": 2, "category_id": 1, "bbox": B["bbox"], "area": 12},
+    ]
+    data = {"info": {}, "images": images, "categories": categories, "annotations": annotations}
+    write(tmp_path, "labels.json", data)
+    assert boxes(tmp_path) == FOUND
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        # One JSON per image, with its name, or called as the image is.
+        {
+            "a.json": {"file_name": "a.jpg", "objects": [DOG, CAT]},
+            "b.json": {"image": "b.jpg", **B},
+        },
+        {"a.json": {"annotations": [DOG, CAT]}, "b.json": [B]},
+        {"a.json": {"image": {"file_name": "x/a.jpg"}, "annotations": [DOG, CAT]}, "b.json": [B]},
+        # JSON lines, per image, per box, and with lists side by side as Hugging Face has them.
+        {
+            "metadata.jsonl": lines(
+                {"file_name": "a.jpg", "objects": [DOG, CAT]},
+                {"file_name": "b.jpg", "objects": [B]},
+            )
+        },
+        {
+            "boxes.json": lines(
+                {"image": "a.jpg", **DOG}, {"image": "a.jpg", **CAT}, {"image": "b.jpg", **B}
+            )
+        },
+        {
+            "metadata.jsonl": lines(
+                {
+                    "file_name": "a.jpg",
+                    "objects": {"bbox": [DOG["bbox"], CAT["bbox"]], "categories": ["dog", "cat"]},
+                },
+                {"file_name": "b.jpg", "objects": {"bbox": [B["bbox"]], "category": ["cat"]}},
+            )
+        },
+        # One list of boxes, other names of the keys.
+        {
+            "all.json": [
+                {"filename": "a.jpg", "label": "dog", "box": DOG["bbox"]},
+                {"filename": "a.jpg", "class": "cat", "bounding_box": CAT["bbox"]},
+                {"filename": "b.jpg", "category_name": "cat", "bbox": B["bbox"]},
+            ]
+        },
+    ],
+)
+def test_exports_with_image_category_and_box(tmp_path, files):
+    for name, content in [("a.jpg", ""), ("b.jpg", ""), *files.items()]:
+        write(tmp_path, name, content)
+    assert boxes(tmp_path) == FOUND
+
+
+def test_sizes_crowds_colours_polygons_and_images_without_objects_are_kept(tmp_path):
+    dog = {**DOG, "iscrowd": 1, "color": "brown", "segmentation": [[0, 0, 9, 0, 9, 9]]}
+    entry = {"file_name": "a.jpg", "width": 640, "height": 480, "objects": [dog]}
+    write(tmp_path, "m.jsonl", lines(entry, {"file_name": "b.jpg", "objects": []}))
+    objects, _, _, problems, _ = annotations.read_annotations(tmp_path)
+    (found,) = objects["a.jpg"]
+    assert (found["image_size"], found["crowd"], found["color"]) == ((640, 480), True, "brown")
+    assert found["polygons"] == dog["segmentation"] and objects["b.jpg"] == [] and not problems
+
+
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("a.json", {"objects": [{"category_id": 3, "bbox": [1, 2, 3, 4]}]}, "no category's name"),
+        ("a.json", {"shapes": [{"label": "dog", "points": [[1, 2]]}]}, "no category's name"),
+        ("a.json", {"objects": [{"label": "dog", "points": [[1, 2], [3, 4]]}]}, "no box"),
+        ("x.json", [DOG], "no image's name among 'category', 'bbox'"),
+        ("a.json", [{**DOG, "bbox": [0.1, 0.2, 0.3, 0.4]}], "boxes are not in pixels"),
+        (
+            "a.json",
+            {
+                "width": 90,
+                "height": 60,
+                "objects": [{**DOG, "bbox": [n, 9, 60, 50]} for n in (1, 50)],
+            },
+            "two corners: some leave their image",
+        ),
+        ("m.jsonl", '{"file_name": "a.jpg"\n', "JSONDecodeError"),
+        ("a.xml", "<annotation/>", "a.xml"),
+        ("a.txt", "0 0.5 0.5 0.1 0.1", "a.txt"),
+        ("train_labels.csv", "image,class", "train_labels.csv"),
+    ],
+)
+def test_what_is_not_understood_is_named_in_one_sentence_with_what_was_expected(
+    tmp_path, name, content, reason
+):
+    write(tmp_path, "a.jpg", "")
+    write(tmp_path, name, content)
+    objects, _, categories, (problem,), _ = annotations.read_annotations(tmp_path)
+    assert objects == {} and categories == [] and problem.startswith(name)
+    assert reason in problem and "expected is COCO's instances format" in problem
+
+
+def test_a_hundred_files_that_are_not_understood_are_one_sentence(tmp_path):
+    for number in range(100):
+        write(tmp_path, f"{number:03}.json", {"polygons": []})
+    (problem,) = annotations.read_annotations(tmp_path).problems
+    assert problem.startswith("000.json (") and "and 99 more files" in problem
+
+
+def test_notes_beside_annotations_that_were_read_are_no_problem(tmp_path):
+    write(tmp_path, "README.txt", "labels")
+    write(tmp_path, "labels.txt", "dog\ncat\n")
+    write(tmp_path, "m.jsonl", lines({"file_name": "a.jpg", "objects": [DOG]}))
+    assert list(boxes(tmp_path)) == ["a.jpg"]
+
+
+def annotated(folder, file_names, at="instances.json", more=()):
+    """A COCO file in `folder` with an object, in a category of its own number, per file name."""
+    boxes = [*enumerate(file_names)]
+    data = {
+        "images": [{"id": n, "file_name": name, "width": 90, "height": 60} for n, name in boxes],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": n, "bbox": [1, 2, 30, 40]} for n, _ in boxes
+        ],
+        "categories": [{"id": n, "name": f"object {n}"} for n, _ in boxes],
+    }
+    for key, entries in dict(more).items():
+        data[key] += entries
+    (folder / at).parent.mkdir(parents=True, exist_ok=True)
+    (folder / at).write_text(json.dumps(data))
+    return data
+
+
+def found_for(folder, names):
+    """Categories by image, and the sentences, of images in `folder` made empty."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    found = annotations.annotate(folder, images.find_images(folder))
+    assert found.objects.keys() == found.absent.keys()
+    by_image = found.objects.items()
+    return {name: [item["category"] for item in items] for name, items in by_image}, found.problems
+
+
+def test_annotations(photographs):
+    objects, absent, categories, problems, files = annotations.read_annotations(photographs)
+    assert absent == {"china.jpg": ["umbrella"]} and "instances_test.json" in files
+    assert categories == ["temple", "tree", "umbrella"] and not problems
+    assert [(o["category"], o["box"], o["crowd"], o["color"]) for o in objects["china.jpg"]] == [
+        ("temple", [150, 60, 220, 200], False, None),
+        ("tree", [420, 180, 80, 100], False, "green"),
+    ]
+
+
+def test_keypoints_beside_instances_are_not_counted_twice(photographs, tmp_path):
+    text = (photographs / "instances_test.json").read_text()
+    for name in ["instances_val.json", "person_keypoints_val.json"]:
+        (tmp_path / name).write_text(text)
+    (tmp_path / "captions_val.json").write_text('{"images": [], "annotations": []}')
+    assert len(annotations.read_annotations(tmp_path)[0]["china.jpg"]) == 2
+
+
+def test_other_files_and_odd_annotations_are_passed_over(photographs, tmp_path):
+    """JSON lines, annotations of images that are not listed (a subset), without a box, and twice
+    the same."""
+    data = json.loads((photographs / "instances_test.json").read_text())
+    first = data["annotations"][0]
+    data["annotations"] += [
+        {**first, "id": 8, "image_id": 99},
+        {key: first[key] for key in ("image_id", "category_id")},
+        first,
+    ]
+    (tmp_path / "instances_subset.json").write_text(json.dumps(data))
+    (tmp_path / "instances_lines.json").write_text('{"a": 1}\n{"a": 2}\n')
+    objects, _, _, problems, _ = annotations.read_annotations(tmp_path)
+    assert len(objects["china.jpg"]) == 2 and len(problems) == 4
+
+
+def test_without_annotations(tmp_path):
+    assert annotations.read_annotations(tmp_path) == ({}, {}, [], [], "")
+
+
+def test_what_is_named_twice_is_left_out_and_said(photographs, tmp_path):
+    """Two images of one id, two categories of one id, two images of one name; but not two files
+    that count from 1, nor a copy of a file."""
+    data = json.loads((photographs / "instances_test.json").read_text())
+    for folder in ("one", "copy"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "instances.json").write_text(json.dumps(data))
+    other = {**data, "images": [{**data["images"][0], "file_name": "other.jpg"}]}
+    (tmp_path / "instances_other.json").write_text(json.dumps(other))
+    objects, _, categories, problems, _ = annotations.read_annotations(tmp_path)
+    assert [len(objects[name]) for name in ("copy/china.jpg", "other.jpg")] == [2, 2]
+    assert not problems
+    third = {**data, "images": [{**data["images"][0], "file_name": "copy/china.jpg"}]}
+    (tmp_path / "instances_third.json").write_text(json.dumps(third))
+    objects, _, _, problems, _ = annotations.read_annotations(tmp_path)
+    assert "copy/china.jpg" not in objects and problems == [
+        "copy/china.jpg: several annotated images have this name, so its objects are left out"
+    ]
+
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    twice = {
+        **data,
+        "images": data["images"] + [{"id": 7, "file_name": "b.jpg"}],
+        "categories": data["categories"] + [{"id": 1, "name": "x"}],
+    }
+    (odd / "instances.json").write_text(json.dumps(twice))
+    objects, _, _, problems, _ = annotations.read_annotations(odd)
+    assert objects == {} and problems[:2] == [
+        "instances.json: 2 entries have the id 1, none is used",
+        "instances.json: 2 entries have the id 7, none is used",
+    ]
+
+
+@pytest.mark.parametrize(
+    "names, file_names, at, expected",
+    [
+        # One of two is annotated: by a path, or in a way that could mean either.
+        (["train/0.png", "val/0.png"], ["train/0.png"], "a.json", {"train__0.png": 0}),
+        (["train/0.png", "val/0.png"], ["0.png"], "a.json", {}),
+        (["train/0.png", "val/0.png"], ["0.png"], "train/a.json", {"train__0.png": 0}),
+        (
+            ["train/0.png", "val/0.png"],
+            ["val/0.png", "train/0.png"],
+            "a.json",
+            {"train__0.png": 1, "val__0.png": 0},
+        ),
+        (["0.png"], ["train/0.png", "val/0.png"], "a.json", {}),
+        (["val/0.png"], ["train/0.png", "val/0.png"], "a.json", {"val__0.png": 1}),
+        # As COCO's folders are, as an archive of another machine's was, and as links are.
+        (["val2017/0.png"], ["0.png"], "annotations/a.json", {"val2017__0.png": 0}),
+        (["val/0.png"], ["C:\\data\\val\\0.png"], "a.json", {"val__0.png": 0}),
+        (["val/0.png"], ["../data/./val/0.png"], "a.json", {"val__0.png": 0}),
+        (["a/b/0.png", "b/0.png", "0.png"], ["b/0.png"], "x.json", {"b__0.png": 0}),
+    ],
+)
+def test_annotations_belong_to_the_longest_path_that_is_unambiguous(
+    tmp_path, names, file_names, at, expected
+):
+    annotated(tmp_path, file_names, at)
+    categories, problems = found_for(tmp_path, names)
+    assert categories == {name: [f"object {n}"] for name, n in expected.items()}
+    assert bool(problems) == (not expected) and all("0.png" in said for said in problems)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("labels/0.txt", "0 0.5 0.5 0.2 0.2\n"),
+        ("0.xml", "<annotation><object></object></annotation>"),
+        ("boxes.csv", "image,xmin,ymin,xmax,ymax\n0.png,1,2,3,4\n"),
+        ("instances.JSON.gz", "x"),
+        ("annotations.zip", "x"),
+    ],
+)
+def test_annotations_of_other_kinds_are_named(tmp_path, name, content):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    for other, text in {"README.txt": "Pictures.", "a.csv": "a,b\n", "b.xml": "<x/>"}.items():
+        (tmp_path / other).write_text(text)
+    objects, _, _, (said,), _ = annotations.read_annotations(tmp_path)
+    assert not objects and Path(name).name in said and "COCO" in said and "README" not in said
+
+
+def test_a_suffix_in_capitals_is_a_suffix(tmp_path):
+    annotated(tmp_path, ["0.png"], "INSTANCES.JSON")
+    assert found_for(tmp_path, ["0.png"]) == ({"0.png": ["object 0"]}, [])
+
+
+def test_good_boxes_near_the_corner_are_no_two_corners(tmp_path):
+    """A width may be larger than x in every box."""
+    good = [{**DOG, "bbox": [9 * n, 5, 9 * n + 20, 30]} for n in range(5)]
+    write(tmp_path, "a.jpg", "")
+    write(tmp_path, "a.json", {"width": 90, "height": 60, "objects": good})
+    assert [box for _, box in boxes(tmp_path)["a.jpg"]] == [item["bbox"] for item in good]
+
+
+def parse_voc(content, image):
+    """What a newcomer writes to have Pascal VOC."""
+    root = ElementTree.fromstring(content)
+    file, found = root.findtext("filename"), []
+    for item in root.iter("object"):
+        x0, y0, x1, y1 = (
+            float(item.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")
+        )
+        place = {"image_id": file, "category_id": item.findtext("name")}
+        found.append({**place, "bbox": [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1]})
+    return {"images": [{"id": file, "file_name": file}], "annotations": found}
+
+
+def test_a_format_more_is_one_parser(tmp_path, monkeypatch):
+    monkeypatch.setitem(parsers.PARSERS, ".xml", parse_voc)
+    for name, category in (("0", "dog"), ("1", "cat")):
+        box = "<xmin>2</xmin><ymin>3</ymin><xmax>11</xmax><ymax>22</ymax>"
+        item = f"<object><name>{category}</name><bndbox>{box}</bndbox></object>"
+        voc = f"<annotation><filename>{name}.jpg</filename>{item}</annotation>"
+        write(tmp_path, f"{name}.xml", voc)
+    found = annotated_as(tmp_path, "0.jpg", "1.jpg")
+    assert found.objects["0.jpg"][0]["box"] == [1, 2, 10, 20] and found.problems == []
+    assert found.absent == {"0.jpg": ["cat"], "1.jpg": ["dog"]}
+
+
+def annotated_as(folder, *names):
+    """The annotations of images in `folder` made empty."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return annotations.annotate(folder, images.find_images(folder))
+
+
+def test_what_is_called_otherwise_on_disk_is_said_in_one_sentence(tmp_path):
+    annotated(tmp_path, ["COCO_val2014_01.jpg", "2.JPG", "3.jpg"])
+    found = annotated_as(tmp_path, "01.jpg", "2.jpg", "3.jpg")
+    assert list(found.objects) == ["3.jpg"] and found.problems == [
+        "2 annotated names match no image, for instance COCO_val2014_01.jpg; "
+        "2 images have no annotations, for instance 01.jpg"
+    ]
+    # Of a subset of COCO every image has annotations: nothing to say.
+    (tmp_path / "01.jpg").unlink(), (tmp_path / "2.jpg").unlink()
+    assert annotated_as(tmp_path).problems == []
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_written_as_one_or_two_characters_are_the_same_name(tmp_path, forms):
+    listed, stored = (normalize(form, "caf\xe9/\xfc.jpg") for form in forms)
+    annotated(tmp_path, [listed])
+    assert list(annotated_as(tmp_path, stored).objects) == [stored.replace("/", "__")]
+
+
+def test_files_are_read_until_every_image_is_named_and_it_is_said_which(tmp_path):
+    """Instances of other images hide no annotations of these; keypoints add nothing to them."""
+    annotated(tmp_path, ["other.jpg"], "instances_val2017.json")
+    annotated(tmp_path, ["other.jpg", "mine.jpg"], "labels.json")
+    found = annotated_as(tmp_path, "mine.jpg")
+    assert [item["category"] for item in found.objects["mine.jpg"]] == ["object 1"]
+    assert found.files == "Annotations were read from instances_val2017.json and 1 more files"
+    found = annotated_as(tmp_path, "other.jpg")
+    assert [item["category"] for item in found.objects["other.jpg"]] == ["object 0"]
+    (tmp_path / "mine.jpg").unlink()
+    found = annotated_as(tmp_path)
+    assert found.files == (
+        "Annotations were read from instances_val2017.json"
+        "; not opened, as these name every image: labels.json"
+    )
+
+
+def test_categories_of_another_file_were_not_looked_for(tmp_path):
+    annotated(tmp_path, ["a.jpg"], "a.json")
+    data = annotated(tmp_path, ["b.jpg", "c.jpg"], "b.json")
+    data["categories"] = [{**entry, "name": "x" + entry["name"]} for entry in data["categories"]]
+    (tmp_path / "b.json").write_text(json.dumps(data))
+    found = annotated_as(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    assert found.categories == ["object 0", "xobject 0", "xobject 1"]
+    assert found.absent == {"a.jpg": [], "b.jpg": ["xobject 1"], "c.jpg": ["xobject 0"]}
+
+
+def test_two_files_alike_in_content_tell_of_the_images_that_they_are_called_as(tmp_path):
+    write(tmp_path, "a.json", [DOG])
+    write(tmp_path, "b.json", [DOG])
+    assert list(annotated_as(tmp_path, "a.jpg", "b.jpg").objects) == ["a.jpg", "b.jpg"]
+
+
+def test_masks_and_images_of_other_kinds_are_said(tmp_path):
+    annotated(tmp_path, ["1.jpg"])
+    found = annotated_as(tmp_path, "1.jpg", "1.png", "b.heic", "c.HEIC")
+    assert list(found.objects) == ["1.jpg"] and found.problems == [
+        "1.png: left out, as masks of other images",
+        "b.heic and 1 more files: images of a kind that is not read: convert them to JPEG",
+    ]

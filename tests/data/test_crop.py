@@ -1,0 +1,231 @@
+"""Where the processor puts an image, boxes in the crop, and the patches that they cover."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import CLIPImageProcessor
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from llava_lens.analysis import grounding
+from llava_lens.data import crop, images, prompts
+from llava_lens.model import load, read
+
+
+def test_boxes_for_another_resolution_are_scaled(llava):
+    found = {
+        "category": "dog",
+        "box": [10.0, 20.0, 30.0, 40.0],
+        "crowd": False,
+        "color": None,
+        "image_size": (200, 100),
+    }
+    scaled = {**found, "box": [20.0, 40.0, 60.0, 80.0], "image_size": (400, 200)}
+    one, other = (
+        crop.objects_in_crop([item], (400, 200), llava[1].image_processor)
+        for item in (found, scaled)
+    )
+    assert one == other and "image_size" not in one[0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 3), (3, 50), (100, 1)])
+def test_the_smallest_and_longest_images_reach_the_model_whole(tmp_path, llava, size):
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "odd.png")
+    record, _ = read.read_image(
+        *llava,
+        images.open_image(tmp_path / "odd.png"),
+        prompts.as_prompts(["What is it?"]),
+        load.Settings(model="", max_new_tokens=1, top_k=10),
+    )
+    expected = Image.fromarray(pixels).resize(
+        [int(56 * side / min(size)) for side in size], Image.Resampling.BICUBIC
+    )
+    left, top = (expected.width - 56) // 2, (expected.height - 56) // 2
+    seen = np.asarray(crop.open_crop(record)).astype(int)
+    assert (
+        np.abs(seen - np.asarray(expected.crop((left, top, left + 56, top + 56)))).mean() < 12
+    )  # JPEG
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (64, 64), (301, 77)])
+def test_boxes_follow_the_processor(llava, size):
+    """A white box on black, sent through the processor, is found where `box_in_crop` says."""
+    processor = llava[1]
+    box = (size[0] * 0.1, size[1] * 0.3, size[0] * 0.5, size[1] * 0.6)
+    edges = [round(edge) for edge in (box[0], box[1], box[0] + box[2], box[1] + box[3])]
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[edges[1] : edges[3], edges[0] : edges[2]] = 255
+    seen = processor.image_processor(images=Image.fromarray(pixels), return_tensors="np")[
+        "pixel_values"
+    ][0].mean(axis=0)
+    rows, columns = np.nonzero(seen > (seen.min() + seen.max()) / 2)
+    whole_pixels = (edges[0], edges[1], edges[2] - edges[0], edges[3] - edges[1])
+    (x, y, w, h), visible = crop.box_in_crop(whole_pixels, size, processor.image_processor)
+    assert (
+        np.abs(
+            np.array([x, y, x + w, y + h])
+            - [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        ).max()
+        <= 1
+    )
+    scale = 56 / min(size)
+    assert visible == pytest.approx(
+        w * h / (whole_pixels[2] * whole_pixels[3] * scale**2), rel=0.03
+    )
+
+
+PROCESSORS = {
+    "crop": CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
+    "pad": LlavaImageProcessorPil(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_pad=True
+    ),
+    "plain": CLIPImageProcessor(size={"height": 56, "width": 56}, do_center_crop=False),
+    "two sizes": CLIPImageProcessor(
+        size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}
+    ),
+}
+
+
+@pytest.mark.parametrize("way", PROCESSORS)
+@pytest.mark.parametrize("size", [(90, 60), (61, 97), (64, 64), (301, 77), (1200, 100)])
+def test_boxes_follow_any_processor_that_resizes_crops_or_pads(way, size):
+    """A white box in the middle of black, sent through the processor, is found in its place."""
+    processor = PROCESSORS[way]
+    x, y, w, h = size[0] // 2 - 12, size[1] // 5, 24, size[1] // 2
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[y : y + h, x : x + w] = 255
+    seen, black, white = (
+        processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0].mean(axis=0)
+        for image in (pixels, 0 * pixels, 255 - 0 * pixels)
+    )
+    seen = (seen - black) / (white - black).max()  # padding is grey
+    box, _ = crop.box_in_crop((x, y, w, h), size, processor)
+    cover = crop.patch_coverage(box, 56, 56).reshape(56, 56)
+    assert np.abs(cover - seen).mean() < 0.01  # bicubic blur at the edges
+    for axis in (0, 1):
+        seen_along = seen.sum(axis)
+        assert np.abs(cover.sum(axis) - seen_along).max() <= 0.2 * seen_along.max() + 0.5
+    assert cover.sum() == pytest.approx(seen.sum(), rel=0.1)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (427, 640), (333, 500), (4000, 3000), (3, 50)])
+def test_what_is_measured_of_the_three_usual_ways_is_exact(size):
+    """By the arithmetic that the processors do."""
+    (width, height), short, long = size, min(size), max(size)
+    new = [int(56 * side / short) for side in size]
+    assert crop.place_image(size, PROCESSORS["crop"]) == (
+        (new[0] / width, new[1] / height),
+        (-((new[0] - 56) // 2), -((new[1] - 56) // 2)),
+        (56, 56),
+    )
+    scale, offset, _ = crop.place_image(size, PROCESSORS["pad"])
+    assert scale == (56 / long, 56 / long)
+    assert offset == pytest.approx([(long - side) // 2 * 56 / long for side in size])
+    assert crop.place_image(size, PROCESSORS["plain"])[:2] == ((56 / width, 56 / height), (0, 0))
+    # 64 pixels resized, of which 56 are kept: none of the three, so measured.
+    scale, offset, _ = crop.place_image(size, PROCESSORS["two sizes"])
+    new = [int(64 * side / short) for side in size]
+    assert np.multiply(scale, size) == pytest.approx(new, abs=1)
+    assert offset == pytest.approx([-((side - 56) // 2) for side in new], abs=1)
+
+
+def turned(image, **_):
+    return {"pixel_values": np.asarray(image.rotate(90).resize((56, 56))).transpose(2, 0, 1)[None]}
+
+
+def mirrored(image, **_):
+    return {"pixel_values": np.asarray(image.resize((56, 56)))[:, ::-1].transpose(2, 0, 1)[None]}
+
+
+def tiled(image, **_):
+    return {"pixel_values": np.zeros((1, 5, 3, 56, 56))}
+
+
+@pytest.mark.parametrize("processor", [turned, mirrored, tiled])
+def test_a_processor_that_does_more_is_refused(processor):
+    with pytest.raises(ValueError, match="Boxes can't be placed .* more than resize, crop and pad"):
+        crop.box_in_crop((1, 2, 3, 4), (90, 60), processor)
+
+
+def test_a_box_outside_the_crop_is_not_visible(llava):
+    assert crop.box_in_crop((0, 0, 10, 50), (200, 50), llava[1].image_processor)[1] == 0
+
+
+def test_a_box_is_a_list_of_floats(llava):
+    """The format of the results has no tuples and no numpy numbers."""
+    found = {"category": "dog", "box": [1, 2, 30, 40], "crowd": False, "color": None}
+    (seen,) = crop.objects_in_crop([found], (90, 60), llava[1].image_processor)
+    box, visible = crop.box_in_crop((1, 2, 30, 40), (90, 60), llava[1].image_processor)
+    assert seen["box"] == box and seen["visible"] == visible and type(box) is list
+    assert {type(number) for number in [*box, visible, seen["share"]]} == {float}
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.integers(56, 250), st.integers(56, 250), st.tuples(*[st.floats(0, 1)] * 4))
+def test_boxes_and_patches_are_where_the_processor_puts_the_pixels(llava, width, height, edges):
+    """A white box on black, sent through the processor, covers the patches that `box_in_crop` and
+    `patch_coverage` say."""
+    processor = llava[1].image_processor
+    (x0, x1), (y0, y1) = (
+        sorted(round(edge * side) for edge in pair)
+        for pair, side in ((edges[:2], width), (edges[2:], height))
+    )
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[y0:y1, x0:x1] = 255
+    seen = processor(images=Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
+    seen = (seen.transpose(1, 2, 0) * processor.image_std + processor.image_mean).mean(-1)
+    patches = seen.reshape(4, 14, 4, 14).mean((1, 3)).ravel()
+    box, visible = crop.box_in_crop((x0, y0, x1 - x0, y1 - y0), (width, height), processor)
+    assert (
+        np.abs(crop.patch_coverage(box, 4, 56) - patches).max() < 0.03
+    )  # bicubic blur at the edges
+    assert 0 <= visible <= 1
+
+
+def an_object(category, box, crowd=False):
+    return {"category": category, "box": box, "crowd": crowd}
+
+
+def test_patches_of_the_objects_and_as_many_outside_all_their_boxes():
+    # A grid of 4 x 4 patches of 10 pixels.
+    objects = [
+        an_object("dog", [0.0, 0.0, 11.0, 10.0]),  # patch 0, and a tenth of 1
+        an_object("dog", [0.0, 30.0, 10.0, 10.0]),  # patch 12
+        an_object("cat", [32.0, 32.0, 1.0, 1.0]),  # a hundredth of patch 15
+        an_object("tree", [20.0, 0.0, 10.0, 10.0]),
+        an_object("car", [0.0, 0.0, 30.0, 40.0]),  # 12 patches
+        an_object("bird", [40.0, 0.0, 0.0, 10.0]),  # outside the crop
+    ]
+
+    def cut(*categories, seed=0):
+        prompt = {"categories": list(categories), "question": "?"}
+        return crop.patches_to_cut(prompt, objects, 4, 40, seed)
+
+    assert cut("dog")["object"] == [0, 1, 12]
+    assert cut("dog", "cat")["object"] == [0, 1, 12, 15]
+    drawn = [cut("dog", "cat", seed=seed) for seed in range(50)]
+    assert all(len(set(one["background"])) == 4 for one in drawn)
+    assert set().union(*(one["background"] for one in drawn)) == set(range(16)) - {0, 1, 12, 15}
+    assert cut("dog", seed=3) == cut("dog", seed=3)
+    assert cut() == cut("dog", "horse") == cut("horse") == cut("bird") == {}
+    assert cut("car") == {}  # four patches are left, and twelve needed
+
+
+def test_a_crowd_gives_no_patches():
+    """Neither where it is alone, nor beside a single object: the crowd would still be seen."""
+    crowd, dog = (an_object("dog", [0.0, 0.0, 36.0, 40.0], True), an_object("dog", [0, 0, 10, 10]))
+    prompt = {"categories": ["dog"], "question": "?"}
+    assert crop.patches_to_cut(prompt, [crowd], 4, 40) == {}
+    assert crop.patches_to_cut(prompt, [dog, crowd], 4, 40) == {}
+    assert crop.patches_to_cut(prompt, [dog], 4, 40)["object"] == [0]
+    record, run = {"objects": [crowd, dog]}, {"grid": 4, "image_size": 40}
+    assert not grounding.patches_of(record, run, "dog").any()
+    assert grounding.patches_of({"objects": [dog]}, run, "dog").tolist() == [True] + 15 * [False]
