@@ -9,7 +9,7 @@ from llava_lens import schema, store
 from llava_lens.analysis import answers as answers_py
 from llava_lens.analysis import curves, grading, per_kind, stats
 from tests.analysis.made import answers_of, layers_of
-from tests.test_hostile import make_results
+from tests.hostile import make_results
 
 
 def test_a_prompt_or_layer_that_is_not_there_is_refused_with_what_is(results, run):

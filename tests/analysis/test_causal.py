@@ -112,12 +112,11 @@ def test_an_order_is_found_in_either_direction_and_not_from_few_images():
 
 
 def test_an_order_in_some_images_only_is_said_to_be_that():
-    layers = {"colour": [3.0] * 60, "object": [3.0] * 50 + [15.0] * 10}
+    layers = {"colour": [3.0] * 60, "object": [3.0] * 36 + [15.0] * 24}
     sentence = report_causal.order_of_kinds(handed_over(**layers))[0]
     assert sentence.startswith("In some images only, answers about colours are handed over before")
-    assert (
-        "by 0 layers in the median of 60 images, colours earlier on 10 and later on 0" in sentence
-    )
+    assert "by 0 layers in the median of 60 images" in sentence
+    assert "colours earlier on 24 and later on 0" in sentence
 
 
 def test_wrong_answers_and_answers_without_a_route_have_no_part_in_the_order():

@@ -9,7 +9,7 @@ import pytest
 from llava_lens import text as text_py
 from llava_lens.analysis import presence, report, report_answers, report_image, report_layers
 from tests.analysis.made import confidence_of, grounding_of, tables_of
-from tests.test_hostile import make_results
+from tests.hostile import make_results
 
 
 def test_the_sentences_are_those_of_the_tables(demo, demo_tables):

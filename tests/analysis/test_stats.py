@@ -51,7 +51,7 @@ def test_signed_rank_against_all_signs():
         signs = np.array(list(itertools.product([-1, 1], repeat=12)))
         sums = (signs * ranks * (values != 0)).sum(axis=1)
         exact = np.mean(np.abs(sums) >= abs((np.sign(values) * ranks).sum()) - 1e-9)
-        assert stats.signed_rank(values) == pytest.approx(exact, abs=0.03)
+        assert stats.signed_rank(values) == pytest.approx(exact, abs=0.05)
 
 
 def test_intervals_against_scipy():
