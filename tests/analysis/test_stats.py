@@ -42,16 +42,18 @@ def test_readable_layer_by_hand():
 
 
 def test_signed_rank_against_all_signs():
-    """With ties and zeros, which scipy would go through one by one, it is near the exact p."""
-    rng = np.random.default_rng(0)
-    assert stats.signed_rank(np.zeros(9)) == 1
-    for _ in range(20):
+    """With ties and zeros scipy would go through all signs; small p are near to what it finds."""
+    rng, compared = np.random.default_rng(0), 0
+    signs = np.array(list(itertools.product([-1, 1], repeat=12)))
+    for _ in range(60):
         values = rng.integers(-2, 5, 12)
         ranks = scipy.stats.rankdata(np.abs(values))
-        signs = np.array(list(itertools.product([-1, 1], repeat=12)))
         sums = (signs * ranks * (values != 0)).sum(axis=1)
         exact = np.mean(np.abs(sums) >= abs((np.sign(values) * ranks).sum()) - 1e-9)
-        assert stats.signed_rank(values) == pytest.approx(exact, abs=0.05)
+        if exact < 0.06:
+            assert stats.signed_rank(values) == pytest.approx(exact, abs=0.015)
+            compared += 1
+    assert compared > 10 and stats.signed_rank(np.zeros(9)) == 1
 
 
 def test_intervals_against_scipy():
