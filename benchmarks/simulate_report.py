@@ -305,14 +305,14 @@ def holds(rng, n, kind: str, truth: float = 0.5) -> bool | None:
 
 ORDER = "an order of kinds"
 HIGH, LOW, LATER = {"height": 0.98}, {"height": 0.6}, {"later": 4.0}
-NOISY = {"colour": HIGH | {"noise": 1.0}, "others": LOW | {"noise": 1.0}}
+NOISY = {"colour": HIGH | {"noise": 0.6}, "others": LOW | {"noise": 0.6}}
 FALSE = [  # claim, what is planted, how it is counted
     (ORDER, "equal layers", claims_an_order),
     (ORDER, "equal layers, several prompts of a kind", partial(claims_an_order, n_prompts=3)),
     (ORDER, "equal layers, large image effect", partial(claims_an_order, image_effect=6.0)),
     (ORDER, "equal layers, heights 0.98 and 0.6",
      partial(claims_an_order, colour=HIGH, others=LOW)),
-    (ORDER, "the same, three times the noise", partial(claims_an_order, **NOISY)),
+    (ORDER, "the same, twice the noise", partial(claims_an_order, **NOISY)),
     (ORDER, "equal layers, the last ones sharpen one kind",
      partial(claims_an_order, colour={"sharpen": 3.0} | HIGH, others=LOW)),
     (ORDER, "equal layers, one kind has a prior", partial(claims_an_order, colour={"prior": 0.5})),

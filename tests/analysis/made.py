@@ -96,3 +96,7 @@ def tables_of(records, run, mean_probability):
     """`tabulate` of records that were never saved."""
     held = {"records": lambda: records, "mean_probability": lambda: mean_probability}
     return lens_utils.tabulate(SimpleNamespace(run=run, **held))
+
+
+def routes_of(records, run):
+    return causal.routes([row for r in records for row in causal.route_rows(r, run)], run)

@@ -9,7 +9,7 @@ from llava_lens import schema, store
 from llava_lens.analysis import answers as answers_py
 from llava_lens.analysis import curves, grading, per_kind, stats
 from tests.analysis.made import answers_of, layers_of
-from tests.test_hostile import make_results
+from tests.hostile import make_results
 
 
 def test_a_prompt_or_layer_that_is_not_there_is_refused_with_what_is(results, run):
@@ -164,7 +164,7 @@ def planted(kind: str, word_from: int, capital_from: int, whole: bool = True) ->
         "kind": kind, "question": "?", "truth": None, "answer": "Red", "categories": [],
         "token_ids": [0], "n_prompt": 1, "answer_ids": [1], "readings": readings,
         "word_ids": [1, 2] if whole else [], "word_prob": probs["word_prob"],
-        "word_rank": ranks["word_rank"], "grey": {**probs, **ranks},
+        "word_rank": ranks["word_rank"], "word_at": 0, "grey": {**probs, **ranks},
     }  # fmt: skip
     return {"name": f"{kind}.jpg", "patches": readings, "prompts": [prompt]}
 
@@ -218,6 +218,17 @@ def test_texts_in_the_summary_are_no_formulas_and_come_back(tmp_path):
     assert back["answer"].unique().tolist() == TEXTS
 
 
+def test_what_is_never_likely_is_never_readable():
+    (prompt,) = planted("colour", 10, 25)["prompts"]
+    answers = []
+    for height in (0.09, 0.1):
+        low = {**prompt, "word_prob": prompt["word_prob"] * height / 0.9}
+        low["readings"] = {**low["readings"], "top_probs": np.full((33, 1, 1), 0.01)}
+        record = {"name": "a", "prompts": [low]}
+        answers.append(curves.first_tokens(answers_of([record], RUN))["readable_layer"].item())
+    assert answers == [33, 10]
+
+
 def test_a_word_that_is_read_at_a_later_token_is_not_lost():
     """A number that begins with a bare space: `▁`, then the digit, at which its word is read."""
     record = planted("colour", 10, 25)
@@ -232,4 +243,16 @@ def test_a_word_that_is_read_at_a_later_token_is_not_lost():
     assert curves.whole_words(answers)["probability"].tolist() == prompt["word_prob"].tolist()
     of_space = answers[answers["token"] == 0]
     assert of_space["probability"].equals(of_space["token_probability"])
-    assert of_space["grey_probability"].isna().all() and of_space["drawn_layer"].isna().all()
+    assert of_space["grey_probability"].isna().all() and of_space["handed_over"].isna().all()
+
+
+def test_the_route_of_an_answer_stands_beside_its_layers():
+    """By hand: layers 0, 16 and 32 were patched, and the two runs differ by ten logits."""
+    run = {**RUN, "n_layers": 32, "route_layers": [0, 16, 32]}
+    record = planted("colour", 10, 25)
+    record["prompts"][0]["route"] = {
+        "own": 6.0, "counterfactual": -4.0, "mediated": 4.0, "image": np.array([-4.0, 2.0, 6.0]),
+        "question": np.array([6.0, 5.0, 6.0]), "last": np.array([6.0, 3.0, -4.0]),
+    }  # fmt: skip
+    (first,) = curves.first_tokens(answers_of([record], run)).itertuples()
+    assert (first.leaves_image, first.handed_over, first.mediated) == (16, 32, 0.2)

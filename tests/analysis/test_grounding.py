@@ -3,24 +3,12 @@
 import itertools
 import weakref
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import sklearn.metrics
 
-from llava_lens.analysis import curves, grounding, presence, report_image
-from llava_lens.figures import all_images
-from tests.analysis.made import (
-    GRID,
-    LAYERS,
-    RUN,
-    confidence_of,
-    grounding_of,
-    make_object,
-    make_record,
-    planted,
-)
+from llava_lens.analysis import grounding, presence, report_image
+from tests.analysis.made import GRID, LAYERS, RUN, confidence_of, grounding_of, make_record, planted
 
 
 def test_patches_of_a_category_by_hand():
@@ -126,35 +114,3 @@ def test_on_the_demo_what_its_training_reported(demo_tables):
     assert np.abs(means["auroc"] - reported).max() < 0.08
     assert (means["auroc_other_image"] - 0.5).abs().max() < 0.15
     assert presence.presence_areas(demo_tables.confident)["within"][0] > 0.95
-
-
-def test_one_rare_size_takes_no_band_from_the_others():
-    records = planted(14)
-    records[0]["objects"].append(make_object("cat", (0.0, 0.0, 3.0, 3.0)))
-    records[0]["words"][1]["present"] = True
-    table = grounding_of(records, RUN)
-    assert (table["size"] == "small").any()
-    layers = pd.DataFrame({"image": [], "segment": [], "layer": [], "no_word": []})
-    figure = all_images.plot_grounding(table, layers, RUN)
-    bands = {
-        column: sum(c.get_alpha() == 0.2 for c in figure.axes[column].collections)
-        for column in (0, 1)
-    }
-    assert bands[0] == 4  # all, large, both controls
-    plt.close(figure)
-
-
-def test_the_figures_are_those_of_the_tables(demo, demo_tables):
-    figure = all_images.plot_grounding(demo_tables.grounded, demo_tables.layers, demo.run)
-    labels = [label.get_text() for label in figure.legends[0].get_texts()]
-    groups = ["all sizes", "medium", "large", grounding.ABSENT_WORDS, grounding.OTHER_BOXES]
-    assert labels == [*groups, "all patches: no word at all"]
-    assert [line.get_label() for line in figure.axes[0].lines[:-1]] == groups
-    plt.close(figure)
-    best = int(curves.per_image(demo_tables.grounded, "auroc").mean().idxmax())
-    at_best = demo_tables.grounded[demo_tables.grounded["layer"] == best]["auroc"]
-    figure = all_images.plot_gallery(demo, demo_tables.grounded, best)
-    titles = [axis.get_title() + axis.get_title(loc="left") for axis in figure.axes]
-    assert len(titles) == 6
-    assert f"AUROC {at_best.max():.2f}" in titles[0] and f"AUROC {at_best.min():.2f}" in titles[3]
-    plt.close(figure)

@@ -1,6 +1,5 @@
 """Present against absent categories: the confidence in the patches beside the answers."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +7,6 @@ import sklearn.metrics
 
 from llava_lens import kinds
 from llava_lens.analysis import curves, presence
-from llava_lens.figures import all_images
 from tests.analysis.made import GRID, LAYERS, confidence_of, make_record, planted
 
 
@@ -53,41 +51,6 @@ def test_the_frequency_is_that_of_the_other_half_of_the_images():
         for number in range(4)
     ]
     assert confidence_of(records)["frequency"].tolist() == [1, 0.5, 1, 0.5]
-
-
-def test_the_curve_is_scikit_learns():
-    """Of the first twenty images the model was asked about the dog, and the opposite it said about
-    a cat, which was not watched."""
-    rng, records = np.random.default_rng(0), []
-    present, exponents = rng.random(60) < 0.5, rng.integers(-8, 1, 60)
-    for i in range(60):
-        says = ["Yes.", "no"] if i % 3 else ["no", "Yes."]
-        records.append(
-            make_record(
-                str(i),
-                [("dog", (0.0, 0.0, 9.0, 9.0))] if present[i] else [],
-                {"dog": np.full((len(LAYERS), GRID**2), exponents[i])},
-                absent=[] if present[i] else ["dog"],
-                asked=zip(("dog", "cat"), says, strict=True) if i < 20 else (),
-            )
-        )
-    table = confidence_of(records)
-    assert table["category"].eq("dog").all() and len(table) == 60
-    table = table.assign(category=[f"{i % 2}" for i in range(60)])
-    figure = all_images.plot_presence(table)
-    lines = figure.axes[0].lines
-    for line, n in ((lines[0], 60), (lines[1], 20)):
-        wrong, right, _ = sklearn.metrics.roc_curve(
-            present[:n], 2.0 ** exponents[:n], drop_intermediate=False
-        )
-        np.testing.assert_allclose(line.get_xydata(), np.transpose([wrong, right]))
-    yes, few = np.arange(20) % 3 > 0, present[:20]
-    (point,) = (line for line in lines if line.get_marker() == "D")
-    np.testing.assert_allclose(point.get_xydata(), [[yes[~few].mean(), yes[few].mean()]])
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    area = sklearn.metrics.roc_auc_score(present, 2.0**exponents)
-    assert f"AUROC {area:.2f} (" in labels[0] and " to " in labels[0]
-    plt.close(figure)
 
 
 def test_presence_answers(demo_tables):

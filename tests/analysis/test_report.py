@@ -7,16 +7,9 @@ import pandas as pd
 import pytest
 
 from llava_lens import text as text_py
-from llava_lens.analysis import (
-    presence,
-    report,
-    report_answers,
-    report_causal,
-    report_image,
-    report_layers,
-)
+from llava_lens.analysis import presence, report, report_answers, report_image, report_layers
 from tests.analysis.made import confidence_of, grounding_of, tables_of
-from tests.test_hostile import make_results
+from tests.hostile import make_results
 
 
 def test_the_sentences_are_those_of_the_tables(demo, demo_tables):
@@ -135,88 +128,3 @@ def test_no_text_of_a_stranger_is_mark_up_in_the_report(run, tables):
     )
     assert "<script" not in text and "$" not in text and "*b*" not in text
     assert "&#60;script&#62;" in text
-
-
-def settled(**kinds):
-    """A table of first answer tokens: layers per kind, an image each."""
-    return pd.DataFrame(
-        [
-            {
-                "image": f"{number}.jpg",
-                "kind": kind,
-                "truth": "dog",
-                "whole_word": True,
-                "settling_layer": layer,
-                "drawn_layer": float(layer),
-                "drawn_layer_by_probability": float(layer),
-            }
-            for kind, layers in kinds.items()
-            for number, layer in enumerate(layers)
-        ]
-    )
-
-
-def test_an_order_is_claimed_only_where_a_paired_test_allows_it():
-    noise = np.arange(20) % 3
-    colours_objects, colours_relations, objects_relations = report_causal.order_of_kinds(
-        settled(colour=3 + noise, object=3 + noise[::-1], relation=6 + noise)
-    )
-    assert colours_objects.startswith("No order is shown between")
-    assert (
-        "colours are drawn from the image before answers about the arrangement of objects: of 20 "
-        "images, colours earlier on 20 and later on 0 by odds; in the median by 3 layers by odds ("
-        in colours_relations
-    )
-    assert "objects are drawn from the image before answers about the arr" in objects_relations
-
-
-def test_an_order_is_claimed_only_where_both_scales_say_so():
-    noise = np.arange(20) % 3
-    table = settled(colour=3 + noise, object=6 + noise)
-    assert "are drawn from the image before" in report_causal.order_of_kinds(table)[0]
-    for other in (lambda layers: layers * 0 + 3, lambda layers: -layers):
-        changed = table.assign(
-            drawn_layer_by_probability=other(table["drawn_layer_by_probability"])
-        )
-        assert "No order is shown" in report_causal.order_of_kinds(changed)[0]
-
-
-def test_an_order_is_found_in_either_direction_and_not_from_few_images():
-    noise = np.arange(20) % 3
-
-    def sentence(**kinds):
-        return report_causal.order_of_kinds(settled(**kinds))[0]
-
-    earlier = (
-        "objects are drawn from the image before answers about colours: of 20 images, objects "
-    )
-    assert f"{earlier}earlier on 20" in sentence(colour=6 + noise, object=3 + noise)
-    few = "11 images draw both from the image, too few"
-    assert few in sentence(colour=[3] * 11, object=[6] * 11)
-    assert "1 image draws both" in sentence(colour=[3], object=[6])
-    assert "0 layers by odds (quartiles 0 and 0, p = 1)" in sentence(
-        colour=[3] * 12, object=[3] * 12
-    )
-
-
-def test_the_order_is_that_of_the_test_not_of_the_mean():
-    """Most images one layer later, a few very much earlier: the mean and the rank test differ in
-    direction."""
-    sentence = report_causal.order_of_kinds(
-        settled(colour=[3] * 25 + [31] * 3, object=[4] * 25 + [3] * 3)
-    )[0]
-    assert (
-        "colours are drawn from the image before answers about objects: of 28 images, colours "
-        "earlier on 25 and later on 3" in sentence
-    )
-
-
-def test_the_first_answer_of_a_kind_counts_that_has_such_a_layer():
-    noise = np.arange(20) % 3
-    table = settled(colour=3 + noise, object=6 + noise)
-    said_anyway = table.assign(drawn_layer=np.nan, drawn_layer_by_probability=np.nan)
-    more = table.assign(drawn_layer=30.0 - table["drawn_layer"])
-    assert report_causal.order_of_kinds(
-        pd.concat([said_anyway, table, more])
-    ) == report_causal.order_of_kinds(table)
-    assert "0 images draw both" in report_causal.order_of_kinds(said_anyway)[0]

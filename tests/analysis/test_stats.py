@@ -1,5 +1,7 @@
 """Layers at which a curve has risen, intervals, tests, AUROCs."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -22,38 +24,36 @@ def test_the_best_rival_is_no_spelling_of_the_word():
     assert stats.best_rival(ids, probs, [4, 7, 9]).tolist() == [0.1, 0.1]
 
 
+def test_a_layer_from_which_on_something_stays_by_hand():
+    holds = np.array([[1, 1, 0], [0, 1, 1], [1, 1, 0]], dtype=bool)
+    assert stats.stays_from(holds).tolist() == [2, 0, 3]
+
+
 def test_readable_layer_by_hand():
     margin = np.array([
         [-2.0, 1.0, 0.0, -1.0], [3.0, 1.0, 0.0, 2.0], [1.9, 1.0, 0.0, 3.0], [2.0, 1.0, 0.0, 1.0],
         [4.0, 1.0, 0.0, -0.1],
     ])  # fmt: skip
-    assert stats.readable_layer(margin).tolist() == [3, 0, 5, 5]
-    assert stats.readable_layer(margin, 0.25).tolist() == [1, 0, 5, 5]
-    assert stats.readable_layer(margin, 0.75).tolist() == [4, 0, 5, 5]
+    prob = np.full(margin.shape, 0.5)
+    assert stats.readable_layer(margin, prob).tolist() == [3, 0, 5, 5]
+    # What ends below a probability of 0.1 is readable nowhere, whatever it was before.
+    prob[-1] = [0.1, 0.09, 0.5, 0.5]
+    assert stats.readable_layer(margin, prob).tolist() == [3, 5, 5, 5]
 
 
-def test_drawn_layers_by_hand():
-    """0.5 to 0.8: by odds 1 to 4, two doublings; half is one doubling, 2 / 3."""
-    prob = np.array([[0.5, 0.5], [0.64, 0.5], [0.67, 0.52], [0.62, 0.5], [0.8, 0.6]])
-    control = np.full((5, 2), 0.5)
-    by_odds, by_probability = stats.drawn_layers(prob, control)
-    assert by_odds[0] == 3  # one layer that falls back costs one layer, not all before it
-    assert by_probability[0] == 3 and np.isnan([by_odds[1], by_probability[1]]).all()
-    by_odds, by_probability = stats.drawn_layers(prob[:, 0], np.linspace(0.5, 0.2, 5))
-    assert (by_odds, by_probability) == (3, 2)
-    certain = stats.drawn_layers(np.array([0.0, 1.0, 1.0]), np.array([0.0, 0.0, 0.0]))
-    assert certain.tolist() == [1, 1]
-
-
-def test_equal_timing_is_equal_by_one_of_the_two_scales():
-    rise = np.linspace(0, 1, 33)
-    odds = {end: 1 / (1 + np.exp(-(-4 + rise * (end + 4)))) for end in (0.4, 4)}
-    probability = {end: 0.02 + rise * (end - 0.02) for end in (0.6, 0.98)}
-    control = {"odds": np.full(33, odds[4][0]), "probability": np.full(33, 0.02)}
-    low, high = (stats.drawn_layers(prob, control["odds"]) for prob in odds.values())
-    assert low[0] == high[0] == 16 and low[1] > high[1]
-    low, high = (stats.drawn_layers(p, control["probability"]) for p in probability.values())
-    assert low[1] == high[1] == 16 and low[0] < high[0]
+def test_signed_rank_against_all_signs():
+    """With ties and zeros scipy would go through all signs; small p are near to what it finds."""
+    rng, compared = np.random.default_rng(0), 0
+    signs = np.array(list(itertools.product([-1, 1], repeat=12)))
+    for _ in range(60):
+        values = rng.integers(-2, 5, 12)
+        ranks = scipy.stats.rankdata(np.abs(values))
+        sums = (signs * ranks * (values != 0)).sum(axis=1)
+        exact = np.mean(np.abs(sums) >= abs((np.sign(values) * ranks).sum()) - 1e-9)
+        if exact < 0.06:
+            assert stats.signed_rank(values) == pytest.approx(exact, abs=0.015)
+            compared += 1
+    assert compared > 10 and stats.signed_rank(np.zeros(9)) == 1
 
 
 def test_intervals_against_scipy():

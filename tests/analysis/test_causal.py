@@ -1,0 +1,307 @@
+"""The route and the attention knockout: tables by hand, what the report says of planted answers."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llava_lens import kinds, schema
+from llava_lens.analysis import causal, curves, report, report_causal, stats
+from tests.analysis.made import knockouts_of, routes_of
+
+# ---- The route ----------------------------------------------------------------------------------
+
+LAYERS = {"n_layers": 8, "layers": ["emb", "4", "8"], "route_layers": [0, 2, 4, 6, 8]}
+ROUTE = {
+    "own": 6.0,
+    "counterfactual": -4.0,
+    "image": np.array([-4.0, -2.0, 1.2, 6.0, 6.0]),
+    "question": np.array([6.0, 5.0, 3.0, 6.0, 6.0]),
+    "last": np.array([6.0, 0.5, 2.0, -1.0, -4.0]),
+    "mediated": 3.0,
+}
+
+
+def test_effects_by_hand():
+    effects = causal.effects_of({"route": ROUTE})
+    assert effects["image"].tolist() == pytest.approx([1, 0.8, 0.48, 0, 0])
+    assert effects["question"].tolist() == pytest.approx([0, 0.1, 0.3, 0, 0])
+    assert effects["last"].tolist() == pytest.approx([0, 0.55, 0.4, 0.7, 1])
+    assert effects["mediated"] == pytest.approx(0.3)
+    # Layer numbers, not positions; above a half at layer 2 alone is not yet handed over.
+    found = causal.route_layers_of({"route": ROUTE}, LAYERS)
+    assert found == {"leaves_image": 4, "handed_over": 6, "mediated": pytest.approx(0.3)}
+
+
+@pytest.mark.parametrize("counterfactual", [5.6, 6.0, 7.0])
+def test_two_runs_that_hardly_differ_have_no_effects(counterfactual):
+    """They would be divided by nearly nothing, or by a negative number."""
+    prompt = {"route": ROUTE | {"counterfactual": counterfactual}}
+    assert causal.effects_of(prompt) == {}
+    assert np.isnan([*causal.route_layers_of(prompt, LAYERS).values()]).all()
+    assert causal.effects_of({"route": ROUTE | {"counterfactual": 5.5}})
+
+
+def test_prompts_without_a_route_have_no_row():
+    routes = [ROUTE, {}, None, ROUTE | {"own": -4.0}]
+    prompts = [{"kind": "colour", "route": route} for route in routes]
+    record = {"name": "a", "prompts": [*prompts, {"kind": "colour"}]}
+    table = routes_of([record], LAYERS)
+    assert table["layer"].tolist() == [0, 2, 4, 6, 8] and set(table["prompt"]) == {0}
+    assert table["effect_last"].tolist() == pytest.approx([0, 0.55, 0.4, 0.7, 1])
+    assert set(table["handed_over"]) == {6}
+    empty = routes_of([{**record, "prompts": prompts[1:]}], LAYERS)
+    assert empty.empty and list(empty) == list(table) and causal.route_curves(empty) == {}
+
+
+def test_curves_of_the_route_are_means_over_images_by_hand():
+    other = ROUTE | {"last": np.array([6.0, 6.0, 6.0, 6.0, -4.0])}
+    records = [
+        {"name": name, "prompts": [{"kind": "colour", "route": route} for route in routes]}
+        for name, routes in (("a", [ROUTE, other]), ("b", [other]))
+    ]
+    curve = causal.route_curves(routes_of(records, LAYERS))["colour"]
+    by_group = curve.set_index(["patched", "layer"])["mean"]
+    assert by_group["last", 2] == pytest.approx((0.55 / 2 + 0) / 2)
+    assert by_group["image", 0] == 1 and by_group["question", 4] == pytest.approx(0.3)
+
+
+# ---- The order of kinds -------------------------------------------------------------------------
+
+
+def handed_over(right=True, **layers_of_kinds):
+    """A table of answers: layers per kind, an image each."""
+    constant = {"token": 0, "word_at": 0, "layer": 0, "right": right}
+    rows = [
+        {"image": f"{number}.jpg", "kind": kind, "handed_over": layer, **constant}
+        for kind, layers in layers_of_kinds.items()
+        for number, layer in enumerate(layers)
+    ]
+    return pd.DataFrame(rows).astype({"handed_over": float, "right": object})
+
+
+NOISE = np.arange(20) % 3
+
+
+def test_an_order_is_claimed_only_where_a_paired_test_allows_it():
+    layers = {"colour": 3 + NOISE, "object": 3 + NOISE[::-1], "relation": 6 + NOISE}
+    colours_objects, colours_relations, objects_relations = report_causal.order_of_kinds(
+        handed_over(**layers)
+    )
+    assert colours_objects.startswith("No order is shown between")
+    assert colours_relations.startswith(
+        "Answers about colours are handed over before answers about the arrangement of objects: "
+        "by 3 layers in the median of 20 images, colours earlier on 20 and later on 0 (p = "
+    )
+    assert "objects are handed over before answers about the arr" in objects_relations
+
+
+def test_an_order_is_found_in_either_direction_and_not_from_few_images():
+    def sentence(**layers):
+        return report_causal.order_of_kinds(handed_over(**layers))[0]
+
+    earlier = "objects are handed over before answers about colours: by 3 layers in the median of "
+    assert f"{earlier}20 images, objects earlier on 20" in sentence(
+        colour=6 + NOISE, object=3 + NOISE
+    )
+    few = "Not tested, colours against objects: 11 images have right answers about both, a test"
+    assert sentence(colour=[3] * 11, object=[6] * 11).startswith(few)
+    assert "1 image has right answers" in sentence(colour=[3], object=[6])
+    assert "earlier on 0 and later on 0 (p = 1)" in sentence(colour=[3] * 12, object=[3] * 12)
+
+
+def test_an_order_in_some_images_only_is_said_to_be_that():
+    layers = {"colour": [3.0] * 60, "object": [3.0] * 36 + [15.0] * 24}
+    sentence = report_causal.order_of_kinds(handed_over(**layers))[0]
+    assert sentence.startswith("In some images only, answers about colours are handed over before")
+    assert "by 0 layers in the median of 60 images" in sentence
+    assert "colours earlier on 24 and later on 0" in sentence
+
+
+def test_wrong_answers_and_answers_without_a_route_have_no_part_in_the_order():
+    layers = {"colour": 3 + NOISE, "object": 6 + NOISE}
+    table = handed_over(**layers)
+    late = handed_over(right=False, colour=30 + NOISE)
+    not_graded = handed_over(right=None, colour=30 + NOISE)
+    without = table.assign(handed_over=np.nan)
+    expected = report_causal.order_of_kinds(table)
+    assert report_causal.order_of_kinds(pd.concat([late, not_graded, without, table])) == expected
+    assert report_causal.order_of_kinds(without) == []
+
+
+def test_of_several_answers_of_a_kind_the_median_counts():
+    table = handed_over(colour=3 + NOISE, object=6 + NOISE)
+    far = table.assign(handed_over=30.0)
+    assert report_causal.order_of_kinds(
+        pd.concat([far, table, table])
+    ) == report_causal.order_of_kinds(table)
+
+
+def test_the_summary_says_whether_an_order_was_shown_or_tested():
+    shown = report_causal.order_of_kinds(handed_over(colour=3 + NOISE, object=6 + NOISE))
+    short = "Answers about colours are handed over before answers about objects."
+    assert report._order_in_short(shown) == short
+    assert report._order_in_short(["No order is shown: p"]).startswith("No order of colours")
+    assert "is not tested" in report._order_in_short(["Not tested, a against b: 3 images"])
+    assert "is not tested" in report._order_in_short([])
+
+
+# ---- Knockout -----------------------------------------------------------------------------------
+
+WINDOWS = [[first, first + 8] for first in (1, 4, 6, 9, 11, 14, 16, 19, 21, 24)] + [[1, 32]]
+RUN = {"n_layers": 32, "layers": ["emb", *map(str, range(1, 33))], "knockout_windows": WINDOWS}
+CENTRES = causal.window_centres(RUN)
+WITH_OBJECTS = ["colour", "object", "relation", "presence"]
+
+
+def test_changes_by_hand():
+    """At the token at which the word is read; what was cut in all blocks at once has one row."""
+    run = {"n_layers": 4, "knockout_windows": [[1, 2], [3, 4], [1, 4]]}
+    knockout = {"object": np.array([0.4, 0.8, 0.1]), "background": np.full(3, 0.8), "image": 0.2}
+    prompt = {"kind": "colour", "n_prompt": 2, "word_at": 1, "knockout": knockout}
+    prompt["readings"] = {"target_prob": np.array([[0.0, 0.0, 0.0], [0.5, 0.6, 0.9]])}
+    table = knockouts_of([{"name": "a", "prompts": [prompt, {**prompt, "knockout": {}}]}], run)
+    assert set(table["prompt"]) == {0} and table["layer"].tolist() == [1.5, 3.5, 5] * 2 + [5]
+    expected = [-0.5, -0.1, -0.8, -0.1, -0.1, -0.1, -0.7]
+    assert table["change"].tolist() == pytest.approx(expected)
+    assert causal.changes_by_window(table, run, "object").loc["a"].tolist() == pytest.approx(
+        [-0.5, -0.1]
+    )
+    assert causal.changes_at_once(table, run).loc["a", "image"] == pytest.approx(-0.7)
+
+
+def test_without_knockout_nothing_is_said():
+    run = {**RUN, "knockout_windows": []}
+    table = knockouts_of([{"name": "a", "prompts": []}], run)
+    assert table.empty and report_causal.report_knockout(run, table) == []
+    assert report_causal.report_cuts(run, table) == ""
+
+
+def simulated(n_images, loss_of):
+    """`knockouts` of images with a prompt of each kind that has objects; `loss_of(image, cut,
+    kind)` is a loss `[window]`."""
+    cases = list(itertools.product(range(n_images), enumerate(WITH_OBJECTS), schema.OF_OBJECTS))
+    windows = len(CENTRES)
+    return pd.DataFrame({
+        "image": np.repeat([f"{image:03}" for image, _, _ in cases], windows),
+        "prompt": np.repeat([prompt for _, (prompt, _), _ in cases], windows),
+        "kind": np.repeat([kind for _, (_, kind), _ in cases], windows),
+        "cut": np.repeat([cut for _, _, cut in cases], windows),
+        "layer": np.tile(CENTRES, len(cases)),
+        "change": -np.concatenate([loss_of(image, cut, kind) for image, (_, kind), cut in cases]),
+    })  # fmt: skip
+
+
+def test_a_window_that_does_nothing_is_named_in_fewer_than_1_in_20_data_sets():
+    """500 data sets: images differ in how much any cut shakes their answers, rounding makes many
+    changes equal, and cuts to objects and to the control shake the same."""
+    rng, named = np.random.default_rng(0), 0
+    for number in range(500):
+        n_images = 10 if number % 25 == 0 else (16, 24, 100)[number % 3]
+
+        def changes(n_images=n_images):
+            shaken = rng.lognormal(-3, 1.5, n_images)
+            shape = 2, n_images, len(CENTRES)
+            return -np.round((shaken[:, None] * rng.normal(0.2, 1, shape)).clip(-1, 1), 3)
+
+        of_kinds = [changes() for _ in WITH_OBJECTS]
+        windows = [report_causal.window_of_use(*both[:, :, :-1])[0] for both in of_kinds]
+        named += any(window is not None for window in windows)
+        if number % 50 == 0:  # the report says what `window_of_use` says
+
+            def loss_of(image, cut, kind, of_kinds=of_kinds):
+                return -of_kinds[WITH_OBJECTS.index(kind)][schema.OF_OBJECTS.index(cut), image]
+
+            lines = report_causal.report_knockout(RUN, simulated(n_images, loss_of))
+            falls = ["falls most" in line for line in lines]
+            expected = [window is not None for window in windows]
+            assert falls == (expected if n_images >= stats.MIN_IMAGES else [])
+    assert named < 25
+
+
+def test_a_window_that_does_something_is_named_with_its_control():
+    rng = np.random.default_rng(1)
+
+    def loss_of(image, cut, kind):
+        size = 0.3 if cut == "object" else 0.02
+        bump = size * np.exp(-(((CENTRES - 12) / 4) ** 2))
+        return bump + rng.normal(0, 0.01, len(CENTRES))
+
+    table = simulated(24, loss_of)
+    lines = report_causal.report_knockout(RUN, table)
+    abouts = [line.split(",")[0] for line in lines]
+    assert abouts == [f"Asked about {kinds.KINDS[kind].title}" for kind in WITH_OBJECTS]
+    for line in lines:
+        assert "in blocks 9 to 17" in line
+        assert "as many other patches by 0.02 (" in line
+    # Fewer images than a claim takes: nothing is said. The window of all blocks is never named.
+    assert report_causal.report_knockout(RUN, table[table["image"] < "011"]) == []
+
+
+def test_cuts_in_all_blocks_stand_in_a_table():
+    rows = [
+        {"image": f"{image}", "prompt": 0, "kind": "colour", "cut": cut, "layer": 33,
+         "change": change}
+        for image in range(20)
+        for cut, change in (("image_last", -0.1), ("question_last", -0.5), ("image", -0.7))
+    ]  # fmt: skip
+    text = report_causal.report_cuts(RUN, pd.DataFrame(rows))
+    assert "| colours | 20 | -0.10 (-0.10 to -0.10) | -0.50 (-0.50 to -0.50) | -0.70 (" in text
+
+
+# ---- The demo -----------------------------------------------------------------------------------
+
+
+def test_the_demo_takes_colours_from_the_object(demo, demo_tables):
+    """A rough trial before this was written, with other code, gave these means over the scenes: in
+    per cent, in windows of three blocks from blocks 1, 2, 3, and in all."""
+    by_kind = causal.knockout_curves(demo_tables.knocked)
+    trial = {
+        ("colour", "object"): [-36, -67, -57, -94],
+        ("colour", "background"): [0, 0, 0, 0],
+        ("object", "object"): [-44, -64, -27, -77],
+    }
+    for (kind, cut), expected in trial.items():
+        curve = by_kind[kind]
+        curve = curve[curve["cut"] == cut].set_index("layer").loc[[2.0, 3.0, 4.0, 9.0]]
+        # The trial's numbers are rounded, and of other patches for the control.
+        assert (curve["low"] - 0.02 <= np.array(expected) / 100).all()
+        assert (curve["high"] + 0.02 >= np.array(expected) / 100).all()
+    # Of relations the trial gave -24, -28, -22 and -29. Which pair is asked about decides: with
+    # four seeds they are -14 to -21, -10 to -22, -1 to -10 and -17 to -29.
+    relation = by_kind["relation"].set_index(["cut", "layer"])
+    assert -0.45 < relation.loc[("object", 9.0), "mean"] < -0.1
+    assert abs(relation.loc[("background", 9.0), "mean"]) < 0.02
+    lines = report_causal.report_knockout(demo.run, demo_tables.knocked)
+    by_kind = {kind: line for kind, line in zip(WITH_OBJECTS, lines, strict=True)}
+    assert "in blocks 2 to 4," in by_kind["colour"] and "in blocks 2 to 4," in by_kind["object"]
+    assert "no window of blocks is found" in by_kind["relation"]
+    # The sentence's numbers, by hand.
+    table = demo_tables.knocked
+    of_colour = table[(table["kind"] == "colour") & (table["layer"] == 3)]
+    loss = -of_colour.groupby("cut")["change"].mean()
+    assert f"by {loss['object']:.2f} (" in by_kind["colour"]
+    assert f"other patches by {abs(loss['background']):.2f} (" in by_kind["colour"]
+
+
+def test_the_demo_s_route_is_the_trial_s(demo_tables):
+    """Medians of a trial with other code, by layer; presence goes wholly through the question."""
+    if demo_tables.routed.empty:
+        pytest.skip("the route was not read")
+    trial = {
+        ("object", "image"): [1.00, 0.98, 0.69, 0.28, 0.03, 0, 0, 0, 0],
+        ("object", "last"): [0, 0.02, 0.33, 0.73, 0.97, 0.99, 1, 1, 1],
+        ("colour", "image"): [1, 1.01, 0.85, 0.32, 0.14, 0.07, 0.03, 0.01, 0],
+        ("colour", "last"): [0, 0, 0.10, 0.51, 0.74, 0.85, 0.96, 0.99, 1],
+        ("relation", "last"): [0, 0.01, 0.04, 0.33, 0.34, 0.57, 0.78, 0.88, 1],
+        ("presence", "question"): [0, 0.90, 0.91, 0.89, 0, 0, 0, 0, 0],
+    }
+    for (kind, patched), expected in trial.items():
+        of_kind = demo_tables.routed[demo_tables.routed["kind"] == kind]
+        values = curves.per_image(of_kind, f"effect_{patched}")
+        low, high = stats.interval(values.to_numpy(), "median")
+        assert (low - 0.05 <= expected).all() and (high + 0.05 >= expected).all()
+    order = report_causal.order_of_kinds(demo_tables.answers)
+    assert all(sentence.startswith("Answers about") for sentence in order)
+    assert "objects are handed over before answers about colours" in order[0]
