@@ -19,7 +19,7 @@ from llava_lens.schema import OF_OBJECTS, SEGMENTS, layer_label, layer_numbers
 from llava_lens.store import Results
 from llava_lens.text import printable, two_decimals
 
-ROUTE_LINES = {  # groups of positions: name, colour and marker
+ROUTE_LINES = {  # by the group of positions that is patched: name, colour and marker
     "image": ("all image patches patched", style.BLUE, "o"),
     "question": ("question patched", style.YELLOW, "^"),
     "last": ("last position patched", "black", "s"),
@@ -29,15 +29,14 @@ ROUTE_LINES = {  # groups of positions: name, colour and marker
 def plot_route(routes: pd.DataFrame, answers: pd.DataFrame, run: dict):
     """From `routes` and the table of answers, a panel per kind of prompt: the mean effect of
     patching each group of positions, per layer with 95 % bands; 0 is the own answer, 1 the other
-    image's. A thin line is the lens's P(answer), of the same answers.
-
-    The titles tell medians over images, of the layers that the order of kinds is tested on.
-    """
+    image's. A thin line is the lens's P(answer), of the same answers. The titles say medians over
+    images."""
     curves = route_curves(routes)
     answers = answers.merge(routes[["image", "prompt"]].drop_duplicates())
     read = layer_curve(whole_words(answers), "probability", "kind")
-    figure, axes = style.panels(list(curves), 3, columns=3)
+    figure, axes = style.panels(len(curves), 3, "effect (1: the other image's answer)")
     for axis, (kind, curve) in zip(axes, curves.items(), strict=True):
+        axis.set_title(_route_title(kind, routes[routes["kind"] == kind], run), fontsize=8)
         axis.axhline(0.5, color=style.GREY, linewidth=0.8)
         for patched, (name, colour, marker) in ROUTE_LINES.items():
             rows = curve[curve["patched"] == patched]
@@ -46,9 +45,6 @@ def plot_route(routes: pd.DataFrame, answers: pd.DataFrame, run: dict):
         label = "P(answer) that the lens reads, nothing patched"
         axis.plot(rows["layer"], rows["mean"], ":", color=style.PURPLE, linewidth=1.2, label=label)
         style.layer_axis(axis, run)
-        axis.set_title(_route_title(kind, routes[routes["kind"] == kind], run), fontsize=8)
-    for axis in figure.axes[:: axes[0].get_gridspec().ncols]:
-        axis.set_ylabel("effect (1: the other image's answer)")
     style.legend_below(figure, axes[0], columns=4)
     return figure
 
@@ -178,35 +174,23 @@ def plot_knockout(table: pd.DataFrame, run: dict):
     intervals. The object's patches and their control are cut in windows of blocks, drawn at their
     centres. Every cut in all blocks at once is a point at `all`."""
     curves, every = knockout_curves(table), run["n_layers"] + 1
-    figure, axes = style.panels(list(curves), 2.7, columns=3)
-    for axis, curve in zip(axes, curves.values(), strict=True):
-        for place, (cut, (_, colour, marker)) in enumerate(CUTS.items()):
+    figure, axes = style.panels(len(curves), 2.7, "mean change of P(answer)")
+    for axis, (kind, curve) in zip(axes, curves.items(), strict=True):
+        for place, (cut, (name, colour, marker)) in enumerate(CUTS.items()):
             rows = curve[curve["cut"] == cut]
             in_windows, in_all = rows[rows["layer"] < every], rows[rows["layer"] == every]
             points = {"marker": marker, "markersize": 5, "zorder": 9 - place}
-            style.draw_curve(axis, in_windows, colour, **points)
+            points["linestyle"] = "-" if cut in OF_OBJECTS else ""
+            style.draw_curve(axis, in_windows, colour, label=name, **points)
             x = in_all["layer"] * (1.06 + 0.05 * place)  # side by side
             axis.vlines(x, in_all["low"], in_all["high"], color=colour, alpha=0.4, linewidth=3)
-            axis.plot(x, in_all["mean"], linestyle="", color=colour, **points)
+            axis.plot(x, in_all["mean"], color=colour, **points)
         # A block makes a layer, and none makes the first.
         ticks = layer_numbers(run)[style.layer_ticks(run)[1:]]
         axis.set_xticks([*ticks, 1.16 * every], [*ticks, "all"])
         axis.axvline(every, color=style.GREY, linewidth=1, linestyle=":")
-        axis.set(xlim=(0, 1.32 * every), xlabel="centre of the window (block)")
-    for axis in figure.axes[:: axes[0].get_gridspec().ncols]:
-        axis.set_ylabel("mean change of P(answer)")
-    lines = [
-        plt.Line2D(
-            [],
-            [],
-            linestyle="-" if cut in OF_OBJECTS else "",
-            color=colour,
-            marker=marker,
-            label=name,
-        )
-        for cut, (name, colour, marker) in CUTS.items()
-    ]
-    figure.legend(handles=lines, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+        axis.set(title=kind, xlim=(0, 1.32 * every), xlabel="centre of the window (block)")
+    style.legend_below(figure, axes[0], columns=3)
     return figure
 
 

@@ -112,13 +112,13 @@ def legend_below(figure, axis, columns: int = 6) -> None:
     figure.legend(*axis.get_legend_handles_labels(), **place)
 
 
-def panels(titles: list[str], height: float, columns: int):
-    """A figure with a panel per title, `columns` in a row, and its axes."""
-    rows = -(-len(titles) // columns)
+def panels(n: int, height: float, ylabel: str):
+    """A figure of `n` panels, three in a row, with one y axis; and its axes."""
+    rows = -(-n // 3)
     size = (10, rows * height + 0.6)
-    figure, axes = plt.subplots(rows, columns, squeeze=False, sharey=True, figsize=size)
-    for axis, title in zip(axes.flat, titles, strict=False):
-        axis.set_title(title)
-    for axis in axes.flat[len(titles) :]:
+    figure, axes = plt.subplots(rows, 3, squeeze=False, sharey=True, figsize=size)
+    for axis in axes.flat[n:]:
         axis.set_axis_off()
-    return figure, axes.flat[: len(titles)]
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
+    return figure, axes.flat[:n]

@@ -1,6 +1,7 @@
 """The explorer: a page per image and an index of them, for a browser without a network.
 
-`page.html` is the frame of both, `style.css` their style, and `script.js` draws what Python packs.
+`page.html` is the frame of both, `style.css` their style; the files of `script` are one script, in
+the order of SCRIPTS, which draws what Python packs.
 """
 
 import base64
@@ -21,6 +22,8 @@ from llava_lens.kinds import KINDS
 from llava_lens.schema import layer_label
 from llava_lens.store import Results
 from llava_lens.text import as_code, is_text, printable, require, two_decimals
+
+SCRIPTS = ["data", "state", "photo", "text", "charts", "cards", "words", "saved", "page", "index"]
 
 
 def explorer_names(explorers, image: str, cases: list[str], names: list[str]) -> list[str]:
@@ -120,13 +123,12 @@ def _summaries(record: dict, run: dict) -> list[dict]:
 
 def _layers_of(row: dict, run: dict) -> str:
     """The layers of an answer in words; those of its route, where that is known."""
-    names = {"readable_layer": "readable", "leaves_image": "leaves image"}
-    names["handed_over"] = "handed over"
-    known = {name: row[name] for name in names if not np.isnan(row[name])}
-    layers = ", ".join(f"{names[name]} {layer_label(run, known[name])}" for name in known)
-    if np.isnan(row["mediated"]):
-        return f"layers: {layers}"
-    return f"layers: {layers}; mediated {two_decimals(row['mediated'])}"
+    layers = f"layers: readable {layer_label(run, row['readable_layer'])}"
+    if np.isnan(row["handed_over"]):
+        return layers
+    leaves, handed = (layer_label(run, row[name]) for name in ("leaves_image", "handed_over"))
+    mediated = two_decimals(row["mediated"])
+    return f"{layers}, leaves image {leaves}, handed over {handed}; mediated {mediated}"
 
 
 def _packed_prompt(prompt: dict) -> dict:
@@ -181,13 +183,14 @@ def _write_page(path, data: dict) -> Path:
     The page's policy allows this script only, by its hash, and no request: even a text that broke
     out of the data could do nothing.
     """
-    frame, style, script = (
-        files(__package__).joinpath(name).read_text("utf-8")
-        for name in ("page.html", "style.css", "script.js")
-    )
+
+    def read(name: str) -> str:
+        return files(__package__).joinpath(name).read_text("utf-8")
+
+    script = "\n".join(read(f"script/{name}.js") for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = Template(frame).substitute(
-        style=style, script=script, script_hash=digest, data=_pack(data)
+    page = Template(read("page.html")).substitute(
+        style=read("style.css"), script=script, script_hash=digest, data=_pack(data)
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,145 @@
+"use strict";
+
+// Small helpers, and the data that Python packed.
+
+const byId = (id) => document.getElementById(id);
+
+/** An element with properties and children; texts become text nodes, never markup. */
+function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+/** An SVG element with attributes and children. */
+function draw(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+const range = (n) => Array.from({ length: n }, (_, i) => i);
+const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
+
+/** A probability with two digits that mean something. */
+function digits(p) {
+  if (p === null) return "not kept";
+  if (p === 0) return "<1e-7"; // in float16
+  return p >= 0.0995 ? p.toFixed(2) : p >= 0.001 ? p.toPrecision(2) : p.toExponential(0);
+}
+
+const INTEGERS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array };
+
+/** float16 to numbers, through a table of all of them (browsers before 2025 lack Float16Array). */
+function fromFloat16(bits) {
+  fromFloat16.table ??= Float32Array.from({ length: 65536 }, (_, half) => {
+    const sign = half >> 15 ? -1 : 1;
+    const exponent = (half >> 10) & 31;
+    const fraction = (half & 1023) / 1024;
+    if (exponent === 31) return NaN;
+    return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction);
+  });
+  return Float32Array.from(bits, (half) => fromFloat16.table[half]);
+}
+
+/** What Python's `_pack` packed: base64 of gzip of a line of JSON and the arrays' bytes. */
+async function unpack(base64) {
+  const text = atob(base64);
+  const packed = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+  const end = bytes.indexOf(10);
+  const json = new TextDecoder().decode(bytes.subarray(0, end));
+  return JSON.parse(json, (_, value) => {
+    if (!value || !Array.isArray(value.array)) return value;
+    const [type, from, to] = value.array;
+    const part = bytes.slice(end + 1 + from, end + 1 + to).buffer;
+    return type === "float16" ? fromFloat16(new Uint16Array(part)) : new INTEGERS[type](part);
+  });
+}
+
+let data; // what `save_explorer` packed
+let photo; // what is drawn of the photograph: { colour, grey, brightness [patch] }
+
+const PATCHES = -1; // in place of a prompt's number
+const nLayers = () => data.layers.length;
+const readingsOf = (prompt) =>
+  prompt === PATCHES ? data.patches : data.prompts[prompt].readings;
+const allPatches = () => range(data.grid ** 2).map((pos) => ({ prompt: PATCHES, pos }));
+const positionsOf = (prompt) =>
+  prompt === PATCHES ? data.grid ** 2 : data.prompts[prompt].token_ids.length;
+const label = (id) => data.tokens[id];
+const bare = (id) => label(id).replace(/^[▁Ġ](?=.)/, "");
+const spellings = new Map(); // by id
+const groups = new Map(); // ids by spelling: tokens that differ in case or leading space only
+const spelling = (id) => spellings.get(id);
+
+/** Where the top-k of a cell begin at a layer. A cell is `{ prompt, pos }`. */
+const start = (cell, layer) => (layer * positionsOf(cell.prompt) + cell.pos) * data.top_k;
+
+/** The top-k of a cell at a layer, falling: `[{ id, p }]`. */
+function topOf(cell, layer) {
+  const { top_ids, top_probs } = readingsOf(cell.prompt);
+  const from = start(cell, layer);
+  return range(data.top_k).map((k) => ({ id: top_ids[from + k], p: top_probs[from + k] }));
+}
+
+const top1 = (cell, layer) => readingsOf(cell.prompt).top_ids[start(cell, layer)];
+
+/** The token whose probability and rank are exact: the answer's next, else the last top-1. */
+function targetOf(cell) {
+  const prompt = data.prompts[cell.prompt];
+  const answered = prompt ? cell.pos - prompt.n_prompt + 1 : -1;
+  return answered >= 0 ? prompt.answer_ids[answered] : top1(cell, nLayers() - 1);
+}
+
+const sameIds = (a, b) => a.length === b.length && a.every((id) => b.includes(id));
+const watchedBy = (ids) => data.words.find((word) => sameIds(word.token_ids, ids));
+
+/**
+ * The probability of a word (ids) in a cell at a layer, null where none of it was kept. Exact for
+ * watched words in patches and for a cell's target, else the sum of what is in the top-k.
+ */
+function probability(cell, layer, ids) {
+  const at = layer * positionsOf(cell.prompt) + cell.pos;
+  const word = cell.prompt === PATCHES && watchedBy(ids);
+  if (word) return 2 ** word.log2_probs[at];
+  const { top_ids, top_probs, target_log2 } = readingsOf(cell.prompt);
+  if (ids.length === 1 && ids[0] === targetOf(cell)) return 2 ** target_log2[at];
+  let sum = null;
+  for (let k = at * data.top_k; k < (at + 1) * data.top_k; k++)
+    if (ids.includes(top_ids[k])) sum += top_probs[k];
+  return sum;
+}
+
+/** The rank of a token in a cell at a layer, null where it is unknown. */
+function rankOf(cell, layer, id) {
+  const at = layer * positionsOf(cell.prompt) + cell.pos;
+  if (id === targetOf(cell)) return readingsOf(cell.prompt).target_rank[at];
+  const k = topOf(cell, layer).findIndex((token) => token.id === id);
+  return k < 0 ? null : k + 1;
+}
+
+/**
+ * The tokens that are everywhere at a layer: among the top-k of at least half of all patches.
+ * Per token its median probability over all patches.
+ */
+function everywhere(layer) {
+  everywhere.known ??= new Map();
+  if (!everywhere.known.has(layer)) {
+    const kept = new Map();
+    for (const cell of allPatches())
+      for (const { id, p } of topOf(cell, layer))
+        kept.has(id) ? kept.get(id).push(p) : kept.set(id, [p]);
+    const half = Math.ceil(data.grid ** 2 / 2);
+    const common = [...kept].filter(([, probs]) => probs.length >= half);
+    const median = ([id, probs]) => [id, probs.sort((a, b) => b - a)[half - 1]];
+    everywhere.known.set(layer, new Map(common.map(median)));
+  }
+  return everywhere.known.get(layer);
+}
+
+/** Whether a token with this probability in a patch is there just as in most others. */
+const isCommon = (layer, { id, p }) => p <= 2 * (everywhere(layer).get(id) ?? 0);
