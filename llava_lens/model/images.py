@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
@@ -92,6 +93,10 @@ def read_images(
     # The state would else be that of a run before, in this process or in the one that launched it.
     PartialState._reset_state()
     state = PartialState(cpu=settings.device == "cpu")
+    if state.num_processes > 1:
+        # A forked process has torch's pool of threads without its threads, if the notebook has used
+        # torch before: it would wait for them without an end.
+        torch.set_num_threads(1)
     # Neighbours in one process: an image's prefix is the control of the next one. Not
     # split_between_processes: before accelerate 1.15 it gives the last image to two processes where
     # there are fewer images than processes.
