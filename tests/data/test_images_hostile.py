@@ -1,47 +1,14 @@
-"""llava_lens.data.images: images of odd depths, and what among them is no image."""
+"""llava_lens.data.images: pipes, large files, long names; a digest is of content."""
 
 import os
 import shutil
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from llava_lens import checks
 from llava_lens.data import annotations, images
 from tests.hostile import PART, RUN, Within
-
-
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_images_of_fewer_bits_than_their_file_has_are_not_dark(tmp_path, bits):
-    ramp = np.linspace(0, 2**bits - 1, 256).round().reshape(16, 16)
-    for name, kind in (("deep.png", np.uint16), ("deep.tif", np.int32)):
-        Image.fromarray(ramp.astype(kind)).save(tmp_path / name)
-        pixels = np.asarray(images.open_image(tmp_path / name))[..., 0].ravel().astype(int)
-        assert np.abs(pixels - np.arange(256)).max() <= 1, name
-
-
-@pytest.mark.parametrize("value", [-1, 2**16, 2**31 - 1])
-def test_whole_numbers_of_an_unknown_range_are_refused(tmp_path, value):
-    Image.fromarray(np.full((9, 9), value, np.int32)).save(tmp_path / "deep.tif")
-    with pytest.raises(OSError, match="deep.tif.* of an unknown range"):
-        images.open_image(tmp_path / "deep.tif")
-
-
-def test_results_reports_and_checkpoints_among_images_are_not_images(tmp_path):
-    for name in (
-        "a.png",
-        "sub/figures/b.png",
-        "run/results/figures/c.png",
-        "report/figures/d.png",
-        ".ipynb_checkpoints/e-checkpoint.png",
-        "sub/.hidden/f.png",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "run/results/run.pkl").touch()
-    (tmp_path / "report/explorer").mkdir()
-    assert list(images.find_images(tmp_path)) == ["a.png", "sub__figures__b.png"]
 
 
 def test_a_pipe_and_a_file_of_gigabytes_are_refused_unread(tmp_path):

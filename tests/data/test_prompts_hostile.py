@@ -27,16 +27,12 @@ def test_texts_of_numpy_are_made_plain(tmp_path, asked):
     pickles.save(tmp_path / "run.pkl", RUN | {"own_prompts": plain}, checks.check_run)
 
 
-SPECIAL = ["</s>", "<s>", "<unk>", "<pad>", "<image>"]
-
-
-@pytest.mark.parametrize("name", [*(f"a {token}" for token in SPECIAL), "a" * 101])
-def test_special_tokens_and_long_names_can_not_be_asked_about(name, photographs, tmp_path):
-    if len(name) < 100:
-        with pytest.raises(ValueError, match="Prompt 0 .*has its own"):
-            prompts.as_prompts([f"What is {name}?"])
+@pytest.mark.parametrize("token", ["</s>", "<s>", "<unk>", "<pad>", "<image>"])
+def test_special_tokens_in_a_question_or_category_are_refused(token, photographs, tmp_path):
+    with pytest.raises(ValueError, match="Prompt 0 .*has its own"):
+        prompts.as_prompts([f"What is {token}?"])
     data = json.loads((photographs / "instances_test.json").read_text())
-    data["categories"][2]["name"] = name
+    data["categories"][2]["name"] = f"a {token}"
     (tmp_path / "instances.json").write_text(json.dumps(data))
     _, categories, problems = annotations.read_annotations(tmp_path)
     assert categories == ["temple", "tree"] and "can't be asked about" in problems[0]
