@@ -5,12 +5,17 @@ import os
 import shutil
 from pathlib import Path
 
+# Before numpy and torch are imported, for this process and those that tests start: one thread each,
+# since pytest-xdist gives each core a process; and float16 as on other machines, since the newest
+# CPUs multiply in float16 itself, which rounds more often than a GPU or another CPU does.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ |= {"OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
 import matplotlib
 import pytest
 
 ROOT = Path(__file__).parents[1]
 matplotlib.use("Agg")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 import lens_utils
 from llava_lens import kinds, store

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
@@ -99,6 +100,10 @@ def read_images(
     # Else the state of an earlier run stays, of this process or of the one that launched it.
     PartialState._reset_state()
     state = PartialState(cpu=settings.device == "cpu")
+    if state.num_processes > 1:
+        # A forked process has torch's pool of threads without its threads, if the notebook has used
+        # torch before: it would wait for them without an end.
+        torch.set_num_threads(1)
     share = _share_of(image_paths, state, Results(folder))
     device = str(state.device) if state.num_processes > 1 else settings.device
     bridge, processor = load_llava(settings.model, settings.dtype, device)

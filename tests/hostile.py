@@ -1,0 +1,283 @@
+"""The smallest results there can be, and pickles as only a stranger would write them."""
+
+import copy
+import gzip
+import io
+import pickle
+import pickletools
+import re
+import signal
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_lens import checks, pickles, schema
+
+D_VOCAB, GRID, TOP_K, N_LAYERS = 20, 2, 2, 3
+# TODO lead: the literal once format 4 is merged.
+SAMPLING = "absent_sampling" if "absent_sampling" in schema.WORD else "way"
+
+
+def make_readings(n_pos):
+    rng = np.random.default_rng(n_pos)
+    probs = -np.sort(-rng.dirichlet(np.ones(D_VOCAB), size=(N_LAYERS, n_pos)).astype(np.float32))
+    jsd = rng.random((N_LAYERS, n_pos)).astype(np.float32)
+    jsd_prev = jsd.copy()
+    jsd_prev[0] = np.nan
+    return {
+        "top_ids": rng.integers(D_VOCAB, size=(N_LAYERS, n_pos, TOP_K)).astype(np.uint8),
+        "top_probs": probs[..., :TOP_K].copy(),
+        "jsd_prev": jsd_prev,
+        "jsd_final": jsd,
+        "entropy": jsd * 4,
+        "target_prob": jsd.copy(),
+        "target_rank": rng.integers(1, D_VOCAB, size=(N_LAYERS, n_pos)).astype(np.uint8),
+    }
+
+
+def encoded(mode="RGB", size=(8, 8), encoding="JPEG", **options) -> np.ndarray:
+    """The bytes of a black image, as a record holds its crop."""
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, encoding, **options)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def make_results():
+    """`(run, record, part)` of a run."""
+    run = {
+        "format_version": schema.FORMAT_VERSION,
+        "model": "m",
+        "revision": "r",
+        "dtype": "float32",
+        "packages": {},
+        "n_layers": N_LAYERS - 1,
+        "layers": ["emb", "1", "2"],
+        "segments": schema.SEGMENTS,
+        "tokens": [f"▁{i}" for i in range(D_VOCAB)],
+        "grid": GRID,
+        "image_size": 8,
+        "chat": "USER: <image>\n{question} ASSISTANT:",
+        "questions": {"object": "What is it?"},
+        "own_prompts": [],
+        "categories": ["dog", "cat"],
+        "per_kind": 1,
+        "seed": 0,
+        "top_k": TOP_K,
+        "max_new_tokens": 2,
+        "knockout_windows": [[1, 1], [1, N_LAYERS - 1]],
+        "route_layers": [],
+        "last_layer_jsd": 0.0,
+    }
+    word = {
+        "word_prob": np.full(N_LAYERS, 0.5, np.float32),
+        "word_rank": np.ones(N_LAYERS, np.uint8),
+    }
+    control = {"target_prob": word["word_prob"], "target_rank": word["word_rank"], **word}
+    windows = np.zeros(len(run["knockout_windows"]), np.float32)
+    cuts = {cut: windows if field.kind == "f" else 0.0 for cut, field in schema.KNOCKOUT.items()}
+    prompt = {
+        "kind": "own",
+        "question": "?",
+        "truth": None,
+        "truth_from": "",
+        "categories": ["dog"],
+        SAMPLING: "",
+        "answer": "!",
+        "token_ids": np.array([1, 2, 3]),
+        "n_prompt": 2,
+        "answer_ids": np.array([3, 4]),
+        "word_ids": [3, 5],
+        **word,
+        "readings": make_readings(3),
+        "grey": control,
+        "other": control,
+        "knockout": cuts,
+    }
+    seen = {
+        "category": "dog",
+        "box": [0.0, 1.0, 2.0, 3.0],
+        "crowd": False,
+        "color": None,
+        "color_from": "",
+        "visible": 1.0,
+        "share": 0.1,
+    }
+    log2_probs = np.full((N_LAYERS, GRID**2), -3, np.float16)
+    watched = {"category": "dog", "present": True, "token_ids": [3, 4], SAMPLING: ""}
+    record = {
+        "name": "a.jpg",
+        "image_digest": "0",
+        "annotations_digest": "0",
+        "objects": [seen],
+        "patches": make_readings(GRID**2),
+        "crop": encoded(),
+        "prompts": [prompt],
+        "words": [{**watched, "log2_probs": log2_probs}],
+    }
+    part = {
+        "images": ["a.jpg"],
+        "skipped": {"b.jpg": "it is damaged"},
+        "n_images": np.ones(3, int),
+        "sums": np.full((3, N_LAYERS, D_VOCAB), 1 / D_VOCAB),
+    }
+    run = {name: value for name, value in run.items() if name in schema.RUN}
+    return run, copy.deepcopy(record), part
+
+
+RUN, RECORD, PART = make_results()
+CHECKS = {
+    "run": (RUN, checks.check_run),
+    "record": (RECORD, partial(checks.check_record, run=RUN, name="a.jpg")),
+    "part": (PART, partial(checks.check_part, run=RUN)),
+}
+
+
+def save_results(folder, texts, names=None):
+    """Save results with a record per text, that text in every place where a text can be."""
+    run, record, part = make_results()
+    singles = ("model", "revision", "dtype", "chat")
+    run |= {name: texts[at % len(texts)] for at, name in enumerate(singles)}
+    run["packages"] = run["questions"] = {text: text for text in texts[:3]}
+    run["categories"] = texts
+    asked = {"kind": "own", "question": texts[0], "truth": texts[1], "categories": [texts[-1]]}
+    run["own_prompts"] = [asked | {"truth_from": texts[2 % len(texts)], SAMPLING: ""}]
+    labels = (texts if names is None else names) * 20
+    run["tokens"] = [label[: schema.MOST_LABEL] for label in labels[:D_VOCAB]]
+    pickles.save(folder / "run.pkl", run, checks.check_run)
+    part["images"] = [
+        f"{at:02}" + re.sub(r"[/\\]", "|", name) for at, name in enumerate(names or texts)
+    ]
+    for at, (name, text) in enumerate(zip(part["images"], texts, strict=True)):
+        said = {"question": text, "truth": text, "truth_from": text, "categories": [text]}
+        prompt = record["prompts"][0] | said | {"answer": text + "!"}
+        (seen,), (word,) = record["objects"], record["words"]
+        absent = {"category": texts[at - 1], "present": False, SAMPLING: "random"}
+        saved = record | {
+            "name": name,
+            "objects": [seen | {"category": text, "color": text, "color_from": text}],
+            "prompts": [prompt | {"kind": kind} for kind in ("presence", "colour")],
+            "words": [word | {"category": text}, word | absent],
+        }
+        check = partial(checks.check_record, run=run, name=name)
+        pickles.save(folder / "images" / f"{name}.pkl", saved, check)
+    part |= {"skipped": dict(zip(texts, texts, strict=True)), "sums": part["sums"] * len(texts)}
+    pickles.save(folder / "parts/0.pkl", part | {"n_images": part["n_images"] * len(texts)})
+    return folder
+
+
+class Memory:
+    """What is done within takes at most 1 GB of memory."""
+
+    def __enter__(self):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        self.before = self.peak()
+
+    def __exit__(self, *_):
+        assert self.peak() - self.before < 10**6
+
+    @staticmethod
+    def peak():
+        """KiB"""
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+class Within(Memory):
+    """What is done within takes at most 20 seconds and 1 GB of memory."""
+
+    def __enter__(self):
+        super().__enter__()
+        # pytest-timeout has the same clock: it is given back at the end.
+        self.handler = signal.signal(signal.SIGALRM, self.too_long)
+        self.timer = signal.setitimer(signal.ITIMER_REAL, 20)
+
+    def __exit__(self, *_):
+        signal.setitimer(signal.ITIMER_REAL, *self.timer)
+        signal.signal(signal.SIGALRM, self.handler)
+        super().__exit__()
+
+    @staticmethod
+    def too_long(*_):
+        pytest.fail("it takes more than 20 seconds")
+
+
+def write(folder, pickled: bytes):
+    path = folder / "file.pkl"
+    path.write_bytes(gzip.compress(pickled, 1))
+    return path
+
+
+def refused(path, check=lambda value: None, why=""):
+    """Assert that the file is refused with the one error that names it."""
+    message = (
+        r"file\.pkl.* is damaged, of another release, or no result of this project "
+        rf"\(.*(?:{why}).*get it again or delete it"
+    )
+    with pytest.raises(ValueError, match=message):
+        pickles.load(path, check)
+
+
+def fast(kind, value, protocol) -> bytes:
+    """A pickle without a memo."""
+    file = io.BytesIO()
+    pickler = kind(file, protocol)
+    pickler.fast = True
+    pickler.dump(value)
+    return file.getvalue()
+
+
+def pickled(value) -> bytes:
+    """As `save` writes it, but not looked at first."""
+    return fast(pickles._Pickler, value, 5)
+
+
+def unframed(data: bytes) -> bytes:
+    at = [pos for opcode, _, pos in pickletools.genops(data) if opcode.name == "FRAME"]
+    for pos in reversed(at):
+        data = data[:pos] + data[pos + 9 :]
+    return data
+
+
+class Opcodes(bytes):
+    """Stands for a value that can't be pickled plainly."""
+
+
+def body(value) -> bytes:
+    """The pickle of a plain value without its beginning and end, to be put into another."""
+    return value if type(value) is Opcodes else fast(pickle.Pickler, value, 3)[2:-1]
+
+
+def string(text):
+    return pickle.SHORT_BINUNICODE + bytes([len(text)]) + text.encode()
+
+
+def whole(*opcodes: bytes) -> bytes:
+    return pickle.PROTO + b"\5" + b"".join(opcodes) + pickle.STOP
+
+
+def call_of(module, name, *arguments) -> Opcodes:
+    """The opcodes of a call with three arguments."""
+    function = string(module) + string(name) + pickle.STACK_GLOBAL
+    return Opcodes(function + b"".join(map(body, arguments)) + pickle.TUPLE3 + pickle.REDUCE)
+
+
+NDARRAY = Opcodes(string("numpy") + string("ndarray") + pickle.STACK_GLOBAL)
+ARRAY = call_of("numpy", "ndarray", [2], "<f4", bytes(8))  # two zeros
+
+
+def with_value(value, where, new):
+    """`value` with what is at `where` (a path of keys) replaced."""
+    if not where:
+        return new
+    new_value = value.copy() if isinstance(value, (dict, list)) else list(value)
+    new_value[where[0]] = with_value(value[where[0]], where[1:], new)
+    return new_value
+
+
+def places(value, where=()):
+    """All paths of keys within a value."""
+    items = value.items() if isinstance(value, dict) else []
+    items = enumerate(value) if isinstance(value, (list, tuple)) else items
+    return [where, *(path for key, inner in items for path in places(inner, (*where, key)))]
