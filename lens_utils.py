@@ -23,7 +23,7 @@ from llava_lens.analysis.answers import answer_rows, answers_table, layer_rows, 
 from llava_lens.analysis.causal import knockout_rows, knockouts, route_rows, routes
 from llava_lens.analysis.grounding import Grounding
 from llava_lens.analysis.presence import category_confidence, watched_of
-from llava_lens.data.annotations import find_data_set, match_annotations, read_annotations
+from llava_lens.data.annotations import Annotations, annotate, find_data_set
 from llava_lens.data.images import digests_of, find_images
 from llava_lens.data.prompts import as_prompts
 from llava_lens.figures.explorer import index_entry
@@ -42,9 +42,7 @@ class Images(NamedTuple):
 
     folder: Path
     paths: dict[str, Path]  # by name
-    annotations: dict[str, list[dict]]  # objects by name, of `match_annotations`
-    categories: list[str]  # names of all categories of the data set
-    problems: list[str]  # a sentence for each thing that can't be used
+    annotations: Annotations  # by name
 
 
 def prepare() -> None:
@@ -68,18 +66,18 @@ def load_images(folder=None, limit: int | None = None) -> Images:
     require(is_count, f"limit is {limit!r}: it must be None or a whole number of 1 or more.")
     folder = Path(folder or (find_data_set() if kaggle.on_kaggle() else "demo/scenes"))
     everything = find_images(folder)
-    objects, categories, problems = read_annotations(folder)
-    annotations, ambiguous = match_annotations(objects, everything)
+    annotations = annotate(folder, everything)
     paths = dict(list(everything.items())[:limit])
-    images = Images(folder, paths, annotations, categories, problems + ambiguous)
-    annotated = len(annotations.keys() & paths.keys())
+    annotated, problems = len(annotations.objects.keys() & paths.keys()), annotations.problems
     print(f"{len(paths)} images under {folder}", end=", ")
-    print(f"{annotated} of them annotated with {len(categories)} categories")
-    for problem in images.problems[:20]:
+    print(f"{annotated} of them annotated with {len(annotations.categories)} categories")
+    if annotations.files:
+        print(annotations.files)
+    for problem in problems[:20]:
         print(f"not used: {problem}")
-    if images.problems[20:]:
-        print(f"not used: {len(images.problems) - 20} more")
-    return images
+    if problems[20:]:
+        print(f"not used: {len(problems) - 20} more")
+    return Images(folder, paths, annotations)
 
 
 def analyse(images: Images, results="results", **settings) -> None:
@@ -108,7 +106,7 @@ def analyse(images: Images, results="results", **settings) -> None:
     print(f"{len(to_read)} of {len(images.paths)} images are to be read into {results}")
     if not processes:
         processes = 1 if settings.device else copies_that_fit(settings.model, settings.dtype)
-    arguments = images.paths, images.annotations, images.categories, results, settings
+    arguments = images.paths, images.annotations, results, settings
     with Results(results).held():
         if processes > 1:
             notebook_launcher(read_images, arguments, num_processes=processes)
@@ -130,8 +128,9 @@ def _unread(images: Images, results, go_on_from) -> dict[str, Path]:
     its annotations have changed since they were read."""
     Results(results).continue_from(go_on_from)
     earlier = Results(results)
+    objects, absent = images.annotations.objects, images.annotations.absent
     digests = {
-        name: digests_of(path, images.annotations.get(name, []))
+        name: digests_of(path, objects.get(name, []), absent.get(name, []))
         for name, path in images.paths.items()
         if name in earlier.names
     }

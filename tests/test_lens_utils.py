@@ -24,10 +24,13 @@ def whole(llava_folder, photographs, tmp_path_factory):
 def test_images_and_what_is_annotated(photographs, capsys):
     images = lens.load_images(photographs, limit=2)
     assert list(images.paths) == ["china.jpg", "flower.jpg"] and images.folder == photographs
-    assert images.categories == ["temple", "tree", "umbrella"] and not images.problems
-    assert list(images.annotations) == ["china.jpg"]
+    assert images.annotations.categories == ["temple", "tree", "umbrella"]
+    assert list(images.annotations.objects) == ["china.jpg"]
     said = capsys.readouterr().out
-    assert said == (f"2 images under {photographs}, 1 of them annotated with 3 categories\n")
+    assert said == (
+        f"2 images under {photographs}, 1 of them annotated with 3 categories\n"
+        "Annotations were read from instances_test.json\n"
+    )
 
 
 def test_every_image_is_read_and_every_table_counts_it(whole):

@@ -7,12 +7,10 @@ import scipy.stats
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from llava_lens import words
-from llava_lens.data import crop
 from llava_lens.model import lens
 
 settings.register_profile(
@@ -118,6 +116,3 @@ def test_every_token_has_a_label_of_its_own_that_leads_back(make):
         said = b"".join(words.bytes_of(labels[i]) for i in ids).decode()
         assert said.strip() == text.strip()
         assert tokenizer.decode(ids).strip() == text.strip()
-
-
-@settings(max_examples=60)

@@ -51,9 +51,9 @@ def find_data_set() -> Path:
 
     Raises FileNotFoundError, which says how to attach one, if no data set holds an image.
     """
-    with_images = [
-        folder for folder in data_sets() if images_and_masks(folder, data_files(folder))[0]
-    ]
+    # The data set with this project's code may hold the demo's scenes, which aren't meant.
+    others = [folder for folder in data_sets() if not any(folder.rglob("lens_utils.py"))]
+    with_images = [folder for folder in others if images_and_masks(folder, data_files(folder))[0]]
     if not with_images:
         raise FileNotFoundError(
             "No attached data set holds an image: choose Add Input, search for COCO-data-100, add "

@@ -153,7 +153,7 @@ def objects_in_crop(
     for item in objects:
         annotated_size = item.get("image_size") or image_size
         scale = np.divide(image_size, annotated_size)
-        scaled = [side * scale[at % 2] for at, side in enumerate(item["box"])]
+        scaled = [float(side * scale[at % 2]) for at, side in enumerate(item["box"])]
         box, visible = box_in_crop(scaled, image_size, image_processor)
         left_out = ("image_size", "polygons")
         x, y, w, h = item["box"]

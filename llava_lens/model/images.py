@@ -15,6 +15,7 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
+from llava_lens.data.annotations import Annotations
 from llava_lens.data.colours import with_colours
 from llava_lens.data.crop import objects_in_crop, patches_to_cut
 from llava_lens.data.images import digests_of, open_image
@@ -86,16 +87,15 @@ def _fingerprint(model) -> str:
 
 
 def read_images(
-    image_paths: dict[str, Path], annotations: dict, categories: list[str], folder, settings
+    image_paths: dict[str, Path], annotations: Annotations, folder, settings: Settings
 ) -> None:
     """Load the model and read every image that has no record yet into the results in `folder`.
 
-    `annotations` are those of `match_annotations`, `categories` those of `read_annotations`,
-    `settings` are Settings. The lens is checked on the first image. Where accelerate has launched
-    several processes, each loads its own copy of the model and takes its share of the images; none
-    waits for another. An image that can't be read is skipped by name. `image_paths` has all images,
-    read or not: the control `other` of each is the image before. Raises ValueError if no image can
-    be opened, and what `load_llava`, `check_last_layer` and `Results.begin` raise.
+    The lens is checked on the first image. Where accelerate has launched several processes, each
+    loads its own copy of the model and takes its share of the images; none waits for another. An
+    image that can't be read is skipped by name. `image_paths` has all images, read or not: the
+    control `other` of each is the image before. Raises ValueError if no image can be opened,
+    and what `load_llava`, `check_last_layer` and `Results.begin` raise.
     """
     # Else the state of an earlier run stays, of this process or of the one that launched it.
     PartialState._reset_state()
@@ -112,9 +112,11 @@ def read_images(
         f"{settings.model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, vocabulary "
         f"{bridge.cfg.d_vocab:,}, {bridge.cfg.dtype} on {bridge.W_U.device}{shared}"
     )
-    run = describe_run(bridge, processor, settings, 0.0, categories)  # JSD: not known yet
+    run = describe_run(
+        bridge, processor, settings, 0.0, annotations.categories
+    )  # JSD: not known yet
     Results(folder).refuse_another(run)
-    _name_wordless(state, ids_by_label(processor.tokenizer), categories)
+    _name_wordless(state, ids_by_label(processor.tokenizer), annotations.categories)
     reader = Reader((bridge, processor), image_paths, annotations, run, settings)
 
     def check_lens(name) -> dict:
@@ -153,12 +155,12 @@ def _name_wordless(state, vocabulary: dict[str, int], categories: list[str]) -> 
 class Reader:
     """Reads images whole, one by one; keeps prefixes, which the next ones are compared with."""
 
-    def __init__(self, model: tuple, image_paths: dict, annotations: dict, run: dict, settings):
+    def __init__(self, model: tuple, image_paths: dict, annotations, run: dict, settings):
         """`model` is `(bridge, processor)`; the others are those of `read_images`, `run` is RUN."""
         self.bridge, self.processor = model
         self.paths, self.annotations = image_paths, annotations
         self.run, self.settings = run, settings
-        self.together = count_together(annotations)
+        self.together = count_together(annotations.objects)
         self.kept: dict[str, list[tuple]] = {}  # prefixes by image, NEAREST at most
 
     @cached_property
@@ -168,12 +170,12 @@ class Reader:
 
     def open(self, name: str) -> Image.Image:
         """Raises OSError if the image can't be opened, or is not of its annotations' shape."""
-        annotated = self.annotations.get(name)
+        annotated = self.annotations.objects.get(name)
         return open_image(self.paths[name], annotated[0]["image_size"] if annotated else None)
 
     def read(self, name: str) -> tuple[dict, np.ndarray]:
         """`(record, mean probability)` of one image. Raises OSError and FloatingPointError."""
-        image, annotated = self.open(name), self.annotations.get(name, [])
+        image, annotated = self.open(name), self.annotations.objects.get(name, [])
         objects = with_colours(annotated, image) if annotated else []
         objects = objects_in_crop(objects, image.size, self.processor.image_processor)
         asked, words = self._questions(name, objects)
@@ -191,7 +193,7 @@ class Reader:
         for number, prompt in enumerate(prompts):
             prompt |= {field: values[number] for field, values in fields.items()} | causal[number]
         self._keep_for_next(name, prefix)
-        digests = digests_of(self.paths[name], annotated)
+        digests = digests_of(self.paths[name], annotated, self.annotations.absent.get(name, []))
         return {"name": name, **digests, "objects": objects, **record}, mean
 
     def _seed(self, name: str) -> str:
@@ -199,12 +201,12 @@ class Reader:
 
     def _questions(self, name: str, objects: list[dict]) -> tuple[list[dict], list[dict]]:
         """The prompts of an image, and the words that are watched in its patches."""
-        seed, categories = self._seed(name), self.run["categories"]
+        seed, absent = self._seed(name), self.annotations.absent.get(name, [])
         asked = self.settings.prompts or make_prompts(
-            objects, categories, seed, self.settings.per_kind, self.together, self.settings.kinds
+            objects, absent, seed, self.settings.per_kind, self.together, self.settings.kinds
         )
         tokenizer = self.processor.tokenizer
-        return asked, words_to_watch(tokenizer, objects, categories, asked, seed, self.together)
+        return asked, words_to_watch(tokenizer, objects, absent, asked, seed, self.together)
 
     def before(self, name: str) -> Iterator[tuple[str, list[tuple]]]:
         """`(name, prefix)` of up to NEAREST images before `name` in the list of all, nearest first;
