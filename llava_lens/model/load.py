@@ -125,6 +125,7 @@ def _llava_config(model: str) -> LlavaConfig:
         )
     try:
         config, _ = PretrainedConfig.get_config_dict(model)
+        require(config, "there is no config.json")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{model!r} is neither a folder with a saved LLaVA nor a model that the hub gives out "
