@@ -136,7 +136,7 @@ def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list
     is_seen = min(x1 - x0, y1 - y0) >= LEAST_SIDE
     whole = box[2] * scale[0] * box[3] * scale[1]
     visible = min(1.0, (x1 - x0) * (y1 - y0) / whole) if is_seen else 0.0
-    return [x0, y0, x1 - x0, y1 - y0], visible
+    return [x0, y0, x1 - x0, y1 - y0], float(visible)
 
 
 def objects_in_crop(

@@ -159,7 +159,7 @@ def test_a_box_is_a_list_of_floats(llava):
     (seen,) = crop.objects_in_crop([found], (90, 60), llava[1].image_processor)
     box, visible = crop.box_in_crop((1, 2, 30, 40), (90, 60), llava[1].image_processor)
     assert seen["box"] == box and seen["visible"] == visible and type(box) is list
-    assert {type(number) for number in [*box, visible, seen["share"]]} == {float}
+    assert {type(number) for number in [*box, visible, seen["visible"], seen["share"]]} == {float}
 
 
 @settings(
