@@ -26,13 +26,15 @@ def word_probability(record: dict, category: str) -> np.ndarray:
 
 
 def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
-    """Mask `[grid * grid]` of a category's patches: those at least half covered by one of its
-    boxes, crowds too. A box too small for that gets the patch that it overlaps most."""
-    coverages = [
-        patch_coverage(item["box"], run["grid"], run["image_size"])
-        for item in record["objects"]
-        if item["category"] == category
-    ]
+    """Mask `[grid * grid]` of a category's patches, at least half covered by one of its boxes.
+
+    A box too small for that gets the patch that it overlaps most. Which patches of a crowd region
+    hold the category is not known, so a category with one has no patches in the image.
+    """
+    objects = [item for item in record["objects"] if item["category"] == category]
+    if any(item["crowd"] for item in objects):
+        return np.zeros(run["grid"] ** 2, bool)
+    coverages = [patch_coverage(item["box"], run["grid"], run["image_size"]) for item in objects]
     # The small number is for rounding: an exact half counts.
     masks = [cover >= min(0.5, cover.max()) - 1e-9 for cover in coverages if cover.max() > 0]
     return np.any(masks, axis=0)
@@ -55,7 +57,7 @@ class Case(NamedTuple):
 
 
 def cases_of(record: dict, run: dict) -> list[Case]:
-    """The cases of one record; a category that fills the crop is none.
+    """The cases of one record. A category that fills the crop, or has no patches, is none.
 
     Each gets one absent word, in turn. The mean of several would vary less than the own word does,
     and tests suppose a symmetric difference.
@@ -68,7 +70,7 @@ def cases_of(record: dict, run: dict) -> list[Case]:
         share = max(item["share"] for item in record["objects"] if item["category"] == category)
         size = SIZES[int(share >= 0.01) + int(share >= 0.1)]
         of_absent = absent[number % len(absent)]
-        if not inside.all():
+        if inside.any() and not inside.all():
             found.append(Case(record["name"], category, size, word, of_absent, top1, inside))
     return found
 
