@@ -3,9 +3,9 @@
     python benchmarks/simulate_report.py [number of data sets per row, 200]
 
 prints the tables of docs/claims.md: how often each claim of the report is made where it is true and
-where it is not, and how often intervals hold the true value. Records are made as Make_Analyse saves
-them, with routes and P(word) whose timing, height and noise are chosen. They go through the tables
-and the report as the notebook's do. `tests/benchmarks/test_simulate_report.py` runs a short form.
+where it is not, and how often intervals hold the true value. Routes and patches are made as
+Make_Analyse saves them, with timing, height and noise as chosen, and go through the same tables and
+sentences as the notebook's. `tests/benchmarks/test_simulate_report.py` runs a short form.
 """
 
 import re
@@ -19,9 +19,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from llava_lens.analysis import (
-    answers,
     causal,
-    curves,
     grounding,
     presence,
     report_causal,
@@ -49,11 +47,6 @@ FEW_LAYERS = {**RUN, "layers": ["emb", "8", "16", "24", "32"]}  # of patches, to
 
 # ---- Answers and their route ---------------------------------------------------------------------
 
-ANSWERS = {  # by kind: the truth, and a wrong answer
-    "colour": ("red", "blue"),
-    "object": ("thing1", "thing2"),
-    "relation": ("left", "right"),
-}
 PLAIN = {
     "later": 0.0,  # layers
     "height": 0.9,  # of P(answer)
@@ -96,70 +89,34 @@ def route_of(rng, layer: float, how: dict) -> dict:
     }
 
 
-def reading(prob: np.ndarray) -> dict:
-    """READINGS at one position where the word has `prob` `[layer]`, and five rivals the rest."""
-    probs = np.column_stack([prob, *(share * (1 - prob) for share in (0.6, 0.2, 0.1, 0.06, 0.04))])
-    order = np.argsort(-probs, axis=1)[:, :5]
-    rank = 1 + (probs > prob[:, None]).sum(axis=1)
-    series = {name: np.zeros((N_LAYERS, 1)) for name in curves.SERIES_IN_BITS}
-    return {
-        "top_ids": order[:, None].astype(np.uint16),
-        "top_probs": np.take_along_axis(probs, order, axis=1)[:, None],
-        "target_prob": prob[:, None],
-        "target_rank": rank[:, None],
-        **series,
-    }
-
-
-def prompt(rng, kind: str, layer: float, how: dict) -> dict:
-    """PROMPT with a one-word answer; P(word) rises where it is handed over."""
-    truth, wrong = ANSWERS[kind]
+def answer(rng, layer: float, how: dict) -> dict:
+    """The columns of `answers_table` that an order is made from, of an answer with a route."""
     is_wrong = rng.random() < how["wrong"]
     layer += how["later"](rng) if callable(how["later"]) else how["later"] + 6 * is_wrong
-    prob = 0.01 + (how["height"] - 0.01) / (1 + np.exp(layer - np.arange(N_LAYERS)))
-    readings = reading(prob)
-    rank = readings["target_rank"][:, 0]
-    control = {"word_prob": np.full(N_LAYERS, 0.1), "word_rank": rank}
-    return {
-        "kind": kind,
-        "question": "?",
-        "truth": truth,
-        "answer": wrong if is_wrong else truth,
-        "categories": [],
-        "token_ids": np.zeros(1, int),
-        "n_prompt": 1,
-        "answer_ids": np.zeros(1, int),
-        "word_ids": [0],
-        "word_at": 0,
-        "word_prob": prob,
-        "word_rank": rank,
-        "readings": readings,
-        "grey": control,
-        "other": control,
-        "route": route_of(rng, layer, how),
-    }
+    found = causal.route_layers_of({"route": route_of(rng, layer, how)}, RUN)
+    return {"right": not is_wrong, "token": 0, "word_at": 0, "layer": 0, **found}
 
 
 def claims_an_order(rng, n: int, colour=(), others=(), **images) -> bool:
-    """Whether the report claims an order of colours, objects and relations on `n` images: prompts
+    """Whether the report claims an order of colours, objects and relations on `n` images: answers
     are PLAIN but for what `colour` and `others` (of the two other kinds) say.
 
     `images`: `image_effect`, how much layers vary between images (within them it is 1.5);
     `n_prompts` of each kind; `apart`, whether each image has one kind only.
     """
     image_effect, n_prompts = images.get("image_effect", 2.0), images.get("n_prompts", 1)
-    plans = {kind: PLAIN | dict(others) for kind in ANSWERS} | {"colour": PLAIN | dict(colour)}
+    plans = dict.fromkeys(report_causal.COMPARED, PLAIN | dict(others))
+    plans["colour"] = PLAIN | dict(colour)
     rows = []
     for number in range(n):
         middle = 16 + rng.normal(0, image_effect)
         kinds = [*plans][number % 3 :][:1] if images.get("apart") else [*plans]
-        prompts = [
-            prompt(rng, kind, middle + rng.normal(0, 1.5), plans[kind])
+        rows += [
+            {"image": number, "kind": kind, **answer(rng, middle + rng.normal(0, 1.5), plans[kind])}
             for kind in kinds
             for _ in range(n_prompts)
         ]
-        rows += answers.answer_rows({"name": f"{number:03}", "prompts": prompts}, RUN)
-    sentences = report_causal.order_of_kinds(answers.answers_table(rows, RUN))
+    sentences = report_causal.order_of_kinds(pd.DataFrame(rows))
     return any(sentence.startswith("Answers about") for sentence in sentences)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.curves import layer_curve, repeat_over_layers
+from llava_lens.analysis.curves import layer_curve, per_image, repeat_over_layers
 from llava_lens.analysis.stats import stays_from
 from llava_lens.kinds import KINDS
 
@@ -126,13 +126,5 @@ def knockout_curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def changes_by_window(table: pd.DataFrame, run: dict, cut: str) -> pd.DataFrame:
-    """The mean change `[image, window]` of a cut in the windows of some blocks; columns are
-    `layer`."""
-    moved = table[(table["cut"] == cut) & (table["layer"] <= run["n_layers"])]
-    return moved.groupby(["image", "layer"])["change"].mean().unstack("layer")
-
-
-def changes_at_once(table: pd.DataFrame, run: dict) -> pd.DataFrame:
-    """The mean change by image `[image, cut]` with a cut in all blocks at once."""
-    at_once = table[table["layer"] > run["n_layers"]]
-    return at_once.groupby(["image", "cut"])["change"].mean().unstack("cut")
+    """The mean change `[image, window]` of a cut in the windows of some blocks."""
+    return per_image(table[(table["cut"] == cut) & (table["layer"] <= run["n_layers"])], "change")

@@ -41,16 +41,17 @@ def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
 
 
 MEASURES = ["auroc", "top1_hit_rate"]  # of a word against a mask
+CONTROLS = {"_absent": ABSENT_WORDS, "_other_image": OTHER_BOXES}
 
 
 class Case(NamedTuple):
-    """A category that an image has: its word's readings, its patches, and an absent word's."""
+    """A category that an image has: what is read, and where."""
 
     image: str
     category: str
     size: str
     word: dict  # of the record's words
-    absent: dict | None
+    absent: dict | None  # an absent category's
     top1: np.ndarray  # [layer, patch]
     inside: np.ndarray  # mask [patch]
 
@@ -58,27 +59,26 @@ class Case(NamedTuple):
 def cases_of(record: dict, run: dict) -> list[Case]:
     """The cases of one record. A category that fills the crop, or has no patches, is none.
 
-    Each gets one absent word, in turn. Its difference from the own word is symmetric where the two
-    are alike, as tests of it suppose; the mean of several would not be.
+    Each gets one absent word, in turn. The mean of several would vary less than the own word does,
+    and tests suppose a symmetric difference.
     """
-    absent = [word for word in record["words"] if not word["present"]]
+    absent = [word for word in record["words"] if not word["present"]] or [None]
     present = [word for word in record["words"] if word["present"]]
     top1, found = record["patches"]["top_ids"][:, :, 0], []
     for number, word in enumerate(present):
-        inside = patches_of(record, run, word["category"])
+        category, inside = word["category"], patches_of(record, run, word["category"])
+        share = max(item["share"] for item in record["objects"] if item["category"] == category)
+        size = SIZES[int(share >= 0.01) + int(share >= 0.1)]
+        of_absent = absent[number % len(absent)]
         if inside.any() and not inside.all():
-            shares = [o["share"] for o in record["objects"] if o["category"] == word["category"]]
-            size = SIZES[int(max(shares) >= 0.01) + int(max(shares) >= 0.1)]
-            of_absent = absent[number % len(absent)] if absent else None
-            about = record["name"], word["category"], size
-            found.append(Case(*about, word, of_absent, top1, inside))
+            found.append(Case(record["name"], category, size, word, of_absent, top1, inside))
     return found
 
 
 class Grounding:
     """Reads cases, one record after the other, and keeps of most only numbers.
 
-    The control of places reads a word against the patches of the same category in the image before
+    The control of places reads a word against the patches of its category in the last earlier image
     that has it. The first image of a category waits for the last one's patches.
     """
 
@@ -88,21 +88,18 @@ class Grounding:
 
     def add(self, record: dict) -> None:
         for case in cases_of(record, self.run):
-            unknown = [np.full(len(self.run["layers"]), np.nan)] * 2
-            absent = other_image = unknown
-            if case.absent:
-                absent = _against(case.absent, case.top1, case.inside)
-            if case.category in self.masks:
-                other_image = _against(case.word, case.top1, self.masks[case.category])
-            else:
+            mask = self.masks.get(case.category)
+            if mask is None:
                 # A copy, since `top1` is a view of all top-k tokens of the record.
                 waiting = case._replace(top1=case.top1.copy())
                 self.first_cases[case.category] = len(self.rows), waiting
             self.masks[case.category] = case.inside
-            own = _against(case.word, case.top1, case.inside)
-            about = {"image": case.image, "category": case.category, "size": case.size}
-            columns = _columns("", own) | _columns("_absent", absent)
-            self.rows.append((about, columns | _columns("_other_image", other_image)))
+            columns = {
+                **_measured(case.word, case.top1, case.inside),
+                **_measured(case.absent, case.top1, case.inside, "_absent"),
+                **_measured(case.word, case.top1, mask, "_other_image"),
+            }
+            self.rows.append((dict(zip(Case._fields[:3], case[:3], strict=True)), columns))
 
     def table(self) -> pd.DataFrame:
         """How well P(word) tells a category's patches (`patches_of`) from the others: a row per
@@ -122,28 +119,22 @@ class Grounding:
         object: Neo et al., arXiv 2410.07149.
         """
         for category, (row, case) in self.first_cases.items():
-            last_mask = self.masks[category]
-            if last_mask is not case.inside:
-                other_image = _against(case.word, case.top1, last_mask)
-                self.rows[row][1].update(_columns("_other_image", other_image))
+            if (mask := self.masks[category]) is not case.inside:
+                self.rows[row][1].update(_measured(case.word, case.top1, mask, "_other_image"))
         if self.rows:
             return repeat_over_layers(self.rows, layer_numbers(self.run))
         names = [f"{name}{control}" for control in ("", *CONTROLS) for name in MEASURES]
-        return pd.DataFrame(columns=["image", "category", "size", "layer", *names])
+        return pd.DataFrame(columns=[*Case._fields[:3], "layer", *names])
 
 
-CONTROLS = {"_absent": ABSENT_WORDS, "_other_image": OTHER_BOXES}
-
-
-def _columns(control: str, values) -> dict[str, np.ndarray]:
-    return {f"{name}{control}": value for name, value in zip(MEASURES, values, strict=True)}
-
-
-def _against(word: dict, top1: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """MEASURES `[layer]`: AUROC of P(word) in the patches of `mask`, and the share of these whose
-    `top1` `[layer, patch]` is a token of the word."""
-    is_hit = np.isin(top1[:, mask], word["token_ids"])
-    return auroc(word["log2_probs"], mask), is_hit.mean(axis=1)
+def _measured(word: dict | None, top1: np.ndarray, mask: np.ndarray | None, control="") -> dict:
+    """MEASURES `[layer]` by column: AUROC of P(word) in the patches of `mask`, and the share of
+    these whose `top1` `[layer, patch]` is a token of the word. NaN without a word or a mask."""
+    area = hits = np.full(len(top1), np.nan)
+    if word is not None and mask is not None:
+        area = auroc(word["log2_probs"], mask)
+        hits = np.isin(top1[:, mask], word["token_ids"]).mean(axis=1)
+    return {f"auroc{control}": area, f"top1_hit_rate{control}": hits}
 
 
 def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:

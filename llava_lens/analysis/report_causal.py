@@ -6,8 +6,8 @@ from math import comb
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.causal import changes_at_once, changes_by_window
-from llava_lens.analysis.curves import first_tokens
+from llava_lens.analysis.causal import changes_by_window
+from llava_lens.analysis.curves import first_tokens, per_image
 from llava_lens.analysis.stats import MIN_IMAGES, interval, peak_range, signed_rank, with_interval
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS
@@ -122,9 +122,10 @@ AT_ONCE = {  # cuts in all blocks, by header
 
 def report_cuts(run: dict, table: pd.DataFrame) -> str:
     """The mean change of P(answer) with a cut in all blocks at once, a row per kind of prompt."""
+    at_once = table[table["layer"] > run["n_layers"]]
     rows = []
-    for kind in filter(set(table["kind"]).__contains__, KINDS):
-        changes = changes_at_once(table[table["kind"] == kind], run)
+    for kind in filter(set(at_once["kind"]).__contains__, KINDS):
+        changes = per_image(at_once[at_once["kind"] == kind], "change", "cut")
         cells = [
             with_interval(changes[cut].mean(), interval(changes[cut]).clip(-1, 1), two_decimals)
             for cut in AT_ONCE

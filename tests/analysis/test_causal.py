@@ -168,7 +168,6 @@ def test_changes_by_hand():
     assert causal.changes_by_window(table, run, "object").loc["a"].tolist() == pytest.approx(
         [-0.5, -0.1]
     )
-    assert causal.changes_at_once(table, run).loc["a", "image"] == pytest.approx(-0.7)
 
 
 def test_without_knockout_nothing_is_said():
