@@ -90,6 +90,7 @@ def make_results():
         "n_prompt": 2,
         "answer_ids": np.array([3, 4]),
         "word_ids": [3, 5],
+        "word_at": 0,
         **word,
         "readings": make_readings(3),
         "grey": control,
@@ -100,6 +101,7 @@ def make_results():
         "category": "dog",
         "box": [0.0, 1.0, 2.0, 3.0],
         "crowd": False,
+        "cut_off": False,
         "color": None,
         "color_from": "",
         "visible": 1.0,
@@ -123,7 +125,11 @@ def make_results():
         "n_images": np.ones(3, int),
         "sums": np.full((3, N_LAYERS, D_VOCAB), 1 / D_VOCAB),
     }
+    # TODO lead: without these lines once all is merged.
     run = {name: value for name, value in run.items() if name in schema.RUN}
+    for item, table in ((prompt, schema.PROMPT), (seen, schema.OBJECT)):
+        for name in item.keys() - table.keys():
+            del item[name]
     return run, copy.deepcopy(record), part
 
 
@@ -185,17 +191,15 @@ class Memory:
 
 
 class Within(Memory):
-    """What is done within takes at most 20 seconds and 1 GB of memory."""
+    """What is done within takes at most 20 seconds of the processor and 1 GB of memory."""
 
     def __enter__(self):
         super().__enter__()
-        # pytest-timeout has the same clock: it is given back at the end.
-        self.handler = signal.signal(signal.SIGALRM, self.too_long)
-        self.timer = signal.setitimer(signal.ITIMER_REAL, 20)
+        signal.signal(signal.SIGPROF, self.too_long)
+        signal.setitimer(signal.ITIMER_PROF, 20)
 
     def __exit__(self, *_):
-        signal.setitimer(signal.ITIMER_REAL, *self.timer)
-        signal.signal(signal.SIGALRM, self.handler)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         super().__exit__()
 
     @staticmethod

@@ -439,32 +439,32 @@ def loads(tmp_path_factory):
 def fuzz(n_cases):
     return settings(
         max_examples=n_cases,
-        deadline=10_000,  # milliseconds for each
+        deadline=None,
         database=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
 
 
-@fuzz(1500)
+@fuzz(1000)
 @given(what=whats, edits=edits)
 def test_fuzz_the_file(loads, what, edits):
     loads(edited(FILES[what], edits), CHECKS[what][1])
 
 
-@fuzz(2500)
+@fuzz(1500)
 @given(what=whats, edits=edits)
 def test_fuzz_the_pickle_within(loads, what, edits):
     loads(gzip.compress(edited(PICKLES[what], edits), 0), CHECKS[what][1])
 
 
-@fuzz(2500)
+@fuzz(1500)
 @given(what=whats, body=st.lists(opcodes | st.binary(max_size=4) | parts_of_arrays, max_size=30))
 def test_fuzz_the_opcodes(loads, what, body):
     loads(gzip.compress(whole(*body), 0), CHECKS[what][1])
 
 
-@fuzz(2000)
+@fuzz(1200)
 @given(what=whats, place=st.integers(0, 10**6), new=plain)
 def test_fuzz_the_values(loads, what, place, new):
     """What is saved is loaded, and nothing else."""

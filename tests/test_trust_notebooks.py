@@ -151,7 +151,7 @@ PAYLOADS = [
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def host():
     """`(address, requests)` of a server on this machine that keeps the paths it is asked for."""
     asked = []
@@ -216,55 +216,60 @@ def nothing_of(pages, tmp_path, address) -> None:
             assert not (name.startswith("on") and "marked" in value), (tag, name, value)
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; .ci/run installs it")
-def test_no_text_of_a_stranger_is_anything_but_text(tmp_path, host):
-    """In the second notebook's page and in all pages that it writes."""
-    address, asked = host
+def files_in(folder):
+    """The content of each file by path; links are followed to files only."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory, host):
+    """`(folder, page, files before, payloads)` of the second notebook, run on a stranger's results:
+    payloads in all texts, and links where the notebook once wrote."""
+    folder, (address, _) = tmp_path_factory.mktemp("stranger"), host
     payloads = [text.replace("MARK", MARK).replace("HOST", address) for text in PAYLOADS]
-    page = tmp_path / "control.html"
-    page.write_text("<p>x</p>" * 30 + payloads[1] + payloads[3])
-    with pytest.raises(AssertionError):  # what is looked for can be found
-        nothing_of([page], tmp_path, address)
-    assert asked == ["/image.png"]
-    asked.clear()
     # Each record's texts have all of them, and begin with another one.
     texts = ["\n".join(payloads[at:] + payloads[:at]) for at in range(len(payloads))]
-    save_results(tmp_path / "results", texts, payloads)
-    page = executed_page(tmp_path, tmp_path / "page.html", explorers="all")
-    written = [path for path in tmp_path.glob("re*/**/*.html") if path.is_file()]
-    assert len(written) == len(payloads) + 1  # a page per image, and their index
-    nothing_of([page, *written], tmp_path, address)
-    assert not asked
-
-
-# ---- Where is written ---------------------------------------------------------------------------
-
-
-def changed_files(folder, before):
-    """The files that are there now and were not, or not with this content."""
-    now = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {path for path, content in now.items() if before.get(path) != content}, now
-
-
-def test_nothing_is_written_to_results_nor_through_their_links(tmp_path):
-    """Links where the notebook once wrote, in results of a stranger's."""
-    results, victim = save_results(tmp_path / "results", ["a", "b"]), tmp_path / "victim"
+    results, victim = save_results(folder / "results", texts, payloads), folder / "victim"
     (victim / "folder").mkdir(parents=True)
     (victim / "file").write_text("precious")
     (results / "summary.csv").symlink_to(victim / "file")
     for name in ("figures", "explorer", "report"):
         (results / name).symlink_to(victim / "folder")
-    _, before = changed_files(tmp_path, {})
-    page = executed_page(tmp_path, tmp_path / "page.html", report="my/report")
-    written, _ = changed_files(tmp_path, before)
-    written -= {page, tmp_path / "lens_utils.py", *tmp_path.glob("__pycache__/*")}
-    assert {path.parts[len(tmp_path.parts)] for path in written} == {"my"}
+    before = files_in(folder)
+    page = executed_page(folder, folder / "page.html", report="my/report", explorers="all")
+    return folder, page, before, payloads
+
+
+@pytest.mark.timeout(600)
+def test_nothing_is_written_to_results_nor_through_their_links(executed):
+    folder, page, before, payloads = executed
+    written = {path for path, content in files_in(folder).items() if before.get(path) != content}
+    written -= {page, folder / "lens_utils.py", *folder.glob("__pycache__/*")}
+    assert {path.relative_to(folder).parts[0] for path in written} == {"my"}
+    victim = folder / "victim"
     assert (victim / "file").read_text() == "precious" and not [*(victim / "folder").iterdir()]
-    assert (tmp_path / "my/report/summary.csv").exists()
+    assert (folder / "my/report/summary.csv").exists()
     of_image = {"0_top1", "0_jsd_prev", "0_jsd_final", "0_entropy", "patches", "words"}
     of_all = {"settling", "mean_series", "mean_series_by_kind", "answers", "knockout"}
     of_all |= {"grounding", "gallery", "presence"}
     of_all |= {f"top_tokens_{segment}" for segment in schema.SEGMENTS}
-    drawn = {path.stem for path in (tmp_path / "my/report/figures").iterdir()}
-    assert drawn == {f"00a_{name}" for name in of_image} | of_all
+    drawn = {path.stem for path in (folder / "my/report/figures").iterdir()}
+    first = "00" + payloads[0].replace("/", "|").replace("\\", "|")
+    assert drawn == {f"{first}_{name}" for name in of_image} | of_all
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; .ci/run installs it")
+def test_no_text_of_a_stranger_is_anything_but_text(tmp_path, host, executed):
+    """In the second notebook's page and in all pages that it writes."""
+    (address, asked), (folder, page, _, payloads) = host, executed
+    control = tmp_path / "control.html"
+    control.write_text("<p>x</p>" * 30 + payloads[1] + payloads[3])
+    with pytest.raises(AssertionError):  # what is looked for can be found
+        nothing_of([control], tmp_path, address)
+    assert asked == ["/image.png"]
+    asked.clear()
+    written = [*(folder / "my").rglob("*.html")]
+    assert len(written) == len(payloads) + 1  # a page per image, and their index
+    nothing_of([page, *written], tmp_path, address)
+    assert not asked
