@@ -210,6 +210,7 @@ def make_record(rng, name: str, jpeg: np.ndarray, realistic: bool = False) -> di
             "color": None,
             "color_from": "",
             "visible": 1.0,
+            "cut_off": False,
             "share": float(box[2] * box[3]),
         }
         for category, *box in BOXES
@@ -257,6 +258,7 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "n_prompt": n_prompt,
                 "answer_ids": rng.integers(D_VOCAB, size=n_answer),
                 "readings": make_readings(rng, n_prompt + n_answer - 1),
+                "word_at": 0,
                 "word_ids": [],  # set below
                 "word_prob": rng.random(N_LAYERS, dtype=np.float32),
                 "word_rank": rng.integers(1, 99, N_LAYERS).astype(np.uint16),
@@ -280,6 +282,7 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "color": None,
                 "color_from": "",
                 "visible": 1.0,
+                "cut_off": False,
                 "share": 0.05 * at,
             }
             for at in range(3)

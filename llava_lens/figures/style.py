@@ -113,10 +113,11 @@ def legend_below(figure, axis, columns: int = 6) -> None:
 
 
 def panels(n: int, height: float, ylabel: str):
-    """A figure of `n` panels, three in a row, with one y axis; and its axes."""
-    rows = -(-n // 3)
+    """A figure of `n` panels with one y axis, three in a row (four: two by two); and its axes."""
+    columns = 2 if n in (2, 4) else 3
+    rows = -(-n // columns)
     size = (10, rows * height + 0.6)
-    figure, axes = plt.subplots(rows, 3, squeeze=False, sharey=True, figsize=size)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, sharey=True, figsize=size)
     for axis in axes.flat[n:]:
         axis.set_axis_off()
     for axis in axes[:, 0]:
