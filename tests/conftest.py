@@ -21,6 +21,7 @@ import lens_utils
 from llava_lens import kinds, store
 from llava_lens.data import images as data_images
 from llava_lens.data import prompts as data_prompts
+from llava_lens.data.annotations import Annotations
 from llava_lens.model import images as model_images
 from llava_lens.model import load
 
@@ -113,6 +114,7 @@ def photographs(tmp_path_factory):
     return folder
 
 
+NOTHING_KNOWN = Annotations({}, {}, [], [])
 PROMPTS = data_prompts.as_prompts(
     [
         "What is this? 狗",
@@ -133,7 +135,7 @@ def read(llava, photographs, settings):
     """A record per photograph, as Make_Analyse saves them, with its mean probabilities."""
     run = model_images.describe_run(*llava, settings, last_layer_jsd=0.0)
     paths = data_images.find_images(photographs)
-    reader = model_images.Reader(llava, paths, {}, run, settings)
+    reader = model_images.Reader(llava, paths, NOTHING_KNOWN, run, settings)
     return [reader.read(name) for name in paths]
 
 
