@@ -274,10 +274,16 @@ def describe(objects: list[dict]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1]
 
 
+def absent_from(objects: list[dict]) -> list[str]:
+    """The categories that a scene does not have."""
+    present = {item["category"] for item in objects}
+    return [name for name in CATEGORIES if name not in present]
+
+
 def ask(objects: list[dict], seed) -> list[dict]:
     """The prompts that `Make_Analyse` would ask about this scene; `describe` adds the one truth
     that annotations don't hold."""
-    prompts = make_prompts(objects, CATEGORIES, seed=seed)
+    prompts = make_prompts(objects, absent_from(objects), seed=seed)
     return [{**p, "truth": describe(objects)} if p["kind"] == "description" else p for p in prompts]
 
 
@@ -285,7 +291,7 @@ def make_lesson(objects: list[dict], rng: random.Random, others: int, relations:
     """Questions to learn from: as many about relations and of the other kinds as given, if the
     scene has them."""
     prompts = [p for p in ask(objects, seed=rng.random()) if p["kind"] != "relation"]
-    more = make_prompts(objects, CATEGORIES, seed=rng.random(), per_kind=relations)
+    more = make_prompts(objects, absent_from(objects), seed=rng.random(), per_kind=relations)
     return rng.sample(prompts, min(others, len(prompts))) + [
         p for p in more if p["kind"] == "relation"
     ]

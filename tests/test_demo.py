@@ -24,14 +24,14 @@ def answers(request):
     readable."""
     bridge, processor = load.load_llava(DEMO / "model", request.param, "cpu")
     settings = load.Settings("demo/model", request.param, "cpu", top_k=5, max_new_tokens=3)
-    objects_of, _, categories, *_ = annotations.read_annotations(DEMO / "scenes")
+    objects_of, absent, *_ = annotations.read_annotations(DEMO / "scenes")
     rows = []
     for name, path in images.find_images(DEMO / "scenes").items():
         image = images.open_image(path)
         objects = crop.objects_in_crop(objects_of[name], image.size, processor.image_processor)
         prompts = [
             prompt
-            for prompt in data_prompts.make_prompts(objects, categories, name, per_kind=2)
+            for prompt in data_prompts.make_prompts(objects, absent[name], name, per_kind=2)
             if prompt["truth"]
         ]
         record, _ = read.read_image(bridge, processor, image, prompts, settings)

@@ -4,9 +4,6 @@ import pytest
 
 import lens_utils
 from llava_lens import store
-from llava_lens.data import annotations as data_annotations
-from llava_lens.data import images as data_images
-from llava_lens.model import images, load
 from tests.conftest import ROOT
 
 
@@ -14,9 +11,8 @@ from tests.conftest import ROOT
 def demo(tmp_path_factory):
     """The results of the demo, read in float32."""
     folder, scenes = tmp_path_factory.mktemp("demo"), ROOT / "demo/scenes"
-    annotations, categories, _ = data_annotations.read_annotations(scenes)
-    settings = load.Settings(str(ROOT / "demo/model"), "float32", "cpu", max_new_tokens=3)
-    images.read_images(data_images.find_images(scenes), annotations, categories, folder, settings)
+    model = ROOT / "demo/model"
+    lens_utils.analyse(lens_utils.load_images(scenes), folder, model=model, max_new_tokens=3)
     return store.Results(folder)
 
 

@@ -13,7 +13,7 @@ from llava_lens.data.prompts import as_prompts
 from llava_lens.model import causal, load, run
 from llava_lens.model.images import Reader, describe_run
 from llava_lens.model.read import read_image
-from tests.conftest import ROOT
+from tests.conftest import NOTHING_KNOWN, ROOT
 from tests.model.plain_hf import hf_inputs, load_hf
 
 QUESTIONS = ["What is this? 狗", kinds.question_of("relation", a="dog", b="cat")]
@@ -364,7 +364,7 @@ def test_the_counterfactual_is_the_nearest_image_before_with_another_answer(demo
             said[name, question] = ids, hf[1].decode(ids, skip_special_tokens=True).strip()
         return said[name, question]
 
-    reader, distances = Reader(model, paths, {}, about, settings), []
+    reader, distances = Reader(model, paths, NOTHING_KNOWN, about, settings), []
     for at in (0, 3, 4, 11):
         record, _ = reader.read(names[at])
         for prompt in record["prompts"]:

@@ -7,6 +7,7 @@ from llava_lens.data.images import find_images, open_image
 from llava_lens.model import images, load
 from llava_lens.model.read import read_control
 from llava_lens.model.run import keep_prefix
+from tests.conftest import NOTHING_KNOWN
 
 
 def test_the_other_image_is_the_one_before_and_an_unreadable_one_is_passed_over(monkeypatch):
@@ -21,7 +22,9 @@ def test_the_other_image_is_the_one_before_and_an_unreadable_one_is_passed_over(
     def before(names, name, **kept):
         run.clear()
         settings = load.Settings("")
-        reader = images.Reader((None, None), dict.fromkeys(names.split()), {}, {}, settings)
+        reader = images.Reader(
+            (None, None), dict.fromkeys(names.split()), NOTHING_KNOWN, {}, settings
+        )
         reader.kept = kept
         return reader._prefix_before(name), list(run)
 
@@ -40,7 +43,7 @@ def test_the_control_other_is_what_the_model_says_after_the_image_before(
     """By itself for the second image; the first one's is the last image, however images are shared
     and whatever was read before."""
     paths, settings = (find_images(photographs), load.Settings(str(llava_folder), "float32", "cpu"))
-    images.read_images(paths, {}, [], tmp_path / "all", settings)
+    images.read_images(paths, NOTHING_KNOWN, tmp_path / "all", settings)
     records = list(store.Results(tmp_path / "all").records())
     for number, record in enumerate(records):
         prefix = keep_prefix(*llava, open_image(paths[records[number - 1]["name"]]))
@@ -50,5 +53,5 @@ def test_the_control_other_is_what_the_model_says_after_the_image_before(
                 np.testing.assert_allclose(prompt["other"][name], values, rtol=1e-4)
     (first, *_) = paths
     alone = tmp_path / "alone"
-    images.read_images({first: paths[first]}, {}, [], alone, settings)
+    images.read_images({first: paths[first]}, NOTHING_KNOWN, alone, settings)
     assert all("other" not in prompt for prompt in store.Results(alone).record(first)["prompts"])

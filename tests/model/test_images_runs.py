@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from llava_lens import store
-from llava_lens.data import annotations as data_annotations
 from llava_lens.data import images
+from llava_lens.data.annotations import annotate
 from llava_lens.model import load
 from tests.conftest import PROMPTS
 from tests.model.runs import die_at, die_drawing, limit_files, run_in_process, use_torch
@@ -49,11 +49,11 @@ def assert_same_results(results, others):
 def attempt(llava_folder, photographs):
     """Runs a whole run in a process of its own, as `run_in_process` does."""
     image_paths = dict(list(images.find_images(photographs).items())[:N_IMAGES])
-    annotations, categories, _ = data_annotations.read_annotations(photographs)
+    annotations = annotate(photographs, images.find_images(photographs))
 
     def attempt(results, settings, **options):
         settings = load.Settings(str(llava_folder), "float32", "cpu", **settings)
-        arguments = image_paths, annotations, categories, results, settings
+        arguments = image_paths, annotations, results, settings
         return run_in_process(arguments, **options)
 
     return attempt
@@ -74,9 +74,11 @@ def whole(tmp_path_factory, attempt):
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory, attempt):
-    """With one prompt and no knockout, which takes half the time."""
+    """With one prompt, no knockout and no route, which takes half the time."""
     folder = tmp_path_factory.mktemp("short")
-    return unbroken(folder, attempt, prompts=PROMPTS[:1], knockout=False, max_new_tokens=2)
+    return unbroken(
+        folder, attempt, prompts=PROMPTS[:1], knockout=False, route=False, max_new_tokens=2
+    )
 
 
 def test_two_processes_share_the_images_and_change_nothing(tmp_path, whole):
