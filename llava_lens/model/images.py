@@ -57,7 +57,7 @@ def describe_run(
         "grid": vision.image_size // vision.patch_size,
         "image_size": vision.image_size,
         "chat": CHAT,
-        "questions": {name: kind.template for name, kind in KINDS.items() if kind.template},
+        "questions": {name: KINDS[name].template for name in settings.kinds},
         "own_prompts": settings.prompts,
         "categories": list(categories),
         "per_kind": settings.per_kind,

@@ -175,8 +175,8 @@ def test_the_words_are_read_from_the_full_distribution(llava, image):
     """Against the softmax of the lens at every patch and layer."""
     bridge, processor = llava
     words = [
-        {"category": "x", "present": True, "way": "", "token_ids": [7, 300]},
-        {"category": "y", "present": False, "way": "random", "token_ids": [11]},
+        {"category": "x", "present": True, "absent_sampling": "", "token_ids": [7, 300]},
+        {"category": "y", "present": False, "absent_sampling": "random", "token_ids": [11]},
     ]
     record, _ = read_image(llava, image, PROMPTS[:1], words, top_k=1, max_new_tokens=1)
     pixel_values, (ids,) = encode_prompts(processor, image, [PROMPTS[0]["question"]])
@@ -204,6 +204,9 @@ def test_the_grey_control_is_a_run_on_a_grey_image(llava, records):
     for record in records[:2]:
         for prompt in record["prompts"]:
             pixel_values, (ids,) = encode_prompts(processor, grey, [prompt["question"]])
+            # The word may begin at a later token of the answer.
+            at = prompt["word_at"]
+            ids = torch.cat([ids, torch.tensor(prompt["answer_ids"][:at])])
             with torch.inference_mode():
                 residuals, _ = run_and_capture(
                     bridge, ids, None, pixel_values=pixel_values, use_cache=False
@@ -211,7 +214,7 @@ def test_the_grey_control_is_a_run_on_a_grey_image(llava, records):
                 p = torch.stack(
                     [lens.lens_logits(bridge, resid[-1:]).softmax(-1)[0] for resid in residuals]
                 )
-            target = p[:, prompt["answer_ids"][0]]
+            target = p[:, prompt["answer_ids"][at]]
             np.testing.assert_allclose(prompt["grey"]["target_prob"], target, atol=1e-5)
             rank = ((p > target[:, None]).sum(-1) + 1).numpy()
             assert np.abs(prompt["grey"]["target_rank"].astype(int) - rank).max() <= 1
