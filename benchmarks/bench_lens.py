@@ -1,22 +1,28 @@
-"""Time and memory of reading one image, against a floor and against the plain ways to do it.
+"""Time, memory and passes over the weights for one image, against a floor and the plain ways.
 
 Run by hand:
 
-    python benchmarks/bench_lens.py [--size small|7b] [--prompts 1 3 5] [--repeats 5] [--words 0]
-                               [--ways floor project ...]
+    python benchmarks/bench_lens.py [--size small|7b] [--prompts 1 3 6] [--repeats 5] [--words 0]
+                               [--ways floor project ...] [--before FOLDER]
 
 `small`: 8 layers, d_model 512, a vocabulary of 32,064, 576 image tokens, float32 on the CPU. `7b`:
 LLaVA-1.5-7B's exact shape with random weights, float16, on a GPU capped at a P100's memory.
 `--words` makes every question so many words longer. Side by side in one run, as medians over
 repeats with their spread:
 
-floor       bare forward passes (prefix once, prompts and answers from the cache) and bare
-            unembedding products at the same shapes
-project     lens_read.read_image
+floor       bare forward passes with the project's batching (prefix once, then all prompts in one
+            pass and one pass per answer token) and bare unembedding products at the same shapes
+project     `read_image`
+causal      `read_causal`: knockout and route of these prompts, one counterfactual image
 plain HF    per prompt `generate`, then one whole pass with output_hidden_states, norm, unembedding,
             softmax, top-k, JSD for all positions of a layer at once
 plain TL    per prompt the same, with TransformerLens' run_with_cache over everything in place of
             output_hidden_states
+before      the release under `--before` (flat modules): `read_image`
+knockout before   its `read_knockout`
+
+Passes over the weights: how often the weights of the language tower's blocks are read, in units of
+all of them. TFLOP: of these products, by shape.
 """
 
 import argparse
@@ -34,11 +40,11 @@ from PIL import Image
 from transformers import DynamicCache
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "demo")]
-from tiny_llava import make_llava  # noqa: E402
+from tiny_llava import make_llava
 
 from llava_lens import kinds
 from llava_lens.data import prompts as data_prompts
-from llava_lens.model import lens, load, read, run
+from llava_lens.model import causal, images, lens, load, read, run
 
 SIZES = {
     "small": dict(
@@ -59,7 +65,8 @@ SIZES = {
     ),
 }
 N_ANSWER, TOP_K, SLICE = 5, 10, 64
-WAYS = ["floor", "project", "plain HF", "plain TL"]
+CUT = {"object": [*range(100, 130)], "background": [*range(300, 330)]}  # patches of the 576
+WAYS = ["floor", "project", "causal", "plain HF", "plain TL", "before", "knockout before"]
 
 
 def on_gpu() -> bool:
@@ -67,8 +74,8 @@ def on_gpu() -> bool:
 
 
 def floor(bridge, pixel_values, sequences, n_prefix, first):
-    """Forward passes without hooks and one product with the unembedding per layer and position;
-    nothing is kept."""
+    """Forward passes without hooks, with all prompts as one sequence, and one product with the
+    unembedding per layer and position; nothing is kept."""
     model, n_layers = bridge.original_model, bridge.cfg.n_layers
     weight, cache = bridge.W_U.T, DynamicCache()
 
@@ -85,16 +92,11 @@ def floor(bridge, pixel_values, sequences, n_prefix, first):
         logits_to_keep=1,
     )
     products(n_prefix - first)
-    for sequence in sequences:
-        new, n_text = sequence[None, n_prefix:], len(sequence) - n_prefix
-        for _ in range(N_ANSWER):
-            new = (
-                model(input_ids=new, past_key_values=cache, logits_to_keep=1)
-                .logits[:, -1]
-                .argmax(-1, keepdim=True)
-            )
-        cache.crop(-(n_text + N_ANSWER - 1))
-        products(n_text + N_ANSWER - 1)
+    new = torch.cat([sequence[n_prefix:] for sequence in sequences])[None]
+    for _ in range(N_ANSWER):
+        products(new.shape[1])
+        logits = model(input_ids=new, past_key_values=cache, logits_to_keep=len(sequences)).logits
+        new = logits.argmax(-1)
 
 
 def plain(bridge, pixel_values, sequences, residuals_of):
@@ -166,6 +168,26 @@ class Peak:
             self.mib = (self.highest - self.base) / 2**20
 
 
+class Products:
+    """Counts the products with the weights of the language tower's blocks."""
+
+    def __init__(self, bridge):
+        layers = bridge.original_model.model.language_model.layers
+        linear = [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]
+        self.n_weights = sum(module.weight.numel() for module in linear)
+        self.n_read, self.flop = 0, 0
+        self.hooks = [module.register_forward_hook(self.count) for module in linear]
+
+    def count(self, module, args, out):
+        self.n_read += module.weight.numel()
+        self.flop += 2 * args[0][..., 0].numel() * module.weight.numel()
+
+    def of(self, work) -> str:
+        self.n_read = self.flop = 0
+        work()
+        return f"{self.n_read / self.n_weights:6.1f} passes {self.flop / 1e12:8.3f} TFLOP"
+
+
 def peak_mib(work) -> float:
     """Peak memory in MiB; a warm-up at the same time."""
     with Peak() as peak:
@@ -194,8 +216,9 @@ def make_model(size: str):
     return load.load_llava(folder, "float16" if size == "7b" else "float32")
 
 
-def ways_to_read(bridge, processor, image, n_prompts: int, n_words: int) -> dict:
+def ways_to_read(bridge, processor, image, n_prompts: int, args) -> dict:
     """The work to measure, by name of the way."""
+    n_words, before = args.words, args.before
     question = kinds.question_of("object")
     prompts = data_prompts.as_prompts(
         [f"{question} {number}" + " image" * n_words for number in range(n_prompts)]
@@ -209,18 +232,61 @@ def ways_to_read(bridge, processor, image, n_prompts: int, n_words: int) -> dict
     pixel_values = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
     sequences = [sequence.to(bridge.cfg.device) for sequence in sequences]
     inputs = bridge, pixel_values, sequences
-    return {
+    ways = {
         "floor": lambda: floor(*inputs, n_prefix, first),
         "project": lambda: read.read_image(bridge, processor, image, prompts, settings),
+        "causal": causal_work(bridge, processor, image, prompts, settings),
         "plain HF": lambda: plain(*inputs, lambda ids: hf_residuals(bridge, pixel_values, ids)),
         "plain TL": lambda: plain(*inputs, lambda ids: tl_residuals(bridge, pixel_values, ids)),
     }
+    if before:
+        ways |= ways_before(before, bridge, processor, image, prompts, settings)
+    return ways
 
 
-def measure(ways: dict, n_prompts: int, repeats: int) -> None:
-    """Print time and peak memory of each way, and how many times those of the first it takes."""
+def causal_work(bridge, processor, image, prompts, settings):
+    """Knockout and route, where the first other image gives another answer to each prompt."""
+    about = images.describe_run(bridge, processor, settings, 0.0)
+    record, _, prefix = read.read_image_and_prefix(bridge, processor, image, prompts, settings)
+    for prompt in record["prompts"]:  # a random model may answer the same to all images
+        prompt["answer_ids"] = (prompt["answer_ids"] + 1) % 999
+    causal._word = lambda bridge, ids: str(ids[0])
+    other = run.keep_prefix(bridge, processor, image.rotate(180))
+    patches = [CUT for _ in prompts]
+    return lambda: causal.read_causal(
+        bridge, prefix, lambda: iter([("other", other)]), record["prompts"], patches, about
+    )
+
+
+def ways_before(folder: str, bridge, processor, image, prompts, settings) -> dict:
+    """The same work done by a release with flat modules."""
+    sys.path.insert(0, folder)
+    import lens_model
+    import lens_read
+
+    sys.path.remove(folder)
+    old = lens_model.Settings("", top_k=settings.top_k, max_new_tokens=settings.max_new_tokens)
+    asked = [{**prompt, "way": ""} for prompt in prompts]
+    record, _ = lens_read.read_image(bridge, processor, image, asked, old)
+    about = lens_read.describe_run(bridge, processor, old, 0.0)
+    prefix = lens_read.keep_prefix(bridge, processor, image)
+    patches = [CUT for _ in prompts]
+    return {
+        "before": lambda: lens_read.read_image(bridge, processor, image, asked, old),
+        "knockout before": lambda: lens_read.read_knockout(
+            bridge, prefix, record["prompts"], patches, about
+        ),
+    }
+
+
+def measure(bridge, ways: dict, n_prompts: int, repeats: int) -> None:
+    """Print time, peak memory and products of each way, and how many times the first one's time it
+    takes."""
     reference = next(iter(ways))
-    mib, held = {}, {}
+    mib, held, products = {}, {}, Products(bridge)
+    counted = {name: products.of(work) for name, work in ways.items()}
+    for hook in products.hooks:
+        hook.remove()
     for name, work in ways.items():
         if on_gpu():
             torch.cuda.empty_cache()
@@ -239,7 +305,7 @@ def measure(ways: dict, n_prompts: int, repeats: int) -> None:
         print(
             f"  {name:22}{statistics.median(seconds):8.2f}   "
             f"({min(seconds):.2f} - {max(seconds):.2f}){statistics.median(ratios):10.2f} "
-            f"({min(ratios):.2f} - {max(ratios):.2f}){mib[name]:12.0f}{on_device}",
+            f"({min(ratios):.2f} - {max(ratios):.2f}){mib[name]:12.0f}  {counted[name]}{on_device}",
             flush=True,
         )
 
@@ -248,9 +314,10 @@ def measure(ways: dict, n_prompts: int, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 3, 5])
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 3, 6])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--words", type=int, default=0)
+    parser.add_argument("--before", help="folder of a release with flat modules")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     args = parser.parse_args()
     if on_gpu():
@@ -267,8 +334,9 @@ def main() -> None:
         f"{bridge.cfg.dtype}, {device}, torch {torch.__version__}"
     )
     for n_prompts in args.prompts:
-        ways = ways_to_read(bridge, processor, image, n_prompts, args.words)
-        measure({name: ways[name] for name in args.ways}, n_prompts, args.repeats)
+        ways = ways_to_read(bridge, processor, image, n_prompts, args)
+        chosen = {name: ways[name] for name in args.ways if name in ways}
+        measure(bridge, chosen, n_prompts, args.repeats)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from llava_lens.model.lens import lens_logits
+from llava_lens.model.lens import lens_logits, raise_not_finite
 from llava_lens.model.read import text_of
-from llava_lens.model.run import (
-    PIECE,
-    Row,
-    Texts,
-    as_cache,
-    crop_to,
-    in_groups,
-    raise_not_finite,
-    run_rows,
-)
+from llava_lens.model.run import PIECE, Row, Texts, as_cache, crop_to, in_groups, run_rows
 
 WORD_TOKENS = 5  # so many tokens of an answer tell its first word
 
@@ -148,41 +139,29 @@ def read_causal(  # noqa: PLR0913 (an image, other images, and what is asked)
                 continue
             cache = as_cache(prefix)
             runs = run_texts(Texts(bridge, cache), texts)
-            answers = {number: _answer_of(prompts[number]) for number in texts}
+            answers = {
+                number: prompts[number]["answer_ids"][prompts[number]["word_at"] :][:WORD_TOKENS]
+                for number in texts
+            }
             if windows := run["knockout_windows"]:
-                rows = {
-                    (number, *key): row
-                    for number, own in runs.items()
-                    for key, row in cut_rows(
-                        own, run["grid"] ** 2, patches[number], windows
-                    ).items()
-                }
-                logits = logits_of(bridge, cache, rows)
-                for number, knockout in _knockouts(logits, answers, len(windows)).items():
-                    read[number]["knockout"] = knockout
+                rows = {}
+                for number, own in runs.items():
+                    cuts = cut_rows(own, run["grid"] ** 2, patches[number], windows)
+                    rows |= {(number, *key): row for key, row in cuts.items()}
+                for (number, cut, window), logits in logits_of(bridge, cache, rows).items():
+                    knockout, prob = (
+                        read[number]["knockout"],
+                        logits.softmax(-1)[answers[number][0]],
+                    )
+                    if window < 0:
+                        knockout[cut] = float(prob)
+                    else:
+                        knockout.setdefault(cut, np.zeros(len(windows), np.float32))[window] = prob
             if layers := run["route_layers"]:
                 found = counterfactuals(bridge, texts, answers, others())
                 for number, route in read_routes(bridge, cache, runs, answers, found, layers):
                     read[number]["route"] = route
     return read
-
-
-def _answer_of(prompt: dict) -> list[int]:
-    """The tokens of an answer from its first word on, as many as tell that word."""
-    return prompt["answer_ids"][prompt["word_at"] :][:WORD_TOKENS].tolist()
-
-
-def _knockouts(logits: dict, answers: dict[int, list[int]], n_windows: int) -> dict[int, dict]:
-    """KNOCKOUT by prompt, from the logits by `(prompt, cut, window)`."""
-    knockouts = {number: {} for number in answers}
-    for (number, cut, window), one in logits.items():
-        prob = float(one.softmax(-1)[answers[number][0]])
-        if window < 0:
-            knockouts[number][cut] = prob
-        else:
-            by_window = knockouts[number].setdefault(cut, np.zeros(n_windows, np.float32))
-            by_window[window] = prob
-    return knockouts
 
 
 def counterfactuals(bridge, texts: dict, answers: dict, others: Iterator) -> Iterator[tuple]:
@@ -217,10 +196,14 @@ def counterfactuals(bridge, texts: dict, answers: dict, others: Iterator) -> Ite
             yield name, side_by_side.cache, found
 
 
-def _word(bridge, ids: list[int]) -> str:
+def _word(bridge, ids) -> str:
     """The first word that tokens say, in lower case; empty if they say none."""
-    word = re.search(r"[^\W_]+", bridge.tokenizer.decode(ids, skip_special_tokens=True))
+    word = re.search(r"[^\W_]+", _text(bridge, ids))
     return word[0].lower() if word else ""
+
+
+def _text(bridge, ids) -> str:
+    return bridge.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def read_routes(  # noqa: PLR0913 (both runs of a text, and what is asked)
@@ -244,10 +227,8 @@ def read_routes(  # noqa: PLR0913 (both runs of a text, and what is asked)
                 logits[number, which, -1] = lens_logits(bridge, run.states[-1][-1:])[0]
             routes[number] = {
                 "other": name,
-                "other_answer": bridge.tokenizer.decode(
-                    other.said, skip_special_tokens=True
-                ).strip(),
-                "own_id": answers[number][0],
+                "other_answer": _text(bridge, other.said),
+                "own_id": int(answers[number][0]),
                 "other_id": other.said[0],
             }
         logits |= logits_of(bridge, other_cache, image_rows)

@@ -3,6 +3,9 @@
 import numpy as np
 import torch
 
+from llava_lens.schema import SEGMENTS
+from llava_lens.words import labels_and_words
+
 # In bits. Entropies in float32 leave 2e-6; logits that are rounded otherwise by one unit in the
 # last place of float16 leave up to 2e-4.
 LAST_LAYER_TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
@@ -58,3 +61,105 @@ def rank_of(p, prob):
 
 
 SLICE = 64  # positions whose distributions are held at once: of a whole image they are 2.5 GB
+
+
+def raise_not_finite(where: str):
+    raise FloatingPointError(f"NaN or infinity in {where}: try dtype float32.")
+
+
+def read_positions(  # noqa: PLR0913 (what one pass over the distributions reads and adds up)
+    bridge, residuals: list, segments: list, targets: list, prob_sum, top_k: int, words=()
+) -> dict[str, np.ndarray]:
+    """Read every layer at every position of `residuals` (`[pos, d_model]` per layer).
+
+    `targets` `[pos]` are the ids whose probability and rank are wanted; -1 stands for the last
+    layer's top-1. The distributions are added to `prob_sum` `[segment, layer, d_vocab]` as
+    `segments` `[pos]` says. SLICE positions at a time bound the memory. Returns
+
+    - `top_ids` `[layer, pos, top_k]`, `top_probs` `[layer, pos, top_k]` float32
+    - `jsd_prev` (NaN at the first layer), `jsd_final`, `entropy` `[layer, pos]` float32, bits
+    - `target_prob` `[layer, pos]` float32, `target_rank` `[layer, pos]`, 1 = top
+    - `words` `[layer, pos, word]` float32, if there are `words` (lists of token ids): the sum of
+      the probabilities of each one's tokens
+
+    Raises FloatingPointError for NaN or infinity in the logits.
+    """
+    device, last = prob_sum.device, len(residuals) - 1
+    segments, targets = (torch.tensor(values, device=device) for values in (segments, targets))
+    readings = _empty_readings((len(residuals), len(segments)), top_k, len(words), device)
+    one_hot = (segments == torch.arange(len(SEGMENTS), device=device)[:, None]).float()
+    for start in range(0, len(segments), SLICE):
+        here = slice(start, start + SLICE)
+        final_logits = lens_logits(bridge, residuals[-1][here])
+        final = final_logits.softmax(-1)
+        final_entropy = entropy_bits(final)
+        target = torch.where(targets[here] >= 0, targets[here], final.argmax(-1))[:, None]
+        before, entropy_before = final, final_entropy  # no matter: layer 0 has none before it
+        for layer, resid in enumerate(residuals):
+            logits = final_logits if layer == last else lens_logits(bridge, resid[here])
+            p = final if layer == last else logits.softmax(-1)
+            entropy = final_entropy if layer == last else entropy_bits(p)
+            # Finite only if all logits are: softmax would hide a -inf.
+            readings["logit_sum"][layer, here] = logits.sum(-1)
+            readings["entropy"][layer, here] = entropy
+            readings["jsd_final"][layer, here] = jsd_bits(p, final, entropy, final_entropy)
+            if layer > 0:
+                readings["jsd_prev"][layer, here] = jsd_bits(p, before, entropy, entropy_before)
+            before, entropy_before = p, entropy
+            top_probs, top_ids = top_k_of(p, top_k)
+            readings["top_probs"][layer, here] = top_probs
+            readings["top_ids"][layer, here] = top_ids
+            target_prob = p.gather(1, target)
+            readings["target_prob"][layer, here] = target_prob[:, 0]
+            readings["target_rank"][layer, here] = rank_of(p, target_prob)
+            prob_sum[:, layer] += one_hot[:, here] @ p
+            for number, ids in enumerate(words):
+                readings["words"][layer, here, number] = p[:, ids].sum(-1)
+    return _as_arrays(readings, bridge.cfg.d_vocab)
+
+
+def read_answer(
+    bridge, residuals: list, token_id: int, word_ids: list[int] = ()
+) -> dict[str, np.ndarray]:
+    """Read every layer at the last position of `residuals`, where `token_id` begins a word.
+
+    Returns `target_prob` and `target_rank` `[layer]` of that token, and `word_prob` and `word_rank`
+    of the word: the sum over its `word_ids` (`first_word`), ranked among the sums over tokens that
+    are `spelled_alike`. Without `word_ids` the word is that of `token_id`. The top word can differ
+    from the top token. Raises FloatingPointError for NaN or infinity.
+    """
+    logits = lens_logits(bridge, torch.cat([resid[-1:] for resid in residuals]))
+    if not logits.isfinite().all():
+        raise_not_finite("the lens's logits where the answer begins")
+    p, d_vocab = logits.softmax(-1), bridge.cfg.d_vocab  # [layer, d_vocab]
+    alike = torch.tensor(labels_and_words(bridge.tokenizer, d_vocab)[1], device=p.device)
+    own = d_vocab if len(word_ids) else int(alike[token_id])
+    alike[list(word_ids)] = own  # a word of its own, one past the others
+    words = p.new_zeros(len(p), d_vocab + 1).index_add_(1, alike, p)  # [layer, word]
+    readings = {}
+    for name, probs, at in ("target", p, token_id), ("word", words, own):
+        rank = rank_of(probs, probs[:, at, None]).cpu().numpy()
+        readings[f"{name}_prob"] = probs[:, at].cpu().numpy()
+        readings[f"{name}_rank"] = rank.astype(np.min_scalar_type(d_vocab))
+    return readings
+
+
+def _empty_readings(shape: tuple[int, int], top_k: int, n_words: int, device) -> dict:
+    floats = ("jsd_prev", "jsd_final", "entropy", "target_prob", "logit_sum")
+    readings = {name: torch.full(shape, torch.nan, device=device) for name in floats}
+    readings["target_rank"] = torch.zeros(shape, dtype=torch.int32, device=device)
+    readings["top_ids"] = torch.zeros(*shape, top_k, dtype=torch.int32, device=device)
+    readings["top_probs"] = torch.zeros(*shape, top_k, device=device)
+    if n_words:
+        readings["words"] = torch.zeros(*shape, n_words, device=device)
+    return readings
+
+
+def _as_arrays(readings: dict, d_vocab: int) -> dict[str, np.ndarray]:
+    arrays = {name: values.cpu().numpy() for name, values in readings.items()}
+    broken = np.flatnonzero(~np.isfinite(arrays.pop("logit_sum")).all(axis=1))
+    if broken.size:  # the residual stream was finite, so it is the unembedding that overflowed
+        n_layers = len(arrays["entropy"]) - 1
+        raise_not_finite(f"the lens's logits, first at layer {broken[0]} of {n_layers}")
+    id_type = np.min_scalar_type(d_vocab)  # uint16 for LLaVA-1.5
+    return arrays | {name: arrays[name].astype(id_type) for name in ("top_ids", "target_rank")}

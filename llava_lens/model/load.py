@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import infer_auto_device_map, init_empty_weights
-from accelerate.utils import compute_module_sizes, get_balanced_memory
+from accelerate.utils import compute_module_sizes
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
@@ -93,11 +93,8 @@ def device_map_for(config: LlavaConfig, dtype: str, free: list[int]) -> dict:
     if weights + HEADROOM <= free[largest]:
         return {"": largest}
     room = {gpu: max(0, int(one) - HEADROOM) for gpu, one in enumerate(free)}
-    # Blocks stay whole. accelerate names the disk for what no GPU holds.
-    whole = {"no_split_module_classes": empty._no_split_modules, "dtype": getattr(torch, dtype)}
-    spread = infer_auto_device_map(empty, get_balanced_memory(empty, dict(room), **whole), **whole)
-    if "disk" in spread.values():
-        spread = infer_auto_device_map(empty, room, **whole)
+    # No block is divided. accelerate names the disk for what no GPU holds.
+    spread = infer_auto_device_map(empty, room, empty._no_split_modules, getattr(torch, dtype))
     if "disk" not in spread.values():
         return spread
     raise MemoryError(

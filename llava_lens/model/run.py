@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import DynamicCache
 
 from llava_lens.kinds import CHAT, question_of
-from llava_lens.model.lens import lens_logits
+from llava_lens.model.lens import lens_logits, raise_not_finite
 
 # Tokens after the prefix that run at once. It bounds the memory: of LLaVA-1.5-7B in float16, their
 # residual streams at all layers take 66 MiB, and the attention scores of a block about as much.
@@ -75,10 +75,6 @@ def _check_finite(values: list, first: int, n_layers: int) -> None:
         layer = first + finite.index(False)
         where = f"the residual stream, first at layer {layer} of {n_layers}"
         raise_not_finite("the logits" if layer > n_layers else where)
-
-
-def raise_not_finite(where: str):
-    raise FloatingPointError(f"NaN or infinity in {where}: try dtype float32.")
 
 
 def image_span(bridge, input_ids) -> tuple[int, int]:

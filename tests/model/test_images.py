@@ -10,31 +10,52 @@ from llava_lens.model.run import keep_prefix
 from tests.conftest import NOTHING_KNOWN
 
 
-def test_the_other_image_is_the_one_before_and_an_unreadable_one_is_passed_over(monkeypatch):
-    run = []
+def test_the_others_are_those_before_in_a_ring_and_an_unreadable_one_is_passed_over(monkeypatch):
+    opened = []
 
-    def prefix_of(self, name):
-        run.append(name)
+    def run_prefix(bridge, processor, name):
+        opened.append(name)
         if name in ("broken", "overflows"):
             raise OSError if name == "broken" else FloatingPointError
         return [name]
 
+    monkeypatch.setattr(images, "keep_prefix", run_prefix)
+    monkeypatch.setattr(images.Reader, "open", lambda self, name: name)
+
     def before(names, name, **kept):
-        run.clear()
+        opened.clear()
         settings = load.Settings("")
         reader = images.Reader(
             (None, None), dict.fromkeys(names.split()), NOTHING_KNOWN, {}, settings
         )
         reader.kept = kept
-        return reader._prefix_before(name), list(run)
+        others = [other for other, prefix in reader.before(name)]
+        return others, list(opened)
 
-    monkeypatch.setattr(images.Reader, "_prefix_of", prefix_of)
-    assert before("a b c", "b") == (["a"], ["a"])
-    assert before("a b c", "a") == (["c"], ["c"])  # the last one
-    assert before("a b c", "c", b=["at hand"]) == (["at hand"], [])
+    assert before("a b c", "b") == (["a", "c"], ["a", "c"])
+    assert before("a b c", "a") == (["c", "b"], ["c", "b"])  # the last one comes first
+    assert before("a b c", "c", b=["at hand"]) == (["b", "a"], ["a"])
     assert before("a broken c", "c") == (["a"], ["broken", "a"])
-    assert before("a overflows broken", "a") == (None, ["broken", "overflows"])
-    assert before("a", "a") == (None, [])
+    assert before("a overflows broken", "a") == ([], ["broken", "overflows"])
+    assert before("a", "a") == ([], [])
+    assert before("0 1 2 3 4 5 6 7 8 9", "9")[0] == [*"87654321"]  # eight at most
+
+
+def test_prefixes_at_hand_are_few_and_none_is_run_twice(monkeypatch):
+    """Images in their order, each of which asks for all eight before it."""
+    opened = []
+    monkeypatch.setattr(
+        images, "keep_prefix", lambda *model_and_name: opened.append(model_and_name[-1])
+    )
+    monkeypatch.setattr(images.Reader, "open", lambda self, name: name)
+    names = [f"{number:02}" for number in range(30)]
+    reader = images.Reader((None, None), dict.fromkeys(names), {}, {}, load.Settings(""))
+    for name in names:
+        assert len([*reader.before(name)]) == images.NEAREST
+        assert len(reader.kept) <= images.NEAREST + 1
+        reader._keep_for_next(name, [])
+        assert len(reader.kept) <= images.NEAREST
+    assert opened == names[:-9:-1]  # the ring's, for the first image
 
 
 def test_the_control_other_is_what_the_model_says_after_the_image_before(

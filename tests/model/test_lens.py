@@ -47,3 +47,42 @@ def test_jsd_against_scipy(p, q):
     )  # scipy: NaN for some equal pairs
     assert torch.isfinite(jsd).all() and (jsd >= 0).all() and (jsd <= 1).all()
     assert np.abs(jsd.numpy() - expected).max() < 1e-5
+
+
+def test_slices_change_nothing(llava, monkeypatch):
+    bridge, _ = llava
+    residuals = [torch.randn(11, 64) for _ in range(6)]
+    segments, targets = [0] * 4 + [1] * 7, [-1] * 9 + [3, 5]
+    readings, sums = [], []
+    for slice_size in (3, 100):
+        monkeypatch.setattr(lens, "SLICE", slice_size)
+        prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
+        with torch.inference_mode():
+            readings.append(lens.read_positions(bridge, residuals, segments, targets, prob_sum, 10))
+        sums.append(prob_sum)
+    for name in readings[0]:
+        np.testing.assert_allclose(readings[0][name], readings[1][name], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(*sums, atol=1e-5)
+
+
+def test_the_lens_alone_overflowing_is_an_error(llava):
+    bridge, _ = llava
+    residuals = [torch.randn(4, 64) for _ in range(6)]
+    once = lens.lens_logits
+
+    def overflowing(bridge, resid):
+        logits = once(bridge, resid)
+        return (
+            logits.index_fill(-1, torch.tensor([5]), -torch.inf)
+            if resid.data_ptr() == residuals[2].data_ptr()
+            else logits
+        )
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(FloatingPointError, match="lens's logits, first at layer 2 of 5"),
+        torch.inference_mode(),
+    ):
+        patch.setattr(lens, "lens_logits", overflowing)
+        prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
+        lens.read_positions(bridge, residuals, [0] * 4, [-1] * 4, prob_sum, 3)
