@@ -49,7 +49,7 @@ def test_prefixes_at_hand_are_few_and_none_is_run_twice(monkeypatch):
     )
     monkeypatch.setattr(images.Reader, "open", lambda self, name: name)
     names = [f"{number:02}" for number in range(30)]
-    reader = images.Reader((None, None), dict.fromkeys(names), {}, {}, load.Settings(""))
+    reader = images.Reader((None, None), dict.fromkeys(names), NOTHING_KNOWN, {}, load.Settings(""))
     for name in names:
         assert len([*reader.before(name)]) == images.NEAREST
         assert len(reader.kept) <= images.NEAREST + 1
