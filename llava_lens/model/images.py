@@ -89,8 +89,8 @@ def read_images(
 ) -> None:
     """Load the model and read every image that has no record yet into the results in `folder`.
 
-    `annotations` are those of `match_annotations`, `categories` those of `read_annotations`,
-    `settings` are Settings. The lens is checked on the first image. Where accelerate has launched
+    `match_annotations` gives `annotations`, `read_annotations` gives `categories`; `settings` are
+    Settings. The lens is checked on the first image. Where accelerate has launched
     several processes, each loads its own copy of the model and takes its share of the images; none
     waits for another. An image that can't be read is skipped by name. `image_paths` has all images,
     read or not: the control `other` of each is the image before. Raises ValueError if no image can
@@ -149,7 +149,7 @@ class Reader:
     """Reads images whole, one by one; keeps prefixes, which the next ones are compared with."""
 
     def __init__(self, model: tuple, image_paths: dict, annotations: dict, run: dict, settings):
-        """`model` is `(bridge, processor)`; the others are those of `read_images`, `run` is RUN."""
+        """`model` is `(bridge, processor)`, `run` is RUN; `read_images` has the others."""
         self.bridge, self.processor = model
         self.paths, self.annotations = image_paths, annotations
         self.run, self.settings = run, settings
