@@ -4,19 +4,15 @@ import pytest
 
 import lens_utils
 from llava_lens import store
-from llava_lens.data import annotations as data_annotations
-from llava_lens.data import images as data_images
-from llava_lens.model import images, load
 from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """The results of the demo, read in float32."""
-    folder, scenes = tmp_path_factory.mktemp("demo"), ROOT / "demo/scenes"
-    annotations, categories, _ = data_annotations.read_annotations(scenes)
-    settings = load.Settings(str(ROOT / "demo/model"), "float32", "cpu", max_new_tokens=3)
-    images.read_images(data_images.find_images(scenes), annotations, categories, folder, settings)
+    folder, settings = tmp_path_factory.mktemp("demo"), {"model": ROOT / "demo/model"}
+    settings |= {"dtype": "float32", "device": "cpu", "max_new_tokens": 3, "processes": 1}
+    lens_utils.analyse(lens_utils.load_images(ROOT / "demo/scenes"), folder, **settings)
     return store.Results(folder)
 
 
