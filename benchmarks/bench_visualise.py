@@ -207,6 +207,7 @@ def make_record(rng, name: str, jpeg: np.ndarray, realistic: bool = False) -> di
             "category": category,
             "box": [float(side * IMAGE_SIZE) for side in box],
             "crowd": False,
+            "cut_off": False,
             "color": None,
             "color_from": "",
             "visible": 1.0,
@@ -262,6 +263,7 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "word_rank": rng.integers(1, 99, N_LAYERS).astype(np.uint16),
                 "grey": make_control(rng),
                 "other": make_control(rng),
+                "word_at": 0,
                 "knockout": {},
                 "route": {},
             }
@@ -277,6 +279,7 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "category": f"dog{at}" if at else "dog",
                 "box": [4.0, 4.0, 12.0 + 20 * at, 16.0],
                 "crowd": False,
+                "cut_off": False,
                 "color": None,
                 "color_from": "",
                 "visible": 1.0,
