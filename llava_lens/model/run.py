@@ -172,9 +172,8 @@ def run_rows(bridge, cache, rows: list[Row]) -> list[torch.Tensor]:
         n_pos = len(resid)
         visible = seen & ~(hidden & (until > block)[:, None])  # [row, cached key]
         visible = torch.cat([visible[row_of[:n_pos]], own[:n_pos, :n_pos]], dim=1)  # [pos, key]
-        resid = bridge.blocks[
-            block
-        ](
+        run_block = bridge.blocks[block]
+        resid = run_block(
             resid[None],
             attention_mask=visible[None, None].to(resid.device),  # [1, head, pos, key]
             position_embeddings=tuple(part[:, :n_pos] for part in rotary),
@@ -198,9 +197,8 @@ class Texts:
         ids = torch.cat([*pieces.values()])[None].to(self.bridge.cfg.device)
         embedded = self.bridge(ids, stop_at_layer=0)[0]  # [pos, d_model]
         rows, end = [], self.cache.get_seq_length()
-        for number, states in zip(
-            pieces, embedded.split([*map(len, pieces.values())]), strict=True
-        ):
+        by_text = embedded.split([*map(len, pieces.values())])
+        for number, states in zip(pieces, by_text, strict=True):
             own = self.places.setdefault(number, [])
             rows.append(Row(states, 0, self.n_prefix + len(own), [*range(self.n_prefix), *own]))
             own += range(end, end + len(states))
