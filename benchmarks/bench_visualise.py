@@ -14,7 +14,6 @@ notebook, which it leaves as a page in the folder that it names.
 
 import argparse
 import functools
-import io
 import resource
 import shutil
 import subprocess
@@ -196,8 +195,8 @@ def realistic_text(rng, n_pos: int) -> dict:
     return readings
 
 
-def make_record(rng, name: str, jpeg: np.ndarray, realistic: bool = False) -> dict:
-    record = random_record(rng, name, jpeg)
+def make_record(rng, name: str, crop: np.ndarray, realistic: bool = False) -> dict:
+    record = random_record(rng, name, crop)
     if not realistic:
         return record
     words = realistic_words(rng)
@@ -241,7 +240,7 @@ def make_control(rng) -> dict:
     return {**probs, **ranks}
 
 
-def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
+def random_record(rng, name: str, crop: np.ndarray) -> dict:
     prompts = []
     for kind, truth in KINDS:
         n_prompt, n_answer = (40, 2) if kind != "description" else (12, 20)
@@ -289,7 +288,7 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
         ],
         "patches": make_readings(rng, GRID**2),
         "prompts": prompts,
-        "crop": jpeg,
+        "crop": crop,
         "words": [  # three categories that are there, as COCO's images have, and three that are not
             {
                 "category": f"dog{at}" if at else "dog",
@@ -304,11 +303,9 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
 
 
 def make_crop() -> np.ndarray:
-    """The centre of a photograph that scikit-learn ships, as a JPEG's bytes."""
+    """The centre of a photograph that scikit-learn ships `[row, column, rgb]`."""
     with Image.open(Path(sklearn.datasets.__file__).parent / "images" / "china.jpg") as photograph:
-        crop, jpeg = ImageOps.fit(photograph, (IMAGE_SIZE, IMAGE_SIZE)), io.BytesIO()
-    crop.save(jpeg, "JPEG", quality=90)
-    return np.frombuffer(jpeg.getvalue(), np.uint8)
+        return np.asarray(ImageOps.fit(photograph, (IMAGE_SIZE, IMAGE_SIZE)))
 
 
 def make_run(rng) -> dict:
@@ -324,6 +321,7 @@ def make_run(rng) -> dict:
         "tokens": make_tokens(rng),
         "grid": GRID,
         "image_size": IMAGE_SIZE,
+        "words": "",
         "chat": kinds.CHAT,
         "questions": {name: kind.template for name, kind in kinds.KINDS.items() if kind.template},
         "own_prompts": [],
@@ -346,12 +344,12 @@ def main() -> None:
     args = parser.parse_args()
     use(args.size)
     rng, folder = np.random.default_rng(0), Path(tempfile.mkdtemp(prefix="bench_visualise_"))
-    results, jpeg = store.Results(folder / "results"), make_crop()
+    results, crop = store.Results(folder / "results"), make_crop()
     results.begin(make_run(rng))
     mean = rng.dirichlet(np.full(D_VOCAB, 0.01), size=(3, N_LAYERS)).astype(np.float32)
     seconds = 0.0
     for number in range(args.images):
-        record = make_record(rng, f"{number:05}.jpg", jpeg, args.values == "realistic")
+        record = make_record(rng, f"{number:05}.jpg", crop, args.values == "realistic")
         start = time.perf_counter()
         results.add(record, mean)
         seconds += time.perf_counter() - start

@@ -43,30 +43,25 @@ def as_code(text: str) -> str:
     return "<code>" + re.sub(r"[^\w ]|_", lambda match: f"&#{ord(match[0])};", text) + "</code>"
 
 
-# In these three `+ 0.0` makes 0 of -0.
+# `z` makes 0 of -0.
 def one_decimal(value: float) -> str:
     """`2.5`, or `2` for a whole number."""
-    return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0")
+    return f"{value:z.1f}".removesuffix(".0")
 
 
 def two_decimals(value: float) -> str:
     """`0.50`."""
-    return f"{round(value, 2) + 0.0:.2f}"
+    return f"{value:z.2f}"
 
 
 def percent(share: float) -> str:
     """`50%` for 0.5."""
-    return f"{round(share, 2) + 0.0:.0%}"
+    return f"{round(share, 2):z.0%}"
 
 
-def number_of_layers(value: float) -> str:
-    """`2.5 layers`, `1 layer`."""
-    return f"{one_decimal(value)} layer{'s' * (one_decimal(value) != '1')}"
-
-
-def count_of(number: int, noun: str) -> str:
-    """`2 images`, `1 image`."""
-    return f"{number:.0f} {noun}{'s' * (number != 1)}"
+def count_of(number: float, noun: str) -> str:
+    """`2.5 layers`, `1 image`."""
+    return f"{one_decimal(number)} {noun}{'s' * (one_decimal(number) != '1')}"
 
 
 def interval_ends(row, name: str) -> np.ndarray:

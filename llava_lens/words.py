@@ -1,5 +1,6 @@
 """What categories are called, and which tokens spell a word."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -11,6 +12,7 @@ from importlib.resources import files
 from llava_lens.schema import MOST_LABEL
 
 WORDS = json.loads(files(__package__).joinpath("words.json").read_text("utf-8"))
+WORDS_DIGEST = hashlib.sha256(json.dumps(WORDS, sort_keys=True).encode()).hexdigest()
 SPECIAL_TOKENS = ["<image>", "<s>", "</s>", "<unk>", "<pad>"]  # not text to LLaVA-1.5
 
 

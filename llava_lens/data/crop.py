@@ -1,6 +1,5 @@
 """The crop that the model sees: boxes and patches in it."""
 
-import io
 import random
 from functools import lru_cache
 from typing import NamedTuple
@@ -121,7 +120,7 @@ def patch_coverage(box, grid: int, image_size: int) -> np.ndarray:
 
 def open_crop(record: dict) -> Image.Image:
     """The image as the model saw it."""
-    return Image.open(io.BytesIO(record["crop"].tobytes()))
+    return Image.fromarray(record["crop"].astype(np.uint8))
 
 
 def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list[float], float]:

@@ -30,7 +30,7 @@ from llava_lens.model.run import keep_prefix
 from llava_lens.schema import FORMAT_VERSION, SEGMENTS
 from llava_lens.store import Results
 from llava_lens.text import require
-from llava_lens.words import ids_by_label, token_labels, word_ids
+from llava_lens.words import WORDS_DIGEST, ids_by_label, token_labels, word_ids
 
 # Images before one that are its control, and are tried as its counterfactual. Their prefixes are
 # kept in the CPU's memory: of LLaVA-1.5-7B in float16 290 MiB each, 2.3 GiB in all.
@@ -59,6 +59,7 @@ def describe_run(
         "grid": vision.image_size // vision.patch_size,
         "image_size": vision.image_size,
         "chat": CHAT,
+        "words": WORDS_DIGEST,
         "questions": {name: KINDS[name].template for name in settings.kinds},
         "own_prompts": settings.prompts,
         "categories": list(categories),

@@ -1,6 +1,5 @@
 """Read one image: all prompts, patches and controls."""
 
-import io
 from functools import partial
 
 import numpy as np
@@ -108,7 +107,7 @@ def read_image_and_prefix(
         "patches": patches,
         "words": [{**word, "log2_probs": log2_probs[i]} for i, word in enumerate(words)],
         "prompts": [{**prompt, **answer} for prompt, answer in zip(prompts, answers, strict=True)],
-        "crop": crop_as_jpeg(pixel_values[0].numpy(), processor.image_processor),
+        "crop": crop_pixels(pixel_values[0].numpy(), processor.image_processor),
     }
     n_prompt = sum(answer["n_prompt"] for answer in answers)
     n_text = sum(len(answer["token_ids"]) for answer in answers)
@@ -223,12 +222,9 @@ def text_of(prompt: dict) -> torch.Tensor:
     return torch.tensor(prompt["token_ids"][: prompt["n_prompt"] + prompt["word_at"]])
 
 
-def crop_as_jpeg(pixel_values: np.ndarray, image_processor) -> np.ndarray:
-    """The image as the model saw it, from the model's own input `[3, height, width]`: the bytes of
-    a JPEG."""
+def crop_pixels(pixel_values: np.ndarray, image_processor) -> np.ndarray:
+    """The image as the model saw it `[height, width, rgb]` in uint8, from the model's own input
+    `[3, height, width]`."""
     mean, std = image_processor.image_mean, image_processor.image_std
     pixels = (pixel_values.transpose(1, 2, 0) * std + mean) * 255
-    jpeg = io.BytesIO()
-    image = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
-    image.save(jpeg, "JPEG", quality=90)
-    return np.frombuffer(jpeg.getvalue(), np.uint8)
+    return pixels.round().clip(0, 255).astype(np.uint8)

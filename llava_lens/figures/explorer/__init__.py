@@ -18,6 +18,7 @@ import numpy as np
 
 from llava_lens.analysis.answers import answer_rows
 from llava_lens.data.crop import open_crop
+from llava_lens.files import inside, write_whole
 from llava_lens.kinds import KINDS
 from llava_lens.schema import layer_label
 from llava_lens.store import Results
@@ -74,7 +75,7 @@ def save_explorer(path, run: dict, record: dict) -> Path:
     page = {
         **{name: run[name] for name in ("layers", "grid", "image_size", "top_k")},
         "name": _one_line(record["name"]),
-        "crop": record["crop"],
+        "crop": _jpeg(open_crop(record), quality=90),
         "objects": objects,
         "words": words,
         "patches": _packed_readings(record["patches"]),
@@ -87,13 +88,17 @@ def save_explorer(path, run: dict, record: dict) -> Path:
 def index_entry(record: dict, run: dict) -> dict:
     """What the index shows of an image: name, thumbnail and prompts, some 5 kB. Collect entries in
     a pass over the records, so that the index needs no record."""
-    thumbnail = io.BytesIO()
-    open_crop(record).resize((160, 160)).save(thumbnail, "JPEG", quality=80)
     return {
         "name": record["name"],
-        "thumbnail": np.frombuffer(thumbnail.getvalue(), np.uint8),
+        "thumbnail": _jpeg(open_crop(record).resize((160, 160)), quality=80),
         "prompts": _summaries(record, run),
     }
+
+
+def _jpeg(image, quality: int) -> np.ndarray:
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=quality)
+    return np.frombuffer(jpeg.getvalue(), np.uint8)
 
 
 def save_explorer_index(folder, entries: list[dict], pages: list[str]) -> Path:
@@ -193,8 +198,7 @@ def _write_page(path, data: dict) -> Path:
         style=read("style.css"), script=script, script_hash=digest, data=_pack(data)
     )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", newline="\n")
+    write_whole(inside(path.parents[1], path.parent.name) / path.name, page.encode())
     return path
 
 
