@@ -1,7 +1,7 @@
 """What all figures share: fonts, colours, layer axes, curves."""
 
+import io
 from functools import cache
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.colors import ListedColormap
 
+from llava_lens.files import inside, write_whole
 from llava_lens.schema import layer_label, layer_numbers
 from llava_lens.text import printable
 
@@ -58,9 +59,9 @@ def use_style() -> None:
 
 def save_figure(folder, figure, name: str) -> None:
     """Save a figure as `figures/<name>.png` under `folder`."""
-    path = Path(folder) / "figures" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=150)
+    write_whole(inside(folder, "figures") / f"{name}.png", png.getvalue())
 
 
 def layer_ticks(run: dict) -> np.ndarray:

@@ -48,3 +48,18 @@ def test_of_every_third_layer_the_labels_stand_at_their_numbers():
 def test_what_cannot_be_seen_is_drawn_as_its_code_point():
     assert style.drawn("\u200bdog") == "U+200Bdog"
     assert style.drawn("a" * 40, 10) == "a" * 9 + "…"
+
+
+def test_a_figure_is_not_saved_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "report/figures").mkdir(parents=True)
+    (tmp_path / "report/figures/a.png").symlink_to(tmp_path / "precious")
+    figure, _ = plt.subplots()
+    style.save_figure(tmp_path / "report", figure, "a")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (tmp_path / "report/figures/a.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/figures").symlink_to(tmp_path / "report/figures")
+    with pytest.raises(ValueError, match="figures' is a link"):
+        style.save_figure(tmp_path / "other", figure, "a")
+    plt.close(figure)
