@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from llava_lens.schema import MOST_LABEL
+from llava_lens.schema import MOST, MOST_LABEL
 from llava_lens.text import is_text, require
 from llava_lens.words import SPECIAL_TOKENS, names_of
 
@@ -108,6 +108,8 @@ def _read_objects(annotations: list, images: dict, categories: dict) -> tuple[di
         category = categories[category_id]
         possible[image_id].add(category)
         try:
+            few = len(objects[image_id]) < MOST["object"]
+            require(few, f"its image has more than {MOST['object']} objects")
             item = _read_object(entry, category, images[image_id][1])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             problems.append(f", annotation {number}: {str(error)[:120]}")
@@ -221,6 +223,8 @@ def _read_object(annotation: dict, category: str, image_size: tuple[int, int] | 
     crowd = str(annotation.get("iscrowd") or 0).lower()
     require(crowd in ("0", "0.0", "1", "1.0", "false", "true"), f"iscrowd is {crowd!r:.20}")
     color = annotation.get("color")
+    is_short = not is_text(color) or len(color) <= MOST_LABEL
+    require(is_short, f"the colour {color!r:.20}... is longer than {MOST_LABEL} characters")
     return {
         "category": category,
         "box": [float(side) for side in box],

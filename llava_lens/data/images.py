@@ -23,6 +23,7 @@ OTHER_IMAGE_SUFFIXES = {".avif", ".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl
 # Folders of masks (COCO's panoptic_val2017, VOC's SegmentationClass), beside those of photographs.
 MASK_FOLDER = re.compile(r"(panoptic|masks?|seg|semantic|stuff|labels?|annotations|gt)", re.I)
 MOST_IMAGE_BYTES, MOST_JSON_BYTES = 2**29, 2**30  # COCO's largest annotations have 0.45 GB
+MOST_PIXELS, MOST_SCANS = 2**26, 64  # cameras have up to 61 million; a progressive JPEG has ten
 
 
 def find_images(folder) -> dict[str, Path]:
@@ -115,6 +116,7 @@ def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
     try:
         check_file(path, MOST_IMAGE_BYTES)
         with Image.open(path, formats=IMAGE_FORMATS) as stored:
+            _check_cost(path, stored)
             stored.load()
             image = ImageOps.exif_transpose(stored)
             if size == stored.size != image.size:
@@ -125,6 +127,16 @@ def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
         raise OSError(
             f"Image {str(path)!r} can't be read ({error}): replace or remove it."
         ) from error
+
+
+def _check_cost(path, stored: Image.Image) -> None:
+    """Raise ValueError, before it is decoded, for an image that takes much longer or much more
+    memory than a photograph: some kB can have any number of pixels, or of a JPEG's scans."""
+    n_pixels, n_scans = stored.width * stored.height, 1
+    if stored.format in ("JPEG", "MPO"):
+        n_scans = Path(path).read_bytes().count(b"\xff\xda")
+    require(n_pixels <= MOST_PIXELS, f"it has {n_pixels:,} pixels, more than {MOST_PIXELS:,}")
+    require(n_scans <= MOST_SCANS, f"it has {n_scans} scans, more than {MOST_SCANS}")
 
 
 def _check_shape(image_size: tuple[int, int], size: tuple[int, int] | None) -> None:

@@ -22,6 +22,7 @@ from tests.data.test_annotations import annotated, found_for, write
         ({"category_id": 77}, "there is no 77"),
         ({"image_id": 99}, "there is no 99"),
         ({"category_id": [1]}, "there is no [1]"),
+        ({"color": "r" * 70_000}, "the colour 'rrrrr"),
     ],
 )
 def test_an_annotation_that_cannot_be_used_is_named_and_left_out(
