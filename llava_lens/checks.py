@@ -107,11 +107,8 @@ def _sizes_of(run: dict) -> dict[str, float]:
 
 
 def _check(value, field: Field, sizes: dict[str, float], where: str) -> None:
-    """Raise ValueError, which says `where`, unless `value` is what `field` says.
-
-    `sizes` has the sizes that names in the field stand for. An axis that is not there yet gets its
-    size from `value`, up to its bound, and keeps it within the same dict.
-    """
+    """Raise ValueError, which says `where`, unless `value` is what `field` says. `sizes` has what
+    names in the field stand for; an axis that is not there yet gets its size from `value`."""
     kind, least, most = field.kind, field.least, sizes.get(field.most, field.most)
     if isinstance(kind, dict):
         _check_fields(value, field, sizes, where)

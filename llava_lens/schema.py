@@ -1,7 +1,4 @@
-"""The format of the results: fields, bounds, layer numbers and labels.
-
-`docs/make_format.py` writes docs/format.md from it, and says more of each table.
-"""
+"""The format of the results: fields, bounds, layer numbers. docs/format.md says more of each."""
 
 from typing import NamedTuple
 
@@ -26,7 +23,7 @@ LEAST_SIDE = 0.01  # pixels of a box: below it is rounding
 
 
 class Field(NamedTuple):
-    """One field of the results, as `check_run`, `check_record` and `check_part` ask for it.
+    """One field of the results.
 
     - `kind`: one Python type or several; "text" for a text that is not blank; `f`, `i`, `u` or
       `|u1` for a numpy array of such numbers; `dict` for texts by text; a table of fields for a

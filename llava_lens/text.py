@@ -20,11 +20,8 @@ def is_text(value) -> bool:
 
 
 def printable(label: str, length: int | None = None, glyphs: frozenset[int] | None = None) -> str:
-    """A token label in which every character can be seen, cut to `length`.
-
-    A blank becomes its code point, such as `U+4E2D`. So does a character that is not among the code
-    points `glyphs` of a font (None: all can be drawn).
-    """
+    """A token label in which every character can be seen, cut to `length`. A blank becomes its code
+    point, such as `U+4E2D`, and so does what is not among those of a font, `glyphs`."""
 
     def seen(char):
         has_glyph = glyphs is None or ord(char) in glyphs
@@ -35,10 +32,8 @@ def printable(label: str, length: int | None = None, glyphs: frozenset[int] | No
 
 
 def as_code(text: str) -> str:
-    """The first 200 characters of any text as code in Markdown and HTML.
-
-    Every special character is an entity, so that none is mark-up, mathematics or a tag.
-    """
+    """The first 200 characters of any text as code in Markdown and HTML: every special character is
+    an entity, so that none is mark-up, mathematics or a tag."""
     text = text if len(text) <= 200 else text[:199] + "…"
     return "<code>" + re.sub(r"[^\w ]|_", lambda match: f"&#{ord(match[0])};", text) + "</code>"
 
