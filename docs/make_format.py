@@ -53,8 +53,8 @@ Beyond these a file is refused. So what a stranger made can take neither hours n
 
 - an axis, list or dict has at most {schema.MOST_OF_AXIS} items, but {MOST}
 - the prompts of a record have at most {schema.MOST_CELLS:,} layers x positions
-- all records have at most {schema.MOST_ROWS:,} layers x (tokens of answers + watched words):
-  10,000 images of LLaVA-1.5-7B with the default prompts
+- a record has at most {schema.MOST_ROWS_OF_ONE:,} (layers + 20) x (tokens of answers + watched
+  words), all records have {schema.MOST_ROWS:,}: some 8,000 images of LLaVA-1.5-7B
 - a text has at most {schema.MOST_TEXT:,} characters, a name of an image
   {schema.MOST_NAME_BYTES} bytes
 - a file has at most {pickles.MOST_BYTES >> 20} MiB unpacked and {pickles.MOST_OPCODES:,} opcodes

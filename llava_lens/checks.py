@@ -38,7 +38,8 @@ def check_record(record, run: dict, name: str) -> None:
     require(record["name"] == name, "name is not that of the file")
     require(record["prompts"], "there are no prompts")
     n_cells = sum(len(prompt["token_ids"]) for prompt in record["prompts"]) * len(run["layers"])
-    require(n_cells <= schema.MOST_CELLS, "prompts have too many positions to be shown")
+    few = n_cells <= schema.MOST_CELLS and n_rows(record, run) <= schema.MOST_ROWS_OF_ONE
+    require(few, "prompts have too many positions to be shown")
     for number, prompt in enumerate(record["prompts"]):
         _check_prompt(prompt, run, f"prompt {number}")
     seen = set()
@@ -91,9 +92,10 @@ def check_part(part, run: dict) -> None:
 
 
 def n_rows(record: dict, run: dict) -> int:
-    """How many rows the tables have of a record: layers x (tokens of answers + watched words)."""
+    """How many rows the tables have of a record: (layers + 20) x (answers' tokens + watched words).
+    The 20 stand for what is kept of a token or word at all layers, some 4 kB."""
     n_tokens = sum(len(prompt["answer_ids"]) for prompt in record["prompts"])
-    return len(run["layers"]) * (n_tokens + len(record["words"]))
+    return (len(run["layers"]) + 20) * (n_tokens + len(record["words"]))
 
 
 def _sizes_of(run: dict) -> dict[str, float]:

@@ -50,7 +50,7 @@ MOST_OF_AXIS = 256  # the longest list, dict or axis of an array that MOST does 
 MOST = {"d_vocab": 300_000, "category": 5000, "object": 1000, "pos": 8192, "answer": 1024}
 MOST |= {"image": 100_000, "skipped": 100_000}
 MOST_CELLS = 2**20  # layers x text positions of a record; of LLaVA-1.5-7B a prompt has some 1,500
-MOST_ROWS = 2**24  # layers x (answers' tokens + watched words) of all records; an image has 1,500
+MOST_ROWS, MOST_ROWS_OF_ONE = 2**24, 2**19  # of tables, by `checks.n_rows`; an image has 2,000
 MOST_LOGIT = 1e6  # far above any; it leaves out infinity and NaN
 ASKED = {  # a prompt before it is read
     "kind": Field(str, "one of KINDS"),

@@ -229,6 +229,8 @@ def test_a_record_is_taken_within_the_bounds_and_only_there(tmp_path_factory, si
         return
     beyond = any(sizes[name] > most for name, most in OF_RECORD.items() if name != "n_text")
     beyond |= sizes["n_text"] - 1 + sizes["n_answer"] > MOST["pos"] or cells > schema.MOST_CELLS
+    rows = sizes["n_prompts"] * sizes["n_answer"] + sizes["n_words"]
+    beyond |= (N_LAYERS + 20) * rows > schema.MOST_ROWS_OF_ONE
     run = run_of(most_new=MOST["answer"])
 
     def check(record):
