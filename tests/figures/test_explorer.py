@@ -763,3 +763,16 @@ def test_a_large_page_is_fast(page, large):
         print(f"ms per {name}: least {min(times):.0f}, median {np.median(times):.0f}, "
               f"most {max(times):.0f}")  # fmt: skip
     assert min(opened) < 1000 and min(layers) < 50 and min(hovers) < 50
+
+
+def test_a_page_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "explorer").mkdir()
+    (tmp_path / "explorer/index.html").symlink_to(tmp_path / "precious")
+    explorer.save_explorer_index(tmp_path / "explorer", [], [])
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "explorer/index.html").is_symlink()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/explorer").symlink_to(tmp_path / "explorer")
+    with pytest.raises(ValueError, match="explorer' is a link"):
+        explorer.save_explorer_index(tmp_path / "report/explorer", [], [])
