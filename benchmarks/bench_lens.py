@@ -1,26 +1,20 @@
-"""Time, memory and passes over the weights for one image, against a floor and the plain ways.
-
-Run by hand:
+"""Time, memory and passes over the weights for one image, against a floor and a plain way.
 
     python benchmarks/bench_lens.py [--size small|7b] [--prompts 1 3 6] [--repeats 5] [--words 0]
                                [--ways floor project ...] [--before FOLDER]
 
 `small`: 8 layers, d_model 512, a vocabulary of 32,064, 576 image tokens, float32 on the CPU. `7b`:
 LLaVA-1.5-7B's exact shape with random weights, float16, on a GPU capped at a P100's memory.
-`--words` makes every question so many words longer. Side by side in one run, as medians over
-repeats with their spread:
+`--words` makes every question longer. The ways take turns; their times are medians with spread.
 
-floor       bare forward passes with the project's batching (prefix once, then all prompts in one
-            pass and one pass per answer token) and bare unembedding products at the same shapes
+floor       bare forward passes with the project's batching, bare unembedding products
 project     `read_image`
 causal      `read_causal`: knockout and route of these prompts, one counterfactual image
-plain HF    per prompt `generate`, then one whole pass with output_hidden_states, norm, unembedding,
-            softmax, top-k, JSD for all positions of a layer at once
-before      the release under `--before` (flat modules): `read_image`
-knockout before   its `read_knockout`
+plain HF    per prompt `generate`, one whole pass with output_hidden_states, all of the lens at once
+before, knockout before   `read_image`, `read_knockout` of the release with flat modules in FOLDER
 
-Passes over the weights: how often the weights of the language tower's blocks are read, in units of
-all of them. TFLOP: of these products, by shape. Peak memory: on a GPU only.
+Passes: how often the weights of the language tower's blocks are read, in units of all of them.
+TFLOP: of these products, by shape. Peak memory: on a GPU only.
 """
 
 import argparse
@@ -56,8 +50,8 @@ def on_gpu() -> bool:
 
 
 def floor(bridge, pixel_values, sequences, n_prefix, first):
-    """Forward passes without hooks, with all prompts as one sequence, and one product with the
-    unembedding per layer and position; nothing is kept."""
+    """The prefix once, then all prompts in one pass and one pass per answer token; one product with
+    the unembedding per layer and position."""
     model, n_layers = bridge.original_model, bridge.cfg.n_layers
     weight, cache = bridge.W_U.T, DynamicCache()
 
@@ -67,18 +61,13 @@ def floor(bridge, pixel_values, sequences, n_prefix, first):
                 torch.nn.functional.linear(resid[: min(SLICE, n_pos - start)], weight)
 
     resid = torch.randn(SLICE, bridge.cfg.d_model, dtype=weight.dtype, device=weight.device)
-    model(
-        input_ids=sequences[0][None, :n_prefix],
-        pixel_values=pixel_values,
-        past_key_values=cache,
-        logits_to_keep=1,
-    )
+    ids, kept = sequences[0][None, :n_prefix], dict(past_key_values=cache)
+    model(input_ids=ids, pixel_values=pixel_values, logits_to_keep=1, **kept)
     products(n_prefix - first)
     new = torch.cat([sequence[n_prefix:] for sequence in sequences])[None]
     for _ in range(N_ANSWER):
         products(new.shape[1])
-        logits = model(input_ids=new, past_key_values=cache, logits_to_keep=len(sequences)).logits
-        new = logits.argmax(-1)
+        new = model(input_ids=new, logits_to_keep=len(sequences), **kept).logits.argmax(-1)
 
 
 def plain(bridge, pixel_values, sequences):
@@ -101,8 +90,7 @@ def plain(bridge, pixel_values, sequences):
             p.topk(TOP_K)
             lens.entropy_bits(p)
             lens.jsd_bits(p, final)
-            if previous is not None:
-                lens.jsd_bits(p, previous)
+            lens.jsd_bits(p, p if previous is None else previous)
             previous = p
     hook.remove()
 
@@ -131,8 +119,7 @@ def seconds_of(work) -> float:
 
 
 def make_model(size: str):
-    """A random LLaVA of the size: the exact shape of LLaVA-1.5 (336 pixels, 24 x 24 patches, 32,064
-    rows) but for depth and width."""
+    """A random LLaVA-1.5 but for depth and width: 336 pixels, 24 x 24 patches, 32,064 rows."""
     folder = tempfile.mkdtemp(prefix="bench_lens_")
     torch.set_default_dtype(torch.float16 if size == "7b" else torch.float32)
     torch.manual_seed(0)
@@ -190,13 +177,12 @@ def ways_before(folder: str, bridge, processor, image, prompts, settings) -> dic
     old = lens_model.Settings("", top_k=settings.top_k, max_new_tokens=settings.max_new_tokens)
     asked = [{**prompt, "way": ""} for prompt in prompts]
     record, _ = lens_read.read_image(bridge, processor, image, asked, old)
-    about = lens_read.describe_run(bridge, processor, old, 0.0)
     prefix = lens_read.keep_prefix(bridge, processor, image)
-    patches = [CUT for _ in prompts]
+    cuts = [CUT for _ in prompts], lens_read.describe_run(bridge, processor, old, 0.0)
     return {
         "before": lambda: lens_read.read_image(bridge, processor, image, asked, old),
         "knockout before": lambda: lens_read.read_knockout(
-            bridge, prefix, record["prompts"], patches, about
+            bridge, prefix, record["prompts"], *cuts
         ),
     }
 
@@ -245,13 +231,9 @@ def main() -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, 15.9 * 2**30 / total))
     bridge, processor = make_model(args.size)
     bridge.original_model.generation_config.eos_token_id = None  # answers of one length
-    noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
-    image = Image.fromarray(noise)
+    image = Image.effect_noise((640, 480), 100).convert("RGB")
     device = torch.cuda.get_device_name() if on_gpu() else f"CPU, {torch.get_num_threads()} threads"
-    print(
-        f"{args.size}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, "
-        f"{bridge.cfg.dtype}, {device}, torch {torch.__version__}"
-    )
+    print(f"{args.size}, {bridge.cfg.dtype}, {device}, torch {torch.__version__}")
     for n_prompts in args.prompts:
         ways = ways_to_read(bridge, processor, image, n_prompts, args)
         chosen = {name: ways[name] for name in args.ways if name in ways}

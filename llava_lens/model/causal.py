@@ -15,7 +15,7 @@ from llava_lens.model.run import PIECE, Row, Texts, as_cache, crop_to, in_groups
 WORD_TOKENS = 5  # so many tokens of an answer tell its first word
 
 
-def knockout_windows(n_layers: int, share: float) -> list[list[int]]:
+def knockout_windows(n_layers: int, share: float = 9 / 32) -> list[list[int]]:
     """The windows in which attention is cut, `[first, last]` of their blocks, counted from 1.
 
     Up to six of `share` of the blocks each (rounded up, at least two), evenly spaced; and at the
@@ -125,12 +125,10 @@ def read_causal(  # noqa: PLR0913 (an image, other images, and what is asked)
                 number: prompts[number]["answer_ids"][prompts[number]["word_at"] :][:WORD_TOKENS]
                 for number in texts
             }
-            cuts = {
-                (number, *key): row
-                for number, own in runs.items()
-                if windows
-                for key, row in cut_rows(own, run["grid"] ** 2, patches[number], windows).items()
-            }
+            cuts, n_patches = {}, run["grid"] ** 2
+            for number, own in runs.items() if windows else ():
+                rows = cut_rows(own, n_patches, patches[number], windows)
+                cuts |= {(number, *key): row for key, row in rows.items()}
             for (number, cut, window), logits in logits_of(bridge, cache, cuts).items():
                 prob = float(logits.softmax(-1)[answers[number][0]])
                 if window < 0:

@@ -24,7 +24,7 @@ from llava_lens.data.watched import count_together, words_to_watch
 from llava_lens.kinds import CHAT, KINDS
 from llava_lens.model.causal import knockout_windows, read_causal, route_layers
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
-from llava_lens.model.load import Settings, grey_image, load_llava
+from llava_lens.model.load import NUMBERS, Settings, grey_image, load_llava
 from llava_lens.model.read import check_last_layer, read_control, read_image_and_prefix, text_of
 from llava_lens.model.run import keep_prefix
 from llava_lens.schema import FORMAT_VERSION, SEGMENTS
@@ -45,7 +45,7 @@ def describe_run(
     config, n_layers = bridge.original_model.config, bridge.cfg.n_layers
     vision = config.vision_config  # `load_processor` has checked that the crop is of its size
     packages = "torch", "transformers", "transformer-lens", "numpy"
-    windows = knockout_windows(n_layers, settings.knockout_width) if settings.knockout else []
+    windows = knockout_windows(n_layers) if settings.knockout else []
     return {
         "format_version": FORMAT_VERSION,
         "model": str(settings.model),
@@ -62,10 +62,7 @@ def describe_run(
         "questions": {name: KINDS[name].template for name in settings.kinds},
         "own_prompts": settings.prompts,
         "categories": list(categories),
-        "per_kind": settings.per_kind,
-        "seed": settings.seed,
-        "top_k": settings.top_k,
-        "max_new_tokens": settings.max_new_tokens,
+        **{name: getattr(settings, name) for name in NUMBERS},
         "knockout_windows": windows,
         "route_layers": route_layers(n_layers) if settings.route else [],
         "last_layer_jsd": last_layer_jsd,

@@ -19,6 +19,7 @@ from llava_lens.model.lens import LAST_LAYER_TOLERANCE
 from llava_lens.model.run import encode_prompts
 from llava_lens.text import require
 
+NUMBERS = ["per_kind", "top_k", "max_new_tokens", "seed"]  # of Settings
 HEADROOM = 5 * 2**28  # bytes that reading needs on a GPU beside the weights
 
 
@@ -37,25 +38,20 @@ class Settings:
     top_k: int = 10
     max_new_tokens: int = 20
     knockout: bool = True
-    knockout_width: float = 9 / 32  # of a window, as a share of the blocks
     route: bool = True
     deadline: float = float("inf")  # `time.monotonic()` after which no image is begun
 
     def __post_init__(self):
-        for name in ("per_kind", "top_k", "max_new_tokens", "seed"):
+        for name in NUMBERS:
             value, least = getattr(self, name), "" if name == "seed" else " of 1 or more"
             is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
             fits = is_whole and (value >= 1 or name == "seed")
             require(fits, f"{name} is {value!r}: it must be a whole number{least}.")
             object.__setattr__(self, name, int(value))  # NumPy's could not be saved
-        is_list = isinstance(self.kinds, (list, tuple)) and len(self.kinds) > 0
-        known = f"a list of some of {', '.join(MADE_KINDS)}"
-        require(
-            is_list and all(kind in MADE_KINDS for kind in self.kinds),
-            f"kinds is {self.kinds!r}: it must be {known}.",
-        )
-        known = ", ".join(LAST_LAYER_TOLERANCE)
-        fits = self.dtype in LAST_LAYER_TOLERANCE
+        fits = isinstance(self.kinds, (list, tuple)) and len(self.kinds) > 0
+        fits, known = fits and all(kind in MADE_KINDS for kind in self.kinds), ", ".join(MADE_KINDS)
+        require(fits, f"kinds is {self.kinds!r}: it must be a list of some of {known}.")
+        fits, known = self.dtype in LAST_LAYER_TOLERANCE, ", ".join(LAST_LAYER_TOLERANCE)
         require(fits, f"dtype is {self.dtype!r}: it must be one of {known}.")
         if self.device not in (None, "cpu"):
             n_gpus = len(probe_gpus()["gpus"])
@@ -81,19 +77,18 @@ def device_map_for(config: LlavaConfig, dtype: str, free: list[int]) -> dict:
     if not free:
         return {"": "cpu"}
     empty, weights = _empty_llava(config, dtype)
-    largest = int(np.argmax(free))
-    if weights + HEADROOM <= free[largest]:
-        return {"": largest}
+    if weights + HEADROOM <= max(free):
+        return {"": free.index(max(free))}
     room = {gpu: max(0, int(one) - HEADROOM) for gpu, one in enumerate(free)}
     # No block is divided. accelerate names the disk for what no GPU holds.
     spread = infer_auto_device_map(empty, room, empty._no_split_modules, getattr(torch, dtype))
     if "disk" not in spread.values():
         return spread
+    needed, more, *free = (f"{one / 2**30:.1f}" for one in (weights, HEADROOM, *free))
     raise MemoryError(
-        f"The weights take {weights / 2**30:.1f} GiB, and reading some "
-        f"{HEADROOM / 2**30:.1f} GiB more per GPU, but free are only "
-        f"{' + '.join(f'{one / 2**30:.1f}' for one in free)} GiB: end what else uses the GPU "
-        "(restart the kernel), take a larger one, or set device to cpu."
+        f"The weights take {needed} GiB, and reading some {more} GiB more per GPU, but free are "
+        f"only {' + '.join(free)} GiB: end what else uses the GPU (restart the kernel), take a "
+        "larger one, or set device to cpu."
     )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -42,18 +41,13 @@ def run_and_capture(bridge, input_ids, cache, logits_to_keep: int = 1, **inputs)
     unembedding's device: a model may be split over two GPUs. Raises FloatingPointError.
     """
     n_layers, device = bridge.cfg.n_layers, bridge.W_U.device
-    residuals = [None] * (n_layers + 1)
-
-    def keep(resid, hook, layer):
-        residuals[layer] = resid[0].to(device)
-
     names = [f"blocks.{block}.hook_resid_post" for block in range(n_layers)]
-    hooks = enumerate(["blocks.0.hook_resid_pre", *names])
-    hooks = [(name, partial(keep, layer=layer)) for layer, name in hooks]
-    input_ids = input_ids[None].to(bridge.cfg.device)
-    with bridge.hooks(fwd_hooks=hooks):
-        logits = bridge(input_ids, past_key_values=cache, logits_to_keep=logits_to_keep, **inputs)
-    logits = logits[0].to(device)
+    names = ["blocks.0.hook_resid_pre", *names]
+    inputs |= dict(past_key_values=cache, logits_to_keep=logits_to_keep)
+    logits, kept = bridge.run_with_cache(
+        input_ids[None].to(bridge.cfg.device), names_filter=names, device=device, **inputs
+    )
+    residuals, logits = [kept[name][0] for name in names], logits[0].to(device)
     _check_finite([*residuals, logits], 0, n_layers)
     return residuals, logits
 
