@@ -29,7 +29,7 @@ def test_the_others_are_those_before_in_a_ring_and_an_unreadable_one_is_passed_o
             (None, None), dict.fromkeys(names.split()), NOTHING_KNOWN, {}, settings
         )
         reader.kept = kept
-        others = [other for other, prefix in reader.before(name)]
+        others = [other for other, *_ in reader.before(name)]
         return others, list(opened)
 
     assert before("a b c", "b") == (["a", "c"], ["a", "c"])

@@ -24,9 +24,9 @@ def test_the_model_is_where_its_weights_are(llava_folder, monkeypatch):
     assert str(load.load_llava(llava_folder, "float32", "cpu")[0].cfg.device) == "cpu"
 
 
-def test_an_unknown_dtype_is_refused(llava_folder):
+def test_an_unknown_dtype_is_refused():
     with pytest.raises(ValueError, match="'fp16': it must be one of float32, float16"):
-        load.load_llava(llava_folder, "fp16")
+        load.Settings("", "fp16")
 
 
 def test_what_is_no_llava_is_refused_by_name(tmp_path):
