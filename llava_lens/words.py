@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
@@ -19,14 +20,20 @@ def plain(text: str) -> str:
     return re.sub(r"[\s_-]+", " ", text).strip().lower()
 
 
+def _parts(noun: str) -> tuple[str, str, str]:
+    """`(before, head, after)`: the head is inflected. `wine |glass|`, `|pair| of scissors`."""
+    phrase = re.split(r"(?= (?:of|with|in|for|on) | ?\()", noun, maxsplit=1)[0]
+    before, space, head = phrase.rpartition(" ")
+    return before + space, head, noun[len(phrase) :]
+
+
 def plural_of(noun: str) -> str:
-    """The plural of a noun: by `WORDS` for its last word, else by rule."""
-    before, space, last = noun.rpartition(" ")
-    if last.lower() in WORDS["plurals"]:
-        return before + space + WORDS["plurals"][last.lower()]
-    if re.search("[^aeiou]y$", noun):
-        return noun[:-1] + "ies"
-    return noun + ("es" if noun.endswith(("s", "sh", "ch", "x", "z")) else "s")
+    """The plural of a noun: by `WORDS` for its head, else by rule."""
+    before, head, after = _parts(noun)
+    plural = WORDS["plurals"].get(head.lower())
+    if not plural and re.search("[^aeiou]y$", head):  # berry; not toy
+        plural = head[:-1] + "ies"
+    return before + (plural or head + ("es" if re.search("(s|sh|ch|x|z)$", head) else "s")) + after
 
 
 def names_of(category: str) -> list[str]:
@@ -43,33 +50,26 @@ def not_called(categories: Iterable[str], others: Iterable[str]) -> list[str]:
     return sorted(name for name in categories if names.isdisjoint(names_of(name)))
 
 
-def _head(noun: str) -> str:
-    """The word that says whether a noun is plural: `scissors` of "pair of scissors" is not."""
-    return (re.split(r" (?:of|with|in|for|on) |\(", plain(noun))[0].split() or [""])[-1]
-
-
 def is_plural(noun: str) -> bool:
     """Whether a noun takes "are": scissors, skis, people, cars; not bus, glass, tennis or lens."""
-    head = _head(noun)
+    head = _parts(plain(noun))[1]
     irregular = {plural for one, plural in WORDS["plurals"].items() if plural != one}
-    if head in WORDS["plural"] or head in irregular:
-        return True
-    return bool(re.search("[^sui]s$", head)) and head not in WORDS["singular"]
+    by_rule = re.search("[^sui]s$", head) and head not in WORDS["singular"]
+    return bool(by_rule) or head in WORDS["plural"] or head in irregular
 
 
 def is_uncountable(noun: str) -> bool:
     """Whether a noun takes no article, as broccoli."""
-    return _head(noun) in WORDS["uncountable"]
+    return _parts(plain(noun))[1] in WORDS["uncountable"]
 
 
 def with_article(noun: str) -> str:
     """A noun as a question about its presence names it: a dog, an hourglass, broccoli, scissors."""
     if is_plural(noun) or is_uncountable(noun):
         return noun
-    a = r"uni(?![nm])|us[aeb]|uten|ukul|eu|ew|one\b"  # begin with the sound of "you" or "won"
-    an = r"[aeiou]|hour|heir|honest|x ray|(?:suv|rv|lcd|led|mp3)\b"
-    vowel = not re.match(a, plain(noun)) and re.match(an, plain(noun))
-    return f"{'an' if vowel else 'a'} {noun}"
+    said = plain(noun) + " "
+    vowel = said[0] in "aeiou" and not said.startswith(tuple(WORDS["a"]))
+    return f"{'an' if vowel or said.startswith(tuple(WORDS['an'])) else 'a'} {noun}"
 
 
 # Whatever the tokenizer, the label of a token is its text, with `▁` for each space.
@@ -99,6 +99,13 @@ def _from_bytes(token: str) -> str:
     text = bytes(BYTE_OF[char] for char in token).decode("utf-8", "surrogateescape")
     text = text.replace(" ", SPACE)
     return re.sub("[\udc80-\udcff]", lambda byte: f"<0x{ord(byte[0]) - 0xDC00:02X}>", text)
+
+
+def bytes_of(label: str) -> bytes:
+    """What a token says. A special token says nothing, and parts words."""
+    text = label.replace(SPACE, " ").encode("utf-8", "surrogateescape")
+    said = re.sub(rb"<0x([0-9A-F]{2})>", lambda byte: bytes.fromhex(byte[1].decode()), text)
+    return b" " if said == text and re.fullmatch("<.+>", label) else said
 
 
 def token_labels(tokenizer, d_vocab: int) -> list[str]:
@@ -131,10 +138,9 @@ def is_word(label: str) -> bool:
 def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:
     """The ids of the tokens that are a word for a category, whole, from `ids_by_label`.
 
-    Singular and plural of its name and synonyms (`names_of`) with a leading space, also capitalised
-    unless that names something else. Without the space where `WORDS` says that such a token is
-    the word, and the one with it is a token too: else a piece of several words is called so. Never
-    a piece of a word; empty where all its words are several tokens.
+    They are its `names_of` with a leading space, also capitalised unless that names something else.
+    A spelling without the space counts if `WORDS` has it as `bare` and the one with it is a token
+    too: else it is a piece of several words. Empty where all its words are several tokens.
     """
     names = names_of(category)
     spellings = [*names, *(name.capitalize() for name in names if name not in WORDS["names"])]
@@ -158,39 +164,35 @@ def _word_of(label: str) -> str:
 
 @lru_cache(maxsize=1)
 def labels_and_words(tokenizer, d_vocab: int) -> tuple[list[str], list[int]]:
+    """`token_labels`, and which of them are `spelled_alike`."""
     labels = token_labels(tokenizer, d_vocab)
     return labels, spelled_alike(labels)
 
 
 def first_word(labels: list[str], answer_ids: list[int]) -> tuple[int, list[int]]:
     """`(at, ids)`: which of an answer's tokens begins its first word, and which tokens stand for
-    that word.
+    that word; none where no token spells it.
 
-    `ids` are the tokens that spell the word whole, with or without a leading space, as said, in
-    lower case or with a capital, and the token that the answer began it with. So "Yellow", said as
-    `▁Y` and `ellow`, is `▁yellow`, `▁Yellow`, `yellow` and `▁Y`. A digit that follows a space
-    of its own (Llama's `▁`, `2`) is at 1. Empty where no token spells the word. A token without the
-    space is a piece of words, unless there is one with it or the answer has none there.
+    These are all tokens that spell it whole (with or without a leading space, as said, in lower
+    case or with a capital), and the one that the answer began it with: "Yellow", said as `▁Y` and
+    `ellow`, is `▁yellow`, `▁Yellow`, `yellow` and `▁Y`. A digit after a space of its own (Llama's
+    `▁`, `2`) is at 1. A spelling without the space is a piece of words, unless there is one with
+    it or the answer has none there.
     """
     pieces = [bytes_of(labels[token_id]) for token_id in answer_ids]
     text = b"".join(pieces).decode("utf-8", "surrogateescape")
-    found = re.search(r"[^\W_]+(?:[-'’][^\W_]+)*", text)  # letters or digits
+    # From a letter or digit to a space, without signs at its end. T-shirt and 2.5 are one word.
+    found = re.search(r"[^\W_]\S*", text)
     if not found:
         return 0, []
+    word = found[0]
+    while unicodedata.category(word[-1])[0] in "PS":  # punctuation, symbols
+        word = word[:-1]
     start = len(text[: found.start()].encode("utf-8", "surrogateescape"))
     ends = itertools.accumulate(map(len, pieces))
     at = next(number for number, end in enumerate(ends) if end > start)
-    word, begun = found[0], int(answer_ids[at])
-    cases = {word, word.lower(), word.capitalize()}
+    begun, cases = int(answer_ids[at]), {word, word.lower(), word.capitalize()}
     spell = [i for i, label in enumerate(labels) if label.removeprefix(SPACE) in cases]
-    with_space = [label for label in (labels[i] for i in spell) if label.startswith(SPACE)]
-    is_whole = with_space or spell and not labels[begun].startswith(SPACE)
+    may_be_bare = not labels[begun].startswith(SPACE)
+    is_whole = any(may_be_bare or labels[i].startswith(SPACE) for i in spell)
     return at, sorted({*spell, begun}) if is_whole else []
-
-
-def bytes_of(label: str) -> bytes:
-    """What a token says. A special token says nothing, and parts words."""
-    if re.fullmatch("(<0x[0-9A-F]{2}>)+", label):
-        return bytes.fromhex(re.sub("[<>]|0x", "", label))
-    is_special = re.fullmatch("<.+>", label)
-    return b" " if is_special else label.replace(SPACE, " ").encode("utf-8", "surrogateescape")

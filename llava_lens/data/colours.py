@@ -63,19 +63,15 @@ def colour_terms(rgb: np.ndarray, tint: np.ndarray | tuple = (0, 0)) -> np.ndarr
 
 
 def pixels_within(polygons: list[list[float]], image: Image.Image) -> np.ndarray:
-    """The pixels `[n, 3]` of an image (RGB) within an object's polygons, but for a margin of 3 % of
-    the square root of its area."""
-    xs, ys = ([side for polygon in polygons for side in polygon[axis::2]] for axis in (0, 1))
-    left, top = max(0, int(min(xs))), max(0, int(min(ys)))
-    right, bottom = min(image.width, int(max(xs)) + 2), min(image.height, int(max(ys)) + 2)
+    """The pixels `[n, 3]` of an image (RGB) within an object's polygons, but for MARGIN."""
+    corners = [np.reshape(polygon, (-1, 2)) for polygon in polygons]  # x and y
+    left, top = np.maximum(0, np.concatenate(corners).min(axis=0).astype(int))
+    right, bottom = np.minimum(image.size, np.concatenate(corners).max(axis=0).astype(int) + 2)
     if right <= left or bottom <= top:
         return np.zeros((0, 3), np.uint8)
     mask = Image.new("1", (right - left, bottom - top))
     draw = ImageDraw.Draw(mask)
-    outlines = [
-        [(x - left, y - top) for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
-        for polygon in polygons
-    ]
+    outlines = [list(map(tuple, (points - [left, top]).tolist())) for points in corners]
     for points in outlines:
         draw.polygon(points, fill=1)
     margin = MARGIN * np.sqrt(np.asarray(mask).sum())
@@ -94,17 +90,25 @@ def colour_of(pixels: np.ndarray, tint: np.ndarray | tuple = (0, 0)) -> str | No
     return term if counts.max() >= CLEAR_SHARE * max(1, len(pixels)) and term != "gray" else None
 
 
-def tint_of(image: Image.Image) -> np.ndarray | None:
-    """TAKEN_OFF of an image's mean colour, a and b in CIELAB; None where no colour can be told from
-    its pixels: where the mean is above MOST_CAST, and in a photograph in one tone."""
-    lab = _lab(np.asarray(image)[::4, ::4].reshape(-1, 3))
-    mean = lab[:, 1:].mean(axis=0)
-    # Black and white, sepia and the like: a and b by lightness, and what that leaves.
+def is_one_tone(image: Image.Image) -> bool:
+    """Whether an image has no colours of its objects': black and white, sepia and the like."""
+    lab = _some_lab(image)
+    # What is left of a and b where they follow from the lightness.
     light = np.vander(lab[:, 0] / 100, 3)
     left = lab[:, 1:] - light @ np.linalg.lstsq(light, lab[:, 1:], rcond=None)[0]
     residual, chroma = (np.percentile(np.hypot(*ab.T), 99) for ab in (left, lab[:, 1:]))
-    is_one_tone = residual < MOST_OF_ONE_TONE and chroma < MOST_CHROMA
-    return None if is_one_tone or np.hypot(*mean) > MOST_CAST else TAKEN_OFF * mean
+    return bool(residual < MOST_OF_ONE_TONE and chroma < MOST_CHROMA)
+
+
+def tint_of(image: Image.Image) -> np.ndarray | None:
+    """TAKEN_OFF of an image's mean colour, a and b in CIELAB; None where that is above MOST_CAST,
+    so that no colour can be told from its pixels."""
+    mean = _some_lab(image)[:, 1:].mean(axis=0)
+    return None if np.hypot(*mean) > MOST_CAST else TAKEN_OFF * mean
+
+
+def _some_lab(image: Image.Image) -> np.ndarray:
+    return _lab(np.asarray(image)[::4, ::4].reshape(-1, 3))
 
 
 def may_have_colour(item: dict) -> bool:
@@ -113,23 +117,23 @@ def may_have_colour(item: dict) -> bool:
 
 
 def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
-    """Objects of `read_annotations` with the `color` of their pixels (`colour_of`) where they have
-    a polygon and the annotation gives no colour, and with `color_from`: `annotation`, `pixels` or
-    empty.
+    """Objects of `read_annotations` with their `color`, None where it is not known, and with
+    `color_from`: `annotation`, `pixels` (`colour_of` within the polygons) or empty.
 
-    Not of categories that seldom have one colour of their own (`no_colour` in `WORDS`), nor in an
-    image whose light or tone leaves no colour to tell (`tint_of`).
+    The annotation goes first. Pixels tell nothing of categories that seldom have one colour of their
+    own (`no_colour` in `WORDS`), nor in coloured light (`tint_of`). In one tone (`is_one_tone`)
+    only an annotated black, white or gray holds: the model can't see that gray was red.
     """
-    coloured, tint = [], tint_of(image)
+    one_tone, coloured = is_one_tone(image), []
+    tint = None if one_tone else tint_of(image)
     for item in objects:
-        color, color_from = item["color"], "annotation" if item["color"] else ""
+        color = item["color"]
+        if one_tone and color and color.lower() not in ("black", "white", "gray", "grey"):
+            color = None
+        color_from = "annotation" if color else ""
         if not color and item["polygons"] and may_have_colour(item) and tint is not None:
-            width, height = item["image_size"] or image.size
-            scale = [image.width / width, image.height / height]
-            polygons = [
-                [side * scale[at % 2] for at, side in enumerate(polygon)]
-                for polygon in item["polygons"]
-            ]
+            scale = np.divide(image.size, item["image_size"] or image.size)
+            polygons = [(np.reshape(xy, (-1, 2)) * scale).ravel() for xy in item["polygons"]]
             color = colour_of(pixels_within(polygons, image), tint)
             color_from = "pixels" if color else ""
         coloured.append({**item, "color": color, "color_from": color_from})

@@ -49,8 +49,7 @@ class Scene(NamedTuple):
 
     - `objects`: all of the image, of `objects_in_crop`
     - `clear`: those that can be asked about: half of each is in the crop, and it fills 1 % of it
-    - `single`: the clear objects whose names no other object has. A second dog makes "the dog"
-      ambiguous even where it is small, cut off or part of a crowd
+    - `single`: the clear objects whose names no other object has, be that small or cut off
     - `absent`: the categories that are known to be absent
     - `per_kind`, `together`, `rng`: as of `make_prompts`
     """
@@ -87,23 +86,22 @@ def _presence(scene: Scene) -> list[Candidate]:
 
 
 def _colours(scene: Scene) -> list[Candidate]:
-    """First objects whose colour is known, then others that may have one."""
+    """First objects whose colour is known, then others that may have one: their answers have layers
+    but no grade, also in a photograph without colours."""
     items = [item for item in scene.single if item["color"] or may_have_colour(item)]
     items = sorted(scene.rng.sample(items, len(items)), key=lambda item: item["color"] is None)
     return [
-        Candidate(
-            {"category": item["category"]}, item["color"], item.get("color_from", "annotation")
-        )
+        Candidate({"category": item["category"]}, item["color"], item["color_from"])
         for item in items[: scene.per_kind]
     ]
 
 
 def _relations(scene: Scene) -> list[Candidate]:
-    pairs = itertools.permutations(scene.single, 2)
-    known = [(a, b, relation_of(a["box"], b["box"])) for a, b in pairs]
-    return scene.draw(
-        [Candidate({"a": a["category"], "b": b["category"]}, way) for a, b, way in known if way]
-    )
+    known = [
+        Candidate({"a": a["category"], "b": b["category"]}, relation_of(a["box"], b["box"]))
+        for a, b in itertools.permutations(scene.single, 2)
+    ]
+    return scene.draw([candidate for candidate in known if candidate.truth])
 
 
 def _numbers(scene: Scene) -> list[Candidate]:
@@ -143,10 +141,10 @@ def make_prompts(  # noqa: PLR0913 (all that a choice of questions depends on)
     """Prompts about one image, from its `objects` (`objects_in_crop`) and the names of the
     categories known to be `absent`.
 
-    Among the candidates of each of the `kinds` `per_kind` are drawn with `seed` (presence:
-    `per_kind` present and `per_kind` absent categories, these by `draw_absent` with the counts
-    `together`). Where `objects` is empty there are two prompts, object and description. A category
-    that has a name in common with one of `objects` is never absent. Each prompt is a dict:
+    Of each of the `kinds` `per_kind` candidates are drawn with `seed`; of presence `per_kind`
+    present and `per_kind` absent categories, these by `draw_absent` with the counts `together`.
+    A category that has a name in common with one of `objects` is never absent. Without `objects`
+    there are two prompts, object and description. Each prompt is a dict:
 
     - `kind`: one of `kinds`; `question`: a text
     - `truth`: the right answer, None where it is not known
@@ -160,30 +158,23 @@ def make_prompts(  # noqa: PLR0913 (all that a choice of questions depends on)
         if not item["crowd"] and item["visible"] >= 0.5 and item["share"] >= LEAST_ASKED
     ]
     called = Counter(name for item in objects for name in names_of(item["category"]))
-    single = [
-        item for item in clear if max(called[name] for name in names_of(item["category"])) == 1
-    ]
+    single = [item for item in clear if all(called[n] == 1 for n in names_of(item["category"]))]
     absent = not_called(absent, {item["category"] for item in objects})
     scene = Scene(objects, clear, single, absent, per_kind, together or {}, random.Random(seed))
     return [
-        _as_asked(kind, candidate)
+        {
+            "kind": kind,
+            "question": question_of(kind, **words),
+            "truth": truth,
+            "truth_from": truth_from if truth else "",
+            "categories": list(words.values())
+            or [truth] * (kind == "object" and truth is not None),
+            "absent_sampling": absent_sampling,
+        }
         for kind, candidates in CANDIDATES.items()
         if kind in kinds
-        for candidate in candidates(scene)
+        for words, truth, truth_from, absent_sampling in candidates(scene)
     ]
-
-
-def _as_asked(kind: str, candidate: Candidate) -> dict:
-    words, truth, truth_from, absent_sampling = candidate
-    about = list(words.values()) or [truth] * (kind == "object" and truth is not None)
-    return {
-        "kind": kind,
-        "question": question_of(kind, **words),
-        "truth": truth,
-        "truth_from": truth_from if truth else "",
-        "categories": about,
-        "absent_sampling": absent_sampling,
-    }
 
 
 def main_category(clear: list[dict], objects: list[dict]) -> str | None:
@@ -200,10 +191,10 @@ def main_category(clear: list[dict], objects: list[dict]) -> str | None:
     name, box = largest["category"], largest["box"]
     others = [item for item in objects if not_called([item["category"]], [name])]
     cuts = [_overlap(item["box"], box) for item in others]
-    halves = [item["box"][2] * item["box"][3] / 2 for item in others]
     least = LEAST_MAIN
     if not not_called([name], WORDS["carriers"]):
         least = LEAST_CARRIER
+        halves = [item["box"][2] * item["box"][3] / 2 for item in others]
         if largest["cut_off"] or any(map(operator.gt, cuts, halves)):
             return None
     own = largest["share"] * (1 - sum(cuts) / (box[2] * box[3]))
@@ -223,8 +214,7 @@ def as_prompts(prompts: list) -> list[dict]:
     the `user`.
 
     Each is a question, or a dict with `question` and optionally `kind` (else `own`) and `truth`.
-    Raises ValueError for an empty question, one that brings its own `<image>`, an unknown kind, a
-    truth that is no text and any other key.
+    Raises ValueError for anything else, and for a question that brings its own `<image>`.
     """
     require(
         isinstance(prompts, (list, tuple)) or isinstance(prompts, np.ndarray) and prompts.ndim == 1,
@@ -242,23 +232,17 @@ def _as_prompt(prompt, where: str) -> dict:
     question, kind, truth = given.get("question"), given.get("kind", "own"), given.get("truth")
     require(
         is_text(question),
-        f"{where} is empty or no text: give a question, or an empty list for the prompts made from "
-        "annotations.",
+        f"{where} is empty or no text: give a question, or [] for those made from annotations.",
     )
     unknown = ", ".join(map(repr, given.keys() - {"kind", "question", "truth"}))
     require(not unknown, f"{where} has {unknown}: only question, kind and truth have a meaning.")
-    require(
-        truth is None or is_text(truth),
-        f"{where} has the truth {truth!r}: it must be a text or None.",
-    )
-    require(
-        kind in KINDS, f"{where} is of the kind {kind!r}: it must be one of {', '.join(KINDS)}."
-    )
+    wrong_truth = f"{where} has the truth {truth!r}: it must be a text or None."
+    require(truth is None or is_text(truth), wrong_truth)
+    require(kind in KINDS, f"{where} is of the kind {kind!r}: it must be one of {[*KINDS]}.")
     own = ", ".join(token for token in SPECIAL_TOKENS if token in question)
     require(
         not own,
-        f"{where} ({question!r:.200}) has its own {own}: leave it out, the image is put before the "
-        f"question, and nothing but the model ends it ({CHAT!r}).",
+        f"{where} ({question!r:.200}) has its own {own}: leave it out, the prompt is {CHAT!r}.",
     )
     about = {"truth_from": "user" if truth else "", "categories": [], "absent_sampling": ""}
     return {"kind": kind, "question": question, "truth": truth, **about}
