@@ -32,13 +32,12 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def colour_terms(rgb: np.ndarray, tint: np.ndarray | tuple = (0, 0)) -> np.ndarray:
-    """The basic colour term of each pixel `[n]`, as an index into TERMS, from sRGB `[n, 3]`, with
-    `tint` (a, b in CIELAB) taken off.
+    """The basic colour term of each pixel `[n]`, as an index into TERMS, from sRGB `[n, 3]` less
+    `tint` (a, b in CIELAB). The first rule that holds decides.
 
-    Rules over lightness, chroma and hue in CIELAB, of which the first that holds decides. Hues were
-    set on the names that people gave to colours in the XKCD survey, the others on the photographed
-    objects in `tests/data/judged_colours.csv`. Where shade makes one colour of another, the term is
-    UNSURE: black is also made of dark teal, blue of white, brown of yellow.
+    Hues were set on the names that people gave to colours in the XKCD survey, the others on the
+    objects in `tests/data/judged_colours.csv`. What shade makes of another colour is UNSURE: black
+    of dark teal, blue of white, brown of yellow.
     """
     light, a, b = (_lab(rgb) - [0, *tint]).T
     chroma, hue = np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360
@@ -81,9 +80,8 @@ def pixels_within(polygons: list[list[float]], image: Image.Image) -> np.ndarray
 
 
 def colour_of(pixels: np.ndarray, tint: np.ndarray | tuple = (0, 0)) -> str | None:
-    """The basic colour term that at least CLEAR_SHARE of an object's pixels `[n, 3]` have, both as
-    they are and with `tint` taken off. None if there is none, and for gray, which shadow makes of
-    white and of black."""
+    """The basic colour term of at least CLEAR_SHARE of an object's pixels `[n, 3]`, as they are and
+    also less `tint`. Never gray, which shadow makes of white and of black."""
     terms, without = colour_terms(pixels), colour_terms(pixels, tint)
     counts = np.bincount(terms[terms == without], minlength=len(TERMS))[: len(COLOURS)]
     term = COLOURS[counts.argmax()]
@@ -101,8 +99,7 @@ def is_one_tone(image: Image.Image) -> bool:
 
 
 def tint_of(image: Image.Image) -> np.ndarray | None:
-    """TAKEN_OFF of an image's mean colour, a and b in CIELAB; None where that is above MOST_CAST,
-    so that no colour can be told from its pixels."""
+    """TAKEN_OFF of an image's mean colour, a and b in CIELAB; None above MOST_CAST."""
     mean = _some_lab(image)[:, 1:].mean(axis=0)
     return None if np.hypot(*mean) > MOST_CAST else TAKEN_OFF * mean
 
@@ -120,9 +117,8 @@ def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
     """Objects of `read_annotations` with their `color`, None where it is not known, and with
     `color_from`: `annotation`, `pixels` (`colour_of` within the polygons) or empty.
 
-    The annotation goes first. Pixels tell nothing of categories that seldom have one colour of their
-    own (`no_colour` in `WORDS`), nor in coloured light (`tint_of`). In one tone (`is_one_tone`)
-    only an annotated black, white or gray holds: the model can't see that gray was red.
+    Pixels tell nothing in coloured light. In one tone only an annotated black, white or gray holds:
+    the model can't see that a gray was red.
     """
     one_tone, coloured = is_one_tone(image), []
     tint = None if one_tone else tint_of(image)

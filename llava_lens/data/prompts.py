@@ -20,12 +20,8 @@ LEAST_ASKED, LEAST_MAIN, LEAST_CARRIER, LEAST_COUNTED = 0.01, 0.05, 0.2, 0.001
 
 
 def relation_of(box_a, box_b) -> str | None:
-    """Where `a` is relative to `b` (`left`, `right`, `above`, `below`), or None unless the boxes
-    are clearly apart.
-
-    Clearly: they do not overlap along the main direction, and their centres are 1.5 times as far
-    apart along it as along the other.
-    """
+    """Where `a` is relative to `b`: left, right, above or below. None where the boxes overlap along
+    the main direction, or the centres are not 1.5 times as far apart along it as across."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = box_a, box_b
     dx, dy = (ax + aw / 2) - (bx + bw / 2), (ay + ah / 2) - (by + bh / 2)
     if abs(dx) >= 1.5 * abs(dy) and abs(dx) >= (aw + bw) / 2:
@@ -45,18 +41,11 @@ class Candidate(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What the rules of CANDIDATES look at, and what they draw with.
+    """What the rules of CANDIDATES look at, and what they draw with (as `make_prompts` says)."""
 
-    - `objects`: all of the image, of `objects_in_crop`
-    - `clear`: those that can be asked about: half of each is in the crop, and it fills 1 % of it
-    - `single`: the clear objects whose names no other object has, be that small or cut off
-    - `absent`: the categories that are known to be absent
-    - `per_kind`, `together`, `rng`: as of `make_prompts`
-    """
-
-    objects: list[dict]
-    clear: list[dict]
-    single: list[dict]
+    objects: list[dict]  # all of the image, of `objects_in_crop`
+    clear: list[dict]  # those to ask about: half is in the crop, and fills 1 % of it; no crowd
+    single: list[dict]  # the clear ones whose names no other object has, be that small or cut off
     absent: list[str]
     per_kind: int
     together: dict[str, Counter]
@@ -74,24 +63,24 @@ def _objects(scene: Scene) -> list[Candidate]:
 
 def _presence(scene: Scene) -> list[Candidate]:
     """As many absent categories as present ones."""
-    if not scene.objects:
+    there = {item["category"] for item in scene.objects}
+    if not there:
         return []
     names = sorted({item["category"] for item in scene.clear})
     present = scene.draw([Candidate({"category": name}, "yes") for name in names])
-    there = {item["category"] for item in scene.objects}
     absent = draw_absent(scene.absent, there, scene.together, scene.per_kind, scene.rng)
-    return present + [
-        Candidate({"category": name}, "no", absent_sampling=sampling) for name, sampling in absent
-    ]
+    return present + [Candidate({"category": name}, "no", "annotation", by) for name, by in absent]
 
 
 def _colours(scene: Scene) -> list[Candidate]:
-    """First objects whose colour is known, then others that may have one: their answers have layers
-    but no grade, also in a photograph without colours."""
+    """First objects whose colour is known. The answers about others have layers but no grade, also
+    in a photograph without colours."""
     items = [item for item in scene.single if item["color"] or may_have_colour(item)]
     items = sorted(scene.rng.sample(items, len(items)), key=lambda item: item["color"] is None)
     return [
-        Candidate({"category": item["category"]}, item["color"], item["color_from"])
+        Candidate(
+            {"category": item["category"]}, item["color"], item.get("color_from", "annotation")
+        )
         for item in items[: scene.per_kind]
     ]
 
@@ -106,16 +95,12 @@ def _relations(scene: Scene) -> list[Candidate]:
 
 def _numbers(scene: Scene) -> list[Candidate]:
     """Categories of which a few objects are there, each of them alone, whole and not tiny."""
-    unsure = {
-        item["category"]
-        for item in scene.objects
-        if item["crowd"] or item["cut_off"] or item["share"] < LEAST_COUNTED
-    }
     candidates = []
-    for name in not_called({item["category"] for item in scene.clear}, unsure):
-        n = sum(not not_called([item["category"]], [name]) for item in scene.objects)
-        if n <= MOST_COUNTED and not is_plural(name) and not is_uncountable(name):
-            candidates.append(Candidate({"category": name}, str(n)))
+    for name in sorted({item["category"] for item in scene.clear}):
+        same = [item for item in scene.objects if not not_called([item["category"]], [name])]
+        unsure = any(o["crowd"] or o["cut_off"] or o["share"] < LEAST_COUNTED for o in same)
+        if not (unsure or len(same) > MOST_COUNTED or is_plural(name) or is_uncountable(name)):
+            candidates.append(Candidate({"category": name}, str(len(same))))
     return scene.draw(candidates)
 
 
@@ -138,60 +123,59 @@ def make_prompts(  # noqa: PLR0913 (all that a choice of questions depends on)
     together: dict[str, Counter] | None = None,
     kinds: Iterable[str] = DEFAULT_KINDS,
 ) -> list[dict]:
-    """Prompts about one image, from its `objects` (`objects_in_crop`) and the names of the
-    categories known to be `absent`.
+    """Prompts about one image, from its `objects` (`objects_in_crop`) and the categories known to
+    be `absent`, of which none that has a name in common with an object is taken.
 
     Of each of the `kinds` `per_kind` candidates are drawn with `seed`; of presence `per_kind`
-    present and `per_kind` absent categories, these by `draw_absent` with the counts `together`.
-    A category that has a name in common with one of `objects` is never absent. Without `objects`
-    there are two prompts, object and description. Each prompt is a dict:
+    present and as many absent categories, by `draw_absent` with the counts `together`. Without
+    `objects` there are two prompts, object and description. Each is a dict:
 
-    - `kind`: one of `kinds`; `question`: a text
-    - `truth`: the right answer, None where it is not known
+    - `kind`, `question`; `truth`: the right answer, None where it is not known
     - `truth_from`: how it came about, `annotation`, `pixels` (`with_colours`) or empty
-    - `categories`: the names of the categories that the question is about
-    - `absent_sampling`: how an absent category was drawn, one of ABSENT_SAMPLINGS; empty elsewhere
+    - `categories`: those that the question is about
+    - `absent_sampling`: how an absent one was drawn, of ABSENT_SAMPLINGS; empty elsewhere
     """
-    clear = [
-        item
-        for item in objects
-        if not item["crowd"] and item["visible"] >= 0.5 and item["share"] >= LEAST_ASKED
-    ]
+    clear = [item for item in objects if not item["crowd"] and item["visible"] >= 0.5]
+    clear = [item for item in clear if item["share"] >= LEAST_ASKED]
     called = Counter(name for item in objects for name in names_of(item["category"]))
     single = [item for item in clear if all(called[n] == 1 for n in names_of(item["category"]))]
     absent = not_called(absent, {item["category"] for item in objects})
     scene = Scene(objects, clear, single, absent, per_kind, together or {}, random.Random(seed))
-    return [
-        {
-            "kind": kind,
-            "question": question_of(kind, **words),
-            "truth": truth,
-            "truth_from": truth_from if truth else "",
-            "categories": list(words.values())
-            or [truth] * (kind == "object" and truth is not None),
-            "absent_sampling": absent_sampling,
-        }
+    asked = [
+        (kind, candidate)
         for kind, candidates in CANDIDATES.items()
         if kind in kinds
-        for words, truth, truth_from, absent_sampling in candidates(scene)
+        for candidate in candidates(scene)
     ]
+    return [_as_asked(kind, candidate) for kind, candidate in asked]
+
+
+def _as_asked(kind: str, candidate: Candidate) -> dict:
+    words, truth, truth_from, absent_sampling = candidate
+    main = [truth] if truth and KINDS[kind].about_objects else []
+    return {
+        "kind": kind,
+        "question": question_of(kind, **words),
+        "truth": truth,
+        "truth_from": truth_from if truth else "",
+        "categories": [*words.values()] or main,
+        "absent_sampling": absent_sampling,
+    }
 
 
 def main_category(clear: list[dict], objects: list[dict]) -> str | None:
     """The category of the largest of the `clear` objects, where a person would name that one.
 
-    It must take LEAST_MAIN of the crop and, without what other objects' boxes cut from its own,
-    1.5 times as much as any object of another category. Furniture and vessels (`carriers` in
-    `WORDS`) must take LEAST_CARRIER, be seen whole and hold nothing else: of a laid table one names
-    the food.
+    Without what others' boxes cut from its own it must take LEAST_MAIN of the crop, and 1.5 times
+    as much as any object of another category. Furniture and vessels (`carriers` in `WORDS`) must
+    take LEAST_CARRIER, be whole and hold nothing else: of a laid table one names the food.
     """
     if not clear:
         return None
     largest = max(clear, key=lambda item: item["share"])
     name, box = largest["category"], largest["box"]
     others = [item for item in objects if not_called([item["category"]], [name])]
-    cuts = [_overlap(item["box"], box) for item in others]
-    least = LEAST_MAIN
+    cuts, least = [_overlap(item["box"], box) for item in others], LEAST_MAIN
     if not not_called([name], WORDS["carriers"]):
         least = LEAST_CARRIER
         halves = [item["box"][2] * item["box"][3] / 2 for item in others]
@@ -203,7 +187,6 @@ def main_category(clear: list[dict], objects: list[dict]) -> str | None:
 
 
 def _overlap(box_a, box_b) -> float:
-    """The area that two boxes share."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = box_a, box_b
     width = min(ax + aw, bx + bw) - max(ax, bx)
     return max(0, width) * max(0, min(ay + ah, by + bh) - max(ay, by))
@@ -216,33 +199,27 @@ def as_prompts(prompts: list) -> list[dict]:
     Each is a question, or a dict with `question` and optionally `kind` (else `own`) and `truth`.
     Raises ValueError for anything else, and for a question that brings its own `<image>`.
     """
+    is_list = isinstance(prompts, (list, tuple)) or isinstance(prompts, np.ndarray) and prompts.ndim
     require(
-        isinstance(prompts, (list, tuple)) or isinstance(prompts, np.ndarray) and prompts.ndim == 1,
-        f"prompts is {prompts!r}: it must be a list of questions, [] for those made from "
-        "annotations.",
+        is_list, f"prompts is {prompts!r}: it must be a list of questions, or [] for made ones."
     )
     return [_as_prompt(prompt, f"Prompt {number}") for number, prompt in enumerate(prompts)]
 
 
 def _as_prompt(prompt, where: str) -> dict:
-    """One prompt of `as_prompts`, called `where` in error messages."""
     given = prompt if isinstance(prompt, dict) else {"question": prompt}
     # A text of numpy's is one too, but could not be saved.
     given = {str(k): str(v) if isinstance(v, str) else v for k, v in given.items()}
     question, kind, truth = given.get("question"), given.get("kind", "own"), given.get("truth")
-    require(
-        is_text(question),
-        f"{where} is empty or no text: give a question, or [] for those made from annotations.",
-    )
+    require(is_text(question), f"{where} is empty or no text: give a question.")
     unknown = ", ".join(map(repr, given.keys() - {"kind", "question", "truth"}))
     require(not unknown, f"{where} has {unknown}: only question, kind and truth have a meaning.")
     wrong_truth = f"{where} has the truth {truth!r}: it must be a text or None."
     require(truth is None or is_text(truth), wrong_truth)
-    require(kind in KINDS, f"{where} is of the kind {kind!r}: it must be one of {[*KINDS]}.")
+    known = ", ".join(KINDS)
+    require(kind in KINDS, f"{where} is of the kind {kind!r}: it must be one of {known}.")
     own = ", ".join(token for token in SPECIAL_TOKENS if token in question)
-    require(
-        not own,
-        f"{where} ({question!r:.200}) has its own {own}: leave it out, the prompt is {CHAT!r}.",
-    )
+    wrong = f"{where} ({question!r:.200}) has its own {own}: leave it out. The prompt is {CHAT!r}."
+    require(not own, wrong)
     about = {"truth_from": "user" if truth else "", "categories": [], "absent_sampling": ""}
     return {"kind": kind, "question": question, "truth": truth, **about}

@@ -10,8 +10,8 @@ from llava_lens.words import ids_by_label, not_called, word_ids
 
 
 def count_together(annotations: dict[str, list[dict]]) -> dict[str, Counter]:
-    """For each category, in how many images each other one is beside it, and under its own name in
-    how many it is itself; from the objects of `read_annotations`."""
+    """For each category in how many images each other one is beside it, and it is itself (under its
+    own name), from the objects of `read_annotations`."""
     together = {}
     for objects in annotations.values():
         names = {item["category"] for item in objects}
@@ -35,24 +35,19 @@ def draw_absent(  # noqa: PLR0913 (all that POPE's ways depend on)
     beside the `present` ones (`count_together`), then the most frequent. Without such counts all
     are random. Source: POPE (Li et al., arXiv 2305.10355), which takes the three.
     """
-
-    def frequency(name: str) -> int:
-        return together.get(name, {}).get(name, 0)
-
-    def beside(name: str) -> tuple[int, int]:
-        return sum(together.get(name, {}).get(other, 0) for other in present), frequency(name)
-
+    counts = {name: together.get(name, {}) for name in absent}
+    beside = {name: sum(counts[name].get(other, 0) for other in present) for name in counts}
     turn = ABSENT_SAMPLINGS.index(after) + 1 if after else rng.randrange(len(ABSENT_SAMPLINGS))
     left, drawn = sorted(absent), []
+    frequent = sorted(left, key=lambda name: -counts[name].get(name, 0))
+    company = sorted(frequent, key=lambda name: -beside[name])  # stable: then the most frequent
     while left and len(drawn) < n:
-        at = (turn + len(drawn)) % len(ABSENT_SAMPLINGS)
-        sampling = ABSENT_SAMPLINGS[at] if together else "random"
-        among = left
-        if sampling != "random":
-            key = frequency if sampling == "popular" else beside
-            among = sorted(left, key=key, reverse=True)[:3]
-        drawn.append((rng.choice(among), sampling))
-        left.remove(drawn[-1][0])
+        in_turn = ABSENT_SAMPLINGS[(turn + len(drawn)) % len(ABSENT_SAMPLINGS)]
+        sampling = in_turn if together else "random"
+        among = {"random": left, "popular": frequent[:3], "adversarial": company[:3]}
+        drawn.append((rng.choice(among[sampling]), sampling))
+        for names in (left, frequent, company):
+            names.remove(drawn[-1][0])
     return drawn
 
 
@@ -64,16 +59,14 @@ def words_to_watch(  # noqa: PLR0913 (all that a choice of words depends on)
     seed: int | str = 0,
     together: dict[str, Counter] | None = None,
 ) -> list[dict]:
-    """The categories whose words are watched in the patches of one image: those of which an object
-    is in the crop by LEAST_VISIBLE, and as many of those known to be `absent`.
+    """The categories watched in the patches of an image: those of which an object is in the crop by
+    LEAST_VISIBLE, and as many of the `absent` ones, first those that `prompts` are about, then
+    others by `draw_absent`.
 
-    Not watched: a category without a word (`word_ids`), and one that is called like a colour where
-    `prompts` ask for one. The absent ones are first those that `prompts` are about, then others by
-    `draw_absent`. None has a name or a token of one of the `objects` (of `objects_in_crop`). Each
-    word is a dict:
-
-    - `category`, `present` (whether the image has it), `token_ids` (of `word_ids`)
-    - `absent_sampling`: how an absent one was drawn, one of ABSENT_SAMPLINGS; empty: present
+    Not watched are one without a word (`word_ids`), one that is called like a colour where
+    `prompts` ask for one, and an absent one with a name or a token of one of the `objects`
+    (`objects_in_crop`). Each is a dict of `category`, `present`, `token_ids` and `absent_sampling`
+    (one of ABSENT_SAMPLINGS; empty: present).
     """
     vocabulary, has = ids_by_label(tokenizer), {item["category"] for item in objects}
     colours = COLOURS if any(prompt["kind"] == "colour" for prompt in prompts) else []
