@@ -255,8 +255,8 @@ def test_of_cocos_categories_two_are_plural_and_one_has_no_article():
     assert [name for name in names if words_py.is_uncountable(name)] == ["broccoli"]
     a = {words_py.with_article(name).split()[0] for name in names}
     assert a == {"a", "an", "skis", "scissors", "broccoli"}
-    plural = "sunglasses men Cars feet traffic_lights zebras tomatoes".split()
-    one = "glass tennis cactus lens Bus dress bunch_of_grapes fish s".split()
+    plural = ["sunglasses", "men", "Cars", "feet", "traffic_lights", "zebras", "tomatoes"]
+    one = ["glass", "tennis", "cactus", "lens", "Bus", "dress", "bunch_of_grapes", "fish", "s"]
     assert all(words_py.is_plural(noun) for noun in plural)
     assert not any(words_py.is_plural(noun) for noun in [*one, ""])
 
