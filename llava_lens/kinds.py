@@ -16,26 +16,16 @@ MOST_COUNTED = 5  # objects that are asked about: above, annotators and eyes mis
 
 
 class Kind(NamedTuple):
-    """A kind of question.
+    """A kind of question."""
 
-    - `title`: what it asks about, as the report says it
-    - `template`: the question, with places for the words of `question_of`; empty: the user asks
-    - `meanings`: what an answer means, by the words that say so; empty: `categories` or exact text
-    - `n_answers`: how many answers are possible where `meanings` has more, for the chance level
-    - `about_objects`: whether an answer is the name of a category
-    - `takes_first`: graded by the first term of an answer, where others must have one alone
-    - `in_order`: whether the report compares its layers with other kinds'
-    - `by_default`: whether it is asked where the parameter `kinds` does not name it
-    """
-
-    title: str
-    template: str = ""
-    meanings: dict[str, str] = {}
-    n_answers: int = 0
-    about_objects: bool = False
-    takes_first: bool = False
-    in_order: bool = False
-    by_default: bool = True
+    title: str  # what it asks about, as the report says it
+    template: str = ""  # with places for the words of `question_of`; empty: the user asks
+    meanings: dict[str, str] = {}  # of an answer's words; empty: `categories` or exact text
+    n_answers: int = 0  # that are possible, where `meanings` has more: for the chance level
+    about_objects: bool = False  # whether an answer is the name of a category
+    takes_first: bool = False  # graded by an answer's first term; others must have one alone
+    in_order: bool = False  # whether the report compares its layers with other kinds'
+    by_default: bool = True  # whether it is asked where the parameter `kinds` does not name it
 
 
 KINDS = {  # in the order of the project's question
@@ -83,8 +73,8 @@ DEFAULT_KINDS = [name for name in MADE_KINDS if KINDS[name].by_default]
 def question_of(kind: str, **words: str) -> str:
     """The question of a kind about a `category`, or about `a` and `b`.
 
-    A template may also name `categories` (the plural), `a_category` (with its article) and
-    `is_or_are` or `Is_or_Are`, which agrees with the first of the words.
+    A template may also name `categories` (the plural), `a_category` (with its article), and
+    `is_or_are` or `Is_or_Are`, which agree with the first of the words.
     """
     words = {place: " ".join(noun.replace("_", " ").split()) for place, noun in words.items()}
     noun = next(iter(words.values()), "")

@@ -37,8 +37,7 @@ def plural_of(noun: str) -> str:
 
 
 def names_of(category: str) -> list[str]:
-    """What a category is called, as `plain` text: its name and its synonyms in `WORDS` (COCO's have
-    some), each with its plural."""
+    """What a category is called, as `plain` text: name and synonyms (`WORDS`), with plurals."""
     nouns = [plain(category), *WORDS["categories"].get(plain(category), [])]
     return list(dict.fromkeys(form for noun in nouns for form in (noun, plural_of(noun))))
 
@@ -83,11 +82,8 @@ BYTE_OF |= {chr(256 + number): byte for number, byte in enumerate(OTHERS)}
 
 
 def plain_labels(tokens: list[str]) -> list[str]:
-    """The labels of a vocabulary's `tokens`, of sentencepiece or of bytes.
-
-    Which of the two is told by the mark that more tokens begin with, `▁` or `Ġ`. Bytes that are no
-    whole character become `<0xE4>`, as sentencepiece has them.
-    """
+    """The labels of a vocabulary's `tokens`, of sentencepiece or of bytes, as the mark tells that
+    more of them begin with, `▁` or `Ġ`. Bytes that are no whole character become `<0xE4>`."""
     first = Counter(token[:1] for token in tokens)
     is_bytes = first["Ġ"] > first[SPACE]
     return [(_from_bytes(token) if is_bytes else token)[:MOST_LABEL] for token in tokens]
@@ -109,10 +105,8 @@ def bytes_of(label: str) -> bytes:
 
 
 def token_labels(tokenizer, d_vocab: int) -> list[str]:
-    """One label per row of the unembedding.
-
-    Rows past the tokenizer's last token (LLaVA-1.5: 32,002 to 32,063) are named `<rowN>`.
-    """
+    """One label per row of the unembedding. Rows past the tokenizer's last token (LLaVA-1.5: 32,002
+    to 32,063) are `<rowN>`."""
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))[:d_vocab]
     tokens += [None] * (d_vocab - len(tokens))
     return plain_labels([token or f"<row{row}>" for row, token in enumerate(tokens)])
@@ -136,11 +130,11 @@ def is_word(label: str) -> bool:
 
 
 def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:
-    """The ids of the tokens that are a word for a category, whole, from `ids_by_label`.
+    """The ids of the tokens that are a word for a category, whole; `vocabulary` is `ids_by_label`.
 
     They are its `names_of` with a leading space, also capitalised unless that names something else.
-    A spelling without the space counts if `WORDS` has it as `bare` and the one with it is a token
-    too: else it is a piece of several words. Empty where all its words are several tokens.
+    Without the space those count that `WORDS` has as `bare`, if the one with it is a token too:
+    else it is a piece of several words. Empty where all its words are several tokens.
     """
     names = names_of(category)
     spellings = [*names, *(name.capitalize() for name in names if name not in WORDS["names"])]
@@ -152,14 +146,14 @@ def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:
 def spelled_alike(labels: list[str]) -> list[int]:
     """For each token the first of those that spell the same word: `▁red`, `▁Red`, `red` and `Red`
     differ in the leading space and in the capital alone."""
+
+    def word_of(label: str) -> str:
+        letters = label.removeprefix(SPACE)
+        is_one = letters.isalnum() and letters in (letters.lower(), letters.capitalize())
+        return letters.lower() if is_one else label
+
     first = {}
-    return [first.setdefault(_word_of(label), token_id) for token_id, label in enumerate(labels)]
-
-
-def _word_of(label: str) -> str:
-    letters = label.removeprefix(SPACE)
-    is_one = letters.isalnum() and letters in (letters.lower(), letters.capitalize())
-    return letters.lower() if is_one else label
+    return [first.setdefault(word_of(label), token_id) for token_id, label in enumerate(labels)]
 
 
 @lru_cache(maxsize=1)
@@ -170,14 +164,13 @@ def labels_and_words(tokenizer, d_vocab: int) -> tuple[list[str], list[int]]:
 
 
 def first_word(labels: list[str], answer_ids: list[int]) -> tuple[int, list[int]]:
-    """`(at, ids)`: which of an answer's tokens begins its first word, and which tokens stand for
-    that word; none where no token spells it.
+    """`(at, ids)`: the number of the answer's token that begins its first word, and the tokens that
+    stand for that word; none where no token spells it.
 
-    These are all tokens that spell it whole (with or without a leading space, as said, in lower
-    case or with a capital), and the one that the answer began it with: "Yellow", said as `▁Y` and
-    `ellow`, is `▁yellow`, `▁Yellow`, `yellow` and `▁Y`. A digit after a space of its own (Llama's
-    `▁`, `2`) is at 1. A spelling without the space is a piece of words, unless there is one with
-    it or the answer has none there.
+    They spell it whole, with or without a leading space, as said, in lower case or capitalised; and
+    the one that began it is added: "Yellow", said as `▁Y` and `ellow`, is `▁yellow`, `▁Yellow`,
+    `yellow` and `▁Y`. A digit after a space of its own (Llama's `▁`, `2`) is at 1. A spelling
+    without the space is a piece of words, unless there is one with it or the answer has none there.
     """
     pieces = [bytes_of(labels[token_id]) for token_id in answer_ids]
     text = b"".join(pieces).decode("utf-8", "surrogateescape")

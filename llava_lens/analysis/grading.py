@@ -11,11 +11,10 @@ from llava_lens.words import WORDS, names_of, plain, plural_of
 def is_right(kind: str, answer: str, truth: str, categories: Iterable[str] = ()) -> bool | None:
     """Whether an answer is right; None where it can't be graded.
 
-    An answer is graded by its first sentence, without case, in the terms of its kind (`KINDS`).
-    Presence: the first of yes, no and not. Object: the first name of one of `categories` or
-    COCO's, the longest first, so that a hot dog is no dog. Other kinds: the one term that it has,
-    so that none or two can't be graded. Nor can white against gray, between which light decides.
-    A truth without such a term, as with own prompts, is compared as text, but for a full stop.
+    An answer is graded by its first sentence, without case, in the terms of its kind (`KINDS`). An
+    object is the first name of one of `categories` or COCO's, the longest first: a hot dog is no
+    dog. Other kinds but presence must have one term alone. White against gray can't be graded:
+    light decides. A truth without a term, as with own prompts, is compared as text.
     Source of the double words: CHAIR (Rohrbach et al., arXiv 1809.02156).
     """
     meanings = _names(tuple(categories)) if KINDS[kind].about_objects else KINDS[kind].meanings

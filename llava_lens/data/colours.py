@@ -6,18 +6,20 @@ from PIL import Image, ImageDraw
 from llava_lens.kinds import COLOURS
 from llava_lens.words import WORDS
 
-TO_XYZ = np.array([  # of linear sRGB, relative to the white point D65 (IEC 61966-2-1)
+# Of linear sRGB, relative to the white point D65 (IEC 61966-2-1).
+TO_XYZ = np.array([
     [0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047],
     [0.212671, 0.715160, 0.072169],
     [0.019334 / 1.08883, 0.119193 / 1.08883, 0.950227 / 1.08883],
 ])  # fmt: skip
 MARGIN = 0.03  # of the square root of an object's area: annotated outlines are rough
 CLEAR_SHARE = 0.7  # of an object's pixels that must have one colour term
-# Of an image's mean colour, in CIELAB. Light of a colour makes yellow of white.
-MOST_CAST = 12  # chroma
-TAKEN_OFF = 0.5  # share of the mean colour without which a term must be the same
-# A photograph in one tone: its pixels' colour follows from their lightness, but for so much.
-MOST_OF_ONE_TONE, MOST_CHROMA = 6, 30  # the 99th percentiles of what is left, and of chroma
+# Light of a colour makes yellow of white: the most chroma that an image's mean may have in CIELAB,
+# and the share of that mean without which an object's term must be the same.
+MOST_CAST, TAKEN_OFF = 12, 0.5
+# In one tone, a pixel's colour follows from its lightness: the 99th percentiles of what is left of
+# it, and of chroma.
+MOST_OF_ONE_TONE, MOST_CHROMA = 6, 30
 UNSURE = "unsure"
 TERMS = [*COLOURS, UNSURE]
 

@@ -77,12 +77,8 @@ def _colours(scene: Scene) -> list[Candidate]:
     in a photograph without colours."""
     items = [item for item in scene.single if item["color"] or may_have_colour(item)]
     items = sorted(scene.rng.sample(items, len(items)), key=lambda item: item["color"] is None)
-    return [
-        Candidate(
-            {"category": item["category"]}, item["color"], item.get("color_from", "annotation")
-        )
-        for item in items[: scene.per_kind]
-    ]
+    known = [(i["category"], i["color"], i.get("color_from", "annotation")) for i in items]
+    return [Candidate({"category": name}, *color) for name, *color in known[: scene.per_kind]]
 
 
 def _relations(scene: Scene) -> list[Candidate]:
@@ -141,13 +137,12 @@ def make_prompts(  # noqa: PLR0913 (all that a choice of questions depends on)
     single = [item for item in clear if all(called[n] == 1 for n in names_of(item["category"]))]
     absent = not_called(absent, {item["category"] for item in objects})
     scene = Scene(objects, clear, single, absent, per_kind, together or {}, random.Random(seed))
-    asked = [
-        (kind, candidate)
+    return [
+        _as_asked(kind, candidate)
         for kind, candidates in CANDIDATES.items()
         if kind in kinds
         for candidate in candidates(scene)
     ]
-    return [_as_asked(kind, candidate) for kind, candidate in asked]
 
 
 def _as_asked(kind: str, candidate: Candidate) -> dict:

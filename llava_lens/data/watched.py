@@ -31,9 +31,9 @@ def draw_absent(  # noqa: PLR0913 (all that POPE's ways depend on)
     """Up to `n` of the `absent` categories, each with how it was drawn: by ABSENT_SAMPLINGS in
     turn, beginning with the one that follows `after`, else with any.
 
-    Popular is one of the three most frequent. Adversarial is one of the three that are most often
-    beside the `present` ones (`count_together`), then the most frequent. Without such counts all
-    are random. Source: POPE (Li et al., arXiv 2305.10355), which takes the three.
+    Popular is one of the three most frequent; adversarial one of the three most often beside the
+    `present` ones (`count_together`). Without such counts all are random. Source: POPE (Li et al.,
+    arXiv 2305.10355), which takes the three.
     """
     counts = {name: together.get(name, {}) for name in absent}
     beside = {name: sum(counts[name].get(other, 0) for other in present) for name in counts}
