@@ -36,14 +36,19 @@ CUTS = {
 
 def plot_route(routes: pd.DataFrame, answers: pd.DataFrame, run: dict):
     """From `routes` and the table of answers, a panel per kind of prompt: the mean effect of
-    patching each group of positions, per layer with 95 % bands. A thin line is the lens's P(answer)
-    of the same answers. The titles say medians over images."""
-    curves = route_curves(routes)
-    answers = answers.merge(routes[["image", "prompt"]].drop_duplicates())
-    read = layer_curve(whole_words(answers), "probability", "kind")
+    patching each group of positions, and thin the lens's P(answer) of the same answers. Titles say
+    medians over images."""
+    curves, of_image = route_curves(routes), routes.groupby(["kind", "image"])
+    medians = of_image[["leaves_image", "handed_over", "mediated"]].mean().astype(float)
+    medians = medians.groupby("kind").median()
+    asked = routes[["image", "prompt", "kind"]].drop_duplicates()
+    read = layer_curve(whole_words(answers.merge(asked)), "probability", "kind")
     figure, axes = style.panels(len(curves), 3, "effect (1: the other image's answer)")
     for axis, (kind, curve) in zip(axes, curves.items(), strict=True):
-        axis.set_title(_route_title(kind, routes[routes["kind"] == kind], run), fontsize=8)
+        leaves, handed, mediated = medians.loc[kind]
+        title = f"{kind}, {(asked['kind'] == kind).sum()} answers\n"
+        title += f"leaves image {layer_label(run, leaves)}, handed over {layer_label(run, handed)}"
+        axis.set_title(f"{title}, mediated {two_decimals(mediated)}", fontsize=8)
         axis.axhline(0.5, color=style.GREY, linewidth=0.8)
         for patched, (name, color, marker) in PATCHED.items():
             rows = curve[curve["patched"] == patched]
@@ -54,14 +59,6 @@ def plot_route(routes: pd.DataFrame, answers: pd.DataFrame, run: dict):
         style.layer_axis(axis, run)
     style.legend_below(figure, axes[0], columns=4)
     return figure
-
-
-def _route_title(kind: str, routes: pd.DataFrame, run: dict) -> str:
-    columns = ["leaves_image", "handed_over", "mediated"]
-    leaves, handed, mediated = routes.groupby("image")[columns].mean().astype(float).median()
-    n_answers = len(routes[["image", "prompt"]].drop_duplicates())
-    medians = f"leaves image {layer_label(run, leaves)}, handed over {layer_label(run, handed)}"
-    return f"{kind}, {n_answers} answers\n{medians}, mediated {two_decimals(mediated)}"
 
 
 def table_of_tokens(top: dict[str, pd.DataFrame]):
@@ -81,9 +78,8 @@ def plot_top_tokens(table: pd.DataFrame, run: dict, title: str):
     norm = LogNorm(flat, max(values.max(), 2 * flat), clip=True)
     bar = {"label": f"mean probability (darkest: {flat:.0e} and less)", "pad": 0.01}
     sns.heatmap(values, ax=axis, cmap="viridis", norm=norm, cbar_kws=bar)
-    labels = [style.drawn(token, 16) for token in table["token"]]
-    rows = np.arange(len(table)) + 0.5
-    axis.set_yticks(rows, labels, rotation=0, fontsize=8, parse_math=False)
+    labels, rows = table["token"].map(lambda token: style.drawn(token, 16)), len(table)
+    axis.set_yticks(np.arange(rows) + 0.5, labels, rotation=0, fontsize=8, parse_math=False)
     ticks = style.layer_ticks(run)
     axis.set_xticks(ticks + 0.5, [run["layers"][position] for position in ticks], rotation=0)
     axis.set(xlabel="layer", ylabel="token", title=title)
@@ -116,13 +112,12 @@ def plot_mean_series(layers: pd.DataFrame, run: dict, by: str = "segment", bias=
 def plot_answers(answers: pd.DataFrame, run: dict):
     """Probability and rank of the answer's first word per layer and kind of prompt, with 95 %
     bands. Dotted: the same word with another image, or with a grey one if there is no other."""
-    curves = answer_curves(answers)
+    curves, order = answer_curves(answers), list(KINDS)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
     for axis, column in zip(axes, ("probability", "rank"), strict=True):
-        style.draw_layer_curves(axis, run, curves[column], "kind", list(KINDS))
+        style.draw_layer_curves(axis, run, curves[column], "kind", order)
         for kind, rows in curves[f"control_{column}"].groupby("kind"):
-            color = style.look_of(kind, list(KINDS))["color"]
-            axis.plot(rows["layer"], rows["mean"], ":", color=color)
+            axis.plot(rows["layer"], rows["mean"], ":", color=style.look_of(kind, order)["color"])
     style.legend_below(figure, axes[0])
     title = "Probability of the answer (dotted: with another image)"
     axes[0].set(title=title, ylabel="mean probability", ylim=(0, 1.02))
@@ -136,9 +131,8 @@ def plot_answers(answers: pd.DataFrame, run: dict):
 
 
 def plot_settling(answers: pd.DataFrame, run: dict):
-    """Layers at which the answer's first word settles, from which it is readable and at which it is
-    handed over: a point per answer, the median over images and its 95 % interval
-    (`settling_table`)."""
+    """Layers at which the answer's first word settles, is readable and is handed over: a point per
+    answer, the median over images and its 95 % interval (`settling_table`)."""
     first, never = first_tokens(whole_words(answers)), layer_numbers(run)[-1] + 1
     titles = {
         "settling_layer": "Settles: top-1 from here on",
@@ -188,9 +182,8 @@ def plot_knockout(table: pd.DataFrame, run: dict):
 
 
 def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
-    """Per layer with 95 % bands, from `grounded` and `layers` of `tabulate`: AUROC of P(word)
-    inside against outside the boxes, and the share of an object's patches whose top-1 token is its
-    word."""
+    """From `grounded` and `layers` of `tabulate`: AUROC of P(word) inside against outside boxes,
+    and the share of an object's patches whose top-1 token is its word, with 95 % bands."""
     curves = grounding.grounding_curves(table, layers)
     controls = [grounding.ABSENT_WORDS, grounding.OTHER_BOXES, grounding.NO_WORD]
     order = [grounding.ALL_SIZES, *grounding.SIZES, *controls]
@@ -209,37 +202,29 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
 def plot_gallery(results: Results, table: pd.DataFrame, layer: int, n: int = 3):
     """P(word) at a layer number over the crop, with the category's boxes, for the `n` best and the
     `n` worst cases of `grounding` at that layer, each of another image."""
-    cases = grounding.best_and_worst(table, layer, n)
+    cases, run = grounding.best_and_worst(table, layer, n), results.run
+    (position,) = layer_positions(run, [layer])
     size = (10, 22.0 / max(3, len(cases[0])))
     figure, axes = plt.subplots(2, len(cases[0]), squeeze=False, figsize=size)
+    for axis in axes[1, len(cases[1]) :]:
+        axis.set_axis_off()
     for row, rows, name in zip(axes, cases, ("best", "worst"), strict=True):
-        for axis in row[len(rows) :]:
-            axis.set_axis_off()
         for axis, case in zip(row, rows.itertuples(), strict=False):
-            _draw_case(axis, results, case, layer, name)
+            record = results.record(case.image)
+            probs = grounding.word_probability(record, case.category)[position]
+            norm = LogNorm(probs.max() / 100, probs.max(), clip=True)
+            draw_patches(axis, run, with_boxes_of(record, case.category), probs, norm)
+            other = case.auroc_other_image
+            control = "no control" if np.isnan(other) else f"control {other:.2f}"
+            title = f"{name}: {title_of(case.category, 30)}, AUROC {case.auroc:.2f} ({control})\n"
+            title += f"P at most {probs.max():.2g}, {style.drawn(case.image, 24)}"
+            axis.set_title(title, fontsize=9, parse_math=False)
     return figure
 
 
-def _draw_case(axis, results: Results, case, layer: int, name: str) -> None:
-    """One picture of the gallery; `case` is a row of `grounding`."""
-    run, record = results.run, results.record(case.image)
-    (position,) = layer_positions(run, [layer])
-    probs = grounding.word_probability(record, case.category)[position]
-    norm = LogNorm(probs.max() / 100, probs.max(), clip=True)
-    draw_patches(axis, run, with_boxes_of(record, case.category), probs, norm)
-    other = case.auroc_other_image
-    control = "no control" if np.isnan(other) else f"control {other:.2f}"
-    title = (
-        f"{name}: {title_of(case.category, 30)}, AUROC {case.auroc:.2f} ({control})\n"
-        f"P at most {probs.max():.2g}, {style.drawn(case.image, 24)}"
-    )
-    axis.set_title(title, fontsize=9, parse_math=False)
-
-
 def plot_presence(table: pd.DataFrame):
-    """ROC curves for present against absent categories, from `category_confidence`: of the
-    confidence and of the constant per category. A point with 95 % intervals shows the model's own
-    answers (`presence_answers`)."""
+    """ROC curves for present against absent categories, from `category_confidence`, and as a point
+    with 95 % intervals the model's own answers (`presence_answers`)."""
     figure, axis = plt.subplots(figsize=(5.6, 5.2))
     asked = presence.presence_answers(table)
     curves = {

@@ -18,8 +18,8 @@ from llava_lens.words import without_space
 
 MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
 PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
-LARGE_GRID = 12  # a larger one names few tokens, in panels of half the width
-LEAST_NAMED = 0.05  # on a large grid only tokens of at least this probability are named
+# A larger grid is drawn in panels of half the width, and names tokens of this probability only.
+LARGE_GRID, LEAST_NAMED = 12, 0.05
 
 
 def table_of_answers(answers: pd.DataFrame, image: str):
@@ -107,21 +107,18 @@ def _token_axis(axis, run: dict, prompt: dict, positions: np.ndarray) -> None:
 def plot_patches(run: dict, record: dict, layers: list[int]):
     """The crop with its boxes, then per position on the layer axis `layers` the lens's top-1 token
     (without `▁`) in each patch, its probability as colour."""
-    is_large = run["grid"] > LARGE_GRID
-    columns = 2 if is_large else 3
+    columns, least = (3, 0) if run["grid"] <= LARGE_GRID else (2, LEAST_NAMED)
     rows = -(-(len(layers) + 1) // columns)
     size = (10, rows * 9.8 / columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=size)
     axes[0, 0].imshow(open_crop(record))
     axes[0, 0].set_title("the image as the model saw it")
     _draw_boxes(axes[0, 0], record, names=True)
-    norm, least = LogNorm(0.01, 1, clip=True), LEAST_NAMED if is_large else 0
+    norm = LogNorm(0.01, 1, clip=True)
     for axis, layer in zip(axes.flat[1:], layers, strict=False):  # there may be more axes
         ids, probs = (record["patches"][name][layer, :, 0] for name in ("top_ids", "top_probs"))
-        cells = [
-            drawn(without_space(run["tokens"][i]), 10) if prob >= least else ""
-            for i, prob in zip(ids, probs, strict=True)
-        ]
+        ids = np.where(probs >= least, ids.astype(int), -1)  # -1 is not named
+        cells = [drawn(without_space(run["tokens"][i]), 10) if i >= 0 else "" for i in ids]
         mesh = draw_patches(axis, run, record, probs, norm, cells)
         axis.set_title(f"layer {run['layers'][layer]}")
     for axis in axes.flat:
@@ -151,9 +148,8 @@ def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]
 
 
 def _colour_bar(figure, mesh, axes, **options) -> None:
-    """The colour bar of an overlay, on the grey of a middling photograph."""
     bar = figure.colorbar(mesh, ax=axes, pad=0.01, format="%.2g", **options)
-    bar.ax.set_facecolor(GREY)
+    bar.ax.set_facecolor(GREY)  # of a middling photograph, over which the colours lie
 
 
 def with_boxes_of(record: dict, category: str) -> dict:
@@ -161,26 +157,23 @@ def with_boxes_of(record: dict, category: str) -> dict:
     return {**record, "objects": [o for o in record["objects"] if o["category"] == category]}
 
 
-def draw_patches(
-    axis, run: dict, record: dict, values: np.ndarray, norm: Normalize, cells: list[str] = ()
-):
+def draw_patches(axis, run: dict, record: dict, values, norm: Normalize, cells: list[str] = ()):
     """`values` `[grid * grid]` as colours over the patches of the grey crop, with the texts `cells`
     in them and the annotated boxes over them."""
     grid, size = run["grid"], run["image_size"]
     placed = {"extent": (0, size, size, 0), "interpolation": "nearest"}
     axis.imshow(open_crop(record).convert("L"), cmap="gray", **placed)
-    squares = np.reshape(values, (grid, grid))
-    mesh = axis.imshow(squares, cmap=OVERLAY, norm=norm, **placed)
+    mesh = axis.imshow(np.reshape(values, (grid, grid)), cmap=OVERLAY, norm=norm, **placed)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    outlined = {"color": "white", "path_effects": [withStroke(linewidth=1.2, foreground="black")]}
-    centred = {"ha": "center", "va": "center", "clip_on": True, "parse_math": False}
+    look = {"color": "white", "path_effects": [withStroke(linewidth=1.2, foreground="black")]}
+    look |= {"ha": "center", "va": "center", "clip_on": True, "parse_math": False}
     for patch, text in enumerate(cells if grid <= 32 else ()):  # in finer ones none is legible
         row, column = divmod(patch, grid)
-        x, y = (column + 0.5) * size / grid, (row + 0.5) * size / grid
         # As large as fits: a small grid has patches of 37 points, a letter is 0.7 of its font wide.
         points = np.clip((6 if grid > LARGE_GRID else 53) / max(len(text), 1), 5, 8)
-        axis.text(x, y, text, fontsize=points, **outlined, **centred)
+        x, y = (column + 0.5) * size / grid, (row + 0.5) * size / grid
+        axis.text(x, y, text, fontsize=points, **look)
     _draw_boxes(axis, record)
     return mesh
 

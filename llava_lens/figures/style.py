@@ -84,11 +84,10 @@ def layer_axis(axis, run: dict, with_never: bool = False) -> None:
 
 def draw_curve(axis, curve: pd.DataFrame, color, **line) -> None:
     """Draw one group of `layer_curve`: its mean as a line, its interval as a band."""
-    axis.plot(curve["layer"], curve["mean"], color=color, **{"linewidth": 1.5, **line})
+    axis.plot(curve["layer"], curve["mean"], color=color, linewidth=1.5, **line)
     known = curve.dropna(subset="low").astype({"low": float, "high": float})
     if len(known):
-        band = known["layer"], known["low"], known["high"]
-        axis.fill_between(*band, color=color, alpha=0.2, linewidth=0)
+        axis.fill_between("layer", "low", "high", data=known, color=color, alpha=0.2, linewidth=0)
 
 
 def look_of(group: str, order: list[str]) -> dict:
@@ -120,6 +119,5 @@ def panels(n: int, height: float, ylabel: str):
     figure, axes = plt.subplots(rows, columns, squeeze=False, sharey=True, figsize=size)
     for axis in axes.flat[n:]:
         axis.set_axis_off()
-    for axis in axes[:, 0]:
-        axis.set_ylabel(ylabel)
+    plt.setp(axes[:, 0], ylabel=ylabel)
     return figure, axes.flat[:n]
