@@ -12,6 +12,7 @@ saving one takes, and seconds and peak memory of the executed notebook, which it
 import argparse
 import functools
 import io
+import itertools
 import resource
 import shutil
 import subprocess
@@ -63,9 +64,8 @@ def use(size: str) -> None:
 @functools.cache
 def known_tokens() -> list[str]:
     """Labels that stand at the start of the vocabulary, whatever its size."""
-    spellings = [token for word in SPELLINGS.values() for token in word]
-    tokens = ["<unk>", "<s>", "</s>", "dog", *REPEATED, *ODD, *spellings]
-    return list(dict.fromkeys(tokens))
+    special = ["<unk>", "<s>", "</s>", "dog", *REPEATED, *ODD]
+    return list(dict.fromkeys([*special, *itertools.chain(*SPELLINGS.values())]))
 
 
 def ids_of(tokens) -> list[int]:
@@ -77,10 +77,9 @@ def make_tokens(rng) -> list[str]:
     alphabets = ["abcdefghijklmnop", "абвгдежзиклмнопр", "的一是不了人我在有他这中大来上"]
     tokens = known_tokens() + [f"<0x{byte:02X}>" for byte in range(256)]
     while len(tokens) < D_VOCAB:
-        letters = alphabets[rng.choice(3, p=[0.75, 0.2, 0.05])]
-        tokens.append(
-            "▁" * rng.integers(2) + "".join(rng.choice(list(letters), rng.integers(1, 9)))
-        )
+        letters = list(alphabets[rng.choice(3, p=[0.75, 0.2, 0.05])])
+        word = "".join(rng.choice(letters, rng.integers(1, 9)))
+        tokens.append("▁" * rng.integers(2) + word)
     return tokens
 
 
@@ -100,13 +99,6 @@ def make_readings(rng, top_ids, top_probs, target_prob, target_rank) -> dict:
     }
 
 
-def coverage(category: str) -> np.ndarray:
-    """The share of each patch `[patch]` that the category's boxes in BOXES cover."""
-    boxes = [np.multiply(box, IMAGE_SIZE) for name, *box in BOXES if name == category]
-    covers = [data_crop.patch_coverage(box, GRID, IMAGE_SIZE) for box in boxes]
-    return np.sum([np.zeros(GRID**2), *covers], axis=0).clip(0, 1)
-
-
 def word_probs(rng) -> dict[str, np.ndarray]:
     """P(word) `[layer, patch]` by category: it rises from a third of the layers on, has its peak
     at three quarters, and is a tenth to a thousandth of that where the object is not."""
@@ -114,8 +106,12 @@ def word_probs(rng) -> dict[str, np.ndarray]:
     strength = 0.6 * np.exp(-(((depth - 0.78) / 0.2) ** 2))
     words = {}
     for category in SPELLINGS:
-        cover = coverage(category)
-        there = cover * rng.beta(1.2, 3, GRID**2) + 1e-4 * rng.lognormal(0, 1, GRID**2)
+        cover = np.zeros(GRID**2)
+        for name, *box in BOXES:
+            if name == category:
+                cover += data_crop.patch_coverage(np.multiply(box, IMAGE_SIZE), GRID, IMAGE_SIZE)
+        there = cover.clip(0, 1) * rng.beta(1.2, 3, GRID**2)
+        there += 1e-4 * rng.lognormal(0, 1, GRID**2)
         words[category] = np.maximum(strength * there, 1e-6 * rng.lognormal(size=there.shape))
     return words
 
@@ -167,22 +163,15 @@ def text_readings(rng, n_pos: int) -> dict:
 
 def make_object(category: str, x: float, y: float, width: float, height: float) -> dict:
     """An object with its box, in shares of the crop's side."""
-    return {
-        "category": category,
-        "box": [float(side * IMAGE_SIZE) for side in (x, y, width, height)],
-        "crowd": False,
-        "color": None,
-        "color_from": "",
-        "visible": 1.0,
-        "cut_off": False,
-        "share": float(width * height),
-    }
+    box = [float(side * IMAGE_SIZE) for side in (x, y, width, height)]
+    about = {"crowd": False, "color": None, "color_from": "", "visible": 1.0, "cut_off": False}
+    return {"category": category, "box": box, "share": float(width * height), **about}
 
 
 def make_control(rng) -> dict:
     probs = {f"{of}_prob": rng.random(N_LAYERS, dtype=np.float32) for of in ("target", "word")}
     ranks = {f"{of}_rank": rng.integers(1, 99, N_LAYERS).astype("u2") for of in ("target", "word")}
-    return {**probs, **ranks}
+    return probs | ranks
 
 
 def route_layers() -> np.ndarray:
@@ -195,20 +184,12 @@ def make_route(rng) -> dict:
     around a depth of its own. LD is `own` for the own answer, and its negative for the other's."""
     own, depth = rng.uniform(2, 12), route_layers() / (N_LAYERS - 1)
     leaves = rng.normal(0.35, 0.1)
-    left, handed = (
-        1 / (1 + np.exp(-20 * (depth - at))) for at in (leaves, leaves + rng.uniform(0.05, 0.3))
-    )
+    left = 1 / (1 + np.exp(-20 * (depth - leaves)))
+    handed = 1 / (1 + np.exp(-20 * (depth - leaves - rng.uniform(0.05, 0.3))))
     effects = {"image": 1 - left, "question": left * (1 - handed), "last": handed}
-    return {
-        "other": "00000.jpg",
-        "other_answer": "blue",
-        "own_id": 1,
-        "other_id": 2,
-        "own": own,
-        "counterfactual": -own,
-        **{name: (own * (1 - 2 * effect)).astype("f4") for name, effect in effects.items()},
-        "mediated": own * rng.uniform(-1, 1),
-    }
+    route = {"other": "00000.jpg", "other_answer": "blue", "own_id": 1, "other_id": 2}
+    route |= {"own": own, "counterfactual": -own, "mediated": own * rng.uniform(-1, 1)}
+    return route | {name: (own * (1 - 2 * e)).astype("f4") for name, e in effects.items()}
 
 
 def knockout_windows() -> list[list[int]]:
@@ -221,21 +202,17 @@ def knockout_windows() -> list[list[int]]:
 def make_knockout(rng, has_objects: bool) -> dict:
     windows = rng.random((2, len(knockout_windows())), dtype=np.float32)
     of_objects = dict(zip(schema.OF_OBJECTS, windows, strict=True)) if has_objects else {}
-    in_all = {cut: float(rng.random()) for cut in ("image", "image_last", "question_last")}
-    return of_objects | in_all
+    return of_objects | {cut: rng.random() for cut in ("image", "image_last", "question_last")}
 
 
 def make_prompt(rng, kind: str, truth: str | None) -> dict:
     n_prompt, n_answer = (40, 2) if kind != "description" else (12, 20)
     readings = text_readings(rng, n_prompt + n_answer - 1)
     answer_ids = readings["top_ids"][-1, n_prompt - 1 :, 0].astype(int)
+    about = {"kind": kind, "question": f"A question of the kind {kind}?", "categories": []}
+    about |= {"truth": truth, "truth_from": "user" if truth else "", "absent_sampling": ""}
     return {
-        "kind": kind,
-        "question": f"A question of the kind {kind}?",
-        "truth": truth,
-        "truth_from": "user" if truth else "",
-        "categories": [],
-        "absent_sampling": "",
+        **about,
         "answer": truth or "red",
         "token_ids": rng.integers(D_VOCAB, size=n_prompt + n_answer - 1),
         "n_prompt": n_prompt,
@@ -243,8 +220,7 @@ def make_prompt(rng, kind: str, truth: str | None) -> dict:
         "readings": readings,
         "word_at": 0,
         "word_ids": [int(answer_ids[0])],
-        "word_prob": rng.random(N_LAYERS, dtype=np.float32),
-        "word_rank": rng.integers(1, 99, N_LAYERS).astype(np.uint16),
+        **{name: values for name, values in make_control(rng).items() if "word" in name},
         "grey": make_control(rng),
         "other": make_control(rng),
         "knockout": make_knockout(rng, kind != "description"),
@@ -282,12 +258,11 @@ def make_crop() -> np.ndarray:
 
 
 def make_run(rng) -> dict:
+    fixed = {"model": "synthetic", "revision": "", "dtype": "float16", "packages": {}}
+    fixed |= {"own_prompts": [], "categories": ["dog"], "per_kind": 1, "seed": 0, "top_k": TOP_K}
     return {
+        **fixed,
         "format_version": schema.FORMAT_VERSION,
-        "model": "synthetic",
-        "revision": "",
-        "dtype": "float16",
-        "packages": {},
         "n_layers": N_LAYERS - 1,
         "layers": ["emb", *map(str, range(1, N_LAYERS))],
         "segments": schema.SEGMENTS,
@@ -296,11 +271,6 @@ def make_run(rng) -> dict:
         "image_size": IMAGE_SIZE,
         "chat": kinds.CHAT,
         "questions": {name: kind.template for name, kind in kinds.KINDS.items() if kind.template},
-        "own_prompts": [],
-        "categories": ["dog"],
-        "per_kind": 1,
-        "seed": 0,
-        "top_k": TOP_K,
         "max_new_tokens": 20,
         "knockout_windows": knockout_windows(),
         "route_layers": route_layers().tolist(),

@@ -2,6 +2,8 @@
 
 import io
 import re
+from pathlib import Path
+from urllib.parse import unquote
 
 import bench_visualise as bench
 import numpy as np
@@ -9,22 +11,17 @@ import pytest
 from PIL import Image
 
 from llava_lens import store
-from llava_lens import text as text_py
 from llava_lens.analysis import curves
 from llava_lens.analysis.answers import answer_rows, answers_table
 from llava_lens.figures import explorer
+from llava_lens.text import printable
 
 # Whatever of it ends up as markup, as script or in an address says so.
 PAYLOADS = [
-    "<img src=http://evil.test/x onerror=window.ran=1>",
-    "</script><script>window.ran=1</script>",
-    "\"'><svg onload=window.ran=1>",
-    "javascript:window.ran=1",
-    "</title><b>bold</b>",
-    "=HYPERLINK(0)",
-    "__proto__",
-    "constructor",
-]
+    "<img src=http://evil.test/x onerror=window.ran=1>", "</script><script>window.ran=1</script>",
+    "\"'><svg onload=window.ran=1>", "javascript:window.ran=1", "</title><b>bold</b>",
+    "=HYPERLINK(0)", "__proto__", "constructor",
+]  # fmt: skip
 
 
 def route(handed_over, mediated=0.25):
@@ -53,47 +50,28 @@ def sample(results):
         {"category": "temple", "box": [3.5, 7.0, 30.0, 28.0]},
         {"category": "outside", "box": [0.0, 0.0, 0.0, 0.0]},
     ]
-    record["words"] = [
-        {
-            "category": category,
-            "present": present,
-            "token_ids": [int(top[number]), number],
-            "log2_probs": (-20 * rng.random(shape)).astype(np.float16),
-        }
-        for number, (category, present) in enumerate({"temple": True, "dog": False}.items(), 3)
-    ]
+    record["words"] = []
+    for number, category in ((3, "temple"), (4, "dog")):
+        log2_probs = (-20 * rng.random(shape)).astype(np.float16)
+        word = {"token_ids": [int(top[number]), number], "log2_probs": log2_probs}
+        record["words"].append({"category": category, "present": number == 3} | word)
     return run, record
 
 
 @pytest.fixture(scope="module")
 def saved(sample, tmp_path_factory):
-    run, record = sample
-    return explorer.save_explorer(
-        tmp_path_factory.mktemp("explorer") / "china.jpg.html", run, record
-    )
+    return explorer.save_explorer(tmp_path_factory.mktemp("explorer") / "china.jpg.html", *sample)
 
 
-def shown_top(page, selector: str) -> dict[str, float]:
-    """The tokens of a card with their probabilities; without the sums of spellings."""
-    rows = page.run(
-        "return [...document.querySelectorAll(arguments[0] + ' li')].map((row) =>"
-        "[row.querySelector('.label').textContent, row.lastChild.textContent])",
-        selector,
-    )
-    return {
-        label: 0.0 if prob == "<1e-7" else float(prob)
-        for label, prob in rows
-        if not label.endswith(" spellings")
-    }
-
-
-def assert_top(shown: dict[str, float], run, readings, layer: int, pos: int) -> None:
-    ids, probs = readings["top_ids"][layer, pos], readings["top_probs"][layer, pos]
-    expected = {
-        text_py.printable(run["tokens"][i]): float(p) for i, p in zip(ids, probs, strict=True)
-    }
-    assert shown.keys() == expected.keys()
-    for label, prob in expected.items():
+def assert_top(page, card: str, run, readings, layer: int, pos: int) -> None:
+    """A card has the top tokens with their probabilities, besides sums of spellings."""
+    get = "return [...document.querySelectorAll(arguments[0] + ' li')].map((row) =>"
+    get += "[row.querySelector('.label').textContent, row.lastChild.textContent])"
+    rows = [row for row in page.run(get, card) if not row[0].endswith(" spellings")]
+    shown = {label: 0.0 if prob == "<1e-7" else float(prob) for label, prob in rows}
+    labels = [printable(run["tokens"][i]) for i in readings["top_ids"][layer, pos]]
+    assert shown.keys() == set(labels)
+    for label, prob in zip(labels, readings["top_probs"][layer, pos].astype(float), strict=True):
         # Two digits of a number of float16; below 0.001 one.
         assert shown[label] == pytest.approx(prob, rel=0.06 if prob >= 0.001 else 0.4, abs=1e-7)
 
@@ -108,16 +86,16 @@ def test_hovering_shows_the_tokens_that_the_results_hold(page, sample, saved):
         page.at_patch(patch, run["grid"])
         row, column = divmod(patch, run["grid"])
         assert page.text("#preview h3") == f"Patch row {row + 1}, column {column + 1}"
-        assert_top(shown_top(page, "#preview"), run, record["patches"], layer, patch)
+        assert_top(page, "#preview", run, record["patches"], layer, patch)
     page.run("update({layer: 1})")  # what is hovered over stays
-    assert_top(shown_top(page, "#preview"), run, record["patches"], 1, 15)
+    assert_top(page, "#preview", run, record["patches"], 1, 15)
     prompt = record["prompts"][0]
     for layer, pos in ((3, 4), (0, len(prompt["token_ids"]) - 1)):
         page.at_text("#texts", pos, layer)
-        label = text_py.printable(run["tokens"][prompt["token_ids"][pos]])
+        label = printable(run["tokens"][prompt["token_ids"][pos]])
         assert f"position {pos + 1}" in page.text("#preview h3")
         assert page.text("#preview h3").endswith(f": {label}")
-        assert_top(shown_top(page, "#preview"), run, prompt["readings"], layer, pos)
+        assert_top(page, "#preview", run, prompt["readings"], layer, pos)
 
 
 def test_a_click_pins_and_another_unpins_and_the_address_holds_it(page, sample, saved):
@@ -130,10 +108,9 @@ def test_a_click_pins_and_another_unpins_and_the_address_holds_it(page, sample, 
     assert len(page.texts("#pins .card")) == 3
     page.open(saved, page.run("return location.hash"))
     assert len(page.texts("#pins .card")) == 3 and page.text("#layer-shown") == "Layer 2 of 5"
-    for card, (readings, pos) in enumerate(
-        [(record["patches"], 6), (record["prompts"][0]["readings"], 3), (record["patches"], 9)], 1
-    ):
-        assert_top(shown_top(page, f"#pins .card:nth-child({card})"), run, readings, 2, pos)
+    patches, text = record["patches"], record["prompts"][0]["readings"]
+    for card, (readings, pos) in enumerate([(patches, 6), (text, 3), (patches, 9)], 1):
+        assert_top(page, f"#pins .card:nth-child({card})", run, readings, 2, pos)
     page.at_patch(6, run["grid"], click=True)
     page.find("#pins .card:nth-child(2) button").click()
     assert page.hash()["pins"] == "t0.3"
@@ -170,10 +147,9 @@ def curve_of(page, card: str, name: str, n_layers: int) -> list[float | None]:
 
 
 def assert_curve(shown: list[float | None], expected: list[float | None]) -> None:
-    for value, there in zip(shown, expected, strict=True):
-        assert (value is None) == (there is None)
-        if there is not None:
-            assert value == pytest.approx(max(there, 1e-4), rel=0.05)
+    """None where there is nothing; a chart ends at 1e-4."""
+    least = np.maximum(np.array(expected, float), 1e-4)
+    np.testing.assert_allclose(np.array(shown, float), least, rtol=0.05)
 
 
 def kept(readings, layer: int, pos: int, ids: list[int]) -> float | None:
@@ -190,10 +166,10 @@ def test_the_chart_of_a_cell_has_every_token_that_was_top_1(page, sample, saved)
     page.open(saved, "#pins=p7")
     ids = set(readings["top_ids"][:, 7, 0].tolist())
     titles = page.texts("#pins svg g title")
-    assert sorted(titles) == sorted(text_py.printable(run["tokens"][i]) for i in ids)
+    assert sorted(titles) == sorted(printable(run["tokens"][i]) for i in ids)
     target = readings["top_ids"][-1, 7, 0]
     for i in ids:
-        shown = curve_of(page, "#pins", text_py.printable(run["tokens"][i]), n_layers)
+        shown = curve_of(page, "#pins", printable(run["tokens"][i]), n_layers)
         if i == target:
             expected = readings["target_prob"][:, 7].tolist()
         else:
@@ -220,10 +196,8 @@ def test_the_layer_follows_mouse_and_arrow_keys(page, saved):
     page.key(Keys.ARROW_LEFT)  # also after a click on a patch
     assert page.text("#layer-shown") == "Layer 2 of 5" and page.hash()["layer"] == "2"
     page.run("window.scrollTo(0, 1e6)")
-    top, bottom = page.run(
-        "const b = arguments[0].getBoundingClientRect(); return [b.top, b.bottom]", slider
-    )
-    assert 0 <= top < bottom <= 900  # always in view
+    box = page.run("return arguments[0].getBoundingClientRect().toJSON()", slider)
+    assert 0 <= box["top"] < box["bottom"] <= 900  # always in view
 
 
 def test_a_patch_can_be_pinned_with_the_keyboard(page, sample, saved):
@@ -232,14 +206,15 @@ def test_a_patch_can_be_pinned_with_the_keyboard(page, sample, saved):
     run, record = sample
     page.open(saved)
     page.find("#save-numbers").send_keys("")
+    focused = "return document.activeElement.id"
     for _ in range(6):
         page.key(Keys.TAB)
-        if page.run("return document.activeElement.id") == "photo":
+        if page.run(focused) == "photo":
             break
-    assert page.run("return document.activeElement.id") == "photo"
+    assert page.run(focused) == "photo"
     page.key(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ENTER)
     assert page.hash()["pins"] == "p5" and page.text("#layer-shown") == "Layer 5 of 5"
-    assert_top(shown_top(page, "#preview"), run, record["patches"], 5, 5)
+    assert_top(page, "#preview", run, record["patches"], 5, 5)
 
 
 def search(page, query: str, choice: int = 1) -> list[str]:
@@ -273,10 +248,8 @@ def test_another_word_says_where_it_was_not_kept(page, sample, saved):
     run, record = sample
     page.open(saved, "#layer=4&least=-6")
     found = search(page, "zebra")
-    assert sorted(found[1:]) == sorted(
-        f"{token}id {i}" for i, token in enumerate(run["tokens"]) if "ebra" in token
-    )
     ids = [i for i, token in enumerate(run["tokens"]) if "ebra" in token]
+    assert sorted(found[1:]) == sorted(f"{run['tokens'][i]}id {i}" for i in ids)
     assert found[0] == "zebra3 spellings" and len(ids) == 3
     one = next(text for text in found if text.startswith("▁zebra"))  # without Zebra and zebra
     for wanted in (ids, [int(one.split("id ")[1])]):
@@ -301,7 +274,7 @@ def test_the_second_pane_shows_another_prompt_or_the_grey_image(page, sample, sa
     prompt, pos = record["prompts"][2], 5
     page.at_text("#second", pos, 1)
     assert page.text("#preview h3").startswith(f"Prompt 2, position {pos + 1}")
-    assert_top(shown_top(page, "#preview"), run, prompt["readings"], 1, pos)
+    assert_top(page, "#preview", run, prompt["readings"], 1, pos)
     assert page.hash()["pane"] == "2"
     page.find("#pane option[value='grey']").click()
     prompt, n_layers = record["prompts"][0], len(run["layers"])
@@ -355,9 +328,8 @@ def test_words_that_are_everywhere_are_pale(page, sample, tmp_path):
     ids[layer, :8, 1], probs[layer, :8, 1] = thing, 0.001  # half of the 16 patches, and one ...
     ids[layer, 10, 0], probs[layer, 10, 0] = thing, 0.3  # ... where it is 300 times the median
     ids[layer, 11:, 0], probs[layer, 11:, 0] = rare, 0.02
-    page.open(explorer.save_explorer(
-        tmp_path / "page.html", {**run, "tokens": tokens}, {**record, "patches": readings}
-    ))  # fmt: skip
+    run, record = {**run, "tokens": tokens}, {**record, "patches": readings}
+    page.open(explorer.save_explorer(tmp_path / "page.html", run, record))
     assert page.texts("#common .everywhere span:first-child") == ["olas"]
     words = page.texts("#common button span:first-child")
     assert words[:2] == ["olas", "dust"] and "tree" in words
@@ -371,8 +343,8 @@ def test_picture_and_numbers_are_saved(page, sample, saved):
     colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
     assert picture.height > photo and len(colours) > 1000
     rows = page.numbers()
-    patches, pinned = record["patches"], {"": (record["patches"], 3), "1": (None, 2)}
-    pinned["1"] = (record["prompts"][1]["readings"], 2)
+    patches = record["patches"]
+    pinned = {"": (patches, 3), "1": (record["prompts"][1]["readings"], 2)}
     tops = [row for row in rows if row["shown"] == "patch"]
     assert [int(row["token_id"]) for row in tops] == patches["top_ids"][2, :, 0].tolist()
     pins = [row for row in rows if row["shown"] == "pin"]
@@ -394,19 +366,18 @@ WRONG_STATES = [
 ]
 
 
-@pytest.mark.parametrize("state", WRONG_STATES)
-def test_a_wrong_address_is_put_right(page, saved, state):
-    page.open(saved, state)
-    page.run("update({})")
-    assert page.hash() == {"layer": "5", "prompt": "0", "least": "-2"}
+def test_a_wrong_address_is_put_right(page, saved):
+    for state in WRONG_STATES:
+        page.open(saved, state)
+        page.run("update({})")
+        assert page.hash() == {"layer": "5", "prompt": "0", "least": "-2"}
 
 
 def hostile(sample) -> tuple[dict, dict]:
     """Run and record in which every text is a payload."""
     run, record = sample
-    tokens = [
-        PAYLOADS[i % len(PAYLOADS)] + str(i // len(PAYLOADS)) for i in range(len(run["tokens"]))
-    ]
+    n = len(PAYLOADS)
+    tokens = [PAYLOADS[i % n] + str(i // n) for i in range(len(run["tokens"]))]
     texts = {"question": PAYLOADS[1], "answer": PAYLOADS[0], "truth": PAYLOADS[2]}
     prompts = [{**prompt, **texts} for prompt in record["prompts"]]
     objects = [{**item, "category": PAYLOADS[0]} for item in record["objects"]]
@@ -418,17 +389,12 @@ def hostile(sample) -> tuple[dict, dict]:
 def assert_harmless(page) -> None:
     """Nothing ran and nothing was asked for, or could be."""
     assert page.run("return window.ran") is None
-    assert (
-        page.run("return document.querySelectorAll('b b, svg[onload], img[onerror]').length") == 0
-    )
+    marked = "b b, svg[onload], img[onerror]"
+    assert not page.run("return document.querySelector(arguments[0])", marked)
     assert page.run("return document.scripts.length") == 2
     log = [entry["message"] for entry in page.browser.get_log("performance")]
-    asked = {
-        url
-        for message in log
-        if "Network.requestWillBeSent" in message
-        for url in re.findall(r'"url":"([a-z]+:[^"]*)"', message)
-    }
+    requests = " ".join(message for message in log if "Network.requestWillBeSent" in message)
+    asked = set(re.findall(r'"url":"([a-z]+:[^"]*)"', requests))
     assert asked and all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked
     assert page.browser.get_log("browser") == []  # no error, and nothing for the policy to refuse
     page.run(
@@ -540,6 +506,20 @@ def test_hostile_texts_in_the_index(page, sample, tmp_path):
     assert_harmless(page)
 
 
+def test_pages_and_their_index_are_saved_and_linked(tmp_path, results):
+    results = store.Results(results)
+    entries = [explorer.index_entry(record, results.run) for record in results.records()]
+    one, two, _ = results.names
+    said = explorer.save_pages(tmp_path / "my report", results, [two, one], entries)
+    pages = {path.name for path in (tmp_path / "my report").iterdir()}
+    assert pages == {f"{one}.html", f"{two}.html", "index.html"}
+    size = sum((tmp_path / f"my report/{name}.html").stat().st_size for name in (one, two))
+    assert said.startswith(f"2 pages of {size / 1e6:.1f} MB")
+    links = re.findall(r"\((\S+)\)", said)
+    linked = [Path(unquote(link)) for link in links]
+    assert linked == [tmp_path / f"my report/{name}.html" for name in (two, "index")]
+
+
 def test_which_images_get_a_page():
     names = ["a", "b", "c"]
     assert explorer.explorer_names("cases", "b", ["c", "b"], names) == ["b", "c"]
@@ -592,8 +572,9 @@ async function times(act) {
   return all;
 }
 const step = (layer) => { slider.value = layer; slider.dispatchEvent(new Event("input")); };
+const side = box.width / data.grid; // each time over another patch
 const hover = (i) => canvas.dispatchEvent(new MouseEvent("mousemove",
-  { clientX: box.left + 10 + 14 * i, clientY: box.top + 200 + 3 * i, bubbles: true }));
+  { clientX: box.left + (i % 24 + 0.5) * side, clientY: box.top + 200 + i, bubbles: true }));
 (async () => done([await times(step), await times(hover)]))();
 """
 
@@ -603,7 +584,7 @@ def test_a_large_page_is_fast(page, large):
     and for a hover. The best of several is taken, so that other work does not count; `-s` shows
     it."""
     opened = []
-    for _ in range(3):
+    while min(opened, default=1000) >= 1000 and len(opened) < 9:
         page.open(large, "#pins=p100,p300,t0.39,p5&pane=1&word=300")
         opened.append(int(page.run("return document.documentElement.dataset.ready")))
     layers, hovers = page.browser.execute_async_script(TIMES)
