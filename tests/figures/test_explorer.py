@@ -379,11 +379,11 @@ def hostile(sample) -> tuple[dict, dict]:
     n = len(PAYLOADS)
     tokens = [PAYLOADS[i % n] + str(i // n) for i in range(len(run["tokens"]))]
     texts = {"question": PAYLOADS[1], "answer": PAYLOADS[0], "truth": PAYLOADS[2]}
-    prompts = [{**prompt, **texts} for prompt in record["prompts"]]
-    objects = [{**item, "category": PAYLOADS[0]} for item in record["objects"]]
-    words = [{**word, "category": PAYLOADS[2]} for word in record["words"]]
-    parts = {"prompts": prompts, "objects": objects, "words": words}
-    return {**run, "tokens": tokens}, {**record, **parts, "name": f"{PAYLOADS[3]}#?%22<b>.jpg"}
+    record = {**record, "name": f"{PAYLOADS[3]}#?%22<b>.jpg"}
+    record["prompts"] = [prompt | texts for prompt in record["prompts"]]
+    record["objects"] = [item | {"category": PAYLOADS[0]} for item in record["objects"]]
+    record["words"] = [word | {"category": PAYLOADS[2]} for word in record["words"]]
+    return {**run, "tokens": tokens}, record
 
 
 def assert_harmless(page) -> None:
@@ -397,20 +397,17 @@ def assert_harmless(page) -> None:
     asked = set(re.findall(r'"url":"([a-z]+:[^"]*)"', requests))
     assert asked and all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked
     assert page.browser.get_log("browser") == []  # no error, and nothing for the policy to refuse
-    page.run(
-        "const script = document.createElement('script'); script.textContent = 'window.ran = 1';"
-        "document.body.append(script); document.body.insertAdjacentHTML('beforeend',"
-        "'<img src=x onerror=window.ran=1>');"
-    )
-    refused = page.browser.execute_async_script(
-        "const done = arguments[0]; fetch('https://evil.test').then(() => done(0), () => done(1))"
-    )
+    page.run("""const script = document.createElement("script");
+        script.textContent = "window.ran = 1"; document.body.append(script);
+        document.body.insertAdjacentHTML("beforeend", "<img src=x onerror=window.ran=1>");""")
+    refused = page.browser.execute_async_script("""const done = arguments[0];
+        fetch("https://evil.test").then(() => done(0), () => done(1));""")
     assert refused == 1 and page.run("return window.ran") is None
 
 
 def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path):
     run, record = hostile(sample)
-    path = explorer.save_explorer(tmp_path / "page.html", run, record)
+    path = explorer.save_explorer(tmp_path / f"{record['name']}.html", run, record)
     page.open(path, "#layer=3&pins=p1,t0.2&pane=1")
     page.find("#search").send_keys("svg")
     assert any(text.startswith(PAYLOADS[2]) for text in page.texts("#found button"))
@@ -419,8 +416,18 @@ def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path)
     page.at_text("#texts", 1, 2)
     assert page.text("#name") == record["name"] and PAYLOADS[1] in page.text("#texts h2")
     assert page.text("#texts b") == PAYLOADS[0]
-    assert any(row["token"].startswith("'=") for row in page.numbers())
-    assert not any(row["token"].startswith("=") for row in page.numbers())
+    tokens = [row["token"] for row in page.numbers()]
+    assert any(token.startswith("'=") for token in tokens)
+    assert not any(token.startswith("=") for token in tokens)
+    assert_harmless(page)
+    entries = [explorer.index_entry(record, run)]
+    page.open(explorer.save_explorer_index(tmp_path, entries, [record["name"]]))
+    assert PAYLOADS[1] in page.text("#cards li") and PAYLOADS[0] in page.text("#cards li")
+    assert page.text("#cards h2") == record["name"]
+    page.find("#cards h2 a").click()
+    page.wait("!document.getElementById('bar').hidden")
+    page.browser.back()
+    page.wait("document.querySelector('#cards article')")
     assert_harmless(page)
 
 
@@ -489,21 +496,6 @@ def test_a_click_in_the_index_opens_the_page(page, index):
     page.wait("document.querySelector('#cards article')")
     page.find("#cards img").click()
     page.wait("!document.getElementById('bar').hidden")
-
-
-def test_hostile_texts_in_the_index(page, sample, tmp_path):
-    run, record = hostile(sample)
-    record["prompts"] = record["prompts"][:1]
-    explorer.save_explorer(tmp_path / f"{record['name']}.html", run, record)
-    entries = [explorer.index_entry(record, run)]
-    page.open(explorer.save_explorer_index(tmp_path, entries, [record["name"]]))
-    assert PAYLOADS[1] in page.text("#cards li") and PAYLOADS[0] in page.text("#cards li")
-    assert page.text("#cards h2") == record["name"]
-    page.find("#cards h2 a").click()
-    page.wait("!document.getElementById('bar').hidden")
-    page.browser.back()
-    page.wait("document.querySelector('#cards article')")
-    assert_harmless(page)
 
 
 def test_pages_and_their_index_are_saved_and_linked(tmp_path, results):
