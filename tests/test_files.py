@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from llava_lens import files, store
-from llava_lens.data import annotations, images
+from llava_lens.data import images
 
 
 def test_only_a_plain_file_of_a_bounded_size_is_opened(tmp_path):
@@ -40,7 +40,7 @@ def test_folders_without_end_are_refused(tmp_path):
     make = "for _ in range(3000): os.mkdir('d'); os.chdir('d')"
     try:
         subprocess.run([sys.executable, "-c", f"import os\n{make}"], cwd=tmp_path, check=True)
-        for call in (images.find_images, annotations.read_annotations, store.Results.find):
+        for call in (images.find_images, images.data_files, store.Results.find):
             with pytest.raises(ValueError, match="folders .* deep"):
                 call(tmp_path)
     finally:  # pytest can't remove them
