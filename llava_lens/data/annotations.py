@@ -133,7 +133,7 @@ def _claims(told: _Told, n_first: int, image_paths: dict[str, Path]) -> dict[str
     The first files come before others. Then a path belongs to the image with which it shares the
     longest end, a whole path before all. What could be any of several images has an empty score.
     """
-    ends, on_disk, claims, unmatched = {}, defaultdict(list), defaultdict(list), {}
+    ends, on_disk, claims, unmatched = {}, defaultdict(list), defaultdict(list), []
     for name, path in image_paths.items():
         ends[name] = normalize("NFC", path.as_posix()).split("/")[::-1]  # from the file's name up
         on_disk[ends[name][0]].append(name)
@@ -148,11 +148,11 @@ def _claims(told: _Told, n_first: int, image_paths: dict[str, Path]) -> dict[str
             told.problems.append(f"{one.file}: could be any of {', '.join(best[:3])}, left out")
         for name in best:
             claims[name].append((scores[name] if len(best) == 1 else (), one))
-        unmatched |= {} if best else {one.file: None}
+        unmatched += [one.file] * (not best)
     alone = [name for name in image_paths if name not in claims]
     if unmatched and alone:
         told.problems.append(
-            f"{len(unmatched)} annotated names match no image, for instance {min(unmatched)}; "
+            f"{len({*unmatched})} annotated names match no image, for instance {unmatched[0]}; "
             f"{len(alone)} images have no annotations, for instance {alone[0]}"
         )
     return claims

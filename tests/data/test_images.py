@@ -142,7 +142,7 @@ def test_every_image_has_a_name_that_a_file_can_have(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.json").mkdir()
-    assert annotations.read_annotations(tmp_path).objects == {}
+    assert annotations.annotate(tmp_path, images.find_images(tmp_path)).objects == {}
     found = images.find_images(tmp_path)
     assert (
         len(found) == 5
