@@ -82,9 +82,8 @@ def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[st
 def _read_objects(annotations: list, images: dict, categories: dict) -> tuple[dict, dict, list]:
     """`(objects, possible, problems)`, the first two by image id, as of Annotated.
 
-    The category of an annotation that can't be used is possible all the same. Where that can't be
-    told, any category is; where the image can't be told, any is in every image. Exact copies of an
-    annotation count once.
+    The category of an annotation that can't be used is possible all the same. If that can't be
+    told, any category is; if the image can't be told, any is in every image. Copies count once.
     """
     objects = {image_id: [] for image_id in images}
     possible = {image_id: set() for image_id in images}

@@ -1,7 +1,6 @@
 """Annotations in other files than COCO's instances: read, or named in one sentence."""
 
 import json
-from pathlib import Path
 from unicodedata import normalize
 from xml.etree import ElementTree
 
@@ -135,13 +134,14 @@ def test_sizes_crowds_colours_polygons_and_images_without_objects_are_kept(tmp_p
         ("m.jsonl", '{"file_name": "a.jpg"\n', "JSONDecodeError"),
         ("a.xml", "<annotation/>", "a.xml"),
         ("a.txt", "0 0.5 0.5 0.1 0.1", "a.txt"),
+        ("instances.JSON.gz", "x", "instances.JSON.gz"),
         ("train_labels.csv", "image,class", "train_labels.csv"),
     ],
 )
 def test_what_is_not_understood_is_named_in_one_sentence_with_what_was_expected(
     tmp_path, name, content, reason
 ):
-    write(tmp_path, "a.jpg", "")
+    write(tmp_path, "README.txt", "Pictures.")
     write(tmp_path, name, content)
     objects, _, categories, (problem,), _ = read(tmp_path, "a.jpg")
     assert objects == {} and categories == [] and problem.startswith(name)
@@ -310,25 +310,6 @@ def test_annotations_belong_to_the_longest_path_that_is_unambiguous(
     categories, problems = found_for(tmp_path, names)
     assert categories == {name: [f"object {n}"] for name, n in expected.items()}
     assert bool(problems) == (not expected) and all("0.png" in said for said in problems)
-
-
-@pytest.mark.parametrize(
-    "name, content",
-    [
-        ("labels/0.txt", "0 0.5 0.5 0.2 0.2\n"),
-        ("0.xml", "<annotation><object></object></annotation>"),
-        ("boxes.csv", "image,xmin,ymin,xmax,ymax\n0.png,1,2,3,4\n"),
-        ("instances.JSON.gz", "x"),
-        ("annotations.zip", "x"),
-    ],
-)
-def test_annotations_of_other_kinds_are_named(tmp_path, name, content):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text(content)
-    for other, text in {"README.txt": "Pictures.", "a.csv": "a,b\n", "b.xml": "<x/>"}.items():
-        (tmp_path / other).write_text(text)
-    objects, _, _, (said,), _ = read(tmp_path, "0.png")
-    assert not objects and Path(name).name in said and "COCO" in said and "README" not in said
 
 
 def test_a_suffix_in_capitals_is_a_suffix(tmp_path):
