@@ -22,21 +22,16 @@ CALLED = re.compile("annot|instance|label|box", re.I)
 class Annotations(NamedTuple):
     """What is known about the images of a folder. `objects` and `absent` are by image.
 
-    - `objects`: a list of dicts with `category`, `box` `[x, y, width, height]` in pixels, `crowd`,
-      `color` (None unless the annotation carries that extra attribute), `polygons` (`[x, y, x, y,
-      ...]` each) and `image_size` `(width, height)`, None where it is not given
-    - `absent`: the sorted names of the categories that the image is known not to have
-      (`docs/method.md` says what counts)
-    - `categories`: the sorted names of all categories
-    - `problems`: a sentence for each thing that can't be used and is left out
-    - `files`: a sentence that says which files were read and which were not opened
+    Each object is a dict with `category`, `box` `[x, y, width, height]` in pixels, `crowd`, `color`
+    (None unless the annotation carries that extra attribute), `polygons` (`[x, y, x, y, ...]` each)
+    and `image_size` `(width, height)`, None where it is not given.
     """
 
     objects: dict[str, list[dict]]
-    absent: dict[str, list[str]]
+    absent: dict[str, list[str]]  # what the image is known not to have: see docs/method.md
     categories: list[str]
-    problems: list[str]
-    files: str = ""
+    problems: list[str]  # a sentence for each thing that can't be used and is left out
+    files: str = ""  # says which files were read and which were not opened
 
 
 class _Told(NamedTuple):
@@ -67,9 +62,9 @@ def find_data_set() -> Path:
 def annotate(folder, image_paths: dict[str, Path]) -> Annotations:
     """The annotations under `folder` by the names of its images (all of `find_images`).
 
-    Files that are called `instances...`, as COCO's, come first. COCO ships keypoints and captions
-    beside them, of the same objects or none. So other files (PARSERS) are opened only if there is
-    an image that the first do not name. An image without a usable object has no annotations.
+    Files that are called `instances...` come first. COCO ships keypoints and captions beside them,
+    of the same objects. So other files are opened only if the first don't name every image. An
+    image without a usable object has no annotations.
     """
     files, told, by_stem = data_files(folder), _Told([], set(), [], [], []), defaultdict(set)
     for path in image_paths.values():
@@ -162,9 +157,8 @@ def _choose(told: _Told, claims: dict[str, list[tuple]]) -> tuple[dict, dict]:
     """`(objects, absent)` by image: those of the surest claim. But what any of its claims has is
     not absent."""
     # A format without a list of categories: those of all such files were looked for.
-    unlisted = {
-        item["category"] for one in told.images if one.looked_for is None for item in one.objects
-    }
+    without_list = [one for one in told.images if one.looked_for is None]
+    unlisted = {item["category"] for one in without_list for item in one.objects}
     objects, absent = {}, {}
     for name, claimed in claims.items():
         top = max(score for score, _ in claimed)

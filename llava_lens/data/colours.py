@@ -113,7 +113,7 @@ def may_have_colour(item: dict) -> bool:
 
 
 def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
-    """Objects of `read_annotations` with the `color` of their pixels (`colour_of`) where they have
+    """Objects of `annotate` with the `color` of their pixels (`colour_of`) where they have
     a polygon and the annotation gives no colour, and with `color_from`: `annotation`, `pixels` or
     empty.
 

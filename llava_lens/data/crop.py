@@ -148,13 +148,10 @@ def patches_to_cut(
 ) -> dict[str, list[int]]:
     """The numbers of the patches, row by row, that hold the objects that a prompt is about.
 
-    - `object`: the patches that a box of one of the prompt's categories covers by a tenth or more;
-      for a box too small for that the one it overlaps most
-    - `background`: as many that lie outside all these boxes, drawn with `seed`: the control
-
-    Empty where a category has no box in the crop, where it has a crowd region (it is not known
-    which patches of that hold it), and where too few patches lie outside. `objects` are those of
-    `objects_in_crop`.
+    `object`: those that a box of one of the prompt's categories covers by a tenth or more; for a
+    smaller box the one it overlaps most. `background`, the control: as many that lie outside all
+    these boxes, drawn with `seed`. Empty where a category has no box in the crop, where it has a
+    crowd region (which of its patches hold it is not known), and where too few lie outside.
     """
     about = set(prompt["categories"])
     asked = [item for item in objects if item["category"] in about and min(item["box"][2:]) > 0]

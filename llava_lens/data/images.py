@@ -16,9 +16,8 @@ from llava_lens.text import is_text, require
 
 # Pillow is told these because it also knows formats that start programs.
 IMAGE_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
-IMAGE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"}
+IMAGE_SUFFIXES |= {".tif", ".tiff"}
 # Folders of masks (COCO's panoptic_val2017, VOC's SegmentationClass), beside those of photographs.
 MASK_FOLDER = re.compile(r"/(panoptic|masks?|seg|semantic|stuff|labels?|annotations|gt)")
 MOST_IMAGE_BYTES, MOST_JSON_BYTES = 2**29, 2**30  # COCO's largest annotations have 0.45 GB
