@@ -24,7 +24,8 @@ def answers(request):
     readable."""
     bridge, processor = load.load_llava(DEMO / "model", request.param, "cpu")
     settings = load.Settings("demo/model", request.param, "cpu", top_k=5, max_new_tokens=3)
-    objects_of, absent, *_ = annotations.read_annotations(DEMO / "scenes")
+    scenes = DEMO / "scenes"
+    objects_of, absent, *_ = annotations.annotate(scenes, images.find_images(scenes))
     rows = []
     for name, path in images.find_images(DEMO / "scenes").items():
         image = images.open_image(path)
@@ -65,7 +66,9 @@ def test_relations_become_readable_later_than_colours(answers):
 
 def test_it_is_small_and_its_scenes_are_annotated_as_coco_does():
     assert sum(path.stat().st_size for path in (DEMO / "model").iterdir()) <= 6e6
-    objects, _, categories, problems, _ = annotations.read_annotations(DEMO / "scenes")
+    objects, _, categories, problems, _ = annotations.annotate(
+        DEMO / "scenes", images.find_images(DEMO / "scenes")
+    )
     assert len(objects) == 24 and set(objects) == set(images.find_images(DEMO / "scenes"))
     for found in objects.values():
         assert 2 <= len(found) <= 3

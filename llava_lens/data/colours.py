@@ -116,7 +116,7 @@ def may_have_colour(item: dict) -> bool:
 
 
 def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
-    """Objects of `read_annotations` with their `color`, None where it is not known, and with
+    """Objects of `annotate` with their `color`, None where it is not known, and with
     `color_from`: `annotation`, `pixels` (`colour_of` within the polygons) or empty.
 
     Pixels tell nothing in coloured light. In one tone only an annotated black, white or gray holds:

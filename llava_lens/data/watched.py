@@ -11,7 +11,7 @@ from llava_lens.words import ids_by_label, not_called, word_ids
 
 def count_together(annotations: dict[str, list[dict]]) -> dict[str, Counter]:
     """For each category in how many images each other one is beside it, and it is itself (under its
-    own name), from the objects of `read_annotations`."""
+    own name), from the objects of `annotate`."""
     together = {}
     for objects in annotations.values():
         names = {item["category"] for item in objects}

@@ -34,5 +34,5 @@ def test_special_tokens_in_a_question_or_category_are_refused(token, photographs
     data = json.loads((photographs / "instances_test.json").read_text())
     data["categories"][2]["name"] = f"a {token}"
     (tmp_path / "instances.json").write_text(json.dumps(data))
-    read = annotations.read_annotations(tmp_path)
+    read = annotations.annotate(tmp_path, {"china.jpg": tmp_path / "china.jpg"})
     assert read.categories == ["temple", "tree"] and "can't be asked about" in read.problems[0]
