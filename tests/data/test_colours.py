@@ -4,12 +4,12 @@
 the only one of theirs in the photograph, from 1 % of the crop on) with the colour terms that
 someone found right, looking at crops with the outline drawn in, before the rule's word was
 computed; none where no one term was. `tint_a` and `tint_b` are the photograph's `tint_of`, empty
-where that is None or it is in one tone. White, black and the bound on the cast were first set on the half `tuned` of 240
-objects. The 167 of `other photographs` were judged later: there the rule of then was right 23
-times of 30. What is unsure was set with all of them in view, so none of the three is held out any
-more. On the photographs' own pixels 46 of 47 words are right. `judged_colours.npz` has what was
-measured of each object, a little coarser: 40 colours (median cut) and how many thousandths of its
-pixels have each.
+where that is None or it is in one tone. White, black and the bound on the cast were first set on
+the half `tuned` of 240 objects. The 167 of `other photographs` were judged later: there the rule of
+then was right 23 times of 30. What is unsure was set with all of them in view, so none of the three
+is held out any more. On the photographs' own pixels 46 of 47 words are right. `judged_colours.npz`
+has what was measured of each object, a little coarser: 40 colours (median cut) and how many
+thousandths of its pixels have each.
 """
 
 import csv
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from llava_lens import kinds as kinds_py
 from llava_lens.data import coco, prompts
@@ -67,9 +67,8 @@ def test_the_names_that_people_gave_to_colours():
 def words_of(half: str) -> list[tuple[str, str | None]]:
     """The judged terms and the rule's word of each object."""
     words = []
-    for row, colours, counts in zip(
-        ROWS, MEASURED["colours"], MEASURED["thousandths"], strict=True
-    ):
+    rows = zip(ROWS, MEASURED["colours"], MEASURED["thousandths"], strict=True)
+    for row, colours, counts in rows:
         if row["half"] == half:
             pixels, word = np.repeat(colours, counts, axis=0), None
             if row["tint_a"]:
@@ -144,10 +143,8 @@ def test_a_term_must_hold_without_the_tint_of_the_light():
 
 def picture(colours: list[str]) -> Image.Image:
     """Vertical stripes of 20 x 100 pixels."""
-    image = Image.new("RGB", (20 * len(colours), 100))
-    for at, colour in enumerate(colours):
-        image.paste(Image.new("RGB", (20, 100), colour), (20 * at, 0))
-    return image
+    stripes = [np.full((100, 20, 3), ImageColor.getrgb(colour), np.uint8) for colour in colours]
+    return Image.fromarray(np.concatenate(stripes, axis=1))
 
 
 def rectangle(x0, y0, x1, y1) -> list[float]:
@@ -185,13 +182,16 @@ def test_a_colour_needs_seven_tenths_and_gray_is_none():
     assert data_colours.colour_of(np.zeros((0, 3), np.uint8)) is None
 
 
+LEFT = [rectangle(0, 0, 20, 100)]
+
+
 @pytest.mark.parametrize(
     "item, color, color_from",
     [
-        (an_object([rectangle(0, 0, 20, 100)]), "red", "pixels"),
-        (an_object([rectangle(0, 0, 20, 100)], color="teal"), "teal", "annotation"),
-        (an_object([rectangle(0, 0, 20, 100)], category="person"), None, ""),
-        (an_object([rectangle(0, 0, 20, 100)], crowd=True), None, ""),
+        (an_object(LEFT), "red", "pixels"),
+        (an_object(LEFT, color="teal"), "teal", "annotation"),
+        (an_object(LEFT, category="person"), None, ""),
+        (an_object(LEFT, crowd=True), None, ""),
         (an_object([]), None, ""),
         # Annotated at half the size.
         (an_object([rectangle(0, 0, 10, 50)], size=(100, 50)), "red", "pixels"),
@@ -204,10 +204,9 @@ def test_the_annotations_own_colour_goes_first_then_the_pixels(item, color, colo
 
 
 def test_there_is_no_truth_in_coloured_light():
-    (found,) = data_colours.with_colours(
-        [an_object([rectangle(0, 0, 100, 100)])], picture(["red"] * 10)
-    )
-    assert found["color"] is None and data_colours.tint_of(picture(["red"] * 10)) is None
+    light = picture(["red"] * 10)
+    (found,) = data_colours.with_colours([an_object([rectangle(0, 0, 100, 100)])], light)
+    assert found["color"] is None and data_colours.tint_of(light) is None
 
 
 def test_colour_questions_go_first_to_objects_whose_colour_is_known():
