@@ -227,7 +227,11 @@ def test_colour_questions_go_first_to_objects_whose_colour_is_known():
 
 
 def test_polygons_are_read_and_masks_and_odd_ones_are_not():
+    def read(segmentation):
+        entry = {"bbox": [1, 2, 3, 4], "segmentation": segmentation}
+        return coco._read_object(entry, "dog", None)["polygons"]
+
     good = rectangle(0, 0, 9, 9)
-    assert coco._polygons([good, good]) == [good, good]
+    assert read([good, good]) == [good, good]
     for odd in (None, {"counts": [1, 2], "size": [3, 4]}, [good[:5]], [good[:4]], [["a"] * 6], "x"):
-        assert coco._polygons(odd) == []
+        assert read(odd) == []
