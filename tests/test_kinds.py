@@ -14,7 +14,8 @@ def first_line(kind: str, **words) -> str:
 
 @pytest.mark.parametrize("asked", """
     a dog | an umbrella | an Apple | a bus | a wine glass | a uniform | a USB stick | a UFO
-    a urinal |     a European flag | a one-way sign | an SUV | an LCD screen | an x-ray | an 8-ball | an 18-wheeler
+    a urinal | a European flag | a one-way sign | an SUV | an LCD screen | an x-ray | an 8-ball
+    an 18-wheeler
     an hourglass | an hour | an honest man | an heir | a sheep | a pair of scissors | an onion
     an urn | a unit | a bunch of grapes | a glass (of wine) | a ledger | a thermos
 """.replace("\n", "|").split("|")[1:-1])  # fmt: skip
