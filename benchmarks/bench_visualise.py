@@ -207,10 +207,10 @@ def make_record(rng, name: str, jpeg: np.ndarray, realistic: bool = False) -> di
             "category": category,
             "box": [float(side * IMAGE_SIZE) for side in box],
             "crowd": False,
+            "cut_off": False,
             "color": None,
             "color_from": "",
             "visible": 1.0,
-            "cut_off": False,
             "share": float(box[2] * box[3]),
         }
         for category, *box in BOXES
@@ -279,10 +279,10 @@ def random_record(rng, name: str, jpeg: np.ndarray) -> dict:
                 "category": f"dog{at}" if at else "dog",
                 "box": [4.0, 4.0, 12.0 + 20 * at, 16.0],
                 "crowd": False,
+                "cut_off": False,
                 "color": None,
                 "color_from": "",
                 "visible": 1.0,
-                "cut_off": False,
                 "share": 0.05 * at,
             }
             for at in range(3)

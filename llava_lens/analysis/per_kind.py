@@ -25,6 +25,9 @@ def pieces_note(answers: pd.DataFrame) -> str:
     )
 
 
+BY_THE_LENS = ("settling_layer", "readable_layer")
+
+
 def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.DataFrame:
     """Per kind of prompt how many answers are right, and at which layer they are read.
 
@@ -33,12 +36,13 @@ def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.
     - `right`: the share of the graded, with its interval `right_low` and `right_high`
     - `majority`: the share of the most frequent truth, which always giving that answer would get
     - `median`, `low`, `high`: of `column` over `n_images_with_layer` images, with its `interval`.
-      Several answers of an image count as their mean; pieces of words are left out (`whole_words`)
+      Several answers of an image count as their mean. Where the lens reads it, pieces of words are
+      left out; the route, which is read at the output, needs no word
     """
 
     def row_of(of_kind):
-        whole = of_kind[of_kind["whole_word"].astype(bool)]
-        layers = whole.groupby("image")[column].mean().dropna().to_numpy(float)
+        read = of_kind[of_kind["whole_word"].astype(bool)] if column in BY_THE_LENS else of_kind
+        layers = read.groupby("image")[column].mean().dropna().to_numpy(float)
         graded = of_kind.dropna(subset="right").astype({"right": float})
         right = graded.groupby("image")["right"].mean().to_numpy(float)
         low, high = interval(layers, "median")

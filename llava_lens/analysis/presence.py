@@ -65,8 +65,7 @@ def category_confidence(images: list[Watched]) -> pd.DataFrame:
 
 
 def presence_answers(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `category_confidence` that the model was asked about: its answer `said_yes`
-    beside the `confidence` read from the patches."""
+    """The rows of `category_confidence` that the model was asked about."""
     return table.dropna(subset="said_yes")
 
 

@@ -90,30 +90,19 @@ def _order_in_short(sentences: list[str]) -> str:
 
 def _what_the_image_adds(answers: pd.DataFrame) -> str:
     """The table of right answers, and of P(answer) beside its controls."""
-    graded, controls, rows = settling_table(answers), controls_table(answers), []
-    for kind in sorted(graded.index, key=list(KINDS).index):
-        control = controls.loc[kind] if kind in controls.index else None
-        images = f"{graded.loc[kind, 'images']:.0f}"
-        names = ("probability", "other_probability", "grey_probability")
-        shares = [_share_cell(control, name) for name in names]
-        right = right_cell(graded.loc[kind])
-        rows.append([KINDS[kind].title, images, right, *shares, _gain_cell(control)])
+    graded, rows = settling_table(answers), []
+    shares = ["probability", "other_probability", "grey_probability"]
+    columns = [*shares, "gain", "low", "high"]
+    controls = controls_table(answers).reindex(index=graded.index, columns=columns)
+    for kind, control in controls.iterrows():
+        cells = [f"{graded.loc[kind, 'images']:.0f}", right_cell(graded.loc[kind])]
+        cells += ["not known" if np.isnan(p) else two_decimals(p) for p in control[shares]]
+        gain = with_interval(control["gain"], control[["low", "high"]], two_decimals)
+        rows.append([KINDS[kind].title, *cells, gain])
     header = ["asked about", "images", "right", "P(answer)", "P with another image"]
     header += ["P with a grey image", "P above another image"]
     title = "**What the image adds.** P of the answer's word at the last layer, means over images."
     return "\n".join([title, "", markdown_table(header, rows)])
-
-
-def _share_cell(control: pd.Series | None, name: str) -> str:
-    """One probability of `controls_table`."""
-    unknown = control is None or np.isnan(control[name])
-    return "not known" if unknown else two_decimals(control[name])
-
-
-def _gain_cell(control: pd.Series | None) -> str:
-    if control is None:
-        return "not known"
-    return with_interval(control["gain"], control[["low", "high"]], two_decimals)
 
 
 WHEN = (
@@ -137,10 +126,10 @@ def _when(run: dict, answers: pd.DataFrame) -> str:
             f"{handed.loc[kind, 'n_images_with_layer']:.0f}",
             _layer_cell(run, leaves.loc[kind]),
             _layer_cell(run, handed.loc[kind]),
-            _effect_cell(mediated.loc[kind]),
+            _median_cell(mediated.loc[kind], two_decimals),
             _layer_cell(run, readable.loc[kind]),
         ]
-        for kind in sorted(readable.index, key=list(KINDS).index)
+        for kind in readable.index
     ]
     header = ["asked about", "images with a route", "leaves the image at", "handed over at"]
     header += ["through the question", "readable from"]
@@ -148,13 +137,13 @@ def _when(run: dict, answers: pd.DataFrame) -> str:
     return "\n".join([notes, "", markdown_table(header, rows)])
 
 
-def _layer_cell(run: dict, row: pd.Series) -> str:
+def _median_cell(row: pd.Series, show) -> str:
     """`4 (3 to 4)`, from a row of `settling_table`."""
-    return with_interval(row["median"], row[["low", "high"]], partial(layer_label, run))
+    return with_interval(row["median"], row[["low", "high"]], show)
 
 
-def _effect_cell(row: pd.Series) -> str:
-    return with_interval(row["median"], row[["low", "high"]], two_decimals)
+def _layer_cell(run: dict, row: pd.Series) -> str:
+    return _median_cell(row, partial(layer_label, run))
 
 
 def _route_note(run: dict, answers: pd.DataFrame) -> str:

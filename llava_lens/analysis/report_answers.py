@@ -16,8 +16,7 @@ def report_answers(run: dict, answers: pd.DataFrame) -> str:
     """Right and wrong: beside chance, apart from each other, and the first wrong ones."""
     label, kinds = partial(layer_label, run), settling_table(answers)
     rows = []
-    for kind in sorted(kinds.index, key=list(KINDS).index):
-        row = kinds.loc[kind]
+    for kind, row in kinds.iterrows():
         majority = percent(row["majority"]) if row["graded"] else "-"
         settles = with_interval(row["median"], row[["low", "high"]], label)
         rows.append([KINDS[kind].title, right_cell(row), _chance(kind, run), majority, settles])
@@ -34,13 +33,8 @@ def report_answers(run: dict, answers: pd.DataFrame) -> str:
         for _, row in apart.iterrows()
     ]
     if rows:
-        header = [
-            "asked about",
-            "answers",
-            "images",
-            "readable from layer",
-            "P above another image",
-        ]
+        header = ["asked about", "answers", "images", "readable from layer"]
+        header.append("P above another image")
         parts.append(markdown_table(header, rows))
     return "\n\n".join(filter(None, [*parts, _what_was_wrong(first_tokens(answers))]))
 

@@ -84,7 +84,7 @@ def logits_of(bridge, cache, rows: dict[tuple, Row]) -> dict[tuple, torch.Tensor
 
 
 def cut_rows(own: Run, n_patches: int, patches: dict, windows: list) -> dict[tuple, Row]:
-    """The rows of KNOCKOUT by `(cut, window)`; `patches` are those of `patches_to_cut`.
+    """The rows of KNOCKOUT by `(cut, window)`; `patches_to_cut` gives `patches`.
 
     What is hidden gets no attention. Source: attention knockout, Geva et al., arXiv 2304.14767.
     """
@@ -126,11 +126,11 @@ def read_causal(  # noqa: PLR0913 (an image, other images, and what is asked)
 ) -> list[dict]:
     """`knockout` and `route` (KNOCKOUT, ROUTE) of each prompt of a record.
 
-    `prefix` is the image's (`keep_prefix`), `others()` gives `(name, prefix)` of the images before
-    it, nearest first, `patches` are those of `patches_to_cut` per prompt; windows and layers are
-    those of `run` (RUN). Both are empty for a prompt of more than PIECE tokens, which is not run at
-    once; the route also where none of the others gives another answer. Raises FloatingPointError
-    for NaN or infinity.
+    `prefix` is the image's (`keep_prefix`). `others()` gives `(name, prefix)` of the images before
+    it, nearest first. `patches` has what `patches_to_cut` gives for each prompt. `run` (RUN) names
+    windows and layers. A prompt of more than PIECE tokens is not run at once: both are empty then.
+    The route is empty also where no other image gives another answer. Raises FloatingPointError for
+    NaN or infinity.
     """
     read = [{"knockout": {}, "route": {}} for _ in prompts]
     with torch.inference_mode():
@@ -144,19 +144,17 @@ def read_causal(  # noqa: PLR0913 (an image, other images, and what is asked)
                 for number in texts
             }
             if windows := run["knockout_windows"]:
-                rows = {}
+                cuts = {}
                 for number, own in runs.items():
-                    cuts = cut_rows(own, run["grid"] ** 2, patches[number], windows)
-                    rows |= {(number, *key): row for key, row in cuts.items()}
-                for (number, cut, window), logits in logits_of(bridge, cache, rows).items():
-                    knockout, prob = (
-                        read[number]["knockout"],
-                        logits.softmax(-1)[answers[number][0]],
-                    )
+                    rows = cut_rows(own, run["grid"] ** 2, patches[number], windows)
+                    cuts |= {(number, *key): row for key, row in rows.items()}
+                for (number, cut, window), logits in logits_of(bridge, cache, cuts).items():
+                    prob = float(logits.softmax(-1)[answers[number][0]])
                     if window < 0:
-                        knockout[cut] = float(prob)
+                        read[number]["knockout"][cut] = prob
                     else:
-                        knockout.setdefault(cut, np.zeros(len(windows), np.float32))[window] = prob
+                        none = np.zeros(len(windows), np.float32)
+                        read[number]["knockout"].setdefault(cut, none)[window] = prob
             if layers := run["route_layers"]:
                 found = counterfactuals(bridge, texts, answers, others())
                 for number, route in read_routes(bridge, cache, runs, answers, found, layers):
@@ -211,8 +209,8 @@ def read_routes(  # noqa: PLR0913 (both runs of a text, and what is asked)
 ) -> Iterator[tuple[int, dict]]:
     """`(number, ROUTE)` of the texts that are `found` a counterfactual (`counterfactuals`).
 
-    Activation patching: at a layer the states of one group of positions are those of the run after
-    the other image. What is kept is LD, the logit of the own answer's first token minus that of the
+    Activation patching: at one layer, one group of positions gets its states from the run after the
+    other image. LD is kept: the logit of the own answer's first token minus the logit of the
     counterfactual's. Sources: Vig et al., arXiv 2004.12265; Heimersheim and Nanda, 2404.15255.
     """
     routes, rows, logits = {}, {}, {}
@@ -243,12 +241,9 @@ def read_routes(  # noqa: PLR0913 (both runs of a text, and what is asked)
         for name in ("own", "counterfactual", "mediated"):
             route[name] = difference[name, -1]
         own, other = route["own"], route["counterfactual"]
-        # At the ends: all that runs above is the other run's, or the own run's.
-        for name, first, last in (
-            ("image", other, own),
-            ("question", own, own),
-            ("last", own, other),
-        ):
+        # At the ends all that runs above is of the own run, or of the other.
+        ends = {"image": (other, own), "question": (own, own), "last": (own, other)}
+        for name, (first, last) in ends.items():
             inner = [difference[name, layer] for layer in layers[1:-1]]
             route[name] = np.array([first, *inner, last], np.float32)
         yield number, route

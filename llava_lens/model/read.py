@@ -72,9 +72,9 @@ def read_image(
     The prefix up to the last image token runs once; each prompt and its greedy answer go on from
     its key-value cache. A reading is about the token that comes next. Answer positions hold the
     answer's tokens fed back as input, so the first answer token is read at the prompt's last
-    position. The record has RECORD's fields but `name`, `objects` and the digests; `words` are
-    those of `words_to_watch`. `mean_probability` `[segment, layer, d_vocab]`, float32,
-    is over the segment's positions, NaN where it has none.
+    position. The record has RECORD's fields but `name`, `objects` and the digests. `words_to_watch`
+    gives `words`. `mean_probability` `[segment, layer, d_vocab]`, float32, is over the segment's
+    positions, NaN where it has none.
 
     Raises ValueError for `top_k` outside 1 ... d_vocab, for no prompt or new token and for a prompt
     beyond the model's context; FloatingPointError for NaN or infinity.
@@ -219,7 +219,7 @@ def read_control(bridge, prefix: list[tuple], prompts: list[dict]) -> list[dict]
 
 
 def text_of(prompt: dict) -> torch.Tensor:
-    """The tokens `[pos]` of a record's prompt, with those of its answer before its first word."""
+    """The tokens `[pos]` of a record's prompt and of its answer up to the answer's first word."""
     return torch.tensor(prompt["token_ids"][: prompt["n_prompt"] + prompt["word_at"]])
 
 

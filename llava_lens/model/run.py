@@ -172,9 +172,8 @@ def run_rows(bridge, cache, rows: list[Row]) -> list[torch.Tensor]:
         n_pos = len(resid)
         visible = seen & ~(hidden & (until > block)[:, None])  # [row, cached key]
         visible = torch.cat([visible[row_of[:n_pos]], own[:n_pos, :n_pos]], dim=1)  # [pos, key]
-        resid = bridge.blocks[
-            block
-        ](
+        run_block = bridge.blocks[block]
+        resid = run_block(
             resid[None],
             attention_mask=visible[None, None].to(resid.device),  # [1, head, pos, key]
             position_embeddings=tuple(part[:, :n_pos] for part in rotary),

@@ -10,9 +10,9 @@ from tests.conftest import ROOT
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """The results of the demo, read in float32."""
-    folder, scenes = tmp_path_factory.mktemp("demo"), ROOT / "demo/scenes"
-    model = ROOT / "demo/model"
-    lens_utils.analyse(lens_utils.load_images(scenes), folder, model=model, max_new_tokens=3)
+    folder, settings = tmp_path_factory.mktemp("demo"), {"model": ROOT / "demo/model"}
+    settings |= {"dtype": "float32", "device": "cpu", "max_new_tokens": 3, "processes": 1}
+    lens_utils.analyse(lens_utils.load_images(ROOT / "demo/scenes"), folder, **settings)
     return store.Results(folder)
 
 

@@ -38,6 +38,16 @@ def test_settling_table():
     assert np.isnan(eleven["low"]) and eleven["graded"] == 6 and eleven["not_gradable"] == 5
 
 
+def test_pieces_of_words_are_left_out_where_the_lens_reads_alone():
+    answers = answers_with("colour", [("red", True)] * 4)
+    answers = answers.assign(whole_word=[True, False] * 2, handed_over=[1.0, 5.0, 1.0, np.nan])
+    lens, route = (
+        per_kind.settling_table(answers, column).loc["colour", "n_images_with_layer"]
+        for column in ("readable_layer", "handed_over")
+    )
+    assert (lens, route) == (2, 3)
+
+
 def test_right_and_wrong_answers_apart_by_hand():
     rows = [
         {"image": i, "kind": "colour", "right": i < 3, "whole_word": True, "token": 0, "word_at": 0,
