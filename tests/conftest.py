@@ -15,6 +15,7 @@ import matplotlib
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TORCH = {"torch", "transformers", "transformer_lens", "accelerate", "tokenizers", "huggingface_hub"}
 matplotlib.use("Agg")
 
 import lens_utils
@@ -123,8 +124,8 @@ def tables(results):
 
 @pytest.fixture(scope="session")
 def blocked(tmp_path_factory):
-    """A folder for PYTHONPATH in which importing torch or transformers raises."""
+    """A folder for PYTHONPATH in which importing torch, or what brings it, raises."""
     folder = tmp_path_factory.mktemp("blocked")
-    for name in ("torch", "transformers", "transformer_lens"):
+    for name in TORCH:
         (folder / f"{name}.py").write_text(f"raise ImportError('{name} is blocked')")
     return folder

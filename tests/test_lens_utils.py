@@ -126,7 +126,7 @@ def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
 def test_bad_settings_are_named(whole, llava_folder, tmp_path, settings, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises((ValueError, TypeError), match=message):
-        lens.analyse(whole[0], tmp_path, **{"model": llava_folder, **settings})
+        lens.analyse(whole[0], tmp_path, **{"model": llava_folder, "device": "cpu", **settings})
     assert not any(tmp_path.rglob("*.pkl"))
 
 
