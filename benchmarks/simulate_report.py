@@ -153,7 +153,9 @@ def patches_of(rng, n: int, **added) -> list:
         for at in chosen[:2]:
             corner = usual[at] if rng.random() < 0.5 else rng.integers(0, 4, 2) * 10.0
             boxes[at] = [*corner, 20.0, 20.0]
-            objects.append({"category": CATEGORIES[at], "box": boxes[at], "share": 1 / 9})
+            objects.append(
+                {"category": CATEGORIES[at], "box": boxes[at], "share": 1 / 9, "crowd": False}
+            )
         inside = {at: patches_in(box) for at, box in boxes.items()}
         words = []
         for position, at in enumerate(chosen):
@@ -194,9 +196,7 @@ def claims_where(rng, n, claim: str, **plan) -> bool:
     return any(line.startswith(claim) for line in lines)
 
 
-OWN = "An object's own word marks its patches"
-PLACE = "An object's word is read where the object is"
-THERE = "The patches tell whether a category is there"
+OWN, PLACE, THERE = report_image.OWN, report_image.PLACE, report_image.THERE
 
 # ---- Peaks and knockout ------------------------------------------------------------------------
 

@@ -18,18 +18,18 @@ def report_grounding(run: dict, grounded: pd.DataFrame, confident: pd.DataFrame)
     return lines or ["Nothing to report: no annotated object lies in a part of the images."]
 
 
+OWN = "An object's own word marks its patches more than words of absent categories do"
+PLACE = "An object's word is read where the object is, not only where its category usually is"
+THERE = "The patches tell whether a category is there"
+CONTROLS = {  # claim, and what the own word in its own boxes is compared with
+    "auroc_absent": (OWN, "absent words in the same boxes"),
+    "auroc_other_image": (PLACE, "the own word in the boxes of the same category in another image"),
+}
+
+
 def where_in_image(run: dict, grounded: pd.DataFrame) -> list[str]:
-    controls = {
-        "absent": ("An object's own word marks its patches more than words of absent categories "
-                   "do", "absent words in the same boxes"),
-        "other_image": ("An object's word is read where the object is, not only where its category "
-                        "usually is", "the own word in the boxes of the same category in another "
-                        "image"),
-    }  # fmt: skip
-    lines = [
-        _above_control(run, grounded, f"auroc_{control}", *texts)
-        for control, texts in controls.items()
-    ]
+    """A sentence per control of `Grounding.table`, and one on what patches decode to."""
+    lines = [_above_control(run, grounded, control, *CONTROLS[control]) for control in CONTROLS]
     named = per_image(grounded, "top1_hit_rate").mean()
     most = named.idxmax()
     if not named.max():
@@ -54,54 +54,44 @@ def _above_control(run: dict, grounded: pd.DataFrame, control: str, claim: str, 
     best = above.mean(axis=0).argmax()
     low, high = interval(above, n_chosen_from=above.shape[1])[:, best]
     difference = with_interval(above[:, best].mean(), (low, high), two_decimals)
-    if not low > 0:
-        claim = f"Not shown: {claim[0].lower()}{claim[1:]}"
     layer = layer_label(run, layer_numbers(run)[best])
+    own_area, other_area = (two_decimals(areas[:, best].mean()) for areas in (own, other))
     return (
-        f"{claim}: at layer {layer}, where the difference is largest, P(word) has inside against "
-        "outside its boxes a mean AUROC of "
-        f"{two_decimals(own[:, best].mean())}, {what} have {two_decimals(other[:, best].mean())}, "
+        f"{_claim(claim, low > 0)}: at layer {layer}, where the difference is largest, P(word) has "
+        f"inside against outside its boxes a mean AUROC of {own_area}, {what} have {other_area}, "
         f"{difference} less on {count_of(len(above), 'image')} (interval for all layers at once)."
     )
 
 
+def _claim(claim: str, is_shown: bool) -> str:
+    return claim if is_shown else f"Not shown: {claim[0].lower()}{claim[1:]}"
+
+
 def _present(row: pd.Series) -> str:
-    within = with_interval(row["within"], interval_ends(row, "within"), two_decimals)
-    known = row["within_low"] > 0.5
-    claim = (
-        "The patches tell whether a category is there"
-        if known
-        else "Not shown: the patches tell whether a category is there"
-    )
     text = (
-        f"{claim}: images with it from images without it by the largest P(word), one category at a "
-        f"time, with an AUROC of {within}. Over all categories it is "
-        f"{with_interval(row['confidence'], interval_ends(row, 'confidence'), two_decimals)}, "
-        "and for a constant per category, how many images of the other half have it, "
-        f"{two_decimals(row['frequency'])}."
+        f"{_claim(THERE, row['within_low'] > 0.5)}: images with it from images without it by the "
+        "largest P(word), one category at a time, with an AUROC of "
+        f"{_cell(row, 'within', two_decimals)}. Over all categories it is "
+        f"{_cell(row, 'confidence', two_decimals)}, and for a constant per category, how many "
+        f"images of the other half have it, {two_decimals(row['frequency'])}."
     )
     if row["asked"]:
-        yes, no = (
-            with_interval(row[name], interval_ends(row, name), percent)
-            for name in ("sensitivity", "specificity")
-        )
+        yes, no = (_cell(row, name, percent) for name in ("sensitivity", "specificity"))
         text += f" Asked, the model says yes to {yes} of the present and no to {no} of the absent."
     return text
+
+
+def _cell(row: pd.Series, name: str, show) -> str:
+    return with_interval(row[name], interval_ends(row, name), show)
 
 
 def report_presence(confident: pd.DataFrame) -> str:
     """`presence_table` of `category_confidence`."""
     header = ["absent categories", "images", "AUROC of the largest P(word)", "of a constant"]
     header += ["one category at a time", "says yes to the present", "no to the absent"]
-    rows = [
-        [
-            way,
-            f"{row['images']:.0f}",
-            *(with_interval(row[name], interval_ends(row, name), two_decimals) for name in
-              ("confidence", "frequency", "within")),
-            *(with_interval(row[name], interval_ends(row, name), percent) for name in
-              ("sensitivity", "specificity")),
-        ]
-        for way, row in presence_table(confident).iterrows()
-    ]  # fmt: skip
+    rows = []
+    for sampling, row in presence_table(confident).iterrows():
+        areas = [_cell(row, name, two_decimals) for name in ("confidence", "frequency", "within")]
+        answers = [_cell(row, name, percent) for name in ("sensitivity", "specificity")]
+        rows.append([sampling, f"{row['images']:.0f}", *areas, *answers])
     return markdown_table(header, rows)
