@@ -26,6 +26,11 @@ from llava_lens.data.annotations import Annotations
 from llava_lens.model import images as model_images
 from llava_lens.model import load
 
+VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
+# A wide initialisation: distributions differ between layers and are far from flat.
+TEXT = VISION | dict(hidden_size=64, intermediate_size=96, num_hidden_layers=5)
+TEXT["initializer_range"] = 0.3
+
 
 @pytest.fixture(scope="session")
 def llava_folder(tmp_path_factory):
@@ -40,11 +45,7 @@ def llava_folder(tmp_path_factory):
     asked += [("relation", {"a": "dog", "b": "cat"}), ("description", {})]
     corpus = [kinds.CHAT, "Привет мир 狗 猫 $5 <b>"]
     corpus[1:1] = [kinds.question_of(kind, **words) for kind, words in asked]
-    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
-    # A wide initialisation: distributions differ between layers and are far from flat.
-    text = small | dict(hidden_size=64, intermediate_size=96, num_hidden_layers=5)
-    text["initializer_range"] = 0.3
-    make_llava(folder, corpus, image_size=56, patch_size=14, vision=small, text=text)
+    make_llava(folder, corpus, image_size=56, patch_size=14, vision=VISION, text=TEXT)
     return folder
 
 
