@@ -31,6 +31,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -182,10 +183,9 @@ class Products:
         self.n_read += module.weight.numel()
         self.flop += 2 * args[0][..., 0].numel() * module.weight.numel()
 
-    def of(self, work) -> str:
+    def count_in(self, work) -> None:
         self.n_read = self.flop = 0
         work()
-        return f"{self.n_read / self.n_weights:6.1f} passes {self.flop / 1e12:8.3f} TFLOP"
 
 
 def peak_mib(work) -> float:
@@ -283,15 +283,16 @@ def measure(bridge, ways: dict, n_prompts: int, repeats: int) -> None:
     """Print time, peak memory and products of each way, and how many times the first one's time it
     takes."""
     reference = next(iter(ways))
-    mib, held, products = {}, {}, Products(bridge)
-    counted = {name: products.of(work) for name, work in ways.items()}
-    for hook in products.hooks:
-        hook.remove()
+    mib, held, counted, products = {}, {}, {}, Products(bridge)
     for name, work in ways.items():
         if on_gpu():
             torch.cuda.empty_cache()
-        mib[name] = peak_mib(work)
+        mib[name] = peak_mib(partial(products.count_in, work))
+        counted[name] = f"{products.n_read / products.n_weights:6.1f} passes"
+        counted[name] += f"{products.flop / 1e12:8.3f} TFLOP"
         held[name] = torch.cuda.max_memory_reserved() / 2**30 if on_gpu() else None
+    for hook in products.hooks:
+        hook.remove()
     # The ways take turns, so that what else the machine does meets them all.
     times = [{name: seconds_of(work) for name, work in ways.items()} for _ in range(repeats)]
     print(

@@ -135,7 +135,8 @@ def read_causal(  # noqa: PLR0913 (an image, other images, and what is asked)
     read = [{"knockout": {}, "route": {}} for _ in prompts]
     with torch.inference_mode():
         for texts in in_groups([*map(text_of, prompts)]):
-            if sum(map(len, texts.values())) > PIECE:
+            is_asked = run["knockout_windows"] or run["route_layers"]
+            if not is_asked or sum(map(len, texts.values())) > PIECE:
                 continue
             cache = as_cache(prefix)
             runs = run_texts(Texts(bridge, cache), texts)

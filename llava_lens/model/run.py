@@ -197,9 +197,8 @@ class Texts:
         ids = torch.cat([*pieces.values()])[None].to(self.bridge.cfg.device)
         embedded = self.bridge(ids, stop_at_layer=0)[0]  # [pos, d_model]
         rows, end = [], self.cache.get_seq_length()
-        for number, states in zip(
-            pieces, embedded.split([*map(len, pieces.values())]), strict=True
-        ):
+        by_text = embedded.split([*map(len, pieces.values())])
+        for number, states in zip(pieces, by_text, strict=True):
             own = self.places.setdefault(number, [])
             rows.append(Row(states, 0, self.n_prefix + len(own), [*range(self.n_prefix), *own]))
             own += range(end, end + len(states))
