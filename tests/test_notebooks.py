@@ -6,7 +6,6 @@ import nbformat
 import pandas as pd
 import pytest
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 from llava_lens import store
 from tests.conftest import ROOT
@@ -44,6 +43,7 @@ def tmp_path(tmp_path):
     return tmp_path
 
 
+@pytest.mark.timeout(300)
 def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocked, monkeypatch):
     """A broken image among them is named and skipped; the second notebook has no torch."""
     images = shutil.copytree(photographs, tmp_path / "images")
@@ -72,8 +72,3 @@ def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocke
     summary = pd.read_csv(tmp_path / "report/summary.csv")
     prompts = [prompt for record in records.values() for prompt in record["prompts"]]
     assert len(summary) == 6 * sum(len(prompt["answer_ids"]) for prompt in prompts)
-
-
-def test_second_notebook_says_what_is_missing(tmp_path):
-    with pytest.raises(CellExecutionError, match="run Make_Analyse.ipynb first"):
-        executed("Visualise_Analyse.ipynb", tmp_path, results=str(tmp_path))

@@ -86,15 +86,12 @@ def test_both_notebooks_as_kaggle_runs_them(kaggle_folders):
 
 @pytest.mark.parametrize("kaggle_folders", ["zip", "github"], indirect=True)
 def test_the_code_and_the_images_are_found_or_the_remedy_is_said(kaggle_folders):
+    """The demo's scenes beside the code are not taken for them."""
     inputs, working = kaggle_folders
-    make, visualise = (working.parents[1] / name for name in NOTEBOOKS)
+    make = working.parents[1] / NOTEBOOKS[0]
     text, _ = shown_by(executed(make, working, upto="lens.load_images("))
     assert "lens_utils.py" in text and "3 images under" in text and "1 of them annotated" in text
     for path in inputs.rglob("*.jpg"):
         path.unlink()
     with pytest.raises(CellExecutionError, match="choose Add Input, search for COCO-data-100"):
-        executed(make, working)
-    next(inputs.rglob("lens_utils.py")).unlink()
-    for notebook in (make, visualise):
-        with pytest.raises(CellExecutionError, match="No module named 'lens_utils'"):
-            executed(notebook, working)
+        executed(make, working, upto="lens.load_images(")

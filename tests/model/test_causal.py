@@ -27,7 +27,10 @@ TOLERANCE = {"float32": 2e-5, "float16": 2e-2}
 @pytest.fixture(scope="module")
 def gqa_folder(tmp_path_factory):
     """A tiny LLaVA with two key-value heads for four heads (grouped-query attention)."""
-    folder, text = tmp_path_factory.mktemp("gqa"), TEXT | {"num_key_value_heads": 2}
+    folder, text = (
+        tmp_path_factory.mktemp("gqa"),
+        TEXT | {"num_key_value_heads": 2, "intermediate_size": 64},
+    )
     torch.manual_seed(1)
     make_llava(folder, [kinds.CHAT, *QUESTIONS], 56, 14, vision=VISION, text=text)
     return folder
@@ -214,6 +217,7 @@ def test_a_cut_equals_plain_hf_with_that_mask(both, images):
     for prompt, one in zip(record["prompts"], read, strict=True):
         plain = Hooked(hf, images[0], prompt["question"])
         token = int(prompt["answer_ids"][0])
+        assert prompt["word_at"] == 0  # where the cuts are read
         undisturbed = plain.cut("image", []).softmax(-1)[token]
         for cut, prob in one["knockout"].items():
             of_windows = cut in schema.OF_OBJECTS

@@ -76,7 +76,8 @@ def test_the_control_other_is_what_the_model_says_after_the_image_before(
 ):
     """By itself for the second image; the first one's is the last image, however images are shared
     and whatever was read before."""
-    paths, settings = find_images(photographs), load.Settings(str(llava_folder), "float32", "cpu")
+    paths, fast = find_images(photographs), dict(knockout=False, route=False, max_new_tokens=3)
+    settings = load.Settings(str(llava_folder), "float32", "cpu", **fast)
     images.read_images(paths, NOTHING_KNOWN, tmp_path / "all", settings)
     records = list(store.Results(tmp_path / "all").records())
     for number, record in enumerate(records):

@@ -25,7 +25,10 @@ def distribution_pairs():
     n = 32_064
     for sharpness in (0.1, 1, 10, 100):
         yield torch.softmax(torch.randn(2, 4, n) * sharpness, -1)
-    one_hot, flat = torch.eye(n)[:4], torch.full((4, n), 1 / n)
+    one_hot, flat = (
+        torch.nn.functional.one_hot(torch.arange(4), n).float(),
+        torch.full((4, n), 1 / n),
+    )
     half = torch.cat([torch.full((4, n // 2), 2 / n), torch.zeros(4, n // 2)], dim=1)
     nearly = torch.softmax(torch.randn(4, n), -1)
     yield one_hot, one_hot.roll(1, 0)  # disjoint

@@ -28,9 +28,8 @@ GIB = 2**30
 VISION = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24)
 VISION |= dict(num_attention_heads=16, image_size=336, patch_size=14)
 TEXT = LlamaConfig(vocab_size=32_064)
-LLAVA_7B = LlavaConfig(
-    vision_config=CLIPVisionConfig(**VISION), text_config=TEXT
-)  # 13.2 GiB in float16
+# 13.2 GiB in float16
+LLAVA_7B = LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=TEXT)
 
 
 @pytest.mark.parametrize(
@@ -41,16 +40,22 @@ def test_the_whole_model_goes_to_one_gpu_where_it_fits(free, device):
     assert load.device_map_for(LLAVA_7B, "float16", free) == {"": device}
 
 
-@pytest.mark.parametrize("free", [[14.0 * GIB] * 2, [9 * GIB] * 2, [5 * GIB, 12 * GIB]])
-def test_else_it_is_spread_and_each_gpu_keeps_room_to_read(free):
-    placed = load.device_map_for(LLAVA_7B, "float16", free)
-    assert set(placed.values()) == {0, 1}
+@pytest.fixture(scope="module")
+def sizes():
+    """The bytes of each weight of LLaVA-1.5-7B in float16, by name."""
     with init_empty_weights():
         model = LlavaForConditionalGeneration(LLAVA_7B)
+    return {name: weight.numel() * 2 for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("free", [[14.0 * GIB] * 2, [9 * GIB] * 2, [5 * GIB, 12 * GIB]])
+def test_else_it_is_spread_and_each_gpu_keeps_room_to_read(free, sizes):
+    placed = load.device_map_for(LLAVA_7B, "float16", free)
+    assert set(placed.values()) == {0, 1}
     used = [0, 0]
-    for name, weight in model.named_parameters():
+    for name, size in sizes.items():
         (at,) = [gpu for module, gpu in placed.items() if f"{name}.".startswith(f"{module}.")]
-        used[at] += weight.numel() * 2
+        used[at] += size
     assert sum(used) == 7_063_427_072 * 2  # none is left out
     assert all(most + GIB <= room for most, room in zip(used, free, strict=True))
     # A block is never divided: its states would have to cross within it.
