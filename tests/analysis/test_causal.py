@@ -172,29 +172,17 @@ def simulated(n_images, loss_of):
 
 
 def test_a_window_that_does_nothing_is_named_in_fewer_than_1_in_20_data_sets():
-    """500 data sets: images differ in how much any cut shakes their answers, rounding makes many
-    changes equal, and cuts to objects and to the control shake the same."""
+    """500 data sets of four kinds: images differ in how much any cut shakes their answers, rounding
+    makes many changes equal, and cuts to objects and to the control shake the same."""
     rng, named = np.random.default_rng(0), 0
     for number in range(500):
-        n_images = 10 if number % 25 == 0 else (16, 24, 100)[number % 3]
-
-        def changes(n_images=n_images):
-            shaken = rng.lognormal(-3, 1.5, n_images)
-            shape = 2, n_images, len(CENTRES)
-            return -np.round((shaken[:, None] * rng.normal(0.2, 1, shape)).clip(-1, 1), 3)
-
-        of_kinds = [changes() for _ in WITH_OBJECTS]
-        windows = [report_causal.window_of_use(*both[:, :, :-1])[0] for both in of_kinds]
-        named += any(window is not None for window in windows)
-        if number % 50 == 0:  # the report says what `window_of_use` says
-
-            def loss_of(image, cut, kind, of_kinds=of_kinds):
-                return -of_kinds[WITH_OBJECTS.index(kind)][schema.OF_OBJECTS.index(cut), image]
-
-            lines = report_causal.report_knockout(RUN, simulated(n_images, loss_of))
-            falls = ["falls most" in line for line in lines]
-            expected = [window is not None for window in windows]
-            assert falls == (expected if n_images >= stats.MIN_IMAGES else [])
+        n_images, found = (16, 24, 100)[number % 3], []
+        for _ in WITH_OBJECTS:
+            shaken = rng.lognormal(-3, 1.5, (n_images, 1))
+            noise = rng.normal(0.2, 1, (2, n_images, len(CENTRES) - 1))
+            both = -np.round((shaken * noise).clip(-1, 1), 3)
+            found.append(report_causal.window_of_use(*both)[0])
+        named += any(window is not None for window in found)
     assert named < 25
 
 

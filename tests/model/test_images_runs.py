@@ -117,24 +117,20 @@ def assert_goes_on(results, short):
     assert not uncounted(results) and not list(results.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("step", range(3 * (1 + 2 * N_IMAGES)))
-def test_killed_at_every_step_of_saving(tmp_path, short, step):
-    """Three steps for run.pkl, and for record and part of each image. At most one image is read
-    twice."""
-    results, attempt = tmp_path / "results", short[1]
-    assert attempt(results, first=partial(die_at, step)) == (-9, "")
-    assert len(uncounted(results)) <= 1
-    assert_goes_on(results, short)
+STEPS = range(3 * (1 + 2 * N_IMAGES))  # three for run.pkl, and for record and part of each image
 
 
-def test_killed_while_it_draws_a_bar(tmp_path, short):
-    assert short[1](tmp_path / "results", first=die_drawing) == (-9, "")
+@pytest.mark.parametrize("die", [die_drawing, *(partial(die_at, step) for step in STEPS)])
+def test_killed_at_every_step_of_saving_and_while_it_draws_a_bar(tmp_path, short, die):
+    """At most one image is read twice."""
+    assert short[1](tmp_path / "results", first=die) == (-9, "")
+    assert len(uncounted(tmp_path / "results")) <= 1
     assert_goes_on(tmp_path / "results", short)
 
 
-@pytest.mark.parametrize("processes", [1, 1, 2])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_killed_at_random_moments(tmp_path, short, processes, request):
-    """Three times; at most one image per process is read twice."""
+    """At most one image per process is read twice."""
     results, attempt = tmp_path / "results", short[1]
     start = time.time()
     assert attempt(tmp_path / "whole", processes=processes) == (0, "")

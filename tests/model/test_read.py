@@ -12,7 +12,6 @@ from llava_lens.data.prompts import as_prompts
 from llava_lens.model import lens, load
 from llava_lens.model import read as model_read
 from llava_lens.model.run import encode_prompts, run_and_capture
-from llava_lens.words import token_labels
 from tests.conftest import PROMPTS, ROOT
 from tests.model.plain_hf import hf_inputs, hf_lens
 
@@ -159,13 +158,3 @@ def test_the_grey_control_is_a_run_on_a_grey_image(llava, records):
             np.testing.assert_allclose(prompt["grey"]["target_prob"], target, atol=1e-5)
             rank = ((p > target[:, None]).sum(-1) + 1).numpy()
             assert np.abs(prompt["grey"]["target_rank"].astype(int) - rank).max() <= 1
-
-
-def test_token_labels_are_unique_and_keep_the_leading_space(llava):
-    bridge, processor = llava
-    labels = token_labels(processor.tokenizer, bridge.cfg.d_vocab)
-    assert len(labels) == bridge.cfg.d_vocab == len(set(labels))
-    last = f"<row{bridge.cfg.d_vocab - 1}>"
-    assert {"▁dog", "<0x0A>", "<s>", "<image>", "▁狗", last} <= set(labels)
-    for i in range(len(processor.tokenizer)):
-        assert processor.tokenizer.convert_tokens_to_ids(labels[i]) == i
