@@ -130,3 +130,17 @@ def blocked(tmp_path_factory):
     for name in TORCH:
         (folder / f"{name}.py").write_text(f"raise ImportError('{name} is blocked')")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The results of the demo's scenes, read in float32 once for all tests."""
+    folder, scenes = tmp_path_factory.mktemp("demo"), ROOT / "demo/scenes"
+    settings = dict(model=ROOT / "demo/model", dtype="float32", max_new_tokens=3)
+    lens_utils.analyse(lens_utils.load_images(scenes), folder, **settings)
+    return store.Results(folder)
+
+
+@pytest.fixture(scope="session")
+def demo_tables(demo):
+    return lens_utils.tabulate(demo)
