@@ -91,20 +91,11 @@ def read_images(
 ) -> None:
     """Load the model and read every image that has no record yet into the results in `folder`.
 
-    <<<<<<< HEAD
-        The lens is checked on the first image. Where accelerate has launched several processes, each
-        loads its own copy of the model and takes its share of the images; none waits for another. An
-        image that can't be read is skipped by name. `image_paths` has all images, read or not: the
-        control `other` of each is the image before. Raises ValueError if no image can be opened,
-        and what `load_llava`, `check_last_layer` and `Results.begin` raise.
-    =======
-        `match_annotations` gives `annotations`, `read_annotations` gives `categories`. The lens is
-        checked on the first image. Where accelerate has launched several processes, each loads its own
-        copy of the model and takes its share of the images; none waits for another. An image that can't
-        be read is skipped by name. `image_paths` has all images, read or not: controls and
-        counterfactuals are the images before. Raises ValueError if no image can be opened, and what
-        `load_llava`, `check_last_layer` and `Results.begin` raise.
-    >>>>>>> h-model
+    The lens is checked on the first image. Where accelerate has launched several processes, each
+    loads its own copy of the model and takes its share of the images; none waits for another. An
+    image that can't be read is skipped by name. `image_paths` has all images, read or not: controls
+    and counterfactuals are the images before. Raises ValueError if no image can be opened, and what
+    `load_llava`, `check_last_layer` and `Results.begin` raise.
     """
     # Else the state of an earlier run stays, of this process or of the one that launched it.
     PartialState._reset_state()

@@ -159,18 +159,6 @@ def test_changes_by_hand():
     assert report_causal.report_cuts(run, table) == ""
 
 
-def simulated(n_images, loss_of):
-    """`knockouts` of images with a prompt of each kind that has objects; `loss_of(image, cut,
-    kind)` is a loss `[window]`."""
-    cases = itertools.product(range(n_images), enumerate(WITH_OBJECTS), schema.OF_OBJECTS)
-    rows = [
-        ({"image": f"{image:03}", "prompt": prompt, "kind": kind, "cut": cut},
-         {"change": -loss_of(image, cut, kind)})
-        for image, (prompt, kind), cut in cases
-    ]  # fmt: skip
-    return curves.repeat_over_layers(rows, CENTRES)
-
-
 def test_a_window_that_does_nothing_is_named_in_fewer_than_1_in_20_data_sets():
     """500 data sets of four kinds: images differ in how much any cut shakes their answers, rounding
     makes many changes equal, and cuts to objects and to the control shake the same."""
@@ -187,14 +175,13 @@ def test_a_window_that_does_nothing_is_named_in_fewer_than_1_in_20_data_sets():
 
 
 def test_a_window_that_does_something_is_named_with_its_control():
-    rng = np.random.default_rng(1)
-
-    def loss_of(image, cut, kind):
-        size = 0.3 if cut == "object" else 0.02
-        bump = size * np.exp(-(((CENTRES - 12) / 4) ** 2))
-        return bump + rng.normal(0, 0.01, len(CENTRES))
-
-    table = simulated(24, loss_of)
+    rng, rows, bump = np.random.default_rng(1), [], np.exp(-(((CENTRES - 12) / 4) ** 2))
+    cuts = zip(schema.OF_OBJECTS, (0.3, 0.02), strict=True)
+    cases = itertools.product(range(24), enumerate(WITH_OBJECTS), cuts)
+    for image, (prompt, kind), (cut, size) in cases:
+        constant = {"image": f"{image:03}", "prompt": prompt, "kind": kind, "cut": cut}
+        rows.append((constant, {"change": -size * bump - rng.normal(0, 0.01, len(CENTRES))}))
+    table = curves.repeat_over_layers(rows, CENTRES)
     lines = report_causal.report_knockout(RUN, table)
     abouts = [line.split(",")[0] for line in lines]
     assert abouts == [f"Asked about {kinds.KINDS[kind].title}" for kind in WITH_OBJECTS]

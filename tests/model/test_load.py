@@ -1,6 +1,7 @@
 """Loading: what is refused, by name, before anything large is loaded; where the weights go."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -129,13 +130,10 @@ def test_weights_without_a_place_are_told_and_change_nothing(checkpoint, llava, 
         assert torch.equal(weight, expected)
 
 
-@pytest.mark.parametrize("damage", ["cut short", "gone"])
-def test_weights_that_cannot_be_read_are_refused(checkpoint, damage):
+@pytest.mark.parametrize("part", [0.5, 0])
+def test_weights_that_cannot_be_read_are_refused(checkpoint, part):
     path = checkpoint / "model.safetensors"
-    whole = path.read_bytes()
-    path.unlink()
-    if damage == "cut short":
-        path.write_bytes(whole[: len(whole) // 2])
+    os.truncate(path, int(part * path.stat().st_size)) if part else path.unlink()
     with pytest.raises(ValueError, match=r"weights of '.*checkpoint' can't be read"):
         load.load_llava(checkpoint, "float32", "cpu")
 
