@@ -43,9 +43,9 @@ sys.path.insert(0, str(HERE.parent))
 from tiny_llava import make_llava  # noqa: E402
 
 from llava_lens.analysis.stats import auroc, settling_layer  # noqa: E402
-from llava_lens.data.annotations import read_annotations  # noqa: E402
+from llava_lens.data.annotations import annotate  # noqa: E402
 from llava_lens.data.crop import objects_in_crop
-from llava_lens.data.images import open_image
+from llava_lens.data.images import find_images, open_image
 from llava_lens.data.prompts import make_prompts
 from llava_lens.kinds import CHAT, question_of
 
@@ -163,7 +163,7 @@ def place_boxes(rng: random.Random, count: int, gap: int = 6) -> list[list[int]]
 
 def make_scene(rng: random.Random) -> tuple[Image.Image, list[dict]]:
     """A picture of two or three shapes, no two of the same shape or colour, and its objects as
-    `read_annotations` gives them."""
+    `annotate` gives them."""
     boxes = place_boxes(rng, rng.choice([2, 3]))
     shapes, colours = rng.sample(CATEGORIES, len(boxes)), rng.sample(list(COLOURS), len(boxes))
     big = Image.new("RGB", (2 * SCENE_SIZE, 2 * SCENE_SIZE), (rng.randint(110, 145),) * 3)
@@ -664,7 +664,8 @@ def answer_shipped(folder: Path, dtype: torch.dtype) -> float:
     model = LlavaForConditionalGeneration.from_pretrained(folder / "model", dtype=dtype)
     processor = AutoProcessor.from_pretrained(folder / "model", backend="pil")
     right = []
-    for file, objects in read_annotations(folder / "scenes")[0].items():
+    scenes = folder / "scenes"
+    for file, objects in annotate(scenes, find_images(scenes)).objects.items():
         image = open_image(folder / "scenes" / file)
         seen = objects_in_crop(objects, image.size, processor.image_processor)
         for prompt in ask(seen, seed=file):

@@ -5,10 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from llava_lens import schema
+from llava_lens import pickles, schema
 from llava_lens.kinds import KINDS
 from llava_lens.text import markdown_table
 
+MOST = ", ".join(f"`{axis}` {most:,}" for axis, most in schema.MOST.items())
 INTRO = f"""# The format of the results
 
 This page is written by `python docs/make_format.py` from `llava_lens/schema.py`. A file that does
@@ -45,6 +46,19 @@ The format version is {schema.FORMAT_VERSION}. Other versions are refused.
 - `route_layer`: the layers in `run["route_layers"]`
 
 JSD, entropy and their bounds are in bits. Probabilities are of the whole vocabulary.
+
+## Bounds
+
+Beyond these a file is refused. So what a stranger made can take neither hours nor all memory.
+
+- an axis, list or dict has at most {schema.MOST_OF_AXIS} items, but {MOST}
+- the prompts of a record have at most {schema.MOST_CELLS:,} layers x positions
+- a record has at most {schema.MOST_ROWS_OF_ONE:,} (layers + 20) x (tokens of answers + watched
+  words), all records have {schema.MOST_ROWS:,}: some 8,000 images of LLaVA-1.5-7B
+- a text has at most {schema.MOST_TEXT:,} characters, a name of an image
+  {schema.MOST_NAME_BYTES} bytes
+- a file has at most {pickles.MOST_BYTES >> 20} MiB unpacked and {pickles.MOST_OPCODES:,} opcodes
+- there are at most 100 parts
 """
 TABLES = {
     "RUN": (
@@ -91,7 +105,8 @@ TABLES = {
         "segment."
     ),
 }
-TYPES = {"f": "float array", "i": "int array", "u": "unsigned int array", "text": "str, not blank"}
+TYPES = {"f": "float array", "i": "int array", "u": "unsigned int array", "|u1": "uint8 array"}
+TYPES |= {"text": "str, not blank"}
 
 
 def table_name(table: dict) -> str:
@@ -110,7 +125,7 @@ def type_of(field: schema.Field) -> str:
         return "dict of str by str"
     kinds = field.kind if isinstance(field.kind, tuple) else (field.kind,)
     names = [TYPES.get(kind) or kind.__name__.replace("NoneType", "None") for kind in kinds]
-    is_list = field.shape and field.kind not in ("f", "i", "u")
+    is_list = field.shape and field.kind not in ("f", "i", "u", "|u1")
     return "list" if field.kind is list else "list of " * bool(is_list) + " or ".join(names)
 
 

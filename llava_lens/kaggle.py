@@ -43,14 +43,11 @@ def data_sets() -> list[Path]:
 
 
 def probe_gpus() -> dict:
-    """What torch can do on this machine.
+    """What torch can do on this machine, tried in another process: torch, once imported, can't be
+    replaced, and a process that has used a GPU can't be forked.
 
-    It is tried in another process: torch, once imported, can't be replaced, and a process that has
-    used a GPU can't be forked. Returns
-
-    - `torch`: its version, or the error that importing it gave
-    - `cuda`: the version of CUDA that it was built for, None without
-    - `gpus`: per GPU `name`, `capability` `[major, minor]`, `works` (a sum on it is right), `free`
+    - `torch`: its version, or the error of importing it; `cuda`: what it was built for, or None
+    - `gpus`: for each `name`, `capability` `[major, minor]`, `works` (a sum on it is right), `free`
       and `total` bytes
     """
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
@@ -60,11 +57,8 @@ def probe_gpus() -> dict:
 
 
 def prepare_kaggle() -> None:
-    """On Kaggle: print what machine this is and install what is missing. Elsewhere: nothing.
-
-    Must run before torch is imported. Raises RuntimeError with the remedy if the machine can't do
-    the work.
-    """
+    """On Kaggle, before torch is imported: print what machine this is and install what is missing.
+    Elsewhere: nothing. Raises RuntimeError with the remedy if the machine can't do the work."""
     if not on_kaggle():
         print("Not on Kaggle: nothing to install here, requirements.txt has what is needed.")
         return
@@ -74,39 +68,31 @@ def prepare_kaggle() -> None:
     for gpu in machine["gpus"]:
         capability = ".".join(map(str, gpu["capability"]))
         print(f"GPU: {gpu['name']}, compute capability {capability}, {gpu['total'] >> 20:,} MiB")
-    torch = f"torch {machine['torch']}"
+    torch, choose_t4 = f"torch {machine['torch']}", "choose GPU T4 x2 under Settings > Accelerator"
     print(f"{torch}, built for CUDA {machine['cuda'] or '(none)'}")
-    unfit, problem = [gpu for gpu in machine["gpus"] if not gpu["works"]], ""
-    choose_t4 = "choose GPU T4 x2 under Settings > Accelerator"
+    unfit = [gpu for gpu in machine["gpus"] if not gpu["works"]]
+    old = bool(unfit) and unfit[0]["capability"][0] < 7  # for it an older torch is installed
+    then = "then run all cells again."
     if not machine["cuda"]:
-        problem = f"{torch} can't be used, or has no code for any GPU: choose Run > Factory reset"
-    elif not machine["gpus"]:
-        problem = f"There is no GPU: {choose_t4}"
-    elif unfit and unfit[0]["capability"] >= [
-        7,
-        0,
-    ]:  # for an older one, an older torch is installed
-        problem = f"{torch} can't compute on a {unfit[0]['name']}: {choose_t4}"
-    if problem:
-        raise RuntimeError(f"{problem}, then run all cells again.")
+        what = f"{torch} can't be used, or has no code for any GPU"
+        raise RuntimeError(f"{what}: choose Run > Factory reset, {then}")
+    if not machine["gpus"] or unfit and not old:
+        what = f"{torch} can't compute on a {unfit[0]['name']}" if unfit else "There is no GPU"
+        raise RuntimeError(f"{what}: {choose_t4}, {then}")
     installed = {f"{package.name}=={package.version}" for package in metadata.distributions()}
-    _install(PIP_P100 * bool(unfit) + [each for each in PIP_LENS if each not in installed])
+    if packages := PIP_P100 * old + [each for each in PIP_LENS if each not in installed]:
+        _install(packages)
 
 
 def _install(packages: list[str]) -> None:
-    if not packages:
-        return
     if imported := sorted({"torch", "transformers"} & sys.modules.keys()):
-        raise RuntimeError(
-            f"{', '.join(packages)} must be installed, but {' and '.join(imported)} was imported "
-            "already: choose Run > Restart & clear cell outputs, then run all cells from the top."
-        )
+        what = f"{', '.join(packages)} must be installed, but {' and '.join(imported)} was imported"
+        remedy = "choose Run > Restart & clear cell outputs, then run all cells from the top."
+        raise RuntimeError(f"{what} already: {remedy}")
     print("pip install", *packages, flush=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", *packages]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(
-            f"pip could not install {' '.join(packages)}: turn the internet on (Settings > Turn on "
-            "internet; it asks for a verified phone number once) and run this cell again.\n"
-            f"{done.stderr[-1000:]}"
-        )
+        what = f"pip could not install {' '.join(packages)}: turn the internet on"
+        where = "(Settings > Turn on internet; it asks for a verified phone number once)"
+        raise RuntimeError(f"{what} {where} and run this cell again.\n{done.stderr[-1000:]}")

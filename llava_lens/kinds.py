@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from llava_lens.words import is_plural, plural_of, with_article
+from llava_lens.words import WORDS, is_plural, plural_of, with_article
 
 # LLaVA-1.5's conversation format (the image stands before the question), and the line that it was
 # trained to answer in a word.
@@ -12,35 +12,20 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 COLOURS = [
     "black", "white", "gray", "red", "green", "yellow", "blue", "brown", "orange", "pink", "purple",
 ]  # fmt: skip
-NUMBERS = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-    "twenty",
-]  # fmt: skip
 MOST_COUNTED = 5  # objects that are asked about: above, annotators and eyes miss some
 
 
 class Kind(NamedTuple):
-    """A kind of question.
+    """A kind of question."""
 
-    - `title`: what it asks about, as the report says it
-    - `template`: the question, with places for the words of `question_of`; empty: the user asks
-    - `meanings`: what an answer means, by the words that say so; empty: `categories` or exact text
-    - `n_answers`: how many answers are possible where `meanings` has more, for the chance level
-    - `about_objects`: whether an answer is the name of a category
-    - `takes_first`: graded by the first term of an answer, where others must have one alone
-    - `in_order`: whether the report compares its layers with other kinds'
-    - `by_default`: whether it is asked where the parameter `kinds` does not name it
-    """
-
-    title: str
-    template: str = ""
-    meanings: dict[str, str] = {}
-    n_answers: int = 0
-    about_objects: bool = False
-    takes_first: bool = False
-    in_order: bool = False
-    by_default: bool = True
+    title: str  # what it asks about, as the report says it
+    template: str = ""  # with places for the words of `question_of`; empty: the user asks
+    meanings: dict[str, str] = {}  # of an answer's words; empty: `categories` or exact text
+    n_answers: int = 0  # that are possible, where `meanings` has more: for the chance level
+    about_objects: bool = False  # whether an answer is the name of a category
+    takes_first: bool = False  # graded by an answer's first term; others must have one alone
+    in_order: bool = False  # whether the report compares its layers with other kinds'
+    by_default: bool = True  # whether it is asked where the parameter `kinds` does not name it
 
 
 KINDS = {  # in the order of the project's question
@@ -61,10 +46,7 @@ KINDS = {  # in the order of the project's question
         "the arrangement of objects",
         "Where {is_or_are} the {a} relative to the {b}: left, right, above or below?\n"
         + SHORT_ANSWER,
-        meanings={
-            "left": "left", "right": "right", "above": "above", "over": "above",
-            "on top": "above", "below": "below", "under": "below", "beneath": "below",
-        },
+        meanings=WORDS["places"],
         in_order=True,
     ),
     "presence": Kind(
@@ -76,16 +58,13 @@ KINDS = {  # in the order of the project's question
     "counting": Kind(
         "numbers of objects",
         f"How many {{categories}} are there?\n{SHORT_ANSWER}",
-        meanings={
-            "no": "0", "none": "0", **{str(number): str(number) for number in range(1000)},
-            **{word: str(number) for number, word in enumerate(NUMBERS)},
-        },
+        meanings={str(number): str(number) for number in range(1000)} | WORDS["numbers"],
         n_answers=MOST_COUNTED,
         by_default=False,
     ),
     "description": Kind("the whole image", "Describe the image."),
     "own": Kind("own prompts"),
-}  # fmt: skip
+}
 # Kinds that are made for an image, and those of them that are asked where none are named.
 MADE_KINDS = [name for name, kind in KINDS.items() if kind.template]
 DEFAULT_KINDS = [name for name in MADE_KINDS if KINDS[name].by_default]
@@ -94,13 +73,12 @@ DEFAULT_KINDS = [name for name in MADE_KINDS if KINDS[name].by_default]
 def question_of(kind: str, **words: str) -> str:
     """The question of a kind about a `category`, or about `a` and `b`.
 
-    A template may also name `categories` (the plural), `a_category` (with its article) and
-    `is_or_are` or `Is_or_Are`, which agrees with the first of the words.
+    A template may also name `categories` (the plural), `a_category` (with its article), and
+    `is_or_are` or `Is_or_Are`, which agree with the first of the words.
     """
-    words = {place: noun.replace("_", " ") for place, noun in words.items()}
+    words = {place: " ".join(noun.replace("_", " ").split()) for place, noun in words.items()}
     noun = next(iter(words.values()), "")
-    words["is_or_are"] = "are" if is_plural(noun) else "is"
-    words["Is_or_Are"] = words["is_or_are"].capitalize()
-    return KINDS[kind].template.format(
-        categories=plural_of(noun), a_category=with_article(noun), **words
-    )
+    verb = "are" if is_plural(noun) else "is"
+    made = {"categories": plural_of(noun), "a_category": with_article(noun)}
+    made |= {"is_or_are": verb, "Is_or_Are": verb.capitalize()}
+    return KINDS[kind].template.format(**made, **words)

@@ -2,142 +2,136 @@
 
 import gzip
 import io
-import os
 import pickle
 import pickletools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from llava_lens.files import check_file
+from llava_lens.files import check_file, explained, write_whole
 from llava_lens.schema import OTHER_RELEASE
 from llava_lens.text import require
 
 # Limits on file size. Real files stay far below: of LLaVA-1.5-7B a record has 2 MB, a part 25.
-MOST_BYTES, MOST_OPCODES = 2**26, 2**21
-# Only these opcodes are allowed: they can build plain values and nothing else. There is no memo
-# among them, so no value stands in two places.
-PLAIN_OPCODES = set(
-    "PROTO FRAME MARK STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "  # noqa: SIM905 (a list of these is 30 lines)
-    "SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES EMPTY_LIST APPEND APPENDS "
-    "EMPTY_DICT SETITEM SETITEMS TUPLE3 STACK_GLOBAL REDUCE".split()
-)
+MOST_BYTES, MOST_OPCODES = 2**26, 2**19
 NUMBERS = {"|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8"}
+VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE"}
+VALUES |= {"SHORT_BINBYTES", "BINBYTES"}
+NEW = {"NONE": type(None), "NEWFALSE": bool, "NEWTRUE": lambda: True}  # called without arguments
+NEW |= {"EMPTY_LIST": list, "EMPTY_DICT": dict}
+PUT = {"APPEND": 1, "SETITEM": 2}  # values that go into the list or dict below; APPENDS: to a mark
+FRAME = {"PROTO", "FRAME", "REDUCE", "STOP"}
+NDARRAY = object()
 
 
-class _Pickler(pickle.Pickler):
-    """Writes an array as `numpy.ndarray(shape, dtype, bytes)`, which plain pickle reads too."""
+def _build(data: bytes):
+    """The value of a pickle, put together here from its opcodes: pickle itself is never asked.
 
-    def reducer_override(self, value):
-        if value is np.ndarray:
-            return NotImplemented  # by its name
-        if type(value) is np.ndarray and value.dtype.str in NUMBERS:
-            return np.ndarray, (list(value.shape), value.dtype.str, value.tobytes())
-        raise ValueError(
-            f"{type(value).__name__} {str(value)[:60]!r} can't be saved: results are numpy arrays "
-            "of numbers, plain numbers, texts, lists and dicts"
-        )
+    Only opcodes of plain values are known, and the call `numpy.ndarray(shape, dtype, bytes)`. There
+    is no memo, so no value stands in two places. Every key is a text: others can be chosen to have
+    one hash. Raises nearly anything for a damaged pickle.
+    """
+    stack, marks, before, n_open = [], [], "", 0
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        name = opcode.name
+        require(number < MOST_OPCODES, "it has too many parts")
+        require((before == "TUPLE3") == (name == "REDUCE"), "it has a tuple")
+        if name in VALUES:
+            stack.append(argument)
+        elif name in NEW:
+            stack.append(NEW[name]())
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name.rstrip("S") in PUT:
+            start = marks.pop() if name.endswith("S") else len(stack) - PUT[name]
+            items = stack[start:]
+            del stack[start:]
+            _put(stack[-1], items, name)
+        elif name == "STACK_GLOBAL":
+            called = ".".join(stack[-2:])[:100]
+            require(called == "numpy.ndarray", f"it refers to {called}, which results never do")
+            stack[-2:], n_open = [NDARRAY], n_open + 1
+        elif name == "TUPLE3":
+            require(len(stack) > 3 and stack[-4] is NDARRAY, "it has a tuple")
+            stack[-4:], n_open = [_array(*stack[-3:])], n_open - 1
+        else:  # format 2 had a memo
+            require(name != "MEMOIZE", f"its format version is an older one, {OTHER_RELEASE}")
+            require(name in FRAME, f"its pickle has {name}, which results never do")
+        before = name
+    require(len(stack) == 1 and not marks and not n_open, "it is not one plain value")
+    return stack[0]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows one name, numpy.ndarray, and calls `_plain_array` in its place."""
+def _put(holder, items: list, name: str) -> None:
+    if name.startswith("APPEND"):
+        require(type(holder) is list, "it appends to something else than a list")
+        holder.extend(items)
+    else:
+        texts = all(type(key) is str for key in items[::2])
+        require(type(holder) is dict and texts, "it has a key that is no text")
+        holder.update(zip(items[::2], items[1::2], strict=True))
 
-    def find_class(self, module, name):
-        is_array = (module, name) == ("numpy", "ndarray")
-        require(is_array, f"it refers to {module[:50]}.{name[:50]}, which results never do")
-        return _plain_array
+
+def _as_call(array: np.ndarray) -> tuple:
+    return np.ndarray, (list(array.shape), array.dtype.str, array.tobytes())
 
 
-def _plain_array(shape, dtype, data) -> np.ndarray:
-    is_plain = type(dtype) is str and dtype in NUMBERS and type(data) is bytes
-    require(is_plain and type(shape) is list, "it has an array of something else than numbers")
+def _array(shape, dtype, data) -> np.ndarray:
     # numpy takes a negative length as "all that are left".
-    require(all(type(n) is int and n >= 0 for n in shape), "it has an array of an odd shape")
+    is_plain = type(shape) is list and all(n >= 0 for n in shape) and dtype in NUMBERS
+    require(is_plain and type(data) is bytes, "it has an array of something else than numbers")
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _check_opcodes(data: bytes) -> None:
-    """Read the opcodes without running them; so no length that they claim is believed."""
-    before, uncalled = "", 0
-    for number, (opcode, _, _) in enumerate(pickletools.genops(data)):
-        name = opcode.name
-        require(number < MOST_OPCODES, "it has too many parts")
-        # Format 2 had a memo.
-        require(name != "MEMOIZE", f"its format version is an older one, {OTHER_RELEASE}")
-        require(name in PLAIN_OPCODES, f"its pickle has {name}, which results never do")
-        # A tuple is allowed only as the arguments of a call: nested ones as a key take forever to
-        # hash.
-        require((before == "TUPLE3") == (name == "REDUCE"), "it has a tuple")
-        uncalled += (name == "STACK_GLOBAL") - (name == "REDUCE")
-        before = name
-    require(not uncalled, "it has a function")
-
-
-def _from_bytes(data: bytes, check: Callable | None):
+def _read(packed: bytes, check: Callable | None):
+    # Not gzip.open: it reads a header's texts byte by byte, and any number of members.
+    inflater = zlib.decompressobj(wbits=31)
+    data = inflater.decompress(packed, MOST_BYTES + 1)
     require(len(data) <= MOST_BYTES, f"it has more than {MOST_BYTES >> 20} MiB")
-    _check_opcodes(data)
-    value = _Unpickler(io.BytesIO(data)).load()
+    require(inflater.eof and not inflater.unused_data, "it is cut off, or goes on after its end")
+    value = _build(data)
     if check:
         check(value)
     return value
 
 
-def save(path, value, check: Callable | None = None, compresslevel: int = 1) -> None:
-    """Pickle and gzip `value` under a temporary name, then rename the file to `path`.
+@contextmanager
+def _named(path, what: str, remedy: str) -> Iterator[None]:
+    """Make any error but OSError a ValueError: a damaged pickle or an odd value raises anything."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ValueError(f"{str(path)!r} {what} ({reason}): {remedy}.") from error
 
-    So the file is whole or absent, and gzip's checksum shows damage. Raises ValueError if `load`
-    with `check` would refuse the file. Raises OSError if it can't be written, for instance to a
-    full disk.
-    """
-    path, pickled = Path(path), io.BytesIO()
-    pickler = _Pickler(pickled, protocol=5)
+
+def save(path, value, check: Callable | None = None, compresslevel: int = 1) -> None:
+    """Pickle and gzip `value`, and write it whole; gzip's checksum shows damage. Raises ValueError
+    if `load` with `check` would refuse the file, OSError as `write_whole`."""
+    pickled = io.BytesIO()
+    pickler = pickle.Pickler(pickled, protocol=5)
     pickler.fast = True  # no memo
-    pickler.dump(value)
-    data = pickled.getvalue()
-    try:
-        _from_bytes(data, check)
-    except Exception as error:  # a check of odd values can raise nearly anything
-        raise ValueError(
-            f"{str(path)!r} would not be a good file ({_reason(error)}). Too large? Choose "
-            "a smaller top_k or fewer prompts."
-        ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        with open(temporary, "xb") as file:  # never through a link
-            file.write(gzip.compress(data, compresslevel, mtime=0))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    pickler.dispatch_table = {np.ndarray: _as_call}
+    smaller = "change what does not fit; too large, choose a smaller top_k or fewer prompts"
+    with _named(path, "would not be a good file", smaller):
+        pickler.dump(value)
+        packed = gzip.compress(pickled.getbuffer(), compresslevel, mtime=0)
+        _read(packed, check)
+    write_whole(path, packed)
 
 
 def load(path, check: Callable | None = None):
-    """Load what `save` wrote. Nothing in the file is run.
-
-    Raises FileNotFoundError if there is no file. Raises ValueError, which names the file, if it is
-    no plain file, is damaged, holds anything but plain values, or if `check` raises.
-    """
-    try:
-        check_file(path, MOST_BYTES, follow_links=False)
-        # Not gzip.open: it reads a header's texts byte by byte, and any number of members.
-        inflater = zlib.decompressobj(wbits=31)
-        data = inflater.decompress(Path(path).read_bytes(), MOST_BYTES + 1)
-        whole = inflater.eof and not inflater.unused_data
-        require(whole or len(data) > MOST_BYTES, "it is cut off, or goes on after its end")
-        return _from_bytes(data, check)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(
-            f"{str(path)!r} is damaged, of another release, or no result of this project "
-            f"({_reason(error)}): get it again or delete it."
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}"
+    """Load what `save` wrote. Nothing in the file is run. Raises OSError, which names the file, if
+    it can't be read; ValueError, which names it, if it is no plain file, is damaged, holds anything
+    but plain values, or if `check` raises."""
+    what = "is damaged, of another release, or no result of this project"
+    with _named(path, what, "get it again or delete it"):
+        with explained(path, "change its permissions, or get it again"):
+            check_file(path, MOST_BYTES, follow_links=False)
+            packed = Path(path).read_bytes()
+        return _read(packed, check)

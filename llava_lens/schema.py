@@ -1,4 +1,4 @@
-"""The format of the results: fields, bounds, layer numbers and labels."""
+"""The format of the results: fields, bounds, layer numbers. docs/format.md says more of each."""
 
 from typing import NamedTuple
 
@@ -23,12 +23,12 @@ LEAST_SIDE = 0.01  # pixels of a box: below it is rounding
 
 
 class Field(NamedTuple):
-    """One field of the results, as `check_run`, `check_record` and `check_part` ask for it.
+    """One field of the results.
 
-    - `kind`: one Python type or several; "text" for a text that is not blank; `f`, `i` or `u` for a
-      numpy array of such numbers; `dict` for texts by text; a table of fields for a dict of these
-      and no others; a list of a table for a list of such dicts
-    - `shape`: the names of an array's axes; a plain value with a shape is a list
+    - `kind`: one Python type or several; "text" for a text that is not blank; `f`, `i`, `u` or
+      `|u1` for a numpy array of such numbers; `dict` for texts by text; a table of fields for a
+      dict of these and no others; a list of a table for a list of such dicts
+    - `shape`: the names of an array's axes, or of a list or dict; MOST has their bounds
     - `least`, `most`: bounds of numbers, or of the length of a text; `most` may name a size
     - `optional`: the field may be missing
     - `may_be_empty`: a dict may be `{}` in place of all its fields
@@ -43,16 +43,21 @@ class Field(NamedTuple):
     may_be_empty: bool = False
 
 
-MOST_LAYERS, MOST_GRID, MOST_PIXELS, MOST_LABEL, MOST_TEXT = 200, 64, 2048, 100, 2**16
+# Bounds of what a file may make others hold in memory; real results stay far below them.
+MOST_LAYERS, MOST_GRID, MOST_PIXELS, MOST_LABEL, MOST_TEXT = 200, 64, 2048, 100, 2**14
 MOST_NAME_BYTES = 200  # file systems allow names of 255, a record adds a suffix
-MOST_CELLS = 2**20  # layers x text positions of a record; of LLaVA-1.5-7B a prompt has some 3,000
+MOST_OF_AXIS = 256  # the longest list, dict or axis of an array that MOST does not name
+MOST = {"d_vocab": 300_000, "category": 5000, "object": 1000, "pos": 8192, "answer": 1024}
+MOST |= {"image": 100_000, "skipped": 100_000}
+MOST_CELLS = 2**20  # layers x text positions of a record; of LLaVA-1.5-7B a prompt has some 1,500
+MOST_ROWS, MOST_ROWS_OF_ONE = 2**24, 2**19  # of tables, by `checks.n_rows`; an image has 2,000
 MOST_LOGIT = 1e6  # far above any; it leaves out infinity and NaN
 ASKED = {  # a prompt before it is read
     "kind": Field(str, "one of KINDS"),
     "question": Field("text", "as asked, without the template around it"),
     "truth": Field((str, type(None)), "the right answer, where it is known"),
     "truth_from": Field(str, "annotation, pixels (of the object's polygon), user, or empty"),
-    "categories": Field("text", "the categories that the question is about", ("category",)),
+    "categories": Field("text", "the categories that the question is about", ("about",)),
     "absent_sampling": Field(str, "how an absent category was drawn; empty elsewhere"),
 }
 RUN = {  # run.pkl: what the records have in common
@@ -60,7 +65,7 @@ RUN = {  # run.pkl: what the records have in common
     "model": Field(str, "hub id or folder"),
     "revision": Field(str, "commit on the hub, or a fingerprint of the weights"),
     "dtype": Field(str, "of the weights"),
-    "packages": Field(dict, "versions by name"),
+    "packages": Field(dict, "versions by name", ("package",)),
     "n_layers": Field(int, "blocks of the language tower", (), 1, MOST_LAYERS),
     "layers": Field(str, "labels: emb, or l for the state after block l", ("layer",)),
     "segments": Field(str, "labels of the segment axis", ("segment",)),
@@ -68,16 +73,15 @@ RUN = {  # run.pkl: what the records have in common
     "grid": Field(int, "patches along a side of the crop", (), 1, MOST_GRID),
     "image_size": Field(int, "pixels along a side of the crop", (), 1, MOST_PIXELS),
     "chat": Field(str, "template around a question"),
-    "questions": Field(dict, "template of the question by kind"),
-    "own_prompts": Field([ASKED], "the user's own; empty: made from annotations"),
+    "words": Field(str, "digest of the table of words that they were read with"),
+    "questions": Field(dict, "template of the question by kind", ("kind",)),
+    "own_prompts": Field([ASKED], "the user's own; empty: made from annotations", ("prompt",)),
     "categories": Field("text", "names of all categories of the data set", ("category",)),
-    "per_kind": Field(int, "prompts per kind and image, where made from annotations"),
+    "per_kind": Field(int, "prompts per kind and image, where made", (), 1, MOST_OF_AXIS // 8),
     "seed": Field(int, "of the choice among candidates"),
     "top_k": Field(int, "tokens kept per layer and position", (), 1, "d_vocab"),
-    "max_new_tokens": Field(int, "of an answer"),
-    # First and last block, from 1; the last window has all blocks. Empty: attention was not cut.
+    "max_new_tokens": Field(int, "of an answer", (), 1, MOST["answer"]),
     "knockout_windows": Field(list, "windows of blocks", ("window",)),
-    # In order, with the first and the last. Empty: nothing was patched.
     "route_layers": Field(int, "layers that were patched", ("route_layer",), 0, MOST_LAYERS),
     "last_layer_jsd": Field(float, "of lens and model on the first image, bits", (), 0, 1),
 }
@@ -88,7 +92,6 @@ READINGS = {  # at each layer and position; a reading is about the token that fo
     "jsd_prev": Field("f", "JSD to the layer before, bits; NaN at the first", LAYER_POS, 0, 1),
     "jsd_final": Field("f", "JSD to the last layer, bits", LAYER_POS, 0, 1),
     "entropy": Field("f", "in bits", LAYER_POS, -ROUNDING, "most_bits"),
-    # The target is the answer's token that follows, elsewhere the last layer's top-1.
     "target_prob": Field("f", "probability of the target", LAYER_POS, *SHARE),
     "target_rank": Field("u", "rank of the target, 1 = top", LAYER_POS, 1, "d_vocab"),
 }
@@ -119,7 +122,6 @@ PROB_BY_WINDOW = ("window",), *SHARE
 KNOCKOUT = {  # P of the first answer token where attention from all text after the image is cut
     "object": Field("f", "to the patches of its objects", *PROB_BY_WINDOW, optional=True),
     "background": Field("f", "to as many other patches: control", *PROB_BY_WINDOW, optional=True),
-    # Cut in all blocks at once.
     "image": Field(float, "to all patches", (), *SHARE),
     "image_last": Field(float, "to all patches, from the last position only", (), *SHARE),
     "question_last": Field(float, "to the other text, from the last position only", (), *SHARE),
@@ -127,17 +129,14 @@ KNOCKOUT = {  # P of the first answer token where attention from all text after 
 OF_OBJECTS = ["object", "background"]  # in windows; both or none, as the objects are known
 LD = (), -MOST_LOGIT, MOST_LOGIT
 LD_BY_LAYER = ("route_layer",), *LD[1:]
-# Activation patching. LD, the logit difference: the logit of the own answer's first token minus
-# that of the counterfactual's, at the prompt's last position. Sources: Vig et al. (arXiv
-# 2004.12265), Heimersheim and Nanda (arXiv 2404.15255).
-ROUTE = {
+# Sources: Vig et al. (arXiv 2004.12265), Heimersheim and Nanda (arXiv 2404.15255).
+ROUTE = {  # activation patching; LD is the logit difference
     "other": Field("text", "name of the counterfactual image"),
     "other_answer": Field(str, "the answer to the same question on that image"),
     "own_id": Field(int, "first token of the own answer", (), 0, "last_id"),
     "other_id": Field(int, "first token of the counterfactual's answer", (), 0, "last_id"),
     "own": Field(float, "LD in the own run", *LD),
     "counterfactual": Field(float, "LD in the counterfactual run", *LD),
-    # With the counterfactual run's states put in place at one group of positions at one layer.
     "image": Field("f", "LD with all patches patched", *LD_BY_LAYER),
     "question": Field("f", "LD with the text before the last position patched", *LD_BY_LAYER),
     "last": Field("f", "LD with the last position patched", *LD_BY_LAYER),
@@ -149,16 +148,13 @@ PROMPT = {
     "n_prompt": Field(int, "how many of them are the prompt's; the others are the answer's"),
     "answer_ids": Field("i", "the answer's tokens with the end token", ("answer",), 0, "last_id"),
     "answer": Field(str, "the answer as text"),
-    # Llama says a digit as a space and the digit: then the word is at 1.
-    "word_at": Field(int, "which of the answer's tokens begins its first word", (), 0, MOST_CELLS),
-    # Tokens that spell that word whole, and the one that began it; none if no token spells it.
+    "word_at": Field(int, "which answer token begins the first word", (), 0, MOST["answer"]),
     "word_ids": Field(int, "spellings of the first word", ("spelling",), 0, "last_id"),
     "word_prob": Field("f", "their sum, where the word begins", LAYER, *SHARE),
     "word_rank": Field("u", "its rank among the words, 1 = top", LAYER, 1, "d_vocab"),
     "readings": Field(READINGS, "at the positions of token_ids", ("pos",)),
     "grey": Field(CONTROL, "the same prompt with a plain grey image"),
     "other": Field(CONTROL, "the same with the image before, where there is one", optional=True),
-    # Empty if switched off, the first for a too long prompt, the second without another answer too.
     "knockout": Field(KNOCKOUT, "attention knockout", may_be_empty=True),
     "route": Field(ROUTE, "activation patching", optional=True, may_be_empty=True),
 }
@@ -166,17 +162,16 @@ RECORD = {  # images/<name>.pkl: one image with its prompts
     "name": Field(str, "the image's, and the file's"),
     "image_digest": Field(str, "of the image's file (`data.images.digests_of`)"),
     "annotations_digest": Field(str, "of the image's annotations, before the crop"),
-    "objects": Field([OBJECT], "annotated objects"),
-    "words": Field([WORD], "categories watched in the patches"),
-    "prompts": Field([PROMPT], "one or more"),
+    "objects": Field([OBJECT], "annotated objects", ("object",)),
+    "words": Field([WORD], "categories watched in the patches", ("word",)),
+    "prompts": Field([PROMPT], "one or more", ("prompt",)),
     "patches": Field(READINGS, "positions are patches, row by row", ("patch",)),
-    "crop": Field("u", "the image as the model saw it: a JPEG's bytes", ("byte",), 0, 255),
+    "crop": Field("|u1", "the image as the model saw it", ("row", "column", "rgb"), 0, 255),
 }
 PART = {  # parts/<process>.pkl: what one process has read; an image counts once it is here
     "images": Field("text", "names", ("image",)),
-    "skipped": Field(dict, "the reason by name"),
+    "skipped": Field(dict, "the reason by name", ("skipped",)),
     "n_images": Field("i", "images with positions in the segment", ("segment",), 0, "image"),
-    # The mean over the positions of a segment, summed over the images.
     "sums": Field("f", "mean probability", ("segment", "layer", "d_vocab"), 0, "most_sum"),
 }
 

@@ -20,11 +20,8 @@ def is_text(value) -> bool:
 
 
 def printable(label: str, length: int | None = None, glyphs: frozenset[int] | None = None) -> str:
-    """A token label in which every character can be seen, cut to `length`.
-
-    A blank becomes its code point, such as `U+4E2D`. So does a character that is not among the code
-    points `glyphs` of a font (None: all can be drawn).
-    """
+    """A token label in which every character can be seen, cut to `length`. A blank becomes its code
+    point, such as `U+4E2D`, and so does what is not among those of a font, `glyphs`."""
 
     def seen(char):
         has_glyph = glyphs is None or ord(char) in glyphs
@@ -35,38 +32,31 @@ def printable(label: str, length: int | None = None, glyphs: frozenset[int] | No
 
 
 def as_code(text: str) -> str:
-    """The first 200 characters of any text as code in Markdown and HTML.
-
-    Every special character is an entity, so that none is mark-up, mathematics or a tag.
-    """
+    """The first 200 characters of any text as code in Markdown and HTML: every special character is
+    an entity, so that none is mark-up, mathematics or a tag."""
     text = text if len(text) <= 200 else text[:199] + "…"
     return "<code>" + re.sub(r"[^\w ]|_", lambda match: f"&#{ord(match[0])};", text) + "</code>"
 
 
-# In these three `+ 0.0` makes 0 of -0.
+# `z` makes 0 of -0.
 def one_decimal(value: float) -> str:
     """`2.5`, or `2` for a whole number."""
-    return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0")
+    return f"{value:z.1f}".removesuffix(".0")
 
 
 def two_decimals(value: float) -> str:
     """`0.50`."""
-    return f"{round(value, 2) + 0.0:.2f}"
+    return f"{value:z.2f}"
 
 
 def percent(share: float) -> str:
     """`50%` for 0.5."""
-    return f"{round(share, 2) + 0.0:.0%}"
+    return f"{round(share, 2):z.0%}"
 
 
-def number_of_layers(value: float) -> str:
-    """`2.5 layers`, `1 layer`."""
-    return f"{one_decimal(value)} layer{'s' * (one_decimal(value) != '1')}"
-
-
-def count_of(number: int, noun: str) -> str:
-    """`2 images`, `1 image`."""
-    return f"{number:.0f} {noun}{'s' * (number != 1)}"
+def count_of(number: float, noun: str) -> str:
+    """`2.5 layers`, `1 image`."""
+    return f"{one_decimal(number)} {noun}{'s' * (one_decimal(number) != '1')}"
 
 
 def interval_ends(row, name: str) -> np.ndarray:

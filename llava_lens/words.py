@@ -1,8 +1,10 @@
 """What categories are called, and which tokens spell a word."""
 
+import hashlib
 import itertools
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
@@ -11,6 +13,7 @@ from importlib.resources import files
 from llava_lens.schema import MOST_LABEL
 
 WORDS = json.loads(files(__package__).joinpath("words.json").read_text("utf-8"))
+WORDS_DIGEST = hashlib.sha256(json.dumps(WORDS, sort_keys=True).encode()).hexdigest()
 SPECIAL_TOKENS = ["<image>", "<s>", "</s>", "<unk>", "<pad>"]  # not text to LLaVA-1.5
 
 
@@ -19,19 +22,24 @@ def plain(text: str) -> str:
     return re.sub(r"[\s_-]+", " ", text).strip().lower()
 
 
+def _parts(noun: str) -> tuple[str, str, str]:
+    """`(before, head, after)`: the head is inflected. `wine |glass|`, `|pair| of scissors`."""
+    phrase = re.split(r"(?= (?:of|with|in|for|on) | ?\()", noun, maxsplit=1)[0]
+    before, space, head = phrase.rpartition(" ")
+    return before + space, head, noun[len(phrase) :]
+
+
 def plural_of(noun: str) -> str:
-    """The plural of a noun: by `WORDS` for its last word, else by rule."""
-    before, space, last = noun.rpartition(" ")
-    if last.lower() in WORDS["plurals"]:
-        return before + space + WORDS["plurals"][last.lower()]
-    if re.search("[^aeiou]y$", noun):
-        return noun[:-1] + "ies"
-    return noun + ("es" if noun.endswith(("s", "sh", "ch", "x", "z")) else "s")
+    """The plural of a noun: by `WORDS` for its head, else by rule."""
+    before, head, after = _parts(noun)
+    plural = WORDS["plurals"].get(head.lower())
+    if not plural and re.search("[^aeiou]y$", head):  # berry; not toy
+        plural = head[:-1] + "ies"
+    return before + (plural or head + ("es" if re.search("(s|sh|ch|x|z)$", head) else "s")) + after
 
 
 def names_of(category: str) -> list[str]:
-    """What a category is called, as `plain` text: its name and its synonyms in `WORDS` (COCO's have
-    some), each with its plural."""
+    """What a category is called, as `plain` text: name and synonyms (`WORDS`), with plurals."""
     nouns = [plain(category), *WORDS["categories"].get(plain(category), [])]
     return list(dict.fromkeys(form for noun in nouns for form in (noun, plural_of(noun))))
 
@@ -43,33 +51,26 @@ def not_called(categories: Iterable[str], others: Iterable[str]) -> list[str]:
     return sorted(name for name in categories if names.isdisjoint(names_of(name)))
 
 
-def _head(noun: str) -> str:
-    """The word that says whether a noun is plural: `scissors` of "pair of scissors" is not."""
-    return (re.split(r" (?:of|with|in|for|on) |\(", plain(noun))[0].split() or [""])[-1]
-
-
 def is_plural(noun: str) -> bool:
     """Whether a noun takes "are": scissors, skis, people, cars; not bus, glass, tennis or lens."""
-    head = _head(noun)
+    head = _parts(plain(noun))[1]
     irregular = {plural for one, plural in WORDS["plurals"].items() if plural != one}
-    if head in WORDS["plural"] or head in irregular:
-        return True
-    return bool(re.search("[^sui]s$", head)) and head not in WORDS["singular"]
+    by_rule = re.search("[^sui]s$", head) and head not in WORDS["singular"]
+    return bool(by_rule) or head in WORDS["plural"] or head in irregular
 
 
 def is_uncountable(noun: str) -> bool:
     """Whether a noun takes no article, as broccoli."""
-    return _head(noun) in WORDS["uncountable"]
+    return _parts(plain(noun))[1] in WORDS["uncountable"]
 
 
 def with_article(noun: str) -> str:
     """A noun as a question about its presence names it: a dog, an hourglass, broccoli, scissors."""
     if is_plural(noun) or is_uncountable(noun):
         return noun
-    a = r"uni(?![nm])|us[aeb]|uten|ukul|eu|ew|one\b"  # begin with the sound of "you" or "won"
-    an = r"[aeiou]|hour|heir|honest|x ray|(?:suv|rv|lcd|led|mp3)\b"
-    vowel = not re.match(a, plain(noun)) and re.match(an, plain(noun))
-    return f"{'an' if vowel else 'a'} {noun}"
+    said = plain(noun) + " "
+    vowel = said[0] in "aeiou" and not said.startswith(tuple(WORDS["a"]))
+    return f"{'an' if vowel or said.startswith(tuple(WORDS['an'])) else 'a'} {noun}"
 
 
 # Whatever the tokenizer, the label of a token is its text, with `▁` for each space.
@@ -83,11 +84,8 @@ BYTE_OF |= {chr(256 + number): byte for number, byte in enumerate(OTHERS)}
 
 
 def plain_labels(tokens: list[str]) -> list[str]:
-    """The labels of a vocabulary's `tokens`, of sentencepiece or of bytes.
-
-    Which of the two is told by the mark that more tokens begin with, `▁` or `Ġ`. Bytes that are no
-    whole character become `<0xE4>`, as sentencepiece has them.
-    """
+    """The labels of a vocabulary's `tokens`, of sentencepiece or of bytes, as the mark tells that
+    more of them begin with, `▁` or `Ġ`. Bytes that are no whole character become `<0xE4>`."""
     first = Counter(token[:1] for token in tokens)
     is_bytes = first["Ġ"] > first[SPACE]
     return [(_from_bytes(token) if is_bytes else token)[:MOST_LABEL] for token in tokens]
@@ -101,11 +99,16 @@ def _from_bytes(token: str) -> str:
     return re.sub("[\udc80-\udcff]", lambda byte: f"<0x{ord(byte[0]) - 0xDC00:02X}>", text)
 
 
-def token_labels(tokenizer, d_vocab: int) -> list[str]:
-    """One label per row of the unembedding.
+def bytes_of(label: str) -> bytes:
+    """What a token says. A special token says nothing, and parts words."""
+    text = label.replace(SPACE, " ").encode("utf-8", "surrogateescape")
+    said = re.sub(rb"<0x([0-9A-F]{2})>", lambda byte: bytes.fromhex(byte[1].decode()), text)
+    return b" " if said == text and re.fullmatch("<.+>", label) else said
 
-    Rows past the tokenizer's last token (LLaVA-1.5: 32,002 to 32,063) are named `<rowN>`.
-    """
+
+def token_labels(tokenizer, d_vocab: int) -> list[str]:
+    """One label per row of the unembedding. Rows past the tokenizer's last token (LLaVA-1.5: 32,002
+    to 32,063) are `<rowN>`."""
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))[:d_vocab]
     tokens += [None] * (d_vocab - len(tokens))
     return plain_labels([token or f"<row{row}>" for row, token in enumerate(tokens)])
@@ -129,12 +132,11 @@ def is_word(label: str) -> bool:
 
 
 def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:
-    """The ids of the tokens that are a word for a category, whole, from `ids_by_label`.
+    """The ids of the tokens that are a word for a category, whole; `vocabulary` is `ids_by_label`.
 
-    Singular and plural of its name and synonyms (`names_of`) with a leading space, also capitalised
-    unless that names something else. Without the space where `WORDS` says that such a token is
-    the word, and the one with it is a token too: else a piece of several words is called so. Never
-    a piece of a word; empty where all its words are several tokens.
+    They are its `names_of` with a leading space, also capitalised unless that names something else.
+    Without the space those count that `WORDS` has as `bare`, if the one with it is a token too:
+    else it is a piece of several words. Empty where all its words are several tokens.
     """
     names = names_of(category)
     spellings = [*names, *(name.capitalize() for name in names if name not in WORDS["names"])]
@@ -146,51 +148,46 @@ def word_ids(vocabulary: dict[str, int], category: str) -> list[int]:
 def spelled_alike(labels: list[str]) -> list[int]:
     """For each token the first of those that spell the same word: `▁red`, `▁Red`, `red` and `Red`
     differ in the leading space and in the capital alone."""
+
+    def word_of(label: str) -> str:
+        letters = label.removeprefix(SPACE)
+        is_one = letters.isalnum() and letters in (letters.lower(), letters.capitalize())
+        return letters.lower() if is_one else label
+
     first = {}
-    return [first.setdefault(_word_of(label), token_id) for token_id, label in enumerate(labels)]
-
-
-def _word_of(label: str) -> str:
-    letters = label.removeprefix(SPACE)
-    is_one = letters.isalnum() and letters in (letters.lower(), letters.capitalize())
-    return letters.lower() if is_one else label
+    return [first.setdefault(word_of(label), token_id) for token_id, label in enumerate(labels)]
 
 
 @lru_cache(maxsize=1)
 def labels_and_words(tokenizer, d_vocab: int) -> tuple[list[str], list[int]]:
+    """`token_labels`, and which of them are `spelled_alike`."""
     labels = token_labels(tokenizer, d_vocab)
     return labels, spelled_alike(labels)
 
 
 def first_word(labels: list[str], answer_ids: list[int]) -> tuple[int, list[int]]:
-    """`(at, ids)`: which of an answer's tokens begins its first word, and which tokens stand for
-    that word.
+    """`(at, ids)`: the number of the answer's token that begins its first word, and the tokens that
+    stand for that word; none where no token spells it.
 
-    `ids` are the tokens that spell the word whole, with or without a leading space, as said, in
-    lower case or with a capital, and the token that the answer began it with. So "Yellow", said as
-    `▁Y` and `ellow`, is `▁yellow`, `▁Yellow`, `yellow` and `▁Y`. A digit that follows a space
-    of its own (Llama's `▁`, `2`) is at 1. Empty where no token spells the word. A token without the
-    space is a piece of words, unless there is one with it or the answer has none there.
+    They spell it whole, with or without a leading space, as said, in lower case or capitalised; and
+    the one that began it is added: "Yellow", said as `▁Y` and `ellow`, is `▁yellow`, `▁Yellow`,
+    `yellow` and `▁Y`. A digit after a space of its own (Llama's `▁`, `2`) is at 1. A spelling
+    without the space is a piece of words, unless there is one with it or the answer has none there.
     """
     pieces = [bytes_of(labels[token_id]) for token_id in answer_ids]
     text = b"".join(pieces).decode("utf-8", "surrogateescape")
-    found = re.search(r"[^\W_]+(?:[-'’][^\W_]+)*", text)  # letters or digits
+    # From a letter or digit to a space, without signs at its end. T-shirt and 2.5 are one word.
+    found = re.search(r"[^\W_]\S*", text)
     if not found:
         return 0, []
+    word = found[0]
+    while unicodedata.category(word[-1])[0] in "PS":  # punctuation, symbols
+        word = word[:-1]
     start = len(text[: found.start()].encode("utf-8", "surrogateescape"))
     ends = itertools.accumulate(map(len, pieces))
     at = next(number for number, end in enumerate(ends) if end > start)
-    word, begun = found[0], int(answer_ids[at])
-    cases = {word, word.lower(), word.capitalize()}
+    begun, cases = int(answer_ids[at]), {word, word.lower(), word.capitalize()}
     spell = [i for i, label in enumerate(labels) if label.removeprefix(SPACE) in cases]
-    with_space = [label for label in (labels[i] for i in spell) if label.startswith(SPACE)]
-    is_whole = with_space or spell and not labels[begun].startswith(SPACE)
+    may_be_bare = not labels[begun].startswith(SPACE)
+    is_whole = any(may_be_bare or labels[i].startswith(SPACE) for i in spell)
     return at, sorted({*spell, begun}) if is_whole else []
-
-
-def bytes_of(label: str) -> bytes:
-    """What a token says. A special token says nothing, and parts words."""
-    if re.fullmatch("(<0x[0-9A-F]{2}>)+", label):
-        return bytes.fromhex(re.sub("[<>]|0x", "", label))
-    is_special = re.fullmatch("<.+>", label)
-    return b" " if is_special else label.replace(SPACE, " ").encode("utf-8", "surrogateescape")

@@ -124,6 +124,17 @@ def tables(results):
 
 
 @pytest.fixture(scope="session")
+def page(tmp_path_factory):
+    """A page in the one Chromium of the session; skips where there is none."""
+    from tests.browser import Page, start_browser
+
+    downloads = tmp_path_factory.mktemp("downloads")
+    browser = start_browser(downloads)
+    yield Page(browser, downloads)
+    browser.quit()
+
+
+@pytest.fixture(scope="session")
 def blocked(tmp_path_factory):
     """A folder for PYTHONPATH in which importing torch, or what brings it, raises."""
     folder = tmp_path_factory.mktemp("blocked")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from llava_lens import checks, pickles, schema
 
@@ -38,13 +37,6 @@ def make_readings(n_pos):
     }
 
 
-def encoded(mode="RGB", size=(8, 8), encoding="JPEG", **options) -> np.ndarray:
-    """The bytes of a black image, as a record holds its crop."""
-    file = io.BytesIO()
-    Image.new(mode, size).save(file, encoding, **options)
-    return np.frombuffer(file.getvalue(), np.uint8)
-
-
 def make_results():
     """`(run, record, part)` of a run."""
     run = {
@@ -59,6 +51,7 @@ def make_results():
         "tokens": [f"▁{i}" for i in range(D_VOCAB)],
         "grid": GRID,
         "image_size": 8,
+        "words": "0",
         "chat": "USER: <image>\n{question} ASSISTANT:",
         "questions": {"object": "What is it?"},
         "own_prompts": [],
@@ -115,7 +108,7 @@ def make_results():
         "annotations_digest": "0",
         "objects": [seen],
         "patches": make_readings(GRID**2),
-        "crop": encoded(),
+        "crop": np.zeros((8, 8, 3), np.uint8),
         "prompts": [prompt],
         "words": [{**watched, "log2_probs": log2_probs}],
     }
@@ -223,18 +216,17 @@ def refused(path, check=lambda value: None, why=""):
         pickles.load(path, check)
 
 
-def fast(kind, value, protocol) -> bytes:
-    """A pickle without a memo."""
+def fast(value, protocol) -> bytes:
+    """A pickle without a memo, as `save` writes it, but not looked at."""
     file = io.BytesIO()
-    pickler = kind(file, protocol)
-    pickler.fast = True
+    pickler = pickle.Pickler(file, protocol)
+    pickler.fast, pickler.dispatch_table = True, {np.ndarray: pickles._as_call}
     pickler.dump(value)
     return file.getvalue()
 
 
 def pickled(value) -> bytes:
-    """As `save` writes it, but not looked at first."""
-    return fast(pickles._Pickler, value, 5)
+    return fast(value, 5)
 
 
 def unframed(data: bytes) -> bytes:
@@ -250,7 +242,7 @@ class Opcodes(bytes):
 
 def body(value) -> bytes:
     """The pickle of a plain value without its beginning and end, to be put into another."""
-    return value if type(value) is Opcodes else fast(pickle.Pickler, value, 3)[2:-1]
+    return value if type(value) is Opcodes else fast(value, 3)[2:-1]
 
 
 def string(text):

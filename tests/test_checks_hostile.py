@@ -1,11 +1,8 @@
 """llava_lens.checks: what is out of shape, out of range or missing is named, when it is loaded and
 when it is saved."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from llava_lens import checks, pickles, schema
 from tests.hostile import (
@@ -13,9 +10,7 @@ from tests.hostile import (
     PART,
     RECORD,
     RUN,
-    SAMPLING,
     Within,
-    encoded,
     make_readings,
     pickled,
     places,
@@ -31,27 +26,13 @@ def changed(array, at, new):
     return array
 
 
-def scans(times: int) -> np.ndarray:
-    """A sequential grey JPEG in RGB, 8 x 8, whose first component comes in so many scans, the two
-    others in one each."""
-    jpeg = io.BytesIO()
-    Image.new("RGB", (8, 8), "grey").save(jpeg, "JPEG", subsampling=0)
-    before = jpeg.getvalue().split(b"\xff\xda")[0]
-    # No change of the mean, then the end of the block, in the codes of the standard's tables.
-    first, *others = (
-        b"\xff\xda\x00\x08\x01" + bytes([component, table, 0, 63, 0, code])
-        for component, table, code in ((1, 0x00, 0x2B), (2, 0x11, 0x0F), (3, 0x11, 0x0F))
-    )
-    return np.frombuffer(before + first * times + b"".join(others) + b"\xff\xd9", np.uint8)
-
-
 def long_prompts() -> list[dict]:
     """A prompt of more positions than figures can show."""
     long = {"token_ids": np.full(400_000, 1), "n_prompt": 399_999}
     return [RECORD["prompts"][0] | long | {"readings": make_readings(400_000)}]
 
 
-READINGS = RECORD["patches"]
+READINGS, CROP = RECORD["patches"], RECORD["crop"]
 BOXES_OF_NO_PATCH = [[9.0, 9.0, 2.0, 2.0], [8.0, 1.0, 2.0, 2.0], [7.0, 7.0, 2.0, 0.5]]
 BOXES_OF_NO_PATCH += [[1.0, 1.0, 1e-9, 4.0], [1.0, 1.0, 4.0, 1e-3], [0.0, 0.0, 1e4, 1e4]]
 OLD_VERSION = f"format version is 1, this release reads {schema.FORMAT_VERSION}"
@@ -106,7 +87,7 @@ IN_RECORD = [
     ("prompts 0 answer_ids", np.array([3, -1]), "answer_ids"),
     ("prompts 0 question", None, "question"),
     ("prompts 0 question", " ", "question"),
-    (f"prompts 0 {SAMPLING}", "evil", f"prompt 0 has no known {SAMPLING}"),
+    ("prompts 0 absent_sampling", "evil", "prompt 0 has no known absent_sampling"),
     ("prompts 0 word_ids", [4], "word_ids of prompt 0 don't have the answer's"),
     ("prompts 0 other word_prob", np.full(3, np.nan, "f4"), "other"),
     ("prompts 0 other", None, "other is no dict"),
@@ -118,10 +99,10 @@ IN_RECORD = [
     ("prompts 0 truth", 1, "truth"),
     ("prompts 0 answer", None, "answer"),
     ("prompts 0 readings top_probs", READINGS["top_probs"].astype(int), "top_probs"),
-    ("words 0 token_ids", [20], "token_ids is no int from 0 to 19"),
+    ("words 0 token_ids", [20], "token_ids 0 is no int from 0 to 19"),
     ("words 0 log2_probs", np.ones((3, 4), np.float16), "log2_probs"),
     ("words 0 present", 1, "words 0, present is no bool"),
-    (f"words 0 {SAMPLING}", "random", f"word 0 has no known {SAMPLING}"),
+    ("words 0 absent_sampling", "random", "word 0 has no known absent_sampling"),
     ("words 0 category", " ", "words 0, category is no text"),
     ("words 0 category", "cat", "word 0 is no object's"),
     ("words 0 token_ids", [], "no tokens"),
@@ -133,16 +114,12 @@ IN_RECORD = [
     ("patches jsd_prev", changed(READINGS["jsd_prev"], (0, 0), 0), "jsd_prev"),
     ("patches target_rank", READINGS["target_rank"] * 0, "target_rank"),
     ("patches target_prob", READINGS["target_prob"][:, :3].copy(), "target_prob"),
-    ("crop", np.zeros(100, np.uint8), "cannot identify"),
-    ("crop", RECORD["crop"][:-200], "[Tt]runcated|cannot"),
-    ("crop", RECORD["crop"].astype(np.uint16), "crop is too large or no bytes"),
-    ("crop", encoded(size=(16, 16)), "crop is no plain image"),
-    ("crop", encoded(size=(8, 4)), "crop is no plain image"),
-    ("crop", encoded("L"), "crop is no plain image"),
-    ("crop", encoded(encoding="PNG"), "cannot identify"),
-    # A few kB with scans upon scans, or whose last scan comes again and again, take hours to draw.
-    *(("crop", scans(times), "crop is no plain image") for times in (1, 2, 300_000)),
-    ("crop", encoded(progressive=True), "crop is no plain image"),
+    ("crop", CROP.astype(np.uint16), "crop is no array"),
+    *(
+        ("crop", CROP[part].copy(), "crop has")
+        for part in (np.s_[:7], np.s_[:, :7], np.s_[..., :2])
+    ),
+    ("crop", CROP[0].copy(), "crop is no array"),
 ]
 IN_PART = [
     ("images", ("a.jpg",), "TUPLE1"),
@@ -201,10 +178,3 @@ def test_what_has_no_positions_adds_nothing_to_the_sums():
     checks.check_part(PART, RUN)
     none = {"n_images": np.array([1, 1, 0]), "sums": PART["sums"] * [[[1]], [[1]], [[0]]]}
     checks.check_part(PART | none, RUN)  # no answer has positions
-
-
-def test_a_grey_jpeg_of_one_scan_each_is_a_jpeg():
-    """What `scans` makes is refused for its scans alone."""
-    with Image.open(io.BytesIO(scans(1).tobytes())) as image:
-        image.load()
-        assert image.getpixel((0, 0)) == (128, 128, 128)

@@ -1,13 +1,10 @@
 """Files before they are opened, and the files of a folder."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
-from llava_lens import files, store
-from llava_lens.data import annotations, images
+from llava_lens import files
 
 
 def test_only_a_plain_file_of_a_bounded_size_is_opened(tmp_path):
@@ -36,12 +33,35 @@ def test_files_are_found_but_not_through_links_nor_in_folders_that_are_left_out(
     assert sorted(found) == [tmp_path / "a", tmp_path / "b/c"]
 
 
-def test_folders_without_end_are_refused(tmp_path):
-    make = "for _ in range(3000): os.mkdir('d'); os.chdir('d')"
-    try:
-        subprocess.run([sys.executable, "-c", f"import os\n{make}"], cwd=tmp_path, check=True)
-        for call in (images.find_images, annotations.read_annotations, store.Results.find):
-            with pytest.raises(ValueError, match="folders .* deep"):
-                call(tmp_path)
-    finally:  # pytest can't remove them
-        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+def test_a_folder_that_cannot_be_read_is_named_with_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").touch()
+    assert list(files.files_under(tmp_path / "none")) == []
+
+    def access(path, mode):
+        return str(path) != str(tmp_path / "b")
+
+    monkeypatch.setattr(os, "access", access)  # root may read anything
+    with pytest.raises(PermissionError, match="b' can't be used .*: change its permissions, or"):
+        list(files.files_under(tmp_path))
+
+
+def test_a_file_is_written_whole_and_not_through_a_link(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_bytes(b"precious")
+    files.write_whole(tmp_path / "new/a", b"1")
+    for name in ("a", f"a.{os.getpid()}.tmp"):
+        (tmp_path / name).symlink_to("precious")
+    files.write_whole(tmp_path / "a", b"2")
+    assert (tmp_path / "a").read_bytes() == b"2" and not (tmp_path / "a").is_symlink()
+    with pytest.raises(ValueError, match="b' is a link, which is not followed: remove it"):
+        (tmp_path / "b").symlink_to("new")
+        files.inside(tmp_path, "b")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="a' can't be used .No space left on device.: make room or"):
+        files.write_whole(tmp_path / "a", b"3")
+    assert (tmp_path / "a").read_bytes() == b"2" and len(list(tmp_path.iterdir())) == 4
+    assert (tmp_path / "precious").read_bytes() == b"precious"

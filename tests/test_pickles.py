@@ -1,7 +1,6 @@
-"""Save and load: values come back, files are whole, nothing in a file is run."""
+"""Save and load: values come back, files are whole, what can't be loaded is not saved."""
 
 import os
-import pickle
 
 import numpy as np
 import pytest
@@ -38,13 +37,13 @@ def test_arrays_of_any_shape_and_size_come_back(tmp_path):
 
 def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
     pickles.save(tmp_path / "a.pkl", {"x": np.arange(3)})
-    with pytest.raises(ValueError, match="function .* can't be saved: results are numpy arrays"):
+    with pytest.raises(ValueError, match="a.pkl' would not be a good file .*lambda.* change what"):
         pickles.save(tmp_path / "a.pkl", {"x": np.arange(9), "y": lambda: 0})  # fails half-way
 
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pickles.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         pickles.save(tmp_path / "a.pkl", {"x": np.arange(9)})
     assert pickles.load(tmp_path / "a.pkl")["x"].tolist() == [0, 1, 2]
@@ -56,9 +55,11 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
     [
         ((1, 2), None, "TUPLE2"),
         ({"x": (1, 2, 3)}, None, "it has a tuple"),
-        (np.array(["dog"]), None, "can't be saved"),
-        (np.zeros(3, ">f4"), None, "can't be saved"),
-        (np.float32(1), None, "can't be saved"),
+        (np.array(["dog"]), None, "something else than numbers"),
+        (np.array([None]), None, "something else than numbers"),
+        (np.zeros(3, ">f4"), None, "something else than numbers"),
+        (np.float32(1), None, "it refers to numpy._core.multiarray.scalar"),
+        ({1: "x"}, None, "it has a key that is no text"),
         ({"format_version": 2}, checks.check_run, "its format version is 2"),
     ],
 )
@@ -66,35 +67,3 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path, value, check, message):
     with pytest.raises(ValueError, match=message):
         pickles.save(tmp_path / "a.pkl", value, *([check] if check else []))
     assert os.listdir(tmp_path) == []
-
-
-class Attack:
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize("function", [os.mkdir, eval])
-def test_a_strangers_pickle_runs_nothing(tmp_path, function):
-    mark = tmp_path / "ran"
-    argument = str(mark) if function is os.mkdir else f"__import__('os').mkdir({str(mark)!r})"
-    for value in (
-        Attack(function, argument),
-        {"x": [np.arange(2), Attack(function, argument)]},
-        np.array([Attack(function, argument)], dtype=object),
-    ):
-        (tmp_path / "attack.pkl").write_bytes(pickle.dumps(value))
-        with pytest.raises(ValueError, match="attack.pkl"):
-            pickles.load(tmp_path / "attack.pkl")
-        assert not mark.exists()
-    pickle.loads(pickle.dumps(Attack(function, argument)))  # the attack is a real one
-    assert mark.exists()
-
-
-def test_a_damaged_file_is_named(tmp_path, results):
-    whole = next((results / "images").glob("*.pkl")).read_bytes()
-    (tmp_path / "half.pkl").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="half.pkl"):
-        pickles.load(tmp_path / "half.pkl")

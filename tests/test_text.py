@@ -46,9 +46,8 @@ def test_numbers_are_rounded_without_a_sign_on_zero():
 
 def test_what_is_counted_has_its_plural():
     assert text.count_of(1, "image") == "1 image" and text.count_of(2.0, "image") == "2 images"
-    assert text.number_of_layers(1.0) == "1 layer"
-    assert text.number_of_layers(1.04) == "1 layer"
-    assert text.number_of_layers(2.5) == "2.5 layers" and text.number_of_layers(0) == "0 layers"
+    assert text.count_of(1.04, "layer") == "1 layer" and text.count_of(0, "layer") == "0 layers"
+    assert text.count_of(2.5, "layer") == "2.5 layers"
 
 
 def test_tables_and_sections_are_markdown():

@@ -1,7 +1,7 @@
 """Records to tables of answers and of layers."""
 
 import csv
-from pathlib import Path
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,7 @@ from llava_lens.analysis.causal import UNKNOWN, route_layers_of
 from llava_lens.analysis.curves import SERIES_IN_BITS, repeat_over_layers
 from llava_lens.analysis.grading import is_right
 from llava_lens.analysis.stats import TINY, best_rival, readable_layer, settling_layer
+from llava_lens.files import write_whole
 from llava_lens.schema import layer_numbers
 from llava_lens.text import require
 from llava_lens.words import is_word
@@ -176,20 +177,28 @@ TEXT_COLUMNS = ["image", "kind", "question", "truth", "answer", "token_label", "
 def save_summary(path, answers: pd.DataFrame) -> None:
     """Write `answers_table` as CSV; `load_summary` reads it.
 
-    A text gets a leading `'` if it is empty or a spreadsheet would take it for a formula.
+    With any separator no cell is a formula: a `'` stands before each sign that could begin one. It
+    stands for an empty text too, which is not the same as none.
     """
 
     def as_cell(text):
-        return f"'{text}" if text is not None and text[:1] in ("", *"=+-@'\t\r") else text
+        if text is None or text.strip("'"):
+            return text and re.sub(r"(?<![^\W_])([=+\-@\t\r])", r"'\1", text)
+        return f"'{text}"
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    table = answers.assign(**{name: answers[name].map(as_cell) for name in TEXT_COLUMNS})
-    table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+    cells = {name: answers[name].map(as_cell) for name in TEXT_COLUMNS}
+    cells["categories"] = answers["categories"].map(str).map(as_cell)
+    text = answers.assign(**cells).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    write_whole(path, text.encode())
 
 
 def load_summary(path) -> pd.DataFrame:
     """What `save_summary` wrote."""
+
+    def as_text(cell):
+        return re.sub(r"'([=+\-@\t\r])", r"\1", cell) if cell.strip("'") else cell[1:]
+
     texts = dict.fromkeys(TEXT_COLUMNS, str)
     table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
-    plain = {name: table[name].str.removeprefix("'") for name in TEXT_COLUMNS}
+    plain = {name: table[name].map(as_text, na_action="ignore") for name in TEXT_COLUMNS}
     return table.assign(**plain)

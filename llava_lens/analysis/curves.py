@@ -23,7 +23,8 @@ def repeat_over_layers(rows: list[tuple[dict, dict]], numbers: np.ndarray) -> pd
     for name, value in constants[0].items():
         # Not pandas' own kind of text, which would copy a question to all rows: these refer to it.
         dtype = type(value) if type(value) in (int, float) else object
-        values = np.array([constant[name] for constant in constants], dtype=dtype)
+        # Not np.array, which makes tuples of one length a second axis.
+        values = np.fromiter((constant[name] for constant in constants), dtype, len(constants))
         table[name] = np.repeat(values, len(numbers))
     table["layer"] = np.tile(numbers, len(rows))
     for name in columns[0]:

@@ -11,20 +11,18 @@ from llava_lens.words import WORDS, names_of, plain, plural_of
 def is_right(kind: str, answer: str, truth: str, categories: Iterable[str] = ()) -> bool | None:
     """Whether an answer is right; None where it can't be graded.
 
-    An answer is graded by its first sentence, without case, in the terms of its kind (`KINDS`).
-    Presence: the first of yes, no and not. Object: the first name of one of `categories` or
-    COCO's, the longest first, so that a hot dog is no dog. Other kinds: the one term that it has,
-    so that none or two can't be graded. Nor can white against gray, between which light decides.
-    Where the truth has no such term, as with own prompts, it is the exact text, but for a full
-    stop.
-
+    An answer is graded by its first sentence, without case, in the terms of its kind (`KINDS`). An
+    object is the first name of one of `categories` or COCO's, the longest first: a hot dog is no
+    dog. Other kinds but presence must have one term alone. White against gray can't be graded:
+    light decides. A truth without a term, as with own prompts, is compared as text.
     Source of the double words: CHAIR (Rohrbach et al., arXiv 1809.02156).
     """
     meanings = _names(tuple(categories)) if KINDS[kind].about_objects else KINDS[kind].meanings
     true = _meant(kind, truth, meanings)
     if true is None:
-        return answer.strip().rstrip(".").lower() == truth.lower()
-    said = _meant(kind, re.split(r"[.!?](?!\d)|\n", answer.strip())[0], meanings)
+        return plain(answer).rstrip(".") == plain(truth).rstrip(".")
+    first_sentence = re.split(r"[.!?](?!\d)|\n", answer.strip())[0]  # the point of 2.5 ends none
+    said = _meant(kind, first_sentence, meanings)
     return None if said is None or {said, true} == {"white", "gray"} else said == true
 
 
@@ -40,8 +38,10 @@ def _names(categories: tuple[str, ...]) -> dict[str, str]:
 def _meant(kind: str, text: str, meanings: dict[str, str]) -> str | None:
     """What `text` says in the terms of `meanings`, None where it says none, or several at once."""
     terms = "|".join(map(re.escape, sorted(meanings, key=len, reverse=True)))
-    whole = rf"\b(?<!\d[.,])(?:{terms})\b(?![.,]\d)"  # no part of a word, of 2.5 or of 1,000
-    found = [meanings[term] for term in re.findall(whole, plain(text)) if term]
-    found = [meaning for meaning in found if meaning]
+    if not terms:
+        return None
+    # A term is no part of a word ("colored"), nor of a number: 2 and 5 of 2.5, 1 of 1,000.
+    whole = rf"\b(?<!\d[.,])(?:{terms})\b(?![.,]\d)"
+    found = [meanings[term] for term in re.findall(whole, plain(text)) if meanings[term]]
     one = KINDS[kind].takes_first or len(set(found)) == 1
     return found[0] if found and one else None

@@ -11,7 +11,7 @@ from llava_lens.analysis.curves import first_tokens, per_image
 from llava_lens.analysis.stats import MIN_IMAGES, interval, peak_range, signed_rank, with_interval
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS
-from llava_lens.text import count_of, markdown_table, number_of_layers, two_decimals
+from llava_lens.text import count_of, markdown_table, two_decimals
 
 COMPARED = [name for name, kind in KINDS.items() if kind.in_order]
 LEVEL = 0.05 / comb(len(COMPARED), 2)  # Bonferroni over the pairs
@@ -52,7 +52,7 @@ def _order_of_two(layers: pd.DataFrame) -> str:
     elif p < LEVEL:
         claim = f"In some images only, answers about {a} are handed over before answers about {b}"
     return (
-        f"{claim}: by {number_of_layers(middle)} in the median of {n} images, {a} earlier on "
+        f"{claim}: by {count_of(middle, 'layer')} in the median of {n} images, {a} earlier on "
         f"{(later > 0).sum()} and later on {(later < 0).sum()} (p = {p:.2g})."
     )
 

@@ -6,18 +6,20 @@ from PIL import Image, ImageDraw
 from llava_lens.kinds import COLOURS
 from llava_lens.words import WORDS
 
-TO_XYZ = np.array([  # of linear sRGB, relative to the white point D65 (IEC 61966-2-1)
+# Of linear sRGB, relative to the white point D65 (IEC 61966-2-1).
+TO_XYZ = np.array([
     [0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047],
     [0.212671, 0.715160, 0.072169],
     [0.019334 / 1.08883, 0.119193 / 1.08883, 0.950227 / 1.08883],
 ])  # fmt: skip
 MARGIN = 0.03  # of the square root of an object's area: annotated outlines are rough
 CLEAR_SHARE = 0.7  # of an object's pixels that must have one colour term
-# Of an image's mean colour, in CIELAB. Light of a colour makes yellow of white.
-MOST_CAST = 12  # chroma
-TAKEN_OFF = 0.5  # share of the mean colour without which a term must be the same
-# A photograph in one tone: its pixels' colour follows from their lightness, but for so much.
-MOST_OF_ONE_TONE, MOST_CHROMA = 6, 30  # the 99th percentiles of what is left, and of chroma
+# Light of a colour makes yellow of white: the most chroma that an image's mean may have in CIELAB,
+# and the share of that mean without which an object's term must be the same.
+MOST_CAST, TAKEN_OFF = 12, 0.5
+# In one tone, a pixel's colour follows from its lightness: the 99th percentiles of what is left of
+# it, and of chroma.
+MOST_OF_ONE_TONE, MOST_CHROMA = 6, 30
 UNSURE = "unsure"
 TERMS = [*COLOURS, UNSURE]
 
@@ -32,13 +34,12 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def colour_terms(rgb: np.ndarray, tint: np.ndarray | tuple = (0, 0)) -> np.ndarray:
-    """The basic colour term of each pixel `[n]`, as an index into TERMS, from sRGB `[n, 3]`, with
-    `tint` (a, b in CIELAB) taken off.
+    """The basic colour term of each pixel `[n]`, as an index into TERMS, from sRGB `[n, 3]` less
+    `tint` (a, b in CIELAB). The first rule that holds decides.
 
-    Rules over lightness, chroma and hue in CIELAB, of which the first that holds decides. Hues were
-    set on the names that people gave to colours in the XKCD survey, the others on the photographed
-    objects in `tests/data/judged_colours.csv`. Where shade makes one colour of another, the term is
-    UNSURE: black is also made of dark teal, blue of white, brown of yellow.
+    Hues were set on the names that people gave to colours in the XKCD survey, the others on the
+    objects in `tests/data/judged_colours.csv`. What shade makes of another colour is UNSURE: black
+    of dark teal, blue of white, brown of yellow.
     """
     light, a, b = (_lab(rgb) - [0, *tint]).T
     chroma, hue = np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360
@@ -63,19 +64,15 @@ def colour_terms(rgb: np.ndarray, tint: np.ndarray | tuple = (0, 0)) -> np.ndarr
 
 
 def pixels_within(polygons: list[list[float]], image: Image.Image) -> np.ndarray:
-    """The pixels `[n, 3]` of an image (RGB) within an object's polygons, but for a margin of 3 % of
-    the square root of its area."""
-    xs, ys = ([side for polygon in polygons for side in polygon[axis::2]] for axis in (0, 1))
-    left, top = max(0, int(min(xs))), max(0, int(min(ys)))
-    right, bottom = min(image.width, int(max(xs)) + 2), min(image.height, int(max(ys)) + 2)
+    """The pixels `[n, 3]` of an image (RGB) within an object's polygons, but for MARGIN."""
+    corners = [np.reshape(polygon, (-1, 2)) for polygon in polygons]  # x and y
+    left, top = np.maximum(0, np.concatenate(corners).min(axis=0).astype(int))
+    right, bottom = np.minimum(image.size, np.concatenate(corners).max(axis=0).astype(int) + 2)
     if right <= left or bottom <= top:
         return np.zeros((0, 3), np.uint8)
     mask = Image.new("1", (right - left, bottom - top))
     draw = ImageDraw.Draw(mask)
-    outlines = [
-        [(x - left, y - top) for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
-        for polygon in polygons
-    ]
+    outlines = [list(map(tuple, (points - [left, top]).tolist())) for points in corners]
     for points in outlines:
         draw.polygon(points, fill=1)
     margin = MARGIN * np.sqrt(np.asarray(mask).sum())
@@ -85,26 +82,32 @@ def pixels_within(polygons: list[list[float]], image: Image.Image) -> np.ndarray
 
 
 def colour_of(pixels: np.ndarray, tint: np.ndarray | tuple = (0, 0)) -> str | None:
-    """The basic colour term that at least CLEAR_SHARE of an object's pixels `[n, 3]` have, both as
-    they are and with `tint` taken off. None if there is none, and for gray, which shadow makes of
-    white and of black."""
+    """The basic colour term of at least CLEAR_SHARE of an object's pixels `[n, 3]`, as they are and
+    also less `tint`. Never gray, which shadow makes of white and of black."""
     terms, without = colour_terms(pixels), colour_terms(pixels, tint)
     counts = np.bincount(terms[terms == without], minlength=len(TERMS))[: len(COLOURS)]
     term = COLOURS[counts.argmax()]
     return term if counts.max() >= CLEAR_SHARE * max(1, len(pixels)) and term != "gray" else None
 
 
-def tint_of(image: Image.Image) -> np.ndarray | None:
-    """TAKEN_OFF of an image's mean colour, a and b in CIELAB; None where no colour can be told from
-    its pixels: where the mean is above MOST_CAST, and in a photograph in one tone."""
-    lab = _lab(np.asarray(image)[::4, ::4].reshape(-1, 3))
-    mean = lab[:, 1:].mean(axis=0)
-    # Black and white, sepia and the like: a and b by lightness, and what that leaves.
+def is_one_tone(image: Image.Image) -> bool:
+    """Whether an image has no colours of its objects': black and white, sepia and the like."""
+    lab = _some_lab(image)
+    # What is left of a and b where they follow from the lightness.
     light = np.vander(lab[:, 0] / 100, 3)
     left = lab[:, 1:] - light @ np.linalg.lstsq(light, lab[:, 1:], rcond=None)[0]
     residual, chroma = (np.percentile(np.hypot(*ab.T), 99) for ab in (left, lab[:, 1:]))
-    is_one_tone = residual < MOST_OF_ONE_TONE and chroma < MOST_CHROMA
-    return None if is_one_tone or np.hypot(*mean) > MOST_CAST else TAKEN_OFF * mean
+    return bool(residual < MOST_OF_ONE_TONE and chroma < MOST_CHROMA)
+
+
+def tint_of(image: Image.Image) -> np.ndarray | None:
+    """TAKEN_OFF of an image's mean colour, a and b in CIELAB; None above MOST_CAST."""
+    mean = _some_lab(image)[:, 1:].mean(axis=0)
+    return None if np.hypot(*mean) > MOST_CAST else TAKEN_OFF * mean
+
+
+def _some_lab(image: Image.Image) -> np.ndarray:
+    return _lab(np.asarray(image)[::4, ::4].reshape(-1, 3))
 
 
 def may_have_colour(item: dict) -> bool:
@@ -113,23 +116,22 @@ def may_have_colour(item: dict) -> bool:
 
 
 def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
-    """Objects of `read_annotations` with the `color` of their pixels (`colour_of`) where they have
-    a polygon and the annotation gives no colour, and with `color_from`: `annotation`, `pixels` or
-    empty.
+    """Objects of `annotate` with their `color`, None where it is not known, and with
+    `color_from`: `annotation`, `pixels` (`colour_of` within the polygons) or empty.
 
-    Not of categories that seldom have one colour of their own (`no_colour` in `WORDS`), nor in an
-    image whose light or tone leaves no colour to tell (`tint_of`).
+    Pixels tell nothing in coloured light. In one tone only an annotated black, white or gray holds:
+    the model can't see that a gray was red.
     """
-    coloured, tint = [], tint_of(image)
+    one_tone, coloured = is_one_tone(image), []
+    tint = None if one_tone else tint_of(image)
     for item in objects:
-        color, color_from = item["color"], "annotation" if item["color"] else ""
+        color = item["color"]
+        if one_tone and color and color.lower() not in ("black", "white", "gray", "grey"):
+            color = None
+        color_from = "annotation" if color else ""
         if not color and item["polygons"] and may_have_colour(item) and tint is not None:
-            width, height = item["image_size"] or image.size
-            scale = [image.width / width, image.height / height]
-            polygons = [
-                [side * scale[at % 2] for at, side in enumerate(polygon)]
-                for polygon in item["polygons"]
-            ]
+            scale = np.divide(image.size, item["image_size"] or image.size)
+            polygons = [(np.reshape(xy, (-1, 2)) * scale).ravel() for xy in item["polygons"]]
             color = colour_of(pixels_within(polygons, image), tint)
             color_from = "pixels" if color else ""
         coloured.append({**item, "color": color, "color_from": color_from})

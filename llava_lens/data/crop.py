@@ -1,6 +1,5 @@
 """The crop that the model sees: boxes and patches in it."""
 
-import io
 import random
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,16 +10,20 @@ from PIL import Image
 from llava_lens.schema import LEAST_SIDE
 from llava_lens.text import require
 
-# The share of an object that the crop must hold. With less of it in sight, it is not known whether
-# the model can see the object: it is neither present nor absent.
+# With less of an object in the crop, it is not known whether the model can see it: it is neither
+# present nor absent.
 LEAST_VISIBLE = 0.25
 EDGE = 0.005  # of an image's side: what comes nearer to the edge may go on outside
 MEASURED_SHORT = 192  # pixels of the shorter side of the image on which a processor is measured
+REFUSED = (
+    "Boxes can't be placed in what the image processor makes of an image: it does more than "
+    "resize, crop and pad. Take a checkpoint with the processor of CLIP."
+)
 
 
 class Placement(NamedTuple):
-    """A processor puts the point (x, y) of an image at `scale * point + offset`. Both are pairs, in
-    pixels. The model sees `size` (width, height)."""
+    """A processor puts the point (x, y) of an image at `scale * point + offset`, in pixels. The
+    model sees `size` (width, height)."""
 
     scale: tuple[float, float]
     offset: tuple[float, float]
@@ -31,30 +34,11 @@ class Placement(NamedTuple):
 def place_image(image_size: tuple[int, int], image_processor) -> Placement:
     """Where a processor puts an image of `image_size` (width, height).
 
-    It is asked, not assumed: `_measure` looks where the pixels of a ramp go. A centre crop (CLIP),
-    padding to a square (the original LLaVA) and plain resizing are told apart by that, and their
-    arithmetic is then exact. Anything else is right to a pixel of the output. Raises ValueError if
-    no scale and offset per axis describe the output.
+    It is asked, not assumed: in two ramps, the grey of a pixel of the output tells where it came
+    from. If that fits a usual placement, the placement is exact, else right to a pixel. Raises
+    ValueError if no scale and offset per axis describe the output.
     """
-    short = min(image_size)
-    # A ramp more than 4 times as long would be coarse; it goes the way of a shorter one.
-    like = tuple(round(min(side / short, 4) * MEASURED_SHORT) for side in image_size)
-    measured = _measure(like, image_processor)
-    edges = np.array([(0, 0), measured.size])  # of the output
-    on_image = (edges - measured.offset) / measured.scale
-    for number, usual in enumerate(_usual_placements(like, measured.size)):
-        if np.abs(on_image * usual.scale + usual.offset - edges).max() < 1:
-            return _usual_placements(image_size, measured.size)[number]
-    enlarged = MEASURED_SHORT / short
-    measured = _measure(tuple(round(side * enlarged) for side in image_size), image_processor)
-    return measured._replace(scale=tuple(enlarged * side for side in measured.scale))
-
-
-@lru_cache(maxsize=1024)
-def _measure(image_size: tuple[int, int], image_processor) -> Placement:
-    """`place_image`, measured on two ramps, from left to right and from top to bottom. The grey of
-    a pixel of the output tells where that pixel came from."""
-    width, height = image_size
+    width, height = (round(side * MEASURED_SHORT / min(image_size)) for side in image_size)
     rows, columns = np.ogrid[:height, :width]
     # Noise across a ramp: means over it are finer than a step of 256.
     x_ramp = (columns + 0.5) * 255 / width + rows * 0.618034 % 1
@@ -63,37 +47,35 @@ def _measure(image_size: tuple[int, int], image_processor) -> Placement:
     for grey in (0, 255, x_ramp, y_ramp):
         image = Image.fromarray(np.broadcast_to(grey, (height, width)).astype(np.uint8))
         seen.append(image_processor(image.convert("RGB"), return_tensors="np")["pixel_values"][0])
-    lines = []
-    if np.ndim(seen[0]) == 3:  # [channel, row, column]; else it cuts an image into tiles
-        black, white, *ramps = (np.mean(pixels, axis=0) for pixels in seen)
-        contrast = white - black  # none in padding
-        holds = contrast > 0.5 * contrast.max()
-        places = np.indices(holds.shape)[::-1, holds] + 0.5  # x and y `[2, pixel]`
-        shares = [(ramp - black)[holds] / contrast[holds] for ramp in ramps]
-        lines = [_line(at, share) for at, share in zip(places, shares, strict=True)]
-    require(
-        lines and None not in lines,
-        "Boxes can't be placed in what the image processor makes of an image: it does more than "
-        "resize, crop and pad. Take a checkpoint with the processor of CLIP.",
-    )
-    slopes, starts = np.transpose(lines)
+    require(np.ndim(seen[0]) == 3, REFUSED)  # [channel, row, column]; else it cuts tiles
+    black, white, *ramps = np.mean(seen, axis=1)
+    contrast, size = white - black, black.shape[::-1]
+    holds = contrast > 0.5 * contrast.max()  # none in padding
+    places = np.indices(holds.shape)[::-1, holds] + 0.5  # x and y `[2, pixel]`
+    shares = [(ramp - black)[holds] / contrast[holds] for ramp in ramps]
+    slopes, starts = np.transpose([_line(*pair) for pair in zip(places, shares, strict=True)])
+    corners = np.array([places.min(axis=1), places.max(axis=1)])  # of the image in the output
+    on_image = (corners * slopes + starts) * image_size
+    usual = _usual_placements(image_size, size)
+    errors = [np.abs(on_image * one.scale + one.offset - corners).max() for one in usual]
+    if min(errors) < 1.5:  # pixels; of a nearly square image several come near
+        return usual[np.argmin(errors)]
     scale, offset = 1 / slopes / image_size, -starts / slopes
-    return Placement(tuple(scale.tolist()), tuple(offset.tolist()), black.shape[::-1])
+    return Placement(tuple(scale.tolist()), tuple(offset.tolist()), size)
 
 
-def _line(at: np.ndarray, share: np.ndarray) -> tuple[float, float] | None:
-    """Slope and start of a line through the `share` of an image's side that is seen `at` a pixel,
-    None unless one fits."""
+def _line(at: np.ndarray, share: np.ndarray) -> tuple[float, float]:
+    """Slope and start of a line through the `share` of an image's side that is seen `at` a pixel.
+    Raises ValueError if none fits."""
     inner = (share > 0.04) & (share < 0.96)  # interpolation bends a ramp at its ends
-    if len(np.unique(at[inner])) < 2:
-        return None
+    require(len(np.unique(at[inner])) > 1, REFUSED)
     slope, start = np.polyfit(at[inner], share[inner], 1)
-    fits = slope > 0 and np.abs(slope * at + start - share).max() < 0.05
-    return (slope, start) if fits else None
+    require(slope > 0 and np.abs(slope * at + start - share).max() < 0.05, REFUSED)
+    return slope, start
 
 
 def _usual_placements(image_size: tuple[int, int], size: tuple[int, int]) -> list[Placement]:
-    """A centre crop, padding to a square, and plain resizing."""
+    """A centre crop (CLIP), padding to a square (the original LLaVA), and plain resizing."""
     width, height = image_size
     short, long = min(image_size), max(image_size)
     # int() as in transformers.image_transforms.get_resize_output_image_size
@@ -121,20 +103,17 @@ def patch_coverage(box, grid: int, image_size: int) -> np.ndarray:
 
 def open_crop(record: dict) -> Image.Image:
     """The image as the model saw it."""
-    return Image.open(io.BytesIO(record["crop"].tobytes()))
+    return Image.fromarray(record["crop"].astype(np.uint8))
 
 
 def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list[float], float]:
-    """A box `[x, y, width, height]` of the image in pixels of the model's crop, clipped to it.
-
-    The second value is the share (0 ... 1) of the box that the crop holds, 0 for a box no larger
-    than rounding. The model never saw what lies outside the crop.
-    """
+    """A box `[x, y, width, height]` of the image in pixels of the model's crop, clipped to it, and
+    the share (0 ... 1) of the box that the crop holds: 0 for a box no larger than rounding."""
     scale, offset, size = place_image(tuple(image_size), image_processor)
     corners = np.array([box[:2], np.add(box[:2], box[2:])])  # [corner, x and y]
     (x0, y0), (x1, y1) = np.clip(corners * scale + offset, 0, size).tolist()
-    is_seen = min(x1 - x0, y1 - y0) >= LEAST_SIDE
     whole = box[2] * scale[0] * box[3] * scale[1]
+    is_seen = min(x1 - x0, y1 - y0) >= LEAST_SIDE
     visible = min(1.0, (x1 - x0) * (y1 - y0) / whole) if is_seen else 0.0
     return [x0, y0, x1 - x0, y1 - y0], float(visible)
 
@@ -142,28 +121,24 @@ def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list
 def objects_in_crop(
     objects: list[dict], image_size: tuple[int, int], image_processor
 ) -> list[dict]:
-    """Objects of `read_annotations` as the model sees them.
+    """Objects of `annotate` as the model sees them: `box` is in pixels of the crop.
 
     Instead of `image_size` and `polygons` each has `visible`, the share of the object that the crop
     holds, `share`, the share of the crop that the object takes (both 0 ... 1), and `cut_off`,
-    whether it reaches the edge of the image or of the crop. `box` is in pixels of the crop. Boxes
-    for another resolution of the image (the object's `image_size`) are scaled.
+    whether it reaches the edge of the image or of the crop. Boxes for another resolution of the
+    image (the object's `image_size`) are scaled.
     """
-    seen = []
+    seen, crop_size = [], place_image(tuple(image_size), image_processor).size
     for item in objects:
-        annotated_size = item.get("image_size") or image_size
-        scale = np.divide(image_size, annotated_size)
-        scaled = [float(side * scale[at % 2]) for at, side in enumerate(item["box"])]
-        box, visible = box_in_crop(scaled, image_size, image_processor)
-        left_out = ("image_size", "polygons")
         x, y, w, h = item["box"]
-        width, height = annotated_size
-        gaps = x / width, y / height, 1 - (x + w) / width, 1 - (y + h) / height
-        cut_off = visible < 0.999 or min(gaps) < EDGE
-        kept = {name: value for name, value in item.items() if name not in left_out}
-        share = box[2] * box[3] / np.prod(place_image(image_size, image_processor).size)
-        shares = {"visible": visible, "share": float(share)}
-        seen.append({**kept, "box": box, **shares, "cut_off": bool(cut_off)})
+        width, height = annotated_size = item.get("image_size") or image_size
+        scaled = np.multiply(item["box"], np.tile(np.divide(image_size, annotated_size), 2))
+        box, visible = box_in_crop(scaled, image_size, image_processor)
+        to_edge = min(x / width, y / height, 1 - (x + w) / width, 1 - (y + h) / height)
+        kept = {key: value for key, value in item.items() if key not in ("image_size", "polygons")}
+        share = float(box[2] * box[3] / np.prod(crop_size))
+        cut_off = bool(visible < 0.999 or to_edge < EDGE)
+        seen.append({**kept, "box": box, "visible": visible, "share": share, "cut_off": cut_off})
     return seen
 
 
@@ -172,19 +147,15 @@ def patches_to_cut(
 ) -> dict[str, list[int]]:
     """The numbers of the patches, row by row, that hold the objects that a prompt is about.
 
-    - `object`: the patches that a box of one of the prompt's categories covers by a tenth or more;
-      for a box too small for that the one it overlaps most
-    - `background`: as many that lie outside all these boxes, drawn with `seed`: the control
-
-    Empty where a category has no box in the crop, where it has a crowd region (it is not known
-    which patches of that hold it), and where too few patches lie outside. `objects` are those of
-    `objects_in_crop`.
+    `object`: those that a box of one of the prompt's categories covers by a tenth or more; for a
+    smaller box the one it overlaps most. `background`, the control: as many that lie outside all
+    these boxes, drawn with `seed`. Empty where a category has no box in the crop, where it has a
+    crowd region (which of its patches hold it is not known), and where too few lie outside.
     """
     about = set(prompt["categories"])
     asked = [item for item in objects if item["category"] in about and min(item["box"][2:]) > 0]
-    if not about or {item["category"] for item in asked} != about:
-        return {}
-    if any(item["crowd"] for item in asked):
+    is_crowd = any(item["crowd"] for item in asked)
+    if is_crowd or not about or {item["category"] for item in asked} != about:
         return {}
     covers = [patch_coverage(item["box"], grid, image_size) for item in asked]
     # The small number is for rounding: an exact tenth counts.

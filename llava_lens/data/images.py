@@ -16,35 +16,27 @@ from llava_lens.text import is_text, require
 
 # Pillow is told these because it also knows formats that start programs.
 IMAGE_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
-IMAGE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-}
-OTHER_IMAGE_SUFFIXES = {".avif", ".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".arw"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"}
+IMAGE_SUFFIXES |= {".tif", ".tiff"}
 # Folders of masks (COCO's panoptic_val2017, VOC's SegmentationClass), beside those of photographs.
-MASK_FOLDER = re.compile(r"(panoptic|masks?|seg|semantic|stuff|labels?|annotations|gt)", re.I)
+MASK_FOLDER = re.compile(r"/(panoptic|masks?|seg|semantic|stuff|labels?|annotations|gt)")
 MOST_IMAGE_BYTES, MOST_JSON_BYTES = 2**29, 2**30  # COCO's largest annotations have 0.45 GB
+MOST_PIXELS, MOST_SCANS = 2**26, 64  # cameras have up to 61 million; a progressive JPEG has ten
 
 
 def find_images(folder) -> dict[str, Path]:
-    """The paths of all images under `folder`, by name.
+    """The paths of all images under `folder`, by name, without masks of other images.
 
-    A name is the relative path with `/` as `__`; if it is too long, not UTF-8 or taken, it is
-    shortened and given a digest. So every name can be the name of a file. Masks of other images
-    are left out, and what `data_files` leaves out. Raises FileNotFoundError if the folder is
-    missing or holds no image, ValueError as `files_under`.
+    A name is the relative path with `/` as `__`. If it is too long, not UTF-8 or taken, it is
+    shortened and given a digest, so every name can be that of a file. Raises FileNotFoundError if
+    the folder is missing or holds no image, ValueError as `files_under`.
     """
     folder = Path(folder)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "is no folder"
         raise FileNotFoundError(f"{str(folder)!r} {what}: set `images` to the images' folder.")
-    paths, _ = images_and_masks(folder, data_files(folder))
-    if not paths:
-        raise FileNotFoundError(
-            f"No image under {str(folder)!r}: looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it "
-            "and its subfolders."
-        )
     by_name = {}
-    for path in paths:
+    for path in images_and_masks(folder, data_files(folder))[0]:
         below = path.relative_to(folder)
         name = "__".join(below.parts)
         if name in by_name or len(os.fsencode(name)) > MOST_NAME_BYTES or not is_text(name):
@@ -52,16 +44,21 @@ def find_images(folder) -> dict[str, Path]:
             ascii_name = name.encode("ascii", "replace").decode().replace("?", "_")
             name = f"{ascii_name[:100]}~{digest}{path.suffix}"
         by_name[name] = path
+    if not by_name:
+        raise FileNotFoundError(
+            f"No image under {str(folder)!r}: looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it "
+            "and its subfolders."
+        )
     return by_name
 
 
 def data_files(folder) -> list[Path]:
-    """The files under `folder`, sorted. Hidden ones, results, reports, and what Macs and network
-    drives put beside files (`._photo.jpg`, `__MACOSX`, `@eaDir`) are left out."""
+    """The files under `folder`, sorted, without hidden ones, results, reports, and what Macs and
+    network drives put beside files."""
 
     def is_left_out(path: Path) -> bool:
         is_report = (path / "explorer").is_dir() and (path / "figures").is_dir()
-        return is_hidden(path) or (path / "run.pkl").exists() or is_report
+        return is_hidden(path) or is_report or (path / "run.pkl").exists()
 
     def is_hidden(path: Path) -> bool:
         return path.name.startswith((".", "__MACOSX", "@eaDir"))
@@ -75,27 +72,22 @@ def images_and_masks(folder, files: list[Path]) -> tuple[list[Path], list[Path]]
     A mask lies in a folder of masks (MASK_FOLDER) and is called as an image elsewhere is, or lies
     as PNG beside a JPEG of its name. All that a folder `panoptic...` holds are masks.
     """
-    paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-    is_apart = {
-        path: [part for part in path.relative_to(folder).parts[:-1] if MASK_FOLDER.match(part)]
-        for path in paths
-    }
-    photos = {path.stem for path in paths if not is_apart[path]}
-    jpegs = {path.with_suffix("") for path in paths if path.suffix.lower().startswith(".j")}
-    masks = [
-        path
-        for path in paths
-        if any(part.lower().startswith("panoptic") for part in is_apart[path])
-        or (is_apart[path] and path.stem in photos)
-        or (path.suffix.lower() == ".png" and path.with_suffix("") in jpegs)
-    ]
-    return [path for path in paths if path not in {*masks}], masks
+    found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    where = {path: f"/{path.relative_to(folder).parent.as_posix()}/".lower() for path in found}
+    photos = {path.stem for path in found if not MASK_FOLDER.search(where[path])}
+    jpegs = {path.with_suffix("") for path in found if path.suffix.lower().startswith(".j")}
+    images, masks = [], []
+    for path in found:
+        is_apart = MASK_FOLDER.search(where[path]) and path.stem in photos
+        is_beside = path.suffix.lower() == ".png" and path.with_suffix("") in jpegs
+        is_mask = is_apart or is_beside or "/panoptic" in where[path]
+        (masks if is_mask else images).append(path)
+    return images, masks
 
 
 def digests_of(path, objects: list[dict], absent: Sequence[str] = ()) -> dict[str, str]:
-    """Digests (SHA-256) of an image's file and of its annotations (`objects` and `absent` of
-    Annotations), as RECORD's `image_digest` and `annotations_digest`. Raises OSError if the file
-    can't be read."""
+    """RECORD's `image_digest` and `annotations_digest`: SHA-256 of an image's file and of its
+    `objects` and `absent` of Annotations. Raises OSError if the file can't be read."""
     with open(path, "rb") as file:
         image = hashlib.file_digest(file, "sha256").hexdigest()
     known = json.dumps([objects, list(absent)], sort_keys=True)
@@ -104,8 +96,7 @@ def digests_of(path, objects: list[dict], absent: Sequence[str] = ()) -> dict[st
 
 
 def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
-    """The first frame of an image, upright and in RGB, whatever its mode (greyscale, palette,
-    alpha, CMYK, 16 bits).
+    """The first frame of an image, upright and in RGB.
 
     `size` (width, height) is that of its annotations. If `size` matches the stored image but not
     the EXIF-rotated one, the boxes refer to the stored image, so it is not rotated. Raises
@@ -115,11 +106,19 @@ def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
     try:
         check_file(path, MOST_IMAGE_BYTES)
         with Image.open(path, formats=IMAGE_FORMATS) as stored:
+            _check_cost(path, stored)
             stored.load()
             image = ImageOps.exif_transpose(stored)
             if size == stored.size != image.size:
                 image = stored
-            _check_shape(image.size, size)
+            (width, height), (its_width, its_height) = image.size, size or image.size
+            what = f"it is {width} x {height}, and"
+            is_long = max(image.size) > 100 * min(image.size)
+            require(not is_long, f"{what} the model would see next to nothing of it")
+            # Another resolution fits; rounded to whole pixels, either side may be off by one.
+            off = abs(its_width * height - its_height * width)
+            fits = off <= max(its_width, its_height, width, height)
+            require(fits, f"{what} its annotations are for {its_width} x {its_height}")
             return _to_rgb(image)
     except Exception as error:  # a damaged image can raise nearly anything
         raise OSError(
@@ -127,19 +126,14 @@ def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
         ) from error
 
 
-def _check_shape(image_size: tuple[int, int], size: tuple[int, int] | None) -> None:
-    """Raise ValueError for a very long image, or one of another shape than its annotations'."""
-    width, height = image_size
-    require(
-        max(image_size) <= 100 * min(image_size),
-        f"it is {width} x {height}, and the model would see next to nothing of it",
-    )
-    # Annotations of the same image in another resolution fit; rounded to whole pixels, either side
-    # may be off by one.
-    if size and abs(size[0] * height - size[1] * width) > max(*size, *image_size):
-        raise ValueError(
-            f"it is {width} x {height}, and its annotations are for {size[0]} x {size[1]}"
-        )
+def _check_cost(path, stored: Image.Image) -> None:
+    """Raise ValueError, before it is decoded, for an image that takes much longer or much more
+    memory than a photograph: some kB can have any number of pixels, or of a JPEG's scans."""
+    n_pixels, n_scans = stored.width * stored.height, 1
+    if stored.format in ("JPEG", "MPO"):
+        n_scans = Path(path).read_bytes().count(b"\xff\xda")
+    require(n_pixels <= MOST_PIXELS, f"it has {n_pixels:,} pixels, more than {MOST_PIXELS:,}")
+    require(n_scans <= MOST_SCANS, f"it has {n_scans} scans, more than {MOST_SCANS}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -151,8 +145,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         known = pixels.min() >= 0 and pixels.max() < 2**16
         require(known, "its pixels are whole numbers of an unknown range")
         # A camera's 12 bits come in 16.
-        bits = next(bits for bits in (8, 10, 12, 14, 16) if pixels.max() < 2**bits)
-        image = Image.fromarray(np.rint(pixels * (255 / (2**bits - 1))).astype(np.uint8))
+        most = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if pixels.max() < 2**bits)
+        image = Image.fromarray(np.rint(pixels * (255 / most)).astype(np.uint8))
     if image.has_transparency_data:
         # On white, as a viewer shows it: the colour of fully transparent pixels is arbitrary.
         image = image.convert("RGBA")

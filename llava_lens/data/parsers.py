@@ -1,8 +1,6 @@
 """Files with annotations, by their format: each parser gives COCO's instances format."""
 
 import json
-import re
-from pathlib import Path
 
 from llava_lens.text import is_text, require
 
@@ -16,28 +14,6 @@ EXPECTED = (
     "with an image's name and objects with a category's name and a box [x, y, width, height] in "
     "pixels"
 )
-
-
-OTHER_KINDS = {  # by suffix, how a file with annotations begins: YOLO, VOC, tables
-    ".txt": r"\d+( [\d.]+){4,}(\s|$)",
-    ".xml": r"[^\0]*<annotation",
-    ".csv": r"[^\n]*(bbox|x_?min|x1|class|label)",
-}
-
-
-def other_kinds(files: list[Path]) -> list[str]:
-    """The names of those of `files` that look like annotations of a kind without a parser."""
-    names = []
-    for path in files:
-        found = re.search(
-            r"(annot|instance|label|bbox|json).*\.(gz|zip|bz2|xz|tar)$", path.name, re.I
-        )
-        begins = path.suffix.lower() not in PARSERS and OTHER_KINDS.get(path.suffix.lower())
-        if begins and path.is_file():
-            with open(path, encoding="utf-8", errors="replace") as file:
-                found = re.match(begins, file.read(500), re.I)
-        names += [path.name] * bool(found)
-    return names
 
 
 def parse_json(content: bytes, image: str | None) -> dict:
@@ -64,7 +40,6 @@ PARSERS = {".json": parse_json, ".jsonl": parse_json, ".ndjson": parse_json}
 
 
 def _first(entry: dict, keys: tuple[str, ...]):
-    """The first of `keys` that `entry` has, None if none."""
     return next((entry[key] for key in keys if key in entry), None)
 
 
@@ -73,7 +48,7 @@ def _as_coco(entries: list[dict], image: str | None) -> dict:
 
     An entry has the image's name (else it is that of `image`), perhaps `width` and `height`, and a
     list of objects, or lists of their categories and boxes, or is the object itself. Raises
-    ValueError if an entry lacks a name, a category or a box, or boxes are not of COCO's kind.
+    ValueError if an entry lacks a name, a category or a box, or boxes are two corners.
     """
     images, annotations = {}, []
     for entry in entries:
@@ -89,19 +64,16 @@ def _as_coco(entries: list[dict], image: str | None) -> dict:
             category, box = _first(item, CATEGORY_KEYS), _first(item, BOX_KEYS)
             require(is_text(category), f"no category's name in {str(item)[:60]}")
             require(box is not None, f"no box in {str(item)[:60]}")
-            place = {"image_id": file, "category_id": category, "bbox": box}
-            annotations.append({**item, **place})
+            annotations.append({**item, "image_id": file, "category_id": category, "bbox": box})
     require(images, "no images")
     boxes = [(item["bbox"], images[item["image_id"]]) for item in annotations]
-    known = [(box, image) for box, image in boxes if isinstance(box, list) and len(box) == 4]
-    shares = known and max(max(box) for box, _ in known) <= 1
-    require(not shares, "boxes are not in pixels")
-    # The boxes of such a file may be of any kind. A box that leaves its image tells.
-    corners = known and all(box[2] > box[0] and box[3] > box[1] for box, _ in known)
+    boxes = [(box, image) for box, image in boxes if isinstance(box, list) and len(box) == 4]
+    # They may be two corners each. One that leaves its image tells.
     leaves = any(
         isinstance(image[side], int) and box[at] + box[at + 2] > 1.1 * image[side]
-        for box, image in known
+        for box, image in boxes
         for at, side in enumerate(("width", "height"))
     )
-    require(not (corners and leaves), "boxes seem to be two corners: some leave their image")
+    are_corners = leaves and all(box[2] > box[0] and box[3] > box[1] for box, _ in boxes)
+    require(not are_corners, "boxes seem to be two corners: some leave their image")
     return {"images": list(images.values()), "annotations": annotations}

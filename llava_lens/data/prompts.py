@@ -20,12 +20,8 @@ LEAST_ASKED, LEAST_MAIN, LEAST_CARRIER, LEAST_COUNTED = 0.01, 0.05, 0.2, 0.001
 
 
 def relation_of(box_a, box_b) -> str | None:
-    """Where `a` is relative to `b` (`left`, `right`, `above`, `below`), or None unless the boxes
-    are clearly apart.
-
-    Clearly: they do not overlap along the main direction, and their centres are 1.5 times as far
-    apart along it as along the other.
-    """
+    """Where `a` is relative to `b`: left, right, above or below. None where the boxes overlap along
+    the main direction, or the centres are not 1.5 times as far apart along it as across."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = box_a, box_b
     dx, dy = (ax + aw / 2) - (bx + bw / 2), (ay + ah / 2) - (by + bh / 2)
     if abs(dx) >= 1.5 * abs(dy) and abs(dx) >= (aw + bw) / 2:
@@ -45,19 +41,11 @@ class Candidate(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What the rules of CANDIDATES look at, and what they draw with.
+    """What the rules of CANDIDATES look at, and what they draw with (as `make_prompts` says)."""
 
-    - `objects`: all of the image, of `objects_in_crop`
-    - `clear`: those that can be asked about: half of each is in the crop, and it fills 1 % of it
-    - `single`: the clear objects whose names no other object has. A second dog makes "the dog"
-      ambiguous even where it is small, cut off or part of a crowd
-    - `absent`: the categories that are known to be absent
-    - `per_kind`, `together`, `rng`: as of `make_prompts`
-    """
-
-    objects: list[dict]
-    clear: list[dict]
-    single: list[dict]
+    objects: list[dict]  # all of the image, of `objects_in_crop`
+    clear: list[dict]  # those to ask about: half is in the crop, and fills 1 % of it; no crowd
+    single: list[dict]  # the clear ones whose names no other object has, be that small or cut off
     absent: list[str]
     per_kind: int
     together: dict[str, Counter]
@@ -75,49 +63,40 @@ def _objects(scene: Scene) -> list[Candidate]:
 
 def _presence(scene: Scene) -> list[Candidate]:
     """As many absent categories as present ones."""
-    if not scene.objects:
+    there = {item["category"] for item in scene.objects}
+    if not there:
         return []
     names = sorted({item["category"] for item in scene.clear})
     present = scene.draw([Candidate({"category": name}, "yes") for name in names])
-    there = {item["category"] for item in scene.objects}
     absent = draw_absent(scene.absent, there, scene.together, scene.per_kind, scene.rng)
-    return present + [
-        Candidate({"category": name}, "no", absent_sampling=sampling) for name, sampling in absent
-    ]
+    return present + [Candidate({"category": name}, "no", "annotation", by) for name, by in absent]
 
 
 def _colours(scene: Scene) -> list[Candidate]:
-    """First objects whose colour is known, then others that may have one."""
+    """First objects whose colour is known. The answers about others have layers but no grade, also
+    in a photograph without colours."""
     items = [item for item in scene.single if item["color"] or may_have_colour(item)]
     items = sorted(scene.rng.sample(items, len(items)), key=lambda item: item["color"] is None)
-    return [
-        Candidate(
-            {"category": item["category"]}, item["color"], item.get("color_from", "annotation")
-        )
-        for item in items[: scene.per_kind]
-    ]
+    known = [(i["category"], i["color"], i.get("color_from", "annotation")) for i in items]
+    return [Candidate({"category": name}, *color) for name, *color in known[: scene.per_kind]]
 
 
 def _relations(scene: Scene) -> list[Candidate]:
-    pairs = itertools.permutations(scene.single, 2)
-    known = [(a, b, relation_of(a["box"], b["box"])) for a, b in pairs]
-    return scene.draw(
-        [Candidate({"a": a["category"], "b": b["category"]}, way) for a, b, way in known if way]
-    )
+    known = [
+        Candidate({"a": a["category"], "b": b["category"]}, relation_of(a["box"], b["box"]))
+        for a, b in itertools.permutations(scene.single, 2)
+    ]
+    return scene.draw([candidate for candidate in known if candidate.truth])
 
 
 def _numbers(scene: Scene) -> list[Candidate]:
     """Categories of which a few objects are there, each of them alone, whole and not tiny."""
-    unsure = {
-        item["category"]
-        for item in scene.objects
-        if item["crowd"] or item["cut_off"] or item["share"] < LEAST_COUNTED
-    }
     candidates = []
-    for name in not_called({item["category"] for item in scene.clear}, unsure):
-        n = sum(not not_called([item["category"]], [name]) for item in scene.objects)
-        if n <= MOST_COUNTED and not is_plural(name) and not is_uncountable(name):
-            candidates.append(Candidate({"category": name}, str(n)))
+    for name in sorted({item["category"] for item in scene.clear}):
+        same = [item for item in scene.objects if not not_called([item["category"]], [name])]
+        unsure = any(o["crowd"] or o["cut_off"] or o["share"] < LEAST_COUNTED for o in same)
+        if not (unsure or len(same) > MOST_COUNTED or is_plural(name) or is_uncountable(name)):
+            candidates.append(Candidate({"category": name}, str(len(same))))
     return scene.draw(candidates)
 
 
@@ -140,29 +119,22 @@ def make_prompts(  # noqa: PLR0913 (all that a choice of questions depends on)
     together: dict[str, Counter] | None = None,
     kinds: Iterable[str] = DEFAULT_KINDS,
 ) -> list[dict]:
-    """Prompts about one image, from its `objects` (`objects_in_crop`) and the names of the
-    categories known to be `absent`.
+    """Prompts about one image, from its `objects` (`objects_in_crop`) and the categories known to
+    be `absent`, of which none that has a name in common with an object is taken.
 
-    Among the candidates of each of the `kinds` `per_kind` are drawn with `seed` (presence:
-    `per_kind` present and `per_kind` absent categories, these by `draw_absent` with the counts
-    `together`). Where `objects` is empty there are two prompts, object and description. A category
-    that has a name in common with one of `objects` is never absent. Each prompt is a dict:
+    Of each of the `kinds` `per_kind` candidates are drawn with `seed`; of presence `per_kind`
+    present and as many absent categories, by `draw_absent` with the counts `together`. Without
+    `objects` there are two prompts, object and description. Each is a dict:
 
-    - `kind`: one of `kinds`; `question`: a text
-    - `truth`: the right answer, None where it is not known
+    - `kind`, `question`; `truth`: the right answer, None where it is not known
     - `truth_from`: how it came about, `annotation`, `pixels` (`with_colours`) or empty
-    - `categories`: the names of the categories that the question is about
-    - `absent_sampling`: how an absent category was drawn, one of ABSENT_SAMPLINGS; empty elsewhere
+    - `categories`: those that the question is about
+    - `absent_sampling`: how an absent one was drawn, of ABSENT_SAMPLINGS; empty elsewhere
     """
-    clear = [
-        item
-        for item in objects
-        if not item["crowd"] and item["visible"] >= 0.5 and item["share"] >= LEAST_ASKED
-    ]
+    clear = [item for item in objects if not item["crowd"] and item["visible"] >= 0.5]
+    clear = [item for item in clear if item["share"] >= LEAST_ASKED]
     called = Counter(name for item in objects for name in names_of(item["category"]))
-    single = [
-        item for item in clear if max(called[name] for name in names_of(item["category"])) == 1
-    ]
+    single = [item for item in clear if all(called[n] == 1 for n in names_of(item["category"]))]
     absent = not_called(absent, {item["category"] for item in objects})
     scene = Scene(objects, clear, single, absent, per_kind, together or {}, random.Random(seed))
     return [
@@ -175,13 +147,13 @@ def make_prompts(  # noqa: PLR0913 (all that a choice of questions depends on)
 
 def _as_asked(kind: str, candidate: Candidate) -> dict:
     words, truth, truth_from, absent_sampling = candidate
-    about = list(words.values()) or [truth] * (kind == "object" and truth is not None)
+    main = [truth] if truth and KINDS[kind].about_objects else []
     return {
         "kind": kind,
         "question": question_of(kind, **words),
         "truth": truth,
         "truth_from": truth_from if truth else "",
-        "categories": about,
+        "categories": [*words.values()] or main,
         "absent_sampling": absent_sampling,
     }
 
@@ -189,21 +161,19 @@ def _as_asked(kind: str, candidate: Candidate) -> dict:
 def main_category(clear: list[dict], objects: list[dict]) -> str | None:
     """The category of the largest of the `clear` objects, where a person would name that one.
 
-    It must take LEAST_MAIN of the crop and, without what other objects' boxes cut from its own,
-    1.5 times as much as any object of another category. Furniture and vessels (`carriers` in
-    `WORDS`) must take LEAST_CARRIER, be seen whole and hold nothing else: of a laid table one names
-    the food.
+    Without what others' boxes cut from its own it must take LEAST_MAIN of the crop, and 1.5 times
+    as much as any object of another category. Furniture and vessels (`carriers` in `WORDS`) must
+    take LEAST_CARRIER, be whole and hold nothing else: of a laid table one names the food.
     """
     if not clear:
         return None
     largest = max(clear, key=lambda item: item["share"])
     name, box = largest["category"], largest["box"]
     others = [item for item in objects if not_called([item["category"]], [name])]
-    cuts = [_overlap(item["box"], box) for item in others]
-    halves = [item["box"][2] * item["box"][3] / 2 for item in others]
-    least = LEAST_MAIN
+    cuts, least = [_overlap(item["box"], box) for item in others], LEAST_MAIN
     if not not_called([name], WORDS["carriers"]):
         least = LEAST_CARRIER
+        halves = [item["box"][2] * item["box"][3] / 2 for item in others]
         if largest["cut_off"] or any(map(operator.gt, cuts, halves)):
             return None
     own = largest["share"] * (1 - sum(cuts) / (box[2] * box[3]))
@@ -212,7 +182,6 @@ def main_category(clear: list[dict], objects: list[dict]) -> str | None:
 
 
 def _overlap(box_a, box_b) -> float:
-    """The area that two boxes share."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = box_a, box_b
     width = min(ax + aw, bx + bw) - max(ax, bx)
     return max(0, width) * max(0, min(ay + ah, by + bh) - max(ay, by))
@@ -223,42 +192,29 @@ def as_prompts(prompts: list) -> list[dict]:
     the `user`.
 
     Each is a question, or a dict with `question` and optionally `kind` (else `own`) and `truth`.
-    Raises ValueError for an empty question, one that brings its own `<image>`, an unknown kind, a
-    truth that is no text and any other key.
+    Raises ValueError for anything else, and for a question that brings its own `<image>`.
     """
+    is_list = isinstance(prompts, (list, tuple)) or isinstance(prompts, np.ndarray) and prompts.ndim
     require(
-        isinstance(prompts, (list, tuple)) or isinstance(prompts, np.ndarray) and prompts.ndim == 1,
-        f"prompts is {prompts!r}: it must be a list of questions, [] for those made from "
-        "annotations.",
+        is_list, f"prompts is {prompts!r}: it must be a list of questions, or [] for made ones."
     )
     return [_as_prompt(prompt, f"Prompt {number}") for number, prompt in enumerate(prompts)]
 
 
 def _as_prompt(prompt, where: str) -> dict:
-    """One prompt of `as_prompts`, called `where` in error messages."""
     given = prompt if isinstance(prompt, dict) else {"question": prompt}
     # A text of numpy's is one too, but could not be saved.
     given = {str(k): str(v) if isinstance(v, str) else v for k, v in given.items()}
     question, kind, truth = given.get("question"), given.get("kind", "own"), given.get("truth")
-    require(
-        is_text(question),
-        f"{where} is empty or no text: give a question, or an empty list for the prompts made from "
-        "annotations.",
-    )
+    require(is_text(question), f"{where} is empty or no text: give a question.")
     unknown = ", ".join(map(repr, given.keys() - {"kind", "question", "truth"}))
     require(not unknown, f"{where} has {unknown}: only question, kind and truth have a meaning.")
-    require(
-        truth is None or is_text(truth),
-        f"{where} has the truth {truth!r}: it must be a text or None.",
-    )
-    require(
-        kind in KINDS, f"{where} is of the kind {kind!r}: it must be one of {', '.join(KINDS)}."
-    )
+    wrong_truth = f"{where} has the truth {truth!r}: it must be a text or None."
+    require(truth is None or is_text(truth), wrong_truth)
+    known = ", ".join(KINDS)
+    require(kind in KINDS, f"{where} is of the kind {kind!r}: it must be one of {known}.")
     own = ", ".join(token for token in SPECIAL_TOKENS if token in question)
-    require(
-        not own,
-        f"{where} ({question!r:.200}) has its own {own}: leave it out, the image is put before the "
-        f"question, and nothing but the model ends it ({CHAT!r}).",
-    )
+    wrong = f"{where} ({question!r:.200}) has its own {own}: leave it out. The prompt is {CHAT!r}."
+    require(not own, wrong)
     about = {"truth_from": "user" if truth else "", "categories": [], "absent_sampling": ""}
     return {"kind": kind, "question": question, "truth": truth, **about}

@@ -13,34 +13,46 @@ from llava_lens.analysis.curves import answer_curves, first_tokens, layer_curve,
 from llava_lens.analysis.per_kind import settling_table
 from llava_lens.analysis.stats import with_interval
 from llava_lens.figures import style
-from llava_lens.figures.one_image import draw_patches, title_of
+from llava_lens.figures.one_image import draw_patches, title_of, with_boxes_of
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, SEGMENTS, layer_label, layer_numbers
 from llava_lens.store import Results
 from llava_lens.text import printable, two_decimals
 
-ROUTE_LINES = {  # by the group of positions that is patched: name, colour and marker
+# Name, colour and marker of the groups of positions that are patched, and of the cuts.
+PATCHED = {
     "image": ("all image patches patched", style.BLUE, "o"),
     "question": ("question patched", style.YELLOW, "^"),
     "last": ("last position patched", "black", "s"),
+}
+CUTS = {
+    "object": ("text to the object's patches", style.BLUE, "o"),
+    "background": ("control: text to as many other patches", "0.35", "X"),
+    "image": ("text to all patches", style.GREEN, "s"),
+    "image_last": ("last position to all patches", style.YELLOW, "^"),
+    "question_last": ("last position to the question", style.PURPLE, "v"),
 }
 
 
 def plot_route(routes: pd.DataFrame, answers: pd.DataFrame, run: dict):
     """From `routes` and the table of answers, a panel per kind of prompt: the mean effect of
-    patching each group of positions, per layer with 95 % bands; 0 is the own answer, 1 the other
-    image's. A thin line is the lens's P(answer), of the same answers. The titles say medians over
-    images."""
-    curves = route_curves(routes)
-    answers = answers.merge(routes[["image", "prompt"]].drop_duplicates())
-    read = layer_curve(whole_words(answers), "probability", "kind")
+    patching each group of positions, and thin the lens's P(answer) of the same answers. Titles say
+    medians over images."""
+    curves, of_image = route_curves(routes), routes.groupby(["kind", "image"])
+    medians = of_image[["leaves_image", "handed_over", "mediated"]].mean().astype(float)
+    medians = medians.groupby("kind").median()
+    asked = routes[["image", "prompt", "kind"]].drop_duplicates()
+    read = layer_curve(whole_words(answers.merge(asked)), "probability", "kind")
     figure, axes = style.panels(len(curves), 3, "effect (1: the other image's answer)")
     for axis, (kind, curve) in zip(axes, curves.items(), strict=True):
-        axis.set_title(_route_title(kind, routes[routes["kind"] == kind], run), fontsize=8)
+        leaves, handed, mediated = medians.loc[kind]
+        title = f"{kind}, {(asked['kind'] == kind).sum()} answers\n"
+        title += f"leaves image {layer_label(run, leaves)}, handed over {layer_label(run, handed)}"
+        axis.set_title(f"{title}, mediated {two_decimals(mediated)}", fontsize=8)
         axis.axhline(0.5, color=style.GREY, linewidth=0.8)
-        for patched, (name, colour, marker) in ROUTE_LINES.items():
+        for patched, (name, color, marker) in PATCHED.items():
             rows = curve[curve["patched"] == patched]
-            style.draw_curve(axis, rows, colour, marker=marker, markersize=4, label=name)
+            style.draw_curve(axis, rows, color, marker=marker, markersize=4, label=name)
         rows = read[read["kind"] == kind]
         label = "P(answer) that the lens reads, nothing patched"
         axis.plot(rows["layer"], rows["mean"], ":", color=style.PURPLE, linewidth=1.2, label=label)
@@ -49,39 +61,25 @@ def plot_route(routes: pd.DataFrame, answers: pd.DataFrame, run: dict):
     return figure
 
 
-def _route_title(kind: str, routes: pd.DataFrame, run: dict) -> str:
-    columns = ["leaves_image", "handed_over", "mediated"]
-    leaves, handed, mediated = routes.groupby("image")[columns].mean().astype(float).median()
-    n_answers = len(routes[["image", "prompt"]].drop_duplicates())
-    medians = f"leaves image {layer_label(run, leaves)}, handed over {layer_label(run, handed)}"
-    return f"{kind}, {n_answers} answers\n{medians}, mediated {two_decimals(mediated)}"
-
-
 def table_of_tokens(top: dict[str, pd.DataFrame]):
     """The ranks of tokens by mean probability, side by side, from a `top_tokens` per segment."""
-    ranks = {
-        segment: table[["token", "mean"]].assign(token=table["token"].map(printable))
-        for segment, table in top.items()
-    }
-    table = pd.concat(ranks, axis=1).rename(index=lambda rank: rank + 1)
-    # A token is text, escaped; a mean is a number, of any size.
-    shown = table.style.format(
-        lambda cell: cell if isinstance(cell, str) else f"{cell:.2g}", escape="html"
-    )
-    return shown.set_properties(**{"text-align": "left"})
+    table = pd.concat({segment: ranks[["token", "mean"]] for segment, ranks in top.items()}, axis=1)
+    shown = table.rename(index=lambda rank: rank + 1).style
+    shown = shown.format("{:.2g}".format).set_properties(**{"text-align": "left"})
+    tokens = [(segment, "token") for segment in top]
+    return shown.format(printable, subset=tokens, escape="html")
 
 
 def plot_top_tokens(table: pd.DataFrame, run: dict, title: str):
-    """Heatmap tokens x layers of the mean probability, from `top_tokens`."""
+    """Heatmap tokens x layers of the mean probability, from `top_tokens`. Logarithmic, since one
+    token often has most of it; down to what a flat distribution has."""
     figure, axis = plt.subplots(figsize=(10, 0.2 * len(table) + 1))
-    # Logarithmic, since one token often has most of the probability; down to a flat distribution's.
     values, flat = table[run["layers"]].to_numpy(), 1 / len(run["tokens"])
     norm = LogNorm(flat, max(values.max(), 2 * flat), clip=True)
     bar = {"label": f"mean probability (darkest: {flat:.0e} and less)", "pad": 0.01}
     sns.heatmap(values, ax=axis, cmap="viridis", norm=norm, cbar_kws=bar)
-    labels = [style.drawn(token, 16) for token in table["token"]]
-    rows = np.arange(len(table)) + 0.5
-    axis.set_yticks(rows, labels, rotation=0, fontsize=8, parse_math=False)
+    labels, rows = table["token"].map(lambda token: style.drawn(token, 16)), len(table)
+    axis.set_yticks(np.arange(rows) + 0.5, labels, rotation=0, fontsize=8, parse_math=False)
     ticks = style.layer_ticks(run)
     axis.set_xticks(ticks + 0.5, [run["layers"][position] for position in ticks], rotation=0)
     axis.set(xlabel="layer", ylabel="token", title=title)
@@ -104,7 +102,8 @@ def plot_mean_series(layers: pd.DataFrame, run: dict, by: str = "segment", bias=
         style.draw_layer_curves(axis, run, curve.assign(low=np.nan, high=np.nan), by, order)
         axis.set(title="The lens's own bias", ylabel="KL to the last layer (bits)")
         axis.set_yscale("symlog", linthresh=1)
-        axis.set_yticks([0, 0.5, 1, 2, 5, 10, 20], ["0", "0.5", "1", "2", "5", "10", "20"])
+        ticks = [0, 0.5, 1, 2, 5, 10, 20]
+        axis.set_yticks(ticks, map(str, ticks))
         axis.set_ylim(0, max(1, 1.1 * curve["mean"].max()))
     style.legend_below(figure, axes.flat[1])
     return figure
@@ -113,13 +112,12 @@ def plot_mean_series(layers: pd.DataFrame, run: dict, by: str = "segment", bias=
 def plot_answers(answers: pd.DataFrame, run: dict):
     """Probability and rank of the answer's first word per layer and kind of prompt, with 95 %
     bands. Dotted: the same word with another image, or with a grey one if there is no other."""
-    curves = answer_curves(answers)
+    curves, order = answer_curves(answers), list(KINDS)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
     for axis, column in zip(axes, ("probability", "rank"), strict=True):
-        style.draw_layer_curves(axis, run, curves[column], "kind", list(KINDS))
+        style.draw_layer_curves(axis, run, curves[column], "kind", order)
         for kind, rows in curves[f"control_{column}"].groupby("kind"):
-            colour = style.colour_of(kind, list(KINDS))
-            axis.plot(rows["layer"], rows["mean"], ":", color=colour)
+            axis.plot(rows["layer"], rows["mean"], ":", color=style.look_of(kind, order)["color"])
     style.legend_below(figure, axes[0])
     title = "Probability of the answer (dotted: with another image)"
     axes[0].set(title=title, ylabel="mean probability", ylim=(0, 1.02))
@@ -133,9 +131,8 @@ def plot_answers(answers: pd.DataFrame, run: dict):
 
 
 def plot_settling(answers: pd.DataFrame, run: dict):
-    """Layer at which the answer's first word settles, from which it is readable and at which it is
-    handed over to the last position, per kind of prompt: a point per answer, the median over images
-    and its 95 % interval (`settling_table`)."""
+    """Layers at which the answer's first word settles, is readable and is handed over: a point per
+    answer, the median over images and its 95 % interval (`settling_table`)."""
     first, never = first_tokens(whole_words(answers)), layer_numbers(run)[-1] + 1
     titles = {
         "settling_layer": "Settles: top-1 from here on",
@@ -160,31 +157,21 @@ def plot_settling(answers: pd.DataFrame, run: dict):
     return figure
 
 
-CUTS = {  # of attention: name, colour and marker
-    "object": ("text to the object's patches", style.BLUE, "o"),
-    "background": ("control: text to as many other patches", "0.35", "X"),
-    "image": ("text to all patches", style.GREEN, "s"),
-    "image_last": ("last position to all patches", style.YELLOW, "^"),
-    "question_last": ("last position to the question", style.PURPLE, "v"),
-}
-
-
 def plot_knockout(table: pd.DataFrame, run: dict):
     """From `knockouts`, a panel per kind of prompt: the mean change of P(answer) by cut with 95 %
-    intervals. The object's patches and their control are cut in windows of blocks, drawn at their
-    centres. Every cut in all blocks at once is a point at `all`."""
+    intervals, in windows of blocks at their centres, and in all blocks at once at `all`."""
     curves, every = knockout_curves(table), run["n_layers"] + 1
     figure, axes = style.panels(len(curves), 2.7, "mean change of P(answer)")
     for axis, (kind, curve) in zip(axes, curves.items(), strict=True):
-        for place, (cut, (name, colour, marker)) in enumerate(CUTS.items()):
+        for place, (cut, (name, color, marker)) in enumerate(CUTS.items()):
             rows = curve[curve["cut"] == cut]
             in_windows, in_all = rows[rows["layer"] < every], rows[rows["layer"] == every]
             points = {"marker": marker, "markersize": 5, "zorder": 9 - place}
             points["linestyle"] = "-" if cut in OF_OBJECTS else ""
-            style.draw_curve(axis, in_windows, colour, label=name, **points)
+            style.draw_curve(axis, in_windows, color, label=name, **points)
             x = in_all["layer"] * (1.06 + 0.05 * place)  # side by side
-            axis.vlines(x, in_all["low"], in_all["high"], color=colour, alpha=0.4, linewidth=3)
-            axis.plot(x, in_all["mean"], color=colour, **points)
+            axis.vlines(x, in_all["low"], in_all["high"], color=color, alpha=0.4, linewidth=3)
+            axis.plot(x, in_all["mean"], color=color, **points)
         # A block makes a layer, and none makes the first.
         ticks = layer_numbers(run)[style.layer_ticks(run)[1:]]
         axis.set_xticks([*ticks, 1.16 * every], [*ticks, "all"])
@@ -195,9 +182,8 @@ def plot_knockout(table: pd.DataFrame, run: dict):
 
 
 def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
-    """Per layer with 95 % bands, from `grounding` and `layers` of `tabulate`: AUROC of P(word)
-    inside against outside the boxes, and the share of an object's patches whose top-1 token is its
-    word. Both by size of the object and for the controls."""
+    """From `grounded` and `layers` of `tabulate`: AUROC of P(word) inside against outside boxes,
+    and the share of an object's patches whose top-1 token is its word, with 95 % bands."""
     curves = grounding.grounding_curves(table, layers)
     controls = [grounding.ABSENT_WORDS, grounding.OTHER_BOXES, grounding.NO_WORD]
     order = [grounding.ALL_SIZES, *grounding.SIZES, *controls]
@@ -216,66 +202,52 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
 def plot_gallery(results: Results, table: pd.DataFrame, layer: int, n: int = 3):
     """P(word) at a layer number over the crop, with the category's boxes, for the `n` best and the
     `n` worst cases of `grounding` at that layer, each of another image."""
-    best, worst = grounding.best_and_worst(table, layer, n)
-    size = (10, 22.0 / max(3, len(best)))
-    figure, axes = plt.subplots(2, len(best), squeeze=False, figsize=size)
-    for row, cases, name in zip(axes, (best, worst), ("best", "worst"), strict=True):
-        for axis in row[len(cases) :]:
-            axis.set_axis_off()
-        for axis, case in zip(row, cases.itertuples(), strict=False):
-            _draw_case(axis, results, case, layer, name)
+    cases, run = grounding.best_and_worst(table, layer, n), results.run
+    (position,) = layer_positions(run, [layer])
+    size = (10, 22.0 / max(3, len(cases[0])))
+    figure, axes = plt.subplots(2, len(cases[0]), squeeze=False, figsize=size)
+    for axis in axes[1, len(cases[1]) :]:
+        axis.set_axis_off()
+    for row, rows, name in zip(axes, cases, ("best", "worst"), strict=True):
+        for axis, case in zip(row, rows.itertuples(), strict=False):
+            record = results.record(case.image)
+            probs = grounding.word_probability(record, case.category)[position]
+            norm = LogNorm(probs.max() / 100, probs.max(), clip=True)
+            draw_patches(axis, run, with_boxes_of(record, case.category), probs, norm)
+            other = case.auroc_other_image
+            control = "no control" if np.isnan(other) else f"control {other:.2f}"
+            title = f"{name}: {title_of(case.category, 30)}, AUROC {case.auroc:.2f} ({control})\n"
+            title += f"P at most {probs.max():.2g}, {style.drawn(case.image, 24)}"
+            axis.set_title(title, fontsize=9, parse_math=False)
     return figure
 
 
-def _draw_case(axis, results: Results, case, layer: int, name: str) -> None:
-    """One picture of the gallery; `case` is a row of `grounding`."""
-    run, record = results.run, results.record(case.image)
-    (position,) = layer_positions(run, [layer])
-    probs = grounding.word_probability(record, case.category)[position]
-    objects = [item for item in record["objects"] if item["category"] == case.category]
-    norm = LogNorm(probs.max() / 100, probs.max(), clip=True)
-    draw_patches(axis, run, {**record, "objects": objects}, probs, norm)
-    control = f"control {case.auroc_other_image:.2f}"
-    if np.isnan(case.auroc_other_image):
-        control = "no control"
-    title = (
-        f"{name}: {title_of(case.category, 30)}, AUROC {case.auroc:.2f} ({control})\n"
-        f"P at most {probs.max():.2g}, {style.drawn(case.image, 24)}"
-    )
-    axis.set_title(title, fontsize=9, parse_math=False)
-
-
 def plot_presence(table: pd.DataFrame):
-    """ROC curves for present against absent categories, from `category_confidence`: of the
-    confidence and of the constant per category. A point with 95 % intervals shows the model's own
-    answers (`presence_answers`)."""
-
-    def with_area(text, rows, column="confidence"):
-        area = with_interval(*presence.presence_areas(rows)[column], "{:.2f}".format)
-        return f"{text}: AUROC {area}"
-
+    """ROC curves for present against absent categories, from `category_confidence`, and as a point
+    with 95 % intervals the model's own answers (`presence_answers`)."""
     figure, axis = plt.subplots(figsize=(5.6, 5.2))
-    label = with_area("largest P(word) in the patches", table)
-    axis.plot(*presence.roc_curve(table, "confidence"), color=style.BLUE, label=label)
     asked = presence.presence_answers(table)
-    both_asked = asked["present"].nunique() == 2
-    if both_asked:
-        curve = presence.roc_curve(asked, "confidence")
-        label = with_area("the same, only those asked about", asked)
-        axis.plot(*curve, "--", color=style.BLUE, label=label)
-    label = with_area("a constant per category", table, "frequency")
-    axis.plot(*presence.roc_curve(table, "frequency"), color="0.35", linewidth=1, label=label)
+    curves = {
+        "largest P(word) in the patches": (table, "confidence", "-", style.BLUE, 1.5),
+        "the same, only those asked about": (asked, "confidence", "--", style.BLUE, 1.5),
+        "a constant per category": (table, "frequency", "-", "0.35", 1),
+    }
+    for name, (rows, column, line, color, width) in curves.items():
+        if rows["present"].nunique() == 2:
+            area = with_interval(*presence.presence_areas(rows)[column], "{:.2f}".format)
+            look = {"color": color, "linewidth": width, "label": f"{name}: AUROC {area}"}
+            axis.plot(*presence.roc_curve(rows, column), line, **look)
     axis.plot([0, 1], [0, 1], color=style.GREY, linewidth=1, linestyle=":", label="chance")
-    if both_asked:
+    if asked["present"].nunique() == 2:
         row = presence.presence_table(table).loc["all"]
-        x, y = 1 - row["specificity"], row["sensitivity"]
+        no, yes = row["specificity"], row["sensitivity"]
         bars = {
-            "xerr": [[x - (1 - row["specificity_high"])], [1 - row["specificity_low"] - x]],
-            "yerr": [[y - row["sensitivity_low"]], [row["sensitivity_high"] - y]],
+            "xerr": [[row["specificity_high"] - no], [no - row["specificity_low"]]],
+            "yerr": [[yes - row["sensitivity_low"]], [row["sensitivity_high"] - yes]],
         }
         point = {"color": style.ORANGE, "markersize": 8, "clip_on": False, "zorder": 3}
         label = 'answers to "Is there a ...?"'
-        axis.errorbar(x, y, fmt="D", **bars, **point, capsize=3, label=label)
+        axis.errorbar(1 - no, yes, fmt="D", **bars, **point, capsize=3, label=label)
     axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axis.set_xlabel("share of absent categories taken for present")
     axis.set_ylabel("share of present categories found")

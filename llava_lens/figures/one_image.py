@@ -18,8 +18,8 @@ from llava_lens.words import without_space
 
 MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
 PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
-LARGE_GRID = 12  # a larger one names few tokens, in panels of half the width
-LEAST_NAMED = 0.05  # on a large grid only tokens of at least this probability are named
+# A larger grid is drawn in panels of half the width, and names tokens of this probability only.
+LARGE_GRID, LEAST_NAMED = 12, 0.05
 
 
 def table_of_answers(answers: pd.DataFrame, image: str):
@@ -41,69 +41,50 @@ def large_crop(record: dict, side: int = 336):
 
 
 def title_of(text: str, length: int) -> str:
-    """`text` as figures show it, with its spaces, cut to `length`: a long title makes a figure
-    wide."""
+    """`text` as figures show it, with its spaces, cut to `length`: long titles widen a figure."""
     shown = " ".join(drawn(word) for word in text[:1000].split())
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
 def plot_top1(run: dict, prompt: dict):
-    """Heatmap layers x text positions: the lens's top-1 token in each cell, its probability as
-    colour."""
-    prompt, note = _last_positions(prompt)
-    top_ids = prompt["readings"]["top_ids"][:, :, 0]
-    cells = np.vectorize(lambda i: drawn(run["tokens"][i], 9), otypes=[object])(top_ids)
-    title = f"Top-1 token per layer and position:{note}{_question_and_answer(prompt)}"
-    probs = prompt["readings"]["top_probs"][:, :, 0]
-    return _text_heatmap(run, prompt, probs, title, ("probability", 1), cells)
+    """Heatmap layers x text positions of the probability of the lens's top-1 token, which stands in
+    the cell."""
+    ids, probs = (prompt["readings"][name][:, :, 0] for name in ("top_ids", "top_probs"))
+    title = "Top-1 token per layer and position"
+    return _text_heatmap(run, prompt, probs, title, ("probability", 1), ids)
 
 
 def plot_series(run: dict, prompt: dict, series: str):
     """Heatmap layers x text positions of one of SERIES_TITLES, in bits. The scale ends at the
     largest possible value: 1 for JSD, log2 of the vocabulary's size for entropy."""
-    (title, label), (prompt, note) = SERIES_TITLES[series], _last_positions(prompt)
+    title, label = SERIES_TITLES[series]
     largest = np.log2(len(run["tokens"])) if series == "entropy" else 1
-    title = f"{title}:{note}{_question_and_answer(prompt)}"
     return _text_heatmap(run, prompt, prompt["readings"][series], title, (label, largest))
 
 
-def _question_and_answer(prompt: dict) -> str:
-    """The first line of the question and the start of the answer, for titles."""
-    question = prompt["question"].strip().splitlines()[0]
-    return f"{title_of(question, 70)} \u2192 {title_of(prompt['answer'], 30)}"
-
-
-def _last_positions(prompt: dict) -> tuple[dict, str]:
-    """A prompt with no more than its last MOST_POSITIONS, and a note of that for the title. Of many
-    layers fewer positions are drawn, so that a figure takes seconds."""
-    n_pos, n_layers = len(prompt["token_ids"]), len(prompt["readings"]["top_ids"])
-    n_shown = min(n_pos, MOST_POSITIONS, 4000 // n_layers)
-    if n_shown == n_pos:
-        return prompt, " "
-    dropped = n_pos - n_shown
-    readings = {name: values[:, dropped:] for name, values in prompt["readings"].items()}
-    kept = {"token_ids": prompt["token_ids"][dropped:], "n_prompt": prompt["n_prompt"] - dropped}
-    note = f" last {n_shown} of {n_pos:,} positions\n"
-    return {**prompt, **kept, "readings": readings}, note
-
-
-def _text_heatmap(run: dict, prompt: dict, values, title: str, scale, cells=None):
-    """Heatmap of `values` `[layer, pos]` over the text positions, wrapped into panels, with the
-    texts `cells` `[layer, pos]` in it. `scale` is the label of the colours and their end."""
+def _text_heatmap(run: dict, prompt: dict, values, title: str, scale, ids=None):
+    """Heatmap of `values` `[layer, pos]` over the last text positions, wrapped into panels, with
+    the tokens `ids` `[layer, pos]` in it. `scale` is the label of the colours and their end."""
     n_pos, n_layers = len(prompt["token_ids"]), len(run["layers"])
-    n_panels = -(-n_pos // PANEL_COLUMNS)
-    columns = -(-n_pos // n_panels)  # panels of nearly one width
-    height = n_panels * ((0.13 if cells is None else 0.2) * n_layers + 1.2)
+    # Of many layers fewer positions, so that a figure takes seconds.
+    n_shown = min(n_pos, MOST_POSITIONS, 4000 // n_layers)
+    title += ": " if n_shown == n_pos else f": last {n_shown} of {n_pos:,} positions\n"
+    question = title_of(prompt["question"].strip().splitlines()[0], 70)
+    title += f"{question} \u2192 {title_of(prompt['answer'], 30)}"
+    n_panels = -(-n_shown // PANEL_COLUMNS)
+    columns = -(-n_shown // n_panels)  # panels of nearly one width
+    height = n_panels * ((0.13 if ids is None else 0.2) * n_layers + 1.2)
     figure, axes = plt.subplots(n_panels, squeeze=False, figsize=(10, height))
-    label, largest = scale
-    heat = {"cmap": "viridis", "vmin": 0, "vmax": largest, "cbar_kws": {"label": label}}
-    heat["cbar_kws"]["pad"] = 0.01
+    heat = {"cmap": "viridis", "vmin": 0, "vmax": scale[1], "fmt": ""}
+    heat |= {"annot_kws": {"size": 7, "parse_math": False}}
+    heat |= {"cbar_kws": {"label": scale[0], "pad": 0.01}}
+    cell = np.vectorize(lambda i: drawn(run["tokens"][i], 9), otypes=[object])
     ticks = layer_ticks(run)
     for panel, axis in enumerate(axes[:, 0]):
-        positions = np.arange(panel * columns, min((panel + 1) * columns, n_pos))
-        annot = False if cells is None else cells[:, positions]
-        in_cells = {"annot": annot, "fmt": "", "annot_kws": {"size": 7, "parse_math": False}}
-        sns.heatmap(values[:, positions], ax=axis, **heat, **in_cells)
+        first = n_pos - n_shown + panel * columns
+        positions = np.arange(first, min(first + columns, n_pos))
+        cells = False if ids is None else cell(ids[:, positions])
+        sns.heatmap(values[:, positions], ax=axis, annot=cells, **heat)
         _token_axis(axis, run, prompt, positions)
         axis.set_yticks(ticks + 0.5, [run["layers"][position] for position in ticks], rotation=0)
         axis.set(xlim=(0, columns), ylim=(0, n_layers), ylabel="layer")
@@ -114,7 +95,6 @@ def _text_heatmap(run: dict, prompt: dict, values, title: str, scale, cells=None
 
 def _token_axis(axis, run: dict, prompt: dict, positions: np.ndarray) -> None:
     """Name the columns by their input tokens; a line stands before the answer."""
-    # Columns keep their own place: two positions with the same token stay two columns.
     labels = [drawn(run["tokens"][prompt["token_ids"][pos]], 10) for pos in positions]
     slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
     axis.set_xticks(np.arange(len(positions)) + 0.5, labels, parse_math=False, **slanted)
@@ -125,24 +105,20 @@ def _token_axis(axis, run: dict, prompt: dict, positions: np.ndarray) -> None:
 
 
 def plot_patches(run: dict, record: dict, layers: list[int]):
-    """The crop with its annotated boxes, then per position on the layer axis the lens's top-1 token
-    (without `▁`) in each patch, its probability as colour. On a large grid only tokens of at least
-    LEAST_NAMED are named."""
-    is_large = run["grid"] > LARGE_GRID
-    columns = 2 if is_large else 3
+    """The crop with its boxes, then per position on the layer axis `layers` the lens's top-1 token
+    (without `▁`) in each patch, its probability as colour."""
+    columns, least = (3, 0) if run["grid"] <= LARGE_GRID else (2, LEAST_NAMED)
     rows = -(-(len(layers) + 1) // columns)
     size = (10, rows * 9.8 / columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=size)
     axes[0, 0].imshow(open_crop(record))
     axes[0, 0].set_title("the image as the model saw it")
     _draw_boxes(axes[0, 0], record, names=True)
-    norm, least = LogNorm(0.01, 1, clip=True), LEAST_NAMED if is_large else 0
+    norm = LogNorm(0.01, 1, clip=True)
     for axis, layer in zip(axes.flat[1:], layers, strict=False):  # there may be more axes
         ids, probs = (record["patches"][name][layer, :, 0] for name in ("top_ids", "top_probs"))
-        cells = [
-            drawn(without_space(run["tokens"][i]), 10) if prob >= least else ""
-            for i, prob in zip(ids, probs, strict=True)
-        ]
+        ids = np.where(probs >= least, ids.astype(int), -1)  # -1 is not named
+        cells = [drawn(without_space(run["tokens"][i]), 10) if i >= 0 else "" for i in ids]
         mesh = draw_patches(axis, run, record, probs, norm, cells)
         axis.set_title(f"layer {run['layers'][layer]}")
     for axis in axes.flat:
@@ -153,59 +129,57 @@ def plot_patches(run: dict, record: dict, layers: list[int]):
 
 
 def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]):
-    """P(word) per patch of the crop, a row per watched category and a column per position on the
-    layer axis, with the category's boxes. A category that is not annotated is marked so. Each row
-    has colours of its own: three powers of ten below its largest probability."""
+    """P(word) per patch of the crop and the category's boxes: a row per watched category, a column
+    per position on the layer axis. Each row's colours span three powers of ten."""
     size = (10, 10.2 / len(layers) * len(categories))
     figure, axes = plt.subplots(len(categories), len(layers), squeeze=False, figsize=size)
     present = {word["category"] for word in record["words"] if word["present"]}
     for row, category in zip(axes, categories, strict=True):
         probs = word_probability(record, category)
-        objects = [item for item in record["objects"] if item["category"] == category]
         label = title_of(category, 30) + ("" if category in present else "\n(not annotated)")
         row[0].set_ylabel(label, parse_math=False)
         largest = probs[layers].max()
         norm = LogNorm(largest / 1000, largest, clip=True)
         for axis, layer in zip(row, layers, strict=True):
-            mesh = draw_patches(axis, run, {**record, "objects": objects}, probs[layer], norm)
+            mesh = draw_patches(axis, run, with_boxes_of(record, category), probs[layer], norm)
             axis.set_title(f"layer {run['layers'][layer]}")
         _colour_bar(figure, mesh, row, label="P(word)", aspect=12)
     return figure
 
 
 def _colour_bar(figure, mesh, axes, **options) -> None:
-    """The colour bar of an overlay, on the grey of a middling photograph."""
     bar = figure.colorbar(mesh, ax=axes, pad=0.01, format="%.2g", **options)
-    bar.ax.set_facecolor(GREY)
+    bar.ax.set_facecolor(GREY)  # of a middling photograph, over which the colours lie
 
 
-def draw_patches(
-    axis, run: dict, record: dict, values: np.ndarray, norm: Normalize, cells: list[str] = ()
-):
+def with_boxes_of(record: dict, category: str) -> dict:
+    """The record with the objects of one category only."""
+    return {**record, "objects": [o for o in record["objects"] if o["category"] == category]}
+
+
+def draw_patches(axis, run: dict, record: dict, values, norm: Normalize, cells: list[str] = ()):
     """`values` `[grid * grid]` as colours over the patches of the grey crop, with the texts `cells`
     in them and the annotated boxes over them."""
     grid, size = run["grid"], run["image_size"]
     placed = {"extent": (0, size, size, 0), "interpolation": "nearest"}
     axis.imshow(open_crop(record).convert("L"), cmap="gray", **placed)
-    squares = np.reshape(values, (grid, grid))
-    mesh = axis.imshow(squares, cmap=OVERLAY, norm=norm, **placed)
+    mesh = axis.imshow(np.reshape(values, (grid, grid)), cmap=OVERLAY, norm=norm, **placed)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    outlined = {"color": "white", "path_effects": [withStroke(linewidth=1.2, foreground="black")]}
-    centred = {"ha": "center", "va": "center", "clip_on": True, "parse_math": False}
+    look = {"color": "white", "path_effects": [withStroke(linewidth=1.2, foreground="black")]}
+    look |= {"ha": "center", "va": "center", "clip_on": True, "parse_math": False}
     for patch, text in enumerate(cells if grid <= 32 else ()):  # in finer ones none is legible
         row, column = divmod(patch, grid)
-        x, y = (column + 0.5) * size / grid, (row + 0.5) * size / grid
         # As large as fits: a small grid has patches of 37 points, a letter is 0.7 of its font wide.
         points = np.clip((6 if grid > LARGE_GRID else 53) / max(len(text), 1), 5, 8)
-        axis.text(x, y, text, fontsize=points, **outlined, **centred)
+        x, y = (column + 0.5) * size / grid, (row + 0.5) * size / grid
+        axis.text(x, y, text, fontsize=points, **look)
     _draw_boxes(axis, record)
     return mesh
 
 
 def _draw_boxes(axis, record: dict, names: bool = False) -> None:
-    """The annotated boxes that lie in the crop, of many the largest, with the names of their
-    categories."""
+    """The annotated boxes that lie in the crop, of many the largest; with their categories."""
     by_area = sorted(record["objects"], key=lambda item: -item["box"][2] * item["box"][3])
     for item in by_area[:MOST_BOXES]:
         x, y, width, height = item["box"]

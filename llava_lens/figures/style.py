@@ -1,7 +1,7 @@
 """What all figures share: fonts, colours, layer axes, curves."""
 
+import io
 from functools import cache
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.colors import ListedColormap
 
+from llava_lens.files import inside, write_whole
 from llava_lens.schema import layer_label, layer_numbers
 from llava_lens.text import printable
 
@@ -18,7 +19,7 @@ WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi
 # Of Okabe and Ito's palette, whose colours colour-blind people can tell apart.
 BLUE, ORANGE, GREEN, YELLOW, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7"
 GREY = "0.6"
-MARKERS = "osD^vPX*<>"  # by group, as the palette's ten colours
+COLOURS, MARKERS = sns.color_palette("colorblind"), "osD^vPX*<>"  # ten of each
 # Over a photograph: what is hardly probable is hardly seen.
 OVERLAY = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 1, 256)), "overlay")
 OVERLAY.colors[:, 3] = np.linspace(0, 0.85, 256)
@@ -44,28 +45,27 @@ def drawn(text: str, length: int | None = None) -> str:
 
 
 def use_style() -> None:
-    """Set the one style of all figures: fonts that draw the vocabulary, notebook width, and a
-    colour map that survives print and colour-blindness."""
+    """Set the one style of all figures: fonts that draw the vocabulary, and a colour map that
+    survives print and colour-blindness."""
     pd.set_option("display.html.use_mathjax", False)  # a token may hold a `$`
     pd.set_option("styler.html.mathjax", False)
     plt.rc("font", family=_drawable()[0], size=9)
     plt.rc("axes", titlesize=10, titlelocation="left")
     plt.rc("axes.spines", top=False, right=False)
-    plt.rc("figure", dpi=100)
-    plt.rc("figure.constrained_layout", use=True)
+    plt.rc("figure", dpi=100, **{"constrained_layout.use": True})
     plt.rc("image", cmap="viridis")
 
 
 def save_figure(folder, figure, name: str) -> None:
     """Save a figure as `figures/<name>.png` under `folder`."""
-    path = Path(folder) / "figures" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=150)
+    write_whole(inside(folder, "figures") / f"{name}.png", png.getvalue())
 
 
 def layer_ticks(run: dict) -> np.ndarray:
-    """The positions on the layer axis to label: all of up to 13 layers, else some ten and the
-    last. A position is not a layer's number where not every layer was read."""
+    """The positions on the layer axis to label: all of up to 13, else some ten and the last. A
+    position is not a layer's number where not every layer was read."""
     last = len(run["layers"]) - 1
     step = 1 if last <= 12 else 4 * -(-last // 48)
     ticks = np.arange(0, last, step)
@@ -83,27 +83,27 @@ def layer_axis(axis, run: dict, with_never: bool = False) -> None:
     axis.set(xlabel="layer", xlim=(numbers[0] - 0.5, end + 0.5))
 
 
-def draw_curve(axis, curve: pd.DataFrame, colour, **line) -> None:
+def draw_curve(axis, curve: pd.DataFrame, color, **line) -> None:
     """Draw one group of `layer_curve`: its mean as a line, its interval as a band."""
-    axis.plot(curve["layer"], curve["mean"], color=colour, **{"linewidth": 1.5, **line})
+    axis.plot(curve["layer"], curve["mean"], color=color, linewidth=1.5, **line)
     known = curve.dropna(subset="low").astype({"low": float, "high": float})
     if len(known):
-        band = known["layer"], known["low"], known["high"]
-        axis.fill_between(*band, color=colour, alpha=0.2, linewidth=0)
+        axis.fill_between("layer", "low", "high", data=known, color=color, alpha=0.2, linewidth=0)
+
+
+def look_of(group: str, order: list[str]) -> dict:
+    """Colour and marker by the place in `order` alone. After ten both begin again, the marker a
+    place later: a hundred groups look different."""
+    rounds, place = divmod(order.index(group), 10)
+    return {"color": COLOURS[place], "marker": MARKERS[(place + rounds) % 10]}
 
 
 def draw_layer_curves(axis, run: dict, curves: pd.DataFrame, by: str, order: list[str]) -> None:
-    """Draw `layer_curve` with all its groups. A group's colour and marker depend on its place in
-    `order` alone."""
+    """Draw `layer_curve` with all its groups, each as `look_of` says."""
     for group in filter(set(curves[by]).__contains__, order):
-        line = {"marker": MARKERS[order.index(group)], "markersize": 4, "label": group}
-        draw_curve(axis, curves[curves[by] == group], colour_of(group, order), **line)
+        rows = curves[curves[by] == group]
+        draw_curve(axis, rows, **look_of(group, order), markersize=4, label=group)
     layer_axis(axis, run)
-
-
-def colour_of(group: str, order: list[str]):
-    """The colour of the group at its place in `order`."""
-    return sns.color_palette("colorblind")[order.index(group)]
 
 
 def legend_below(figure, axis, columns: int = 6) -> None:
@@ -120,6 +120,5 @@ def panels(n: int, height: float, ylabel: str):
     figure, axes = plt.subplots(rows, columns, squeeze=False, sharey=True, figsize=size)
     for axis in axes.flat[n:]:
         axis.set_axis_off()
-    for axis in axes[:, 0]:
-        axis.set_ylabel(ylabel)
+    plt.setp(axes[:, 0], ylabel=ylabel)
     return figure, axes.flat[:n]

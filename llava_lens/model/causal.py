@@ -15,21 +15,21 @@ from llava_lens.model.run import PIECE, Row, Texts, as_cache, crop_to, in_groups
 WORD_TOKENS = 5  # so many tokens of an answer tell its first word
 
 
-def knockout_windows(n_layers: int, share: float) -> list[list[int]]:
-    """The windows in which attention is cut, each `[first, last]` of its blocks, counted from 1.
+def knockout_windows(n_layers: int, share: float = 9 / 32) -> list[list[int]]:
+    """The windows in which attention is cut, `[first, last]` of their blocks, counted from 1.
 
-    About ten of `share` of the blocks each (rounded up, at least two), evenly spaced from the first
-    block to the last; as one more, the last, all blocks.
+    Up to six of `share` of the blocks each (rounded up, at least two), evenly spaced; and at the
+    end one of all blocks.
     """
     width = min(n_layers, max(2, math.ceil(share * n_layers)))
-    firsts = np.unique(np.linspace(1, n_layers - width + 1, 10).round().astype(int)).tolist()
+    firsts = np.unique(np.linspace(1, n_layers - width + 1, 6).round().astype(int)).tolist()
     moved = [[first, first + width - 1] for first in firsts]
     return moved + [[1, n_layers]] * (width < n_layers)
 
 
 def route_layers(n_layers: int) -> list[int]:
-    """The layers that are patched: all of up to 12 blocks, else about 17, evenly spaced, with both
-    ends."""
+    """The layers that are patched: all of up to 12 blocks, else about 17 evenly spaced ones with
+    both ends."""
     step = 1 if n_layers <= 12 else math.ceil(n_layers / 17)
     n_patched = math.ceil(n_layers / step) + 1
     return np.linspace(0, n_layers, n_patched).round().astype(int).tolist()
@@ -39,7 +39,7 @@ def route_layers(n_layers: int) -> list[int]:
 class Run:
     """A text that ran after a prefix."""
 
-    states: list[torch.Tensor]  # [pos, d_model] per layer
+    states: tuple[torch.Tensor, ...]  # [pos, d_model] per layer
     n_prefix: int
     places: list[int]  # where its tokens are in the cache; the prefix is before all texts
     said: list[int]  # the tokens that the model said then
@@ -55,19 +55,18 @@ class Run:
 
 def run_texts(side_by_side: Texts, texts: dict[int, torch.Tensor]) -> dict[int, Run]:
     """The Run of each of `texts` `[pos]` (by number), with the first token that the model says."""
-    (_, residuals, next_ids) = next(side_by_side.answer(texts, max_new_tokens=1))
-    lengths = [*map(len, texts.values())]
+    _, residuals, next_ids = next(side_by_side.answer(texts, max_new_tokens=1))
+    lengths, n_prefix = [*map(len, texts.values())], side_by_side.n_prefix
     by_text = zip(*(layer.split(lengths) for layer in residuals), strict=True)
-    places, n_prefix = side_by_side.places, side_by_side.n_prefix
     return {
-        number: Run([*states], n_prefix, [*places[number]], [next_ids[number]])
+        number: Run(states, n_prefix, [*side_by_side.places[number]], [next_ids[number]])
         for number, states in zip(texts, by_text, strict=True)
     }
 
 
 def logits_of(bridge, cache, rows: dict[tuple, Row]) -> dict[tuple, torch.Tensor]:
     """The logits `[d_vocab]` in float32 at the last position of each row; `cache` is left as it
-    was. So many rows as have PIECE tokens run side by side, in the order of their first layer."""
+    was. Rows of PIECE tokens run side by side, in the order of their first layer."""
     n_cached, logits = cache.get_seq_length(), {}
     waiting = sorted(rows.items(), key=lambda item: item[1].layer)
     while waiting:
@@ -84,9 +83,9 @@ def logits_of(bridge, cache, rows: dict[tuple, Row]) -> dict[tuple, torch.Tensor
 
 
 def cut_rows(own: Run, n_patches: int, patches: dict, windows: list) -> dict[tuple, Row]:
-    """The rows of KNOCKOUT by `(cut, window)`; `patches_to_cut` gives `patches`.
+    """The rows of KNOCKOUT by `(cut, window)`, -1 for all blocks; `patches_to_cut` gives `patches`.
 
-    What is hidden gets no attention. Source: attention knockout, Geva et al., arXiv 2304.14767.
+    Source: attention knockout, Geva et al., arXiv 2304.14767.
     """
     rows, image = {}, own.n_prefix - n_patches  # the patches end the prefix
     for cut, found in patches.items():
@@ -103,40 +102,22 @@ def cut_rows(own: Run, n_patches: int, patches: dict, windows: list) -> dict[tup
     return rows
 
 
-def patch_rows(own: Run, other: Run, layers: list[int], asked: list[int]) -> tuple[dict, dict]:
-    """The rows of ROUTE by `(patched, layer)`: those after the own prefix, and those after the
-    prefix of the other image. `asked` is where the other run's question is in the own cache.
-
-    The states of a prefix depend on nothing after it. So where all patches are patched at a layer,
-    the blocks above it see the other prefix, and the text goes on with its own states.
-    """
-    rows, image_rows, prefix = {}, {}, [*range(own.n_prefix)]
-    for layer in layers[1:-1]:  # what the first and the last give follows from the two runs
-        patched = torch.cat([other.states[layer][:-1], own.states[layer][-1:]])  # [pos, d_model]
-        rows["question", layer] = own.whole(patched, layer)
-        rows["last", layer] = own.last(other.states[layer], layer, prefix + own.places[:-1])
-        image_rows["image", layer] = own.whole(own.states[layer], layer)
-    # The question patched at all layers: the last position sees the other run's question.
-    rows["mediated", -1] = own.last(own.states[0], 0, prefix + asked)
-    return rows, image_rows
-
-
 def read_causal(  # noqa: PLR0913 (an image, other images, and what is asked)
     bridge, prefix: list, others: Callable, prompts: list[dict], patches: list[dict], run: dict
 ) -> list[dict]:
     """`knockout` and `route` (KNOCKOUT, ROUTE) of each prompt of a record.
 
-    `prefix` is the image's (`keep_prefix`). `others()` gives `(name, prefix)` of the images before
-    it, nearest first. `patches` has what `patches_to_cut` gives for each prompt. `run` (RUN) names
-    windows and layers. A prompt of more than PIECE tokens is not run at once: both are empty then.
-    The route is empty also where no other image gives another answer. Raises FloatingPointError for
-    NaN or infinity.
+    `prefix` is the image's (`keep_prefix`). `others()` gives what `counterfactuals` takes.
+    `patches_to_cut` gives `patches` for each prompt. `run` (RUN) names windows and layers. Both are
+    empty for a prompt of more than PIECE tokens, the route also where no other image gives another
+    answer. Raises FloatingPointError.
     """
+    windows, layers = run["knockout_windows"], run["route_layers"]
     read = [{"knockout": {}, "route": {}} for _ in prompts]
+    groups = in_groups([*map(text_of, prompts)]) if windows or layers else []
     with torch.inference_mode():
-        for texts in in_groups([*map(text_of, prompts)]):
-            is_asked = run["knockout_windows"] or run["route_layers"]
-            if not is_asked or sum(map(len, texts.values())) > PIECE:
+        for texts in groups:
+            if sum(map(len, texts.values())) > PIECE:
                 continue
             cache = as_cache(prefix)
             runs = run_texts(Texts(bridge, cache), texts)
@@ -144,19 +125,18 @@ def read_causal(  # noqa: PLR0913 (an image, other images, and what is asked)
                 number: prompts[number]["answer_ids"][prompts[number]["word_at"] :][:WORD_TOKENS]
                 for number in texts
             }
-            if windows := run["knockout_windows"]:
-                cuts = {}
-                for number, own in runs.items():
-                    rows = cut_rows(own, run["grid"] ** 2, patches[number], windows)
-                    cuts |= {(number, *key): row for key, row in rows.items()}
-                for (number, cut, window), logits in logits_of(bridge, cache, cuts).items():
-                    prob = float(logits.softmax(-1)[answers[number][0]])
-                    if window < 0:
-                        read[number]["knockout"][cut] = prob
-                    else:
-                        none = np.zeros(len(windows), np.float32)
-                        read[number]["knockout"].setdefault(cut, none)[window] = prob
-            if layers := run["route_layers"]:
+            cuts, n_patches = {}, run["grid"] ** 2
+            for number, own in runs.items() if windows else ():
+                rows = cut_rows(own, n_patches, patches[number], windows)
+                cuts |= {(number, *key): row for key, row in rows.items()}
+            for (number, cut, window), logits in logits_of(bridge, cache, cuts).items():
+                prob = float(logits.softmax(-1)[answers[number][0]])
+                if window < 0:
+                    read[number]["knockout"][cut] = prob
+                else:
+                    none = np.zeros(len(windows), np.float32)
+                    read[number]["knockout"].setdefault(cut, none)[window] = prob
+            if layers:
                 found = counterfactuals(bridge, texts, answers, others())
                 for number, route in read_routes(bridge, cache, runs, answers, found, layers):
                     read[number]["route"] = route
@@ -167,14 +147,20 @@ def counterfactuals(bridge, texts: dict, answers: dict, others: Iterator) -> Ite
     """`(name, cache, runs)` of images, nearest first; `runs` are of the texts to which the model
     first answers otherwise there: with another word, and another token to begin it.
 
-    `answers` are the tokens of the own answers. No image is run that no text waits for.
+    `answers` are the tokens of the own answers. `others` gives `(name, prefix, said)` of images;
+    `said` keeps, by a text's tokens, the first token that the model says there.
     """
     words = {number: _word(bridge, ids) for number, ids in answers.items()}
-    waiting = {number: ids for number, ids in texts.items() if words[number]}
+    keys = {number: tuple(ids.tolist()) for number, ids in texts.items()}
+    waiting = [number for number in texts if words[number]]
     while waiting and (other := next(others, None)):
-        name, prefix = other
+        name, prefix, said = other
+        asked = [number for number in waiting if said.get(keys[number]) != answers[number][0]]
+        if not asked:
+            continue
         side_by_side = Texts(bridge, as_cache(prefix))
-        runs = run_texts(side_by_side, waiting)
+        runs = run_texts(side_by_side, {number: texts[number] for number in asked})
+        said |= {keys[number]: run.said[0] for number, run in runs.items()}
         differ = {number: run for number, run in runs.items() if run.said[0] != answers[number][0]}
         # The whole first word: `▁Y`, `ellow` is not another word than `▁yellow`.
         begun = {
@@ -190,13 +176,13 @@ def counterfactuals(bridge, texts: dict, answers: dict, others: Iterator) -> Ite
             for number, run in differ.items()
             if _word(bridge, run.said) not in ("", words[number])
         }
-        waiting = {number: ids for number, ids in waiting.items() if number not in found}
+        waiting = [number for number in waiting if number not in found]
         if found:
             yield name, side_by_side.cache, found
 
 
 def _word(bridge, ids) -> str:
-    """The first word that tokens say, in lower case; empty if they say none."""
+    """The first word that tokens say, in lower case, or nothing."""
     word = re.search(r"[^\W_]+", _text(bridge, ids))
     return word[0].lower() if word else ""
 
@@ -211,18 +197,27 @@ def read_routes(  # noqa: PLR0913 (both runs of a text, and what is asked)
     """`(number, ROUTE)` of the texts that are `found` a counterfactual (`counterfactuals`).
 
     Activation patching: at one layer, one group of positions gets its states from the run after the
-    other image. LD is kept: the logit of the own answer's first token minus the logit of the
-    counterfactual's. Sources: Vig et al., arXiv 2004.12265; Heimersheim and Nanda, 2404.15255.
+    other image. Kept is the logit of the own answer's first token minus that of the other's.
+    Sources: Vig et al., arXiv 2004.12265; Heimersheim and Nanda, 2404.15255.
     """
     routes, rows, logits = {}, {}, {}
     for name, other_cache, others in found:
         image_rows = {}
         for number, other in others.items():
-            asked = _append(cache, other_cache, other.places[:-1])
-            of_own, of_image = patch_rows(runs[number], other, layers, asked)
-            rows |= {(number, *key): row for key, row in of_own.items()}
-            image_rows |= {(number, *key): row for key, row in of_image.items()}
-            for which, run in ("own", runs[number]), ("counterfactual", other):
+            own = runs[number]
+            prefix = [*range(own.n_prefix)]
+            for layer in layers[1:-1]:  # what the ends give follows from the two runs
+                states = torch.cat([other.states[layer][:-1], own.states[layer][-1:]])
+                sees = prefix + own.places[:-1]
+                rows[number, "question", layer] = own.whole(states, layer)
+                rows[number, "last", layer] = own.last(other.states[layer], layer, sees)
+                # A prefix depends on nothing after it. So the blocks above a layer where all
+                # patches are patched see the other prefix, and the text keeps its own states.
+                image_rows[number, "image", layer] = own.whole(own.states[layer], layer)
+            # The question patched at all layers: the last position sees the other run's question.
+            sees = prefix + _append(cache, other_cache, other.places[:-1])
+            rows[number, "mediated", -1] = own.last(own.states[0], 0, sees)
+            for which, run in ("own", own), ("counterfactual", other):
                 logits[number, which, -1] = lens_logits(bridge, run.states[-1][-1:])[0]
             routes[number] = {
                 "other": name,
@@ -233,11 +228,10 @@ def read_routes(  # noqa: PLR0913 (both runs of a text, and what is asked)
         logits |= logits_of(bridge, other_cache, image_rows)
     logits |= logits_of(bridge, cache, rows)
     for number, route in routes.items():
-        ids = route["own_id"], route["other_id"]
         difference = {
-            key[1:]: float(one[ids[0]] - one[ids[1]])
-            for key, one in logits.items()
-            if key[0] == number
+            (group, layer): float(one[route["own_id"]] - one[route["other_id"]])
+            for (of, group, layer), one in logits.items()
+            if of == number
         }
         for name in ("own", "counterfactual", "mediated"):
             route[name] = difference[name, -1]

@@ -24,13 +24,13 @@ from llava_lens.data.watched import count_together, words_to_watch
 from llava_lens.kinds import CHAT, KINDS
 from llava_lens.model.causal import knockout_windows, read_causal, route_layers
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
-from llava_lens.model.load import Settings, load_llava
-from llava_lens.model.read import check_last_layer, grey_image, read_control, read_image_and_prefix
+from llava_lens.model.load import NUMBERS, Settings, grey_image, load_llava
+from llava_lens.model.read import check_last_layer, read_control, read_image_and_prefix, text_of
 from llava_lens.model.run import keep_prefix
 from llava_lens.schema import FORMAT_VERSION, SEGMENTS
 from llava_lens.store import Results
 from llava_lens.text import require
-from llava_lens.words import ids_by_label, token_labels, word_ids
+from llava_lens.words import WORDS_DIGEST, ids_by_label, token_labels, word_ids
 
 # Images before one that are its control, and are tried as its counterfactual. Their prefixes are
 # kept in the CPU's memory: of LLaVA-1.5-7B in float16 290 MiB each, 2.3 GiB in all.
@@ -42,42 +42,37 @@ def describe_run(
 ) -> dict:
     """RUN: all that is needed to read the records without the model or its tokenizer, or the data
     set's `categories`."""
-    config = bridge.original_model.config
-    vision = config.vision_config
+    config, n_layers = bridge.original_model.config, bridge.cfg.n_layers
+    vision = config.vision_config  # `load_processor` has checked that the crop is of its size
+    packages = "torch", "transformers", "transformer-lens", "numpy"
+    windows = knockout_windows(n_layers) if settings.knockout else []
     return {
         "format_version": FORMAT_VERSION,
         "model": str(settings.model),
         "revision": getattr(config, "_commit_hash", None) or _fingerprint(bridge.original_model),
         "dtype": str(bridge.cfg.dtype).removeprefix("torch."),
-        "packages": {
-            name: version(name) for name in ("torch", "transformers", "transformer-lens", "numpy")
-        },
-        "n_layers": bridge.cfg.n_layers,
-        "layers": ["emb", *map(str, range(1, bridge.cfg.n_layers + 1))],
+        "packages": {name: version(name) for name in packages},
+        "n_layers": n_layers,
+        "layers": ["emb", *map(str, range(1, n_layers + 1))],
         "segments": SEGMENTS,
         "tokens": token_labels(processor.tokenizer, bridge.cfg.d_vocab),
         "grid": vision.image_size // vision.patch_size,
         "image_size": vision.image_size,
         "chat": CHAT,
+        "words": WORDS_DIGEST,
         "questions": {name: KINDS[name].template for name in settings.kinds},
         "own_prompts": settings.prompts,
         "categories": list(categories),
-        "per_kind": settings.per_kind,
-        "seed": settings.seed,
-        "top_k": settings.top_k,
-        "max_new_tokens": settings.max_new_tokens,
-        "knockout_windows": knockout_windows(bridge.cfg.n_layers, settings.knockout_width)
-        if settings.knockout
-        else [],
-        "route_layers": route_layers(bridge.cfg.n_layers) if settings.route else [],
+        **{name: getattr(settings, name) for name in NUMBERS},
+        "knockout_windows": windows,
+        "route_layers": route_layers(n_layers) if settings.route else [],
         "last_layer_jsd": last_layer_jsd,
     }
 
 
 def _fingerprint(model) -> str:
-    """A digest of the shape and up to 1,024 values of each weight, evenly spaced: a folder has no
-    revision, and two models may share a name. A change of a weight in fewer places can be missed.
-    """
+    """A digest of up to 1,024 values of each weight: a folder has no revision, and two models may
+    share a name. A change of a weight in fewer places can be missed."""
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
         values = weight.flatten()
@@ -92,43 +87,35 @@ def read_images(
     """Load the model and read every image that has no record yet into the results in `folder`.
 
     The lens is checked on the first image. Where accelerate has launched several processes, each
-    loads its own copy of the model and takes its share of the images; none waits for another. An
-    image that can't be read is skipped by name. `image_paths` has all images, read or not: controls
-    and counterfactuals are the images before. Raises ValueError if no image can be opened, and what
-    `load_llava`, `check_last_layer` and `Results.begin` raise.
+    loads the model and takes its share of the images; none waits for another. `image_paths` has all
+    images, read or not: controls and counterfactuals are the images before. An image that can't be
+    read is skipped by name. Raises ValueError if none can, and what `load_llava`,
+    `check_last_layer` and `Results.begin` raise.
     """
     # Else the state of an earlier run stays, of this process or of the one that launched it.
     PartialState._reset_state()
-    state = PartialState(cpu=settings.device == "cpu")
+    state, results = PartialState(cpu=settings.device == "cpu"), Results(folder)
     if state.num_processes > 1:
         # A forked process has torch's pool of threads without its threads, if the notebook has used
         # torch before: it would wait for them without an end.
         torch.set_num_threads(1)
-    share = _share_of(image_paths, state, Results(folder))
+    share = _share_of(image_paths, state, results)
     device = str(state.device) if state.num_processes > 1 else settings.device
-    bridge, processor = load_llava(settings.model, settings.dtype, device)
+    model = bridge, processor = load_llava(settings.model, settings.dtype, device)
     shared = f", in {state.num_processes} processes" * (state.num_processes > 1)
     state.print(
         f"{settings.model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, vocabulary "
         f"{bridge.cfg.d_vocab:,}, {bridge.cfg.dtype} on {bridge.W_U.device}{shared}"
     )
-    run = describe_run(
-        bridge, processor, settings, 0.0, annotations.categories
-    )  # JSD: not known yet
-    Results(folder).refuse_another(run)
-    _name_wordless(state, ids_by_label(processor.tokenizer), annotations.categories)
-    reader = Reader((bridge, processor), image_paths, annotations, run, settings)
-
-    def check_lens(name) -> dict:
-        """`run` with the result of the check on this image."""
-        largest = check_last_layer(bridge, processor, reader.open(name))
+    categories, vocabulary = annotations.categories, ids_by_label(processor.tokenizer)
+    run = describe_run(bridge, processor, settings, 0.0, categories)  # the JSD is not known yet
+    results.refuse_another(run)
+    if wordless := [name for name in categories if not word_ids(vocabulary, name)]:
         state.print(
-            f"largest JSD between the lens at the last layer and the model's output: {largest:.2g} "
-            f"bits (allowed: {LAST_LAYER_TOLERANCE[settings.dtype]:g})"
+            f"{len(wordless)} of {len(categories)} categories have no word that is one token, so "
+            f"they are not watched in the patches: {', '.join(wordless)}"
         )
-        return {**run, "last_layer_jsd": largest}
-
-    _read_share(share, check_lens, reader.read, Results(folder), settings.deadline)
+    _read_share(share, Reader(model, image_paths, annotations, run, settings), results)
     state.destroy_process_group()
 
 
@@ -143,15 +130,6 @@ def _share_of(image_paths: dict[str, Path], state, results: Results) -> list[str
     return list(results.unread(dict(list(image_paths.items())[own])))
 
 
-def _name_wordless(state, vocabulary: dict[str, int], categories: list[str]) -> None:
-    wordless = [name for name in categories if not word_ids(vocabulary, name)]
-    if wordless:
-        state.print(
-            f"{len(wordless)} of {len(categories)} categories have no word that is one token, so "
-            f"they are not watched in the patches: {', '.join(wordless)}"
-        )
-
-
 class Reader:
     """Reads images whole, one by one; keeps prefixes, which the next ones are compared with."""
 
@@ -162,55 +140,61 @@ class Reader:
         self.run, self.settings = run, settings
         self.together = count_together(annotations.objects)
         self.kept: dict[str, list[tuple]] = {}  # prefixes by image, NEAREST at most
+        self.said: dict[str, dict] = {}  # by image, as `counterfactuals` takes it
 
     @cached_property
     def grey(self) -> list[tuple]:
         """The prefix of a grey image."""
-        return keep_prefix(self.bridge, self.processor, grey_image(self.processor))
+        return keep_prefix(self.bridge, self.processor, grey_image(self.run["image_size"]))
 
     def open(self, name: str) -> Image.Image:
         """Raises OSError if the image can't be opened, or is not of its annotations' shape."""
         annotated = self.annotations.objects.get(name)
         return open_image(self.paths[name], annotated[0]["image_size"] if annotated else None)
 
+    def check_lens(self, name: str) -> dict:
+        """RUN with the result of the check on this image."""
+        jsd = check_last_layer(self.bridge, self.processor, self.open(name))
+        PartialState().print(
+            f"largest JSD between the lens at the last layer and the model's output: {jsd:.2g} "
+            f"bits (allowed: {LAST_LAYER_TOLERANCE[self.run['dtype']]:g})"
+        )
+        return {**self.run, "last_layer_jsd": jsd}
+
     def read(self, name: str) -> tuple[dict, np.ndarray]:
         """`(record, mean probability)` of one image. Raises OSError and FloatingPointError."""
         image, annotated = self.open(name), self.annotations.objects.get(name, [])
+        absent, seed = self.annotations.absent.get(name, []), f"{self.settings.seed} {name}"
         objects = with_colours(annotated, image) if annotated else []
         objects = objects_in_crop(objects, image.size, self.processor.image_processor)
-        asked, words = self._questions(name, objects)
-        record, mean, prefix = read_image_and_prefix(
-            self.bridge, self.processor, image, asked, self.settings, words
-        )
-        prompts = record["prompts"]
-        fields = {"grey": read_control(self.bridge, self.grey, prompts)}
-        for _, nearest in itertools.islice(self.before(name), 1):
-            fields["other"] = read_control(self.bridge, nearest, prompts)
-        where = objects, self.run["grid"], self.run["image_size"], self._seed(name)
-        patches = [patches_to_cut(prompt, *where) for prompt in prompts]
-        others = partial(self.before, name)
-        causal = read_causal(self.bridge, prefix, others, prompts, patches, self.run)
-        for number, prompt in enumerate(prompts):
-            prompt |= {field: values[number] for field, values in fields.items()} | causal[number]
-        self._keep_for_next(name, prefix)
-        digests = digests_of(self.paths[name], annotated, self.annotations.absent.get(name, []))
-        return {"name": name, **digests, "objects": objects, **record}, mean
-
-    def _seed(self, name: str) -> str:
-        return f"{self.settings.seed} {name}"
-
-    def _questions(self, name: str, objects: list[dict]) -> tuple[list[dict], list[dict]]:
-        """The prompts of an image, and the words that are watched in its patches."""
-        seed, absent = self._seed(name), self.annotations.absent.get(name, [])
         asked = self.settings.prompts or make_prompts(
             objects, absent, seed, self.settings.per_kind, self.together, self.settings.kinds
         )
         tokenizer = self.processor.tokenizer
-        return asked, words_to_watch(tokenizer, objects, absent, asked, seed, self.together)
+        words = words_to_watch(tokenizer, objects, absent, asked, seed, self.together)
+        record, mean, prefix = read_image_and_prefix(
+            self.bridge, self.processor, image, asked, self.settings, words
+        )
+        prompts = record["prompts"]
+        controls = {"grey": read_control(self.bridge, self.grey, prompts)}
+        for _, nearest, _ in itertools.islice(self.before(name), 1):
+            controls["other"] = read_control(self.bridge, nearest, prompts)
+        where = objects, self.run["grid"], self.run["image_size"], seed
+        patches = [patches_to_cut(prompt, *where) for prompt in prompts]
+        others = partial(self.before, name)
+        causal = read_causal(self.bridge, prefix, others, prompts, patches, self.run)
+        for number, prompt in enumerate(prompts):
+            prompt |= {field: values[number] for field, values in controls.items()}
+            prompt |= causal[number]
+            key, first = tuple(text_of(prompt).tolist()), prompt["answer_ids"][prompt["word_at"]]
+            self.said.setdefault(name, {})[key] = int(first)
+        self._keep_for_next(name, prefix)
+        digests = digests_of(self.paths[name], annotated, absent)
+        return {"name": name, **digests, "objects": objects, **record}, mean
 
-    def before(self, name: str) -> Iterator[tuple[str, list[tuple]]]:
-        """`(name, prefix)` of up to NEAREST images before `name` in the list of all, nearest first;
-        the list is a ring.
+    def before(self, name: str) -> Iterator[tuple[str, list[tuple], dict]]:
+        """`(name, prefix, said)` of up to NEAREST images before `name` in the list of all, nearest
+        first; the list is a ring.
 
         An image that can't be read is passed over. A prefix is kept or else run again, so it is the
         same however a run was stopped or shared.
@@ -226,7 +210,7 @@ class Reader:
             except (OSError, FloatingPointError):
                 continue
             found += 1
-            yield other, self.kept[other]
+            yield other, self.kept[other], self.said.setdefault(other, {})
 
     def _keep_for_next(self, name: str, prefix: list[tuple]) -> None:
         """Keep the prefix of the image just read, and drop the farthest ones before it."""
@@ -237,25 +221,19 @@ class Reader:
         self.kept[name] = prefix
 
 
-def _read_share(share: list[str], check_lens, read, results, deadline: float) -> None:
-    """Read and save the images of one process, one after the other, until `deadline`."""
+def _read_share(share: list[str], reader: Reader, results: Results) -> None:
+    """Read and save the images of one process, one after the other, until the deadline."""
     state, begun, seconds, skipped = PartialState(), False, [], {}
-    for name in tqdm(
-        share,
-        "images",
-        unit="image",
-        file=sys.stdout,
-        mininterval=5,
-        disable=not state.is_main_process,
-    ):
+    quiet, bar = not state.is_main_process, dict(unit="image", file=sys.stdout, mininterval=5)
+    for name in tqdm(share, "images", disable=quiet, **bar):
         start = time.monotonic()
-        if seconds and start + max(seconds) > deadline:
+        if seconds and start + max(seconds) > reader.settings.deadline:
             left = len(share) - len(seconds) - len(skipped)
             print(f"The time is over with {left} images left: run this again to go on.")
             break
         try:
-            run = None if begun else check_lens(name)
-            record, mean = read(name)
+            run = None if begun else reader.check_lens(name)
+            record, mean = reader.read(name)
         except (OSError, FloatingPointError) as error:
             skipped[name] = str(error)
             if begun:

@@ -14,8 +14,8 @@ LAST_LAYER_TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
 def lens_logits(bridge, resid):
     """Logit lens: logits `[pos, d_vocab]` in float32 of a residual stream `[pos, d_model]`.
 
-    Norm and unembedding run in the model's dtype; the softmax of the result is the distribution.
-    Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+    Norm and unembedding run in the model's dtype. Source: nostalgebraist, "interpreting GPT: the
+    logit lens" (2020).
     """
     return bridge.unembed(bridge.ln_final(resid[None]))[0].float()
 
@@ -27,12 +27,9 @@ def entropy_bits(p):
 
 
 def jsd_bits(p, q, entropy_p=None, entropy_q=None):
-    """Jensen-Shannon divergence `[...]` in bits (0 ... 1) of `p` and `q` `[..., d_vocab]`.
-
-    H(m) - H(p)/2 - H(q)/2 with m = (p + q)/2: the divergence, not its square root (the distance).
-    Entropies that are known already can be given. Source: Lin, "Divergence measures based on the
-    Shannon entropy" (1991).
-    """
+    """Jensen-Shannon divergence `[...]` in bits (0 ... 1) of `p` and `q` `[..., d_vocab]`, not its
+    square root (the distance): H(m) - H(p)/2 - H(q)/2 with m = (p + q)/2. Source: Lin, "Divergence
+    measures based on the Shannon entropy" (1991)."""
     entropy_p = entropy_bits(p) if entropy_p is None else entropy_p
     entropy_q = entropy_bits(q) if entropy_q is None else entropy_q
     # The clamp removes rounding only: a difference of entropies of some 15 bits in float32.
@@ -40,10 +37,8 @@ def jsd_bits(p, q, entropy_p=None, entropy_q=None):
 
 
 def top_k_of(p, k: int):
-    """`p.topk(k)` of `p` `[pos, d_vocab]`, exactly, and over ten times faster on a CPU.
-
-    It searches only the `k` blocks of 64 tokens with the largest maxima.
-    """
+    """`p.topk(k)` of `p` `[pos, d_vocab]`, exactly, and over ten times faster on a CPU: it searches
+    only the `k` blocks of 64 tokens with the largest maxima."""
     n_pos, d_vocab = p.shape
     if d_vocab % 64 or d_vocab // 64 <= k:
         return p.topk(k)
@@ -54,8 +49,7 @@ def top_k_of(p, k: int):
 
 
 def rank_of(p, prob):
-    """Rank `[pos]` (1 = top) of a token with the probability `prob` `[pos, 1]` in `p`
-    `[pos, d_vocab]`."""
+    """Rank `[pos]` (1 = top) of the probability `prob` `[pos, 1]` in `p` `[pos, d_vocab]`."""
     # As bytes: torch sums booleans slowly on a CPU.
     return (p > prob).view(torch.int8).sum(-1, dtype=torch.int32) + 1
 
@@ -84,9 +78,8 @@ def read_positions(  # noqa: PLR0913 (what one pass over the distributions reads
 
     Raises FloatingPointError for NaN or infinity in the logits.
     """
-    device, last = prob_sum.device, len(residuals) - 1
+    device, slices = prob_sum.device, []
     segments, targets = (torch.tensor(values, device=device) for values in (segments, targets))
-    readings = _empty_readings((len(residuals), len(segments)), top_k, len(words), device)
     one_hot = (segments == torch.arange(len(SEGMENTS), device=device)[:, None]).float()
     for start in range(0, len(segments), SLICE):
         here = slice(start, start + SLICE)
@@ -94,28 +87,35 @@ def read_positions(  # noqa: PLR0913 (what one pass over the distributions reads
         final = final_logits.softmax(-1)
         final_entropy = entropy_bits(final)
         target = torch.where(targets[here] >= 0, targets[here], final.argmax(-1))[:, None]
-        before, entropy_before = final, final_entropy  # no matter: layer 0 has none before it
+        before, entropy_before, layers = final, final_entropy * torch.nan, []
         for layer, resid in enumerate(residuals):
-            logits = final_logits if layer == last else lens_logits(bridge, resid[here])
-            p = final if layer == last else logits.softmax(-1)
-            entropy = final_entropy if layer == last else entropy_bits(p)
-            # Finite only if all logits are: softmax would hide a -inf.
-            readings["logit_sum"][layer, here] = logits.sum(-1)
-            readings["entropy"][layer, here] = entropy
-            readings["jsd_final"][layer, here] = jsd_bits(p, final, entropy, final_entropy)
-            if layer > 0:
-                readings["jsd_prev"][layer, here] = jsd_bits(p, before, entropy, entropy_before)
-            before, entropy_before = p, entropy
-            top_probs, top_ids = top_k_of(p, top_k)
-            readings["top_probs"][layer, here] = top_probs
-            readings["top_ids"][layer, here] = top_ids
+            is_last = layer == len(residuals) - 1
+            logits = final_logits if is_last else lens_logits(bridge, resid[here])
+            p = logits.softmax(-1)
+            entropy, (top_probs, top_ids) = entropy_bits(p), top_k_of(p, top_k)
             target_prob = p.gather(1, target)
-            readings["target_prob"][layer, here] = target_prob[:, 0]
-            readings["target_rank"][layer, here] = rank_of(p, target_prob)
+            layers.append({
+                "top_ids": top_ids.int(),
+                "top_probs": top_probs,
+                "jsd_prev": jsd_bits(p, before, entropy, entropy_before),
+                "jsd_final": jsd_bits(p, final, entropy, final_entropy),
+                "entropy": entropy,
+                "target_prob": target_prob[:, 0],
+                "target_rank": rank_of(p, target_prob),
+                "logit_sum": logits.sum(-1),  # finite only if all are: softmax would hide a -inf
+            })  # fmt: skip
+            if words:
+                layers[-1]["words"] = torch.stack([p[:, ids].sum(-1) for ids in words], dim=1)
+            before, entropy_before = p, entropy
             prob_sum[:, layer] += one_hot[:, here] @ p
-            for number, ids in enumerate(words):
-                readings["words"][layer, here, number] = p[:, ids].sum(-1)
-    return _as_arrays(readings, bridge.cfg.d_vocab)
+        slices.append({name: torch.stack([one[name] for one in layers]) for name in layers[0]})
+    readings = {name: torch.cat([one[name] for one in slices], dim=1) for name in slices[0]}
+    arrays = {name: values.cpu().numpy() for name, values in readings.items()}
+    broken = np.flatnonzero(~np.isfinite(arrays.pop("logit_sum")).all(axis=1))
+    if broken.size:  # the residual stream was finite, so it is the unembedding that overflowed
+        raise_not_finite(f"the lens's logits, first at layer {broken[0]} of {len(residuals) - 1}")
+    id_type = np.min_scalar_type(bridge.cfg.d_vocab)  # uint16 for LLaVA-1.5
+    return arrays | {name: arrays[name].astype(id_type) for name in ("top_ids", "target_rank")}
 
 
 def read_answer(
@@ -124,9 +124,8 @@ def read_answer(
     """Read every layer at the last position of `residuals`, where `token_id` begins a word.
 
     Returns `target_prob` and `target_rank` `[layer]` of that token, and `word_prob` and `word_rank`
-    of the word: the sum over its `word_ids` (`first_word`), ranked among the sums over tokens that
-    are `spelled_alike`. Without `word_ids` the word is that of `token_id`. The top word can differ
-    from the top token. Raises FloatingPointError for NaN or infinity.
+    of the word: the sum over its `word_ids` (`first_word`), ranked among such sums. Without
+    `word_ids` the word is that of `token_id`. Raises FloatingPointError for NaN or infinity.
     """
     logits = lens_logits(bridge, torch.cat([resid[-1:] for resid in residuals]))
     if not logits.isfinite().all():
@@ -142,24 +141,3 @@ def read_answer(
         readings[f"{name}_prob"] = probs[:, at].cpu().numpy()
         readings[f"{name}_rank"] = rank.astype(np.min_scalar_type(d_vocab))
     return readings
-
-
-def _empty_readings(shape: tuple[int, int], top_k: int, n_words: int, device) -> dict:
-    floats = ("jsd_prev", "jsd_final", "entropy", "target_prob", "logit_sum")
-    readings = {name: torch.full(shape, torch.nan, device=device) for name in floats}
-    readings["target_rank"] = torch.zeros(shape, dtype=torch.int32, device=device)
-    readings["top_ids"] = torch.zeros(*shape, top_k, dtype=torch.int32, device=device)
-    readings["top_probs"] = torch.zeros(*shape, top_k, device=device)
-    if n_words:
-        readings["words"] = torch.zeros(*shape, n_words, device=device)
-    return readings
-
-
-def _as_arrays(readings: dict, d_vocab: int) -> dict[str, np.ndarray]:
-    arrays = {name: values.cpu().numpy() for name, values in readings.items()}
-    broken = np.flatnonzero(~np.isfinite(arrays.pop("logit_sum")).all(axis=1))
-    if broken.size:  # the residual stream was finite, so it is the unembedding that overflowed
-        n_layers = len(arrays["entropy"]) - 1
-        raise_not_finite(f"the lens's logits, first at layer {broken[0]} of {n_layers}")
-    id_type = np.min_scalar_type(d_vocab)  # uint16 for LLaVA-1.5
-    return arrays | {name: arrays[name].astype(id_type) for name in ("top_ids", "target_rank")}

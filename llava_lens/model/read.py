@@ -1,6 +1,5 @@
 """Read one image: all prompts, patches and controls."""
 
-import io
 from functools import partial
 
 import numpy as np
@@ -23,7 +22,6 @@ from llava_lens.model.run import (
     as_cache,
     as_prefix,
     encode_prompts,
-    image_span,
     run_and_capture,
     run_prefix,
     run_prompts,
@@ -37,12 +35,8 @@ IMAGE, PROMPT, ANSWER = range(len(SEGMENTS))
 
 def check_last_layer(bridge, processor, image: Image.Image) -> float:
     """The largest JSD (bits) between the lens at the last layer and the model's own distribution,
-    over all positions of one prompt.
-
-    Both must agree, so a wrong norm, hook or unembedding shows up. Raises RuntimeError above
-    LAST_LAYER_TOLERANCE, which leaves room only for the rounding of matrix products of another
-    shape.
-    """
+    over all positions of one prompt. A wrong norm, hook or unembedding shows up: raises
+    RuntimeError above LAST_LAYER_TOLERANCE, which leaves room for rounding only."""
     pixel_values, (input_ids,) = encode_prompts(processor, image, [question_of("description")])
     dtype = str(bridge.cfg.dtype).removeprefix("torch.")
     with torch.inference_mode():
@@ -58,8 +52,7 @@ def check_last_layer(bridge, processor, image: Image.Image) -> float:
         raise RuntimeError(
             f"The lens at the last layer differs from the model's own output by {largest:.2g} "
             f"bits JSD (allowed in {dtype}: {LAST_LAYER_TOLERANCE[dtype]:g}). Nothing read with "
-            "it would be right. The versions of transformers and transformer-lens are the first "
-            "thing to look at (requirements.txt has the tested ranges)."
+            "it would be right. Install transformers and transformer-lens of requirements.txt."
         )
     return largest
 
@@ -69,15 +62,12 @@ def read_image(
 ) -> tuple[dict, np.ndarray]:
     """`(record, mean_probability)` of one image (RGB) with its prompts, as plain values.
 
-    The prefix up to the last image token runs once; each prompt and its greedy answer go on from
-    its key-value cache. A reading is about the token that comes next. Answer positions hold the
-    answer's tokens fed back as input, so the first answer token is read at the prompt's last
-    position. The record has RECORD's fields but `name`, `objects` and the digests. `words_to_watch`
-    gives `words`. `mean_probability` `[segment, layer, d_vocab]`, float32, is over the segment's
-    positions, NaN where it has none.
-
-    Raises ValueError for `top_k` outside 1 ... d_vocab, for no prompt or new token and for a prompt
-    beyond the model's context; FloatingPointError for NaN or infinity.
+    A reading is about the token that comes next. Answer positions hold the answer's tokens fed back
+    as input, so the first answer token is read at the prompt's last position. The record has
+    RECORD's fields but `name`, `objects` and the digests. `words_to_watch` gives `words`.
+    `mean_probability` `[segment, layer, d_vocab]`, float32, is over the segment's positions, NaN
+    where it has none. Raises ValueError for `top_k` above d_vocab, for no prompt and for one beyond
+    the model's context; FloatingPointError for NaN or infinity.
     """
     return read_image_and_prefix(bridge, processor, image, prompts, settings, words)[:2]
 
@@ -86,21 +76,19 @@ def read_image_and_prefix(
     bridge, processor, image: Image.Image, prompts: list[dict], settings: Settings, words=()
 ) -> tuple[dict, np.ndarray, list[tuple]]:
     """What `read_image` returns, and the image's prefix as of `keep_prefix`."""
-    pixel_values, sequences = encode_prompts(
-        processor, image, [prompt["question"] for prompt in prompts]
-    )
+    questions = [prompt["question"] for prompt in prompts]
+    pixel_values, sequences = encode_prompts(processor, image, questions)
     _check_request(bridge, sequences, settings)
-    prob_sum = torch.zeros(
-        len(SEGMENTS), bridge.cfg.n_layers + 1, bridge.cfg.d_vocab, device=bridge.W_U.device
-    )
+    shape = len(SEGMENTS), bridge.cfg.n_layers + 1, bridge.cfg.d_vocab
+    prob_sum = torch.zeros(shape, device=bridge.W_U.device)
     read = partial(read_positions, bridge, prob_sum=prob_sum, top_k=settings.top_k)
     with torch.inference_mode():
         cache, residuals = run_prefix(bridge, pixel_values, sequences[0])
-        n_patches = len(residuals[0])
+        n_patches, n_prefix = len(residuals[0]), cache.get_seq_length()
         watched = [word["token_ids"] for word in words]
         patches = read(residuals, [IMAGE] * n_patches, [-1] * n_patches, words=watched)
         log2_probs = _as_log2(patches.pop("words", None))
-        texts = [sequence[image_span(bridge, sequence)[1] :] for sequence in sequences]
+        texts = [sequence[n_prefix:] for sequence in sequences]
         answers = _read_prompts(bridge, cache, texts, settings.max_new_tokens, read)
     for answer in answers:
         answer["answer"] = processor.decode(answer["answer_ids"], skip_special_tokens=True).strip()
@@ -108,7 +96,7 @@ def read_image_and_prefix(
         "patches": patches,
         "words": [{**word, "log2_probs": log2_probs[i]} for i, word in enumerate(words)],
         "prompts": [{**prompt, **answer} for prompt, answer in zip(prompts, answers, strict=True)],
-        "crop": crop_as_jpeg(pixel_values[0].numpy(), processor.image_processor),
+        "crop": crop_pixels(pixel_values[0].numpy(), processor.image_processor),
     }
     n_prompt = sum(answer["n_prompt"] for answer in answers)
     n_text = sum(len(answer["token_ids"]) for answer in answers)
@@ -142,18 +130,14 @@ def _as_log2(probs: np.ndarray | None) -> np.ndarray:
 
 def _read_prompts(bridge, cache, prompts: list, max_new_tokens: int, read) -> list[dict]:
     """Run and read prompts `[pos]` and their answers side by side; `cache` is left as it was.
-
-    Returns per prompt PROMPT's `token_ids`, `n_prompt`, `answer_ids`, `readings`, `word_at`,
-    `word_ids`, `word_prob` and `word_rank`.
-    """
+    Returns the fields of PROMPT that the model gives."""
     token_ids, answer_ids, before = ([[] for _ in prompts] for _ in range(3))
     owners, waiting, segments, targets, readings = [], [], [], [], []  # run, but not read yet
 
     def read_waiting():
         if waiting:
-            readings.append(
-                read([torch.cat(one) for one in zip(*waiting, strict=True)], segments, targets)
-            )
+            residuals = [torch.cat(layer) for layer in zip(*waiting, strict=True)]
+            readings.append(read(residuals, segments, targets))
         for values in (waiting, segments, targets):
             values.clear()
 
@@ -193,18 +177,11 @@ def _read_prompts(bridge, cache, prompts: list, max_new_tokens: int, read) -> li
     return answers
 
 
-def grey_image(processor) -> Image.Image:
-    """A plain grey image of the size of the crop, the control's."""
-    crop = processor.image_processor.crop_size
-    return Image.new("RGB", (crop["width"], crop["height"]), (128, 128, 128))
-
-
 def read_control(bridge, prefix: list[tuple], prompts: list[dict]) -> list[dict]:
     """Control: the same prompts after the prefix of another image (`keep_prefix`).
 
-    Per prompt of a record what `read_answer` gives for the answer that it got with its own image,
-    after the tokens that this answer has before its first word.
-    Raises FloatingPointError for NaN or infinity.
+    Per prompt of a record what `read_answer` gives for the first word of the answer that it got
+    with its own image. Raises FloatingPointError for NaN or infinity.
     """
     texts, controls = [text_of(prompt) for prompt in prompts], []
     with torch.inference_mode():
@@ -223,12 +200,9 @@ def text_of(prompt: dict) -> torch.Tensor:
     return torch.tensor(prompt["token_ids"][: prompt["n_prompt"] + prompt["word_at"]])
 
 
-def crop_as_jpeg(pixel_values: np.ndarray, image_processor) -> np.ndarray:
-    """The image as the model saw it, from the model's own input `[3, height, width]`: the bytes of
-    a JPEG."""
+def crop_pixels(pixel_values: np.ndarray, image_processor) -> np.ndarray:
+    """The image as the model saw it `[height, width, rgb]` in uint8, from the model's own input
+    `[3, height, width]`."""
     mean, std = image_processor.image_mean, image_processor.image_std
     pixels = (pixel_values.transpose(1, 2, 0) * std + mean) * 255
-    jpeg = io.BytesIO()
-    image = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
-    image.save(jpeg, "JPEG", quality=90)
-    return np.frombuffer(jpeg.getvalue(), np.uint8)
+    return pixels.round().clip(0, 255).astype(np.uint8)

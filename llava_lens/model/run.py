@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -19,11 +18,8 @@ PIECE = 256
 
 
 def encode_prompts(processor, image: Image.Image, questions: list[str]):
-    """`(pixel_values [1, 3, height, width], [input ids [pos] per question])`.
-
-    The image is processed once. Each prompt is tokenised whole, with `<s>` in front and as many
-    image tokens as there are patches, as the processor would do once per prompt.
-    """
+    """`(pixel_values [1, 3, height, width], [input ids [pos] per question])`, as the processor
+    makes them prompt by prompt; the image is processed once."""
     pixel_values = processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
     height, width = pixel_values.shape[-2:]
     n_patches = height // processor.patch_size * (width // processor.patch_size)
@@ -40,33 +36,24 @@ def encode_prompts(processor, image: Image.Image, questions: list[str]):
 def run_and_capture(bridge, input_ids, cache, logits_to_keep: int = 1, **inputs):
     """Run the model on `input_ids` `[pos]` after what `cache` holds.
 
-    Returns `([residual stream [pos, d_model] per layer], logits [kept, d_vocab])`, both captured
-    by hooks as the model runs; layer 0 is the embedding output, logits are kept at the last
-    `logits_to_keep` positions (0: all). All are on the unembedding's device: a model that is split
-    over two GPUs has layers on either. Raises FloatingPointError, which names the layer, for NaN or
-    infinity.
+    Returns `([residual stream [pos, d_model] per layer], logits [kept, d_vocab])`, captured by
+    hooks; layer 0 is the embedding output, `logits_to_keep` 0 keeps all. All are on the
+    unembedding's device: a model may be split over two GPUs. Raises FloatingPointError.
     """
     n_layers, device = bridge.cfg.n_layers, bridge.W_U.device
-    residuals = [None] * (n_layers + 1)
-
-    def keep(resid, hook, layer):
-        residuals[layer] = resid[0].to(device)
-
-    hooks = [("blocks.0.hook_resid_pre", partial(keep, layer=0))]
-    hooks += [
-        (f"blocks.{block}.hook_resid_post", partial(keep, layer=block + 1))
-        for block in range(n_layers)
-    ]
-    input_ids = input_ids[None].to(bridge.cfg.device)
-    with bridge.hooks(fwd_hooks=hooks):
-        logits = bridge(input_ids, past_key_values=cache, logits_to_keep=logits_to_keep, **inputs)
-    logits = logits[0].to(device)
+    names = [f"blocks.{block}.hook_resid_post" for block in range(n_layers)]
+    names = ["blocks.0.hook_resid_pre", *names]
+    inputs |= dict(past_key_values=cache, logits_to_keep=logits_to_keep)
+    logits, kept = bridge.run_with_cache(
+        input_ids[None].to(bridge.cfg.device), names_filter=names, device=device, **inputs
+    )
+    residuals, logits = [kept[name][0] for name in names], logits[0].to(device)
     _check_finite([*residuals, logits], 0, n_layers)
     return residuals, logits
 
 
 def _check_finite(values: list, first: int, n_layers: int) -> None:
-    """Raise FloatingPointError, which names the layer, unless all of `values` are finite: residual
+    """Raise FloatingPointError, which names the layer, for NaN or infinity in `values`: residual
     streams from layer `first` on, and perhaps logits."""
     # A sum is finite only if all that it adds is; in float32, where sums of half precision can't
     # overflow. One wait for the GPU for all layers.
@@ -80,17 +67,12 @@ def _check_finite(values: list, first: int, n_layers: int) -> None:
 def image_span(bridge, input_ids) -> tuple[int, int]:
     """Where the image tokens begin, and one past where they end."""
     found = (input_ids == bridge.original_model.config.image_token_id).nonzero()[:, 0]
-    first, end = int(found[0]), int(found[-1]) + 1
-    assert end - first == len(found), "the image tokens are not in one piece"
-    return first, end
+    return int(found[0]), int(found[-1]) + 1
 
 
 def run_prefix(bridge, pixel_values, input_ids):
-    """Run a prompt up to its last image token: the part that all prompts on the image share.
-
-    Returns `(key-value cache, [residual stream of the patches [patch, d_model] per layer])`. The
-    tokens before the image see neither image nor question, so their states are dropped.
-    """
+    """Run a prompt up to its last image token, which all prompts on the image share. Returns
+    `(key-value cache, [residual stream of the patches [patch, d_model] per layer])`."""
     first, end = image_span(bridge, input_ids)
     pixels = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
     cache = DynamicCache()
@@ -105,8 +87,8 @@ def run_prefix(bridge, pixel_values, input_ids):
 
 
 def keep_prefix(bridge, processor, image: Image.Image) -> list[tuple]:
-    """The key-value cache of an image's prefix, per block `(keys, values, device)`, kept in the
-    CPU's memory."""
+    """The key-value cache of an image's prefix in the CPU's memory, per block
+    `(keys, values, device)`."""
     pixel_values, (input_ids,) = encode_prompts(processor, image, [question_of("description")])
     with torch.inference_mode():
         cache, _ = run_prefix(bridge, pixel_values, input_ids)
@@ -147,10 +129,10 @@ class Row:
 def run_rows(bridge, cache, rows: list[Row]) -> list[torch.Tensor]:
     """Run rows side by side, in one sequence: a mask keeps each to what it `sees` and to itself.
 
-    So a pass reads the weights once for all rows, and neither pads them nor copies the prefix.
-    `rows` are in the order of `layer`. Returns, per layer from the first one's on, the residual
-    streams `[pos, d_model]` of the rows that have begun by then, one after the other. Their keys
-    and values stay in `cache`, after what it held. Raises FloatingPointError for NaN or infinity.
+    So a pass reads the weights once, and neither pads rows nor copies the prefix. `rows` are in the
+    order of `layer`. Returns, per layer from the first one's on, the residual streams
+    `[pos, d_model]` of the rows that have begun by then. Their keys and values stay in `cache`,
+    after what it held. Raises FloatingPointError.
     """
     n_cached, n_layers, device = cache.get_seq_length(), bridge.cfg.n_layers, bridge.W_U.device
     lengths = [len(row.states) for row in rows]
@@ -193,7 +175,7 @@ class Texts:
         self.end_ids = np.atleast_1d(bridge.original_model.generation_config.eos_token_id)
 
     def feed(self, pieces: dict[int, torch.Tensor]) -> list[torch.Tensor]:
-        """Run the next tokens of each text. Returns residual streams `[pos, d_model]` per layer."""
+        """Residual streams `[pos, d_model]` per layer of the next tokens of each text."""
         ids = torch.cat([*pieces.values()])[None].to(self.bridge.cfg.device)
         embedded = self.bridge(ids, stop_at_layer=0)[0]  # [pos, d_model]
         rows, end = [], self.cache.get_seq_length()
@@ -209,7 +191,7 @@ class Texts:
         """Run the next tokens of texts and decode answers greedily, each pass for all of them.
 
         Yields `(token ids [pos] by text, residual streams of them all, next id by text)`. The next
-        id is what the model says then; -1 where a long text goes on after PIECE tokens.
+        id is -1 where a long text goes on after PIECE tokens.
         """
         waiting, n_said = dict(texts), dict.fromkeys(texts, 0)
         while waiting:

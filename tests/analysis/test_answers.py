@@ -1,8 +1,12 @@
 """Records to the tables of answers and of layers, and the summary as a file."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llava_lens import kinds as kinds_py
 from llava_lens import schema
@@ -176,9 +180,44 @@ def test_texts_in_the_summary_are_no_formulas_and_come_back(tmp_path):
     texts = cells[["answer", "question", "token_label"]]
     assert not [text for text in texts.to_numpy().ravel() if text and text[0] in "=+-@\t"]
     back = answers_py.load_summary(tmp_path / "deep/summary.csv")
+    answers["categories"] = answers["categories"].map(str)
     tables = [table.astype(object).where(table.notna(), np.nan) for table in (back, answers)]
     pd.testing.assert_frame_equal(*tables)
     assert back["answer"].unique().tolist() == TEXTS
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", " ", ":", "\n"])
+def test_with_no_separator_a_cell_of_the_summary_is_a_formula(tmp_path, separator):
+    run, record, _ = make_results()
+    texts = [f"x{separator}{sign}1+1{separator}y" for sign in "=+-@"]
+    said = [{"question": text, "answer": text, "categories": [text]} for text in texts]
+    prompts = [record["prompts"][0] | each for each in said]
+    answers_py.save_summary(tmp_path / "a.csv", answers_of([record | {"prompts": prompts}], run))
+    for line in (tmp_path / "a.csv").read_text().splitlines():
+        for cell in line.split(separator):
+            bare = cell.strip('"')
+            assert bare[:1] not in ("=", "+", "@") and not re.match(r"-(?!\d)", bare), cell
+            assert bare != "-1+1"
+    assert list(answers_py.load_summary(tmp_path / "a.csv")["question"].unique()) == texts
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.text(alphabet="a1'=+-@ _;\"", max_size=8))
+def test_any_text_comes_back_from_the_summary(tmp_path_factory, text):
+    run, record, _ = make_results()
+    path = tmp_path_factory.mktemp("summary") / "a.csv"
+    prompts = [record["prompts"][0] | {"answer": text, "truth": text}]
+    answers_py.save_summary(path, answers_of([record | {"prompts": prompts}], run))
+    assert answers_py.load_summary(path)[["answer", "truth"]].to_numpy()[0].tolist() == [text] * 2
+
+
+def test_the_summary_does_not_go_through_a_link(tmp_path):
+    run, record, _ = make_results()
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "summary.csv").symlink_to("precious")
+    answers_py.save_summary(tmp_path / "summary.csv", answers_of([record], run))
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "summary.csv").is_symlink()
 
 
 @pytest.mark.parametrize("height, readable", [(0.09, 33), (0.1, 10)])

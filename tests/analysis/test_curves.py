@@ -25,6 +25,14 @@ def test_rows_are_repeated_over_layers_by_hand():
     assert curves.repeat_over_layers([], np.array([0, 4])).empty
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_a_column_of_tuples_of_one_length_is_one_column(n):
+    asked = tuple("abc"[:n])
+    rows = [({"categories": asked, "n": n}, {"p": np.array([0.1, 0.2])})] * 3
+    table = curves.repeat_over_layers(rows, np.array([0, 4]))
+    assert table["categories"].tolist() == [asked] * 6 and table["n"].tolist() == [n] * 6
+
+
 def test_the_top_tokens_by_hand():
     run = {"tokens": ["a", "b", "c"], "layers": ["emb", "2"]}
     table = curves.top_tokens(np.array([[0.75, 0.05, 0.2], [0.25, 0.25, 0.5]]), run, 2)

@@ -1,7 +1,6 @@
 """Annotations in other files than COCO's instances: read, or named in one sentence."""
 
 import json
-from pathlib import Path
 from unicodedata import normalize
 from xml.etree import ElementTree
 
@@ -18,12 +17,17 @@ def write(folder, name, content) -> None:
     (folder / name).write_text(text)
 
 
+def read(folder, *files):
+    """The annotations of images at these paths under `folder`; they need not be there."""
+    return annotations.annotate(folder, {file: folder / file for file in files})
+
+
 def lines(*entries) -> str:
     return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
-def boxes(folder) -> dict:
-    objects, _, categories, problems, _ = annotations.read_annotations(folder)
+def boxes(folder, *files) -> dict:
+    objects, _, categories, problems, _ = read(folder, *files or FOUND)
     assert problems == [] and categories == sorted(
         {o["category"] for v in objects.values() for o in v}
     )
@@ -105,10 +109,10 @@ def test_sizes_crowds_colours_polygons_and_images_without_objects_are_kept(tmp_p
     dog = {**DOG, "iscrowd": 1, "color": "brown", "segmentation": [[0, 0, 9, 0, 9, 9]]}
     entry = {"file_name": "a.jpg", "width": 640, "height": 480, "objects": [dog]}
     write(tmp_path, "m.jsonl", lines(entry, {"file_name": "b.jpg", "objects": []}))
-    objects, _, _, problems, _ = annotations.read_annotations(tmp_path)
+    objects, _, _, problems, _ = read(tmp_path, "a.jpg", "b.jpg")
     (found,) = objects["a.jpg"]
     assert (found["image_size"], found["crowd"], found["color"]) == ((640, 480), True, "brown")
-    assert found["polygons"] == dog["segmentation"] and objects["b.jpg"] == [] and not problems
+    assert found["polygons"] == dog["segmentation"] and len(objects) == 1 and not problems
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,6 @@ def test_sizes_crowds_colours_polygons_and_images_without_objects_are_kept(tmp_p
         ("a.json", {"shapes": [{"label": "dog", "points": [[1, 2]]}]}, "no category's name"),
         ("a.json", {"objects": [{"label": "dog", "points": [[1, 2], [3, 4]]}]}, "no box"),
         ("x.json", [DOG], "no image's name among 'category', 'bbox'"),
-        ("a.json", [{**DOG, "bbox": [0.1, 0.2, 0.3, 0.4]}], "boxes are not in pixels"),
         (
             "a.json",
             {
@@ -131,15 +134,16 @@ def test_sizes_crowds_colours_polygons_and_images_without_objects_are_kept(tmp_p
         ("m.jsonl", '{"file_name": "a.jpg"\n', "JSONDecodeError"),
         ("a.xml", "<annotation/>", "a.xml"),
         ("a.txt", "0 0.5 0.5 0.1 0.1", "a.txt"),
+        ("instances.JSON.gz", "x", "instances.JSON.gz"),
         ("train_labels.csv", "image,class", "train_labels.csv"),
     ],
 )
 def test_what_is_not_understood_is_named_in_one_sentence_with_what_was_expected(
     tmp_path, name, content, reason
 ):
-    write(tmp_path, "a.jpg", "")
+    write(tmp_path, "README.txt", "Pictures.")
     write(tmp_path, name, content)
-    objects, _, categories, (problem,), _ = annotations.read_annotations(tmp_path)
+    objects, _, categories, (problem,), _ = read(tmp_path, "a.jpg")
     assert objects == {} and categories == [] and problem.startswith(name)
     assert reason in problem and "expected is COCO's instances format" in problem
 
@@ -147,7 +151,7 @@ def test_what_is_not_understood_is_named_in_one_sentence_with_what_was_expected(
 def test_a_hundred_files_that_are_not_understood_are_one_sentence(tmp_path):
     for number in range(100):
         write(tmp_path, f"{number:03}.json", {"polygons": []})
-    (problem,) = annotations.read_annotations(tmp_path).problems
+    (problem,) = read(tmp_path, "a.jpg").problems
     assert problem.startswith("000.json (") and "and 99 more files" in problem
 
 
@@ -155,7 +159,7 @@ def test_notes_beside_annotations_that_were_read_are_no_problem(tmp_path):
     write(tmp_path, "README.txt", "labels")
     write(tmp_path, "labels.txt", "dog\ncat\n")
     write(tmp_path, "m.jsonl", lines({"file_name": "a.jpg", "objects": [DOG]}))
-    assert list(boxes(tmp_path)) == ["a.jpg"]
+    assert list(boxes(tmp_path, "a.jpg")) == ["a.jpg"]
 
 
 def annotated(folder, file_names, at="instances.json", more=()):
@@ -187,7 +191,7 @@ def found_for(folder, names):
 
 
 def test_annotations(photographs):
-    objects, absent, categories, problems, files = annotations.read_annotations(photographs)
+    objects, absent, categories, problems, files = read(photographs, "china.jpg")
     assert absent == {"china.jpg": ["umbrella"]} and "instances_test.json" in files
     assert categories == ["temple", "tree", "umbrella"] and not problems
     assert [(o["category"], o["box"], o["crowd"], o["color"]) for o in objects["china.jpg"]] == [
@@ -201,7 +205,7 @@ def test_keypoints_beside_instances_are_not_counted_twice(photographs, tmp_path)
     for name in ["instances_val.json", "person_keypoints_val.json"]:
         (tmp_path / name).write_text(text)
     (tmp_path / "captions_val.json").write_text('{"images": [], "annotations": []}')
-    assert len(annotations.read_annotations(tmp_path)[0]["china.jpg"]) == 2
+    assert len(read(tmp_path, "china.jpg").objects["china.jpg"]) == 2
 
 
 def test_other_files_and_odd_annotations_are_passed_over(photographs, tmp_path):
@@ -216,33 +220,26 @@ def test_other_files_and_odd_annotations_are_passed_over(photographs, tmp_path):
     ]
     (tmp_path / "instances_subset.json").write_text(json.dumps(data))
     (tmp_path / "instances_lines.json").write_text('{"a": 1}\n{"a": 2}\n')
-    objects, _, _, problems, _ = annotations.read_annotations(tmp_path)
-    assert len(objects["china.jpg"]) == 2 and len(problems) == 4
+    objects, _, _, problems, _ = read(tmp_path, "china.jpg")
+    assert len(objects["china.jpg"]) == 2 and len(problems) == 3
 
 
 def test_without_annotations(tmp_path):
-    assert annotations.read_annotations(tmp_path) == ({}, {}, [], [], "")
+    assert read(tmp_path, "a.jpg") == ({}, {}, [], [], "")
 
 
 def test_what_is_named_twice_is_left_out_and_said(photographs, tmp_path):
-    """Two images of one id, two categories of one id, two images of one name; but not two files
-    that count from 1, nor a copy of a file."""
+    """Two images of one id, two categories of one id, two images of one name; but not what two
+    files tell alike."""
     data = json.loads((photographs / "instances_test.json").read_text())
-    for folder in ("one", "copy"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "instances.json").write_text(json.dumps(data))
-    other = {**data, "images": [{**data["images"][0], "file_name": "other.jpg"}]}
-    (tmp_path / "instances_other.json").write_text(json.dumps(other))
-    objects, _, categories, problems, _ = annotations.read_annotations(tmp_path)
-    assert [len(objects[name]) for name in ("copy/china.jpg", "other.jpg")] == [2, 2]
-    assert not problems
-    third = {**data, "images": [{**data["images"][0], "file_name": "copy/china.jpg"}]}
-    (tmp_path / "instances_third.json").write_text(json.dumps(third))
-    objects, _, _, problems, _ = annotations.read_annotations(tmp_path)
-    assert "copy/china.jpg" not in objects and problems == [
-        "copy/china.jpg: several annotated images have this name, so its objects are left out"
+    write(tmp_path, "instances.json", data)
+    write(tmp_path, "instances_copy.json", data)
+    assert len(read(tmp_path, "china.jpg").objects["china.jpg"]) == 2
+    write(tmp_path, "instances_less.json", {**data, "annotations": data["annotations"][:1]})
+    found = read(tmp_path, "china.jpg")
+    assert found.objects == {} and found.problems == [
+        "china.jpg: annotated more than once, not alike (china.jpg), left out"
     ]
-
     odd = tmp_path / "odd"
     odd.mkdir()
     twice = {
@@ -250,12 +247,38 @@ def test_what_is_named_twice_is_left_out_and_said(photographs, tmp_path):
         "images": data["images"] + [{"id": 7, "file_name": "b.jpg"}],
         "categories": data["categories"] + [{"id": 1, "name": "x"}],
     }
-    (odd / "instances.json").write_text(json.dumps(twice))
-    objects, _, _, problems, _ = annotations.read_annotations(odd)
-    assert objects == {} and problems[:2] == [
-        "instances.json: 2 entries have the id 1, none is used",
-        "instances.json: 2 entries have the id 7, none is used",
-    ]
+    write(odd, "instances.json", twice)
+    objects, _, _, problems, _ = read(odd, "china.jpg", "b.jpg")
+    assert objects == {} and sum("no id of its own" in said for said in problems) == 4
+
+
+TWO = [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    "files, images",
+    [
+        # Cats are told by another file, in another folder or of a lower rank; by another path.
+        ({"instances_a.json": TWO[:1], "y/instances_b.json": TWO[:1]}, ["1.jpg"]),
+        ({"instances.json": TWO[:1], "labels.json": TWO}, ["1.jpg", "2.jpg"]),
+        ({"a.json": TWO[:1], "sub/b.json": TWO}, ["1.jpg", "2.jpg"]),
+        ({"a.json": TWO[:1], "b.json": [{"id": 1, "file_name": "x/1.jpg"}]}, ["1.jpg"]),
+        # Any of two images may have the cat.
+        (
+            {"a.json": [{"id": 1, "file_name": "x/1.jpg"}], "b.json": TWO[:1]},
+            ["x/1.jpg", "y/1.jpg"],
+        ),
+    ],
+)
+def test_what_any_file_tells_of_an_image_is_not_absent(tmp_path, files, images):
+    categories = [{"id": n, "name": name} for n, name in enumerate(("dog", "cat", "cow"))]
+    for number, (name, listed) in enumerate(files.items()):
+        found = [{"image_id": 1, "category_id": n, "bbox": DOG["bbox"]} for n in range(number + 1)]
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        data = {"images": listed, "annotations": found, "categories": categories}
+        write(tmp_path, name, data)
+    found = read(tmp_path, *images)
+    assert len(found.objects[images[0]]) == 1 and found.absent[images[0]] == ["cow"]
 
 
 @pytest.mark.parametrize(
@@ -289,25 +312,6 @@ def test_annotations_belong_to_the_longest_path_that_is_unambiguous(
     assert bool(problems) == (not expected) and all("0.png" in said for said in problems)
 
 
-@pytest.mark.parametrize(
-    "name, content",
-    [
-        ("labels/0.txt", "0 0.5 0.5 0.2 0.2\n"),
-        ("0.xml", "<annotation><object></object></annotation>"),
-        ("boxes.csv", "image,xmin,ymin,xmax,ymax\n0.png,1,2,3,4\n"),
-        ("instances.JSON.gz", "x"),
-        ("annotations.zip", "x"),
-    ],
-)
-def test_annotations_of_other_kinds_are_named(tmp_path, name, content):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text(content)
-    for other, text in {"README.txt": "Pictures.", "a.csv": "a,b\n", "b.xml": "<x/>"}.items():
-        (tmp_path / other).write_text(text)
-    objects, _, _, (said,), _ = annotations.read_annotations(tmp_path)
-    assert not objects and Path(name).name in said and "COCO" in said and "README" not in said
-
-
 def test_a_suffix_in_capitals_is_a_suffix(tmp_path):
     annotated(tmp_path, ["0.png"], "INSTANCES.JSON")
     assert found_for(tmp_path, ["0.png"]) == ({"0.png": ["object 0"]}, [])
@@ -318,7 +322,7 @@ def test_good_boxes_near_the_corner_are_no_two_corners(tmp_path):
     good = [{**DOG, "bbox": [9 * n, 5, 9 * n + 20, 30]} for n in range(5)]
     write(tmp_path, "a.jpg", "")
     write(tmp_path, "a.json", {"width": 90, "height": 60, "objects": good})
-    assert [box for _, box in boxes(tmp_path)["a.jpg"]] == [item["bbox"] for item in good]
+    assert [box for _, box in boxes(tmp_path, "a.jpg")["a.jpg"]] == [item["bbox"] for item in good]
 
 
 def parse_voc(content, image):
@@ -406,10 +410,9 @@ def test_two_files_alike_in_content_tell_of_the_images_that_they_are_called_as(t
     assert list(annotated_as(tmp_path, "a.jpg", "b.jpg").objects) == ["a.jpg", "b.jpg"]
 
 
-def test_masks_and_images_of_other_kinds_are_said(tmp_path):
+def test_masks_are_said(tmp_path):
     annotated(tmp_path, ["1.jpg"])
-    found = annotated_as(tmp_path, "1.jpg", "1.png", "b.heic", "c.HEIC")
+    found = annotated_as(tmp_path, "1.jpg", "1.png")
     assert list(found.objects) == ["1.jpg"] and found.problems == [
-        "1.png: left out, as masks of other images",
-        "b.heic and 1 more files: images of a kind that is not read: convert them to JPEG",
+        "1.png: left out, as masks of other images"
     ]

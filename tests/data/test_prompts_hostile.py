@@ -34,5 +34,5 @@ def test_special_tokens_in_a_question_or_category_are_refused(token, photographs
     data = json.loads((photographs / "instances_test.json").read_text())
     data["categories"][2]["name"] = f"a {token}"
     (tmp_path / "instances.json").write_text(json.dumps(data))
-    _, categories, problems = annotations.read_annotations(tmp_path)
-    assert categories == ["temple", "tree"] and "can't be asked about" in problems[0]
+    read = annotations.annotate(tmp_path, {"china.jpg": tmp_path / "china.jpg"})
+    assert read.categories == ["temple", "tree"] and "can't be asked about" in read.problems[0]

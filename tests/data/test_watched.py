@@ -24,7 +24,8 @@ class Llama:
 
 
 def box_of(category: str, visible: float = 1.0) -> dict:
-    return {"category": category, "visible": visible}
+    rest = {"share": 0.1, "crowd": False, "color": None, "cut_off": False, "box": [0, 0, 9, 9]}
+    return {"category": category, "visible": visible, **rest}
 
 
 def test_a_category_without_a_word_is_not_watched_present_or_absent():
@@ -45,21 +46,13 @@ def test_orange_is_not_watched_where_colours_are_asked_about():
         assert [word["category"] for word in chosen if word["present"]] == present
 
 
-# ------------------------------------------------------------------------------------------------
-# Absent categories, POPE's three ways
-# ------------------------------------------------------------------------------------------------
-
 # Ten images: of animals a person is the most frequent, a fork is always beside a cup.
 SCENES = [["person", "dog"]] * 4 + [["person", "cat", "book"]] * 3 + [["cup", "fork", "bed"]] * 3
 ALL = sorted({name for scene in SCENES for name in scene} | {"bus", "tie"})
 
 
 def annotated(scenes) -> dict[str, list[dict]]:
-    whole = {"visible": 1.0, "share": 0.1, "crowd": False, "color": None, "box": [0, 0, 9, 9]}
-    return {
-        f"{i}.jpg": [{"category": name, **whole} for name in scene]
-        for i, scene in enumerate(scenes)
-    }
+    return {f"{i}.jpg": list(map(box_of, scene)) for i, scene in enumerate(scenes)}
 
 
 def test_categories_are_counted_together():
@@ -68,17 +61,16 @@ def test_categories_are_counted_together():
 
 
 def test_absent_categories_are_drawn_in_popes_three_ways_in_turn():
-    together, drawn = (
-        watched.count_together(annotated(SCENES)),
-        {way: Counter() for way in ABSENT_SAMPLINGS},
-    )
+    together = watched.count_together(annotated(SCENES))
+    drawn = {way: Counter() for way in ABSENT_SAMPLINGS}
     absent = [name for name in ALL if name not in ("cup", "bed")]
     for seed in range(300):
-        rows = watched.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
-        assert {way for _, way in rows} == set(ABSENT_SAMPLINGS) and len(
-            {name for name, _ in rows}
-        ) == 3
-        assert rows == watched.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
+        rows, again = (
+            watched.draw_absent(absent, {"cup", "bed"}, together, 3, random.Random(seed))
+            for _ in range(2)
+        )
+        assert rows == again and len({name for name, _ in rows}) == 3
+        assert {way for _, way in rows} == set(ABSENT_SAMPLINGS)
         name, way = rows[0]
         drawn[way][name] += 1
     # Of those left: frequent are person 7, dog 4, then book, cat and fork with 3 each; beside cup
@@ -102,9 +94,7 @@ def test_the_way_of_an_absent_category_is_kept_from_question_to_watched_word():
         (absent,) = [prompt for prompt in prompts if prompt["truth"] == "no"]
         assert {prompt["absent_sampling"] for prompt in prompts if prompt is not absent} == {""}
         chosen = watched.words_to_watch(Llama(), objects, ALL, prompts, name, together)
-        way_of = {
-            word["category"]: word["absent_sampling"] for word in chosen if not word["present"]
-        }
+        way_of = {w["category"]: w["absent_sampling"] for w in chosen if not w["present"]}
         assert way_of[absent["categories"][0]] == absent["absent_sampling"] in ABSENT_SAMPLINGS
         assert len(way_of) == sum(word["present"] for word in chosen)
         turn = [ABSENT_SAMPLINGS.index(way) for way in way_of.values()]
@@ -115,25 +105,18 @@ def test_the_way_of_an_absent_category_is_kept_from_question_to_watched_word():
 
 def test_words_to_watch(llava):
     tokenizer, categories = llava[1].tokenizer, ["cat", "dog", "hot dog", "zebra", "left"]
-    objects = [
-        {"category": "dog", "visible": 1.0},
-        {"category": "dog", "visible": 0.4},
-        {"category": "zebra", "visible": 0.0},
-    ]
+    objects = [box_of("dog"), box_of("dog", 0.4), box_of("zebra", 0.0)]
     words = watched.words_to_watch(tokenizer, objects, categories, (), 0)
     assert words == watched.words_to_watch(tokenizer, objects, categories, (), 0)
-    # What the model is asked about is watched.
-    for category in ("cat", "left"):
-        asked = [{"kind": "presence", "categories": [category], "absent_sampling": "random"}]
-        assert all(
-            watched.words_to_watch(tokenizer, objects, categories, asked, seed)[1]["category"]
-            == category
-            for seed in range(5)
-        )
     assert [word["present"] for word in words] == [True, False]
     assert words[0]["category"] == "dog" and words[1]["category"] in ("cat", "left")
     assert words[0]["token_ids"] == [tokenizer.convert_tokens_to_ids("▁dog")]
     assert watched.words_to_watch(tokenizer, [], categories) == []
+    for category in ("cat", "left"):  # what the model is asked about is watched
+        asked = [{"kind": "presence", "categories": [category], "absent_sampling": "random"}]
+        for seed in range(5):
+            words = watched.words_to_watch(tokenizer, objects, categories, asked, seed)
+            assert words[1]["category"] == category
 
 
 @pytest.mark.parametrize("name", ["Dog", "dog ", "dogs", "puppy", "DOG"])
@@ -142,18 +125,9 @@ def test_what_shares_a_name_with_something_there_is_no_control(name):
         objects = [there, box_of("cup"), box_of("bed")]
         chosen = watched.words_to_watch(Llama(), objects, [name, "fork"])
         absent = [word["category"] for word in chosen if not word["present"]]
-        assert absent == ["fork"]
-        prompts = data_prompts.make_prompts(
-            [{**item, "share": 0.1, "crowd": False, "color": None, "box": [0, 0, 9, 9]}
-             for item in objects], [name], per_kind=9,
-        )  # fmt: skip
+        assert absent == ["fork"]  # alone, though two are present
+        prompts = data_prompts.make_prompts(objects, [name], per_kind=9)
         assert "no" not in {prompt["truth"] for prompt in prompts}
-
-
-def test_only_what_is_known_to_be_absent_is_a_control():
-    chosen = watched.words_to_watch(Llama(), [box_of("dog"), box_of("cup")], ["fork"])
-    assert [word["category"] for word in chosen] == ["cup", "dog", "fork"]
-    assert [word["present"] for word in chosen] == [True, True, False]
 
 
 def test_a_byte_level_vocabulary_is_watched_too():

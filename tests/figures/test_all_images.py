@@ -1,10 +1,8 @@
 """figures.all_images: what is drawn is what the tables hold."""
 
 import itertools
-import warnings
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,33 +10,32 @@ import sklearn.metrics
 
 from llava_lens import store
 from llava_lens.analysis import curves, grounding
-from llava_lens.figures import all_images, style
-from tests.figures.test_one_image import NASTY, watch
+from llava_lens.figures import all_images
+from tests.figures.drawing import NASTY, drawn_without_warnings, labels_of, overlap, title_of, watch
 
 N_IMAGES = 14  # enough for intervals
-
-
-def title_of(axis) -> str:
-    return axis.get_title(loc="left") + axis.get_title()
+NINE = {"layers": ["emb", *map(str, range(1, 9))], "n_layers": 8}
 
 
 def test_every_token_is_drawn_without_warnings(run, tables):
     run = {**run, "tokens": NASTY + run["tokens"][len(NASTY) :]}
     mean = np.linspace(1, 0, len(run["tokens"]))[None].repeat(len(run["layers"]), 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # a missing glyph is one
-        # Between matplotlib and what it builds on.
-        warnings.filterwarnings("ignore", message=".*deprecated")
-        style.use_style()
-        for figure in (
-            all_images.plot_top_tokens(curves.top_tokens(mean, run), run, "title"),
-            all_images.plot_mean_series(tables.layers, run),
-            all_images.plot_mean_series(tables.layers, run, by="kind"),
-            all_images.plot_answers(tables.answers, run),
-            all_images.plot_settling(tables.answers, run),
-        ):
-            figure.canvas.draw()
-            plt.close(figure)
+    drawn_without_warnings(
+        lambda: all_images.plot_top_tokens(curves.top_tokens(mean, run), run, "title"),
+        lambda: all_images.plot_mean_series(tables.layers, run),
+        lambda: all_images.plot_mean_series(tables.layers, run, by="kind"),
+        lambda: all_images.plot_answers(tables.answers, run),
+        lambda: all_images.plot_settling(tables.answers, run),
+    )
+
+
+def test_the_table_of_tokens_is_text(run):
+    run = {**run, "tokens": NASTY}
+    mean = np.linspace(0.5, 1e-9, len(NASTY))[None].repeat(len(run["layers"]), 0)
+    top = curves.top_tokens(mean, run)
+    html = all_images.table_of_tokens({"image": top, "answer": top}).to_html()
+    assert html.count("&lt;/b&gt;") == html.count("U+200B") == html.count(">1e-09<") == 2
+    assert html.count(">0.5<") == 2 and "</b>" not in html
 
 
 def test_mean_series_are_drawn_in_bits_at_the_layers_that_were_read(run, tables):
@@ -53,10 +50,9 @@ def test_mean_series_are_drawn_in_bits_at_the_layers_that_were_read(run, tables)
         for line in axis.lines:
             rows = expected[expected["segment"] == line.get_label()]
             np.testing.assert_array_equal(line.get_xydata(), rows[["layer", "mean"]])
-        assert [label.get_text() for label in axis.get_xticklabels()] == ["emb", "3", "5"]
+        assert labels_of(axis.xaxis) == ["emb", "3", "5"]
     (line,) = figure.axes[3].lines
     np.testing.assert_array_equal(line.get_xydata(), bias[["layer", "bias"]])
-    plt.close(figure)
 
 
 def test_an_answer_that_never_settles_is_drawn(run, tables):
@@ -64,11 +60,9 @@ def test_an_answer_that_never_settles_is_drawn(run, tables):
     figure = all_images.plot_settling(answers, run)
     assert len(figure.axes) == 2  # without a route there is no layer to hand over
     axis = figure.axes[0]
-    assert axis.get_xticklabels()[-1].get_text() == "never"
-    assert axis.get_xlim()[1] > len(run["layers"])
+    assert labels_of(axis.xaxis)[-1] == "never" and axis.get_xlim()[1] > len(run["layers"])
     figure = all_images.plot_settling(answers.assign(handed_over=2.0), run)
     assert set(figure.axes[2].lines[0].get_xdata()) == {2}
-    plt.close("all")
 
 
 # ---- Route and knockout -------------------------------------------------------------------------
@@ -79,9 +73,8 @@ CUTS = ["object", "background", "image", "image_last", "question_last"]
 
 def joined_lines(axis):
     """The lines that join points, without those for orientation."""
-    return [
-        line for line in axis.lines if line.get_linestyle() != "None" and len(line.get_xdata()) > 2
-    ]
+    lines = (line for line in axis.lines if len(line.get_xdata()) > 2)
+    return [line for line in lines if line.get_linestyle() != "None"]
 
 
 def routes(n_images, handed_over, layers):
@@ -101,9 +94,8 @@ def answers_of(routes, numbers):
     """The columns of the answers that the figure needs, and an answer that has no route."""
     table = routes[["image", "prompt", "kind"]].drop_duplicates()
     other = table.assign(prompt=1, probability=1.0, kind="colour")
-    table = pd.concat([table.assign(probability=0.5), other]).merge(
-        pd.DataFrame({"layer": numbers}), "cross"
-    )
+    table = pd.concat([table.assign(probability=0.5), other])
+    table = table.merge(pd.DataFrame({"layer": numbers}), "cross")
     return table.assign(token=0, word_at=0, whole_word=True)
 
 
@@ -116,13 +108,12 @@ def test_the_route_is_that_of_the_table(n_images, n_layers, step):
     table = routes(n_images, {"relation": 6, "colour": 4}, range(0, n_layers, step))
     figure = all_images.plot_route(table, answers_of(table, numbers), run)
     titles = [title_of(axis).split("\n") for axis in figure.axes[:2]]
-    assert [title[0] for title in titles] == [
-        f"{k}, {n_images} answers" for k in ("colour", "relation")
-    ]
-    said = "leaves image 4, handed over 4, mediated 0.25", "leaves image 6, handed over 6"
-    assert titles[0][1] == said[0] and titles[1][1].startswith(said[1])
+    kinds = "colour", "relation"
+    assert [title[0] for title in titles] == [f"{kind}, {n_images} answers" for kind in kinds]
+    assert titles[0][1] == "leaves image 4, handed over 4, mediated 0.25"
+    assert titles[1][1].startswith("leaves image 6, handed over 6")
     labels = [label.get_text() for label in figure.legends[0].get_texts()]
-    for axis, kind in zip(figure.axes, ("colour", "relation"), strict=False):
+    for axis, kind in zip(figure.axes, kinds, strict=False):
         rows = table[(table["kind"] == kind) & (table["image"] == 0)]
         lines = {line.get_label(): line for line in joined_lines(axis)}
         assert list(lines) == labels
@@ -133,19 +124,15 @@ def test_the_route_is_that_of_the_table(n_images, n_layers, step):
         np.testing.assert_array_equal(read.get_xydata(), [[number, 0.5] for number in numbers])
         assert len(axis.collections) == (3 if n_images == N_IMAGES else 0)  # bands
     figure.canvas.draw()
-    width = figure.get_tightbbox().width
-    assert width < 10.3  # no title goes past the figure
+    assert figure.get_tightbbox().width < 10.3  # no title goes past the figure
     boxes = [axis._left_title.get_window_extent() for axis in figure.axes[:2]]
     assert boxes[0].x1 < boxes[1].x0
-    plt.close(figure)
 
 
 def test_an_answer_that_is_never_handed_over_is_said():
     table = routes(3, {"colour": 9}, range(9))
-    run = {"layers": ["emb", *map(str, range(1, 9))], "n_layers": 8}
-    figure = all_images.plot_route(table, answers_of(table, range(9)), run)
+    figure = all_images.plot_route(table, answers_of(table, range(9)), NINE)
     assert "handed over never" in title_of(figure.axes[0])
-    plt.close(figure)
 
 
 def knockouts(n_images, n_blocks=32):
@@ -166,40 +153,31 @@ def test_the_knockout_of_32_blocks_and_five_kinds(n_images):
     figure = all_images.plot_knockout(knockouts(n_images), run)
     assert {title_of(axis) for axis in figure.axes[:5]} == set(KINDS)
     figure.canvas.draw()
-    for axis in figure.axes[:5]:  # no label of the x axis is on another
-        boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
-        assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+    assert not any(map(overlap, figure.axes[:5]))
     lines = {title_of(axis): len(joined_lines(axis)) for axis in figure.axes[:5]}
     assert lines.pop("description") == 0 and set(lines.values()) == {2}
-    plt.close(figure)
 
 
 def test_the_knockout_names_blocks_and_not_positions_of_layers():
     run = {"n_layers": 12, "layers": ["emb", "3", "6", "9", "12"]}
     figure = all_images.plot_knockout(knockouts(2, 12), run)
-    labels = {
-        label.get_text(): label.get_position()[0] for label in figure.axes[0].get_xticklabels()
-    }
-    assert [labels[name] for name in ("3", "6", "9", "12")] == [3, 6, 9, 12]
-    plt.close(figure)
+    axis = figure.axes[0].xaxis
+    places = dict(zip(labels_of(axis), axis.get_ticklocs(), strict=True))
+    assert [places[name] for name in ("3", "6", "9", "12")] == [3, 6, 9, 12]
 
 
 # ---- Words in boxes -----------------------------------------------------------------------------
 
 
 def grounded(sizes, n_layers=3):
-    """A table as of `grounding` with an image per size; numbers rise with image and layer."""
-    rows = itertools.product(enumerate(sizes), range(n_layers))
-    values = [
-        (f"{image:02}", "dog", size, layer, 0.5 + image / 40) for (image, size), layer in rows
-    ]
-    table = pd.DataFrame(values, columns=["image", "category", "size", "layer", "auroc"])
-    parts = ["top1_hit_rate"] + [
-        f"{name}_{control}"
-        for name in ("auroc", "top1_hit_rate")
-        for control in ("absent", "other_image")
-    ]
-    return table.assign(**{name: table["auroc"] / 2 for name in parts})
+    """A table as of `grounding` with an image per size; numbers rise with the image."""
+    rows = itertools.product(range(len(sizes)), range(n_layers))
+    table = pd.DataFrame(rows, columns=["number", "layer"])
+    about = {"size": table["number"].map(dict(enumerate(sizes))), "category": "dog"}
+    table = table.assign(image=table["number"].map("{:02}".format), **about)
+    auroc = 0.5 + table["number"] / 40
+    halves = [f"{name}_{of}" for name in grounding.MEASURES for of in ("absent", "other_image")]
+    return table.assign(auroc=auroc, **dict.fromkeys(["top1_hit_rate", *halves], auroc / 2))
 
 
 def layers_of(n_images, n_layers=3):
@@ -220,7 +198,6 @@ def test_a_size_of_one_image_takes_no_band_from_the_others():
     assert bands == [4, 5]  # all, large, both controls; and the patches without a word
     large = figure.axes[0].lines[2].get_ydata()
     assert large == pytest.approx([0.5 + np.mean(range(1, N_IMAGES + 1)) / 40] * 3)
-    plt.close(figure)
 
 
 def test_the_gallery_shows_the_best_and_the_worst_cases(results, run):
@@ -235,7 +212,6 @@ def test_the_gallery_shows_the_best_and_the_worst_cases(results, run):
     assert "best: dog, AUROC 0.68 (control 0.34)" in titles[0] and titles[0].endswith("07")
     assert "worst: dog, AUROC 0.50 (control 0.25)" in titles[3] and titles[3].endswith("00")
     np.testing.assert_array_equal(figure.axes[0].images[1].get_array().ravel(), probs[2])
-    plt.close(figure)
 
 
 def test_the_roc_curve_is_scikit_learns_and_the_answers_are_a_point():
@@ -255,14 +231,11 @@ def test_the_roc_curve_is_scikit_learns_and_the_answers_are_a_point():
     figure = all_images.plot_presence(table)
     lines = figure.axes[0].lines
     for line, n in ((lines[0], 60), (lines[1], 20)):
-        wrong, right, _ = sklearn.metrics.roc_curve(
-            present[:n], confidence[:n], drop_intermediate=False
-        )
-        np.testing.assert_allclose(line.get_xydata(), np.transpose([wrong, right]))
+        curve = sklearn.metrics.roc_curve(present[:n], confidence[:n], drop_intermediate=False)
+        np.testing.assert_allclose(line.get_xydata(), np.transpose(curve[:2]))
     few, yes = present[:20], yes[:20]
     (point,) = (line for line in lines if line.get_marker() == "D")
     np.testing.assert_allclose(point.get_xydata(), [[yes[~few].mean(), yes[few].mean()]])
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     area = sklearn.metrics.roc_auc_score(present, confidence)
     assert f"AUROC {area:.2f} (" in labels[0] and " to " in labels[0]
-    plt.close(figure)

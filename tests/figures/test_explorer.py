@@ -1,16 +1,9 @@
-"""figures.explorer: its pages, driven in Chromium (.ci/run installs it).
+"""figures.explorer: its pages in Chromium; the tests are skipped where that is missing."""
 
-The tests that open a page are skipped where Chromium, its driver or selenium is missing.
-"""
-
-import base64
-import csv
-import gzip
 import io
-import json
 import re
-import shutil
-import time
+from pathlib import Path
+from urllib.parse import unquote
 
 import bench_visualise as bench
 import numpy as np
@@ -18,141 +11,17 @@ import pytest
 from PIL import Image
 
 from llava_lens import store
-from llava_lens import text as text_py
 from llava_lens.analysis import curves
 from llava_lens.analysis.answers import answer_rows, answers_table
 from llava_lens.figures import explorer
+from llava_lens.text import printable
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-OPTIONS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--window-size=1400,900",
-]  # fmt: skip
 # Whatever of it ends up as markup, as script or in an address says so.
 PAYLOADS = [
-    "<img src=http://evil.test/x onerror=window.ran=1>",
-    "</script><script>window.ran=1</script>",
-    "\"'><svg onload=window.ran=1>",
-    "javascript:window.ran=1",
-    "</title><b>bold</b>",
-    "=HYPERLINK(0)",
-    "__proto__",
-    "constructor",
-]
-
-
-def start_browser(downloads):
-    """Chromium under selenium, which saves what it downloads into the folder `downloads`."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no browser: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for option in OPTIONS:
-        options.add_argument(option)
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    return webdriver.Chrome(options=options, service=service)
-
-
-class Page:
-    """One page of the explorer in the browser."""
-
-    def __init__(self, browser, downloads):
-        self.browser, self.downloads = browser, downloads
-
-    def open(self, path, state: str = ""):
-        self.browser.get("about:blank")  # else a new state after # would not load the page anew
-        for kind in ("browser", "performance"):
-            self.browser.get_log(kind)
-        self.browser.get(path.as_uri() + state)
-        self.wait("document.documentElement.dataset.ready")
-        return self
-
-    def run(self, script: str, *values):
-        return self.browser.execute_script(script, *values)
-
-    def wait(self, condition: str) -> None:
-        """Until the JavaScript expression is true."""
-        end = time.monotonic() + 20
-        while not self.run(f"return {condition}"):
-            assert time.monotonic() < end, f"never true: {condition}; {self.text('#problem')}"
-            time.sleep(0.05)
-
-    def find(self, selector: str):
-        return self.browser.find_element("css selector", selector)
-
-    def text(self, selector: str) -> str:
-        return self.run("return document.querySelector(arguments[0])?.textContent", selector)
-
-    def texts(self, selector: str) -> list[str]:
-        get = "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)"
-        return self.run(get, selector)
-
-    def mouse(self, canvas, x: float, y: float, click: bool = False) -> None:
-        """Move the mouse to x, y in CSS pixels of the canvas, and click there."""
-        from selenium.webdriver import ActionChains
-
-        self.run("arguments[0].scrollIntoView({block: 'center', inline: 'nearest'})", canvas)
-        width, height = self.run(
-            "const box = arguments[0].getBoundingClientRect(); return [box.width, box.height]",
-            canvas,
-        )
-        chain = ActionChains(self.browser, duration=0)
-        chain.move_to_element_with_offset(canvas, round(x - width / 2), round(y - height / 2))
-        (chain.click() if click else chain).perform()
-
-    def at_patch(self, patch: int, grid: int, click: bool = False) -> None:
-        side = self.run("return document.getElementById('photo').clientWidth") / grid
-        column, row = patch % grid, patch // grid
-        self.mouse(self.find("#photo"), (column + 0.5) * side, (row + 0.5) * side, click)
-
-    def at_text(self, pane: str, pos: int, layer: int, click: bool = False) -> None:
-        """At a cell of the text in `pane`; where it is, the page's own function says."""
-        number = {"#texts": 0, "#second": 1}[pane]
-        x, y = self.run(
-            "const pane = panes[arguments[0]], [x, y] = pane.corner(arguments[1], arguments[2]);"
-            "pane.scroller.scrollLeft = x - 200; return [x, y]",
-            *(number, pos, layer),
-        )
-        self.mouse(self.find(f"{pane} canvas"), x + 20, y + 8, click)
-
-    def key(self, *keys: str) -> None:
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.browser, duration=0).send_keys(*keys).perform()
-
-    def hash(self) -> dict[str, str]:
-        """The state in the address, once it has come to rest."""
-        time.sleep(0.4)
-        address = self.run("return location.hash").removeprefix("#")
-        return dict(part.split("=", 1) for part in address.split("&"))
-
-    def saved(self, button: str, ending: str) -> bytes:
-        """What pressing the button saves."""
-        before = set(self.downloads.glob(f"*{ending}"))
-        self.find(button).click()
-        end = time.monotonic() + 20
-        while not (new := set(self.downloads.glob(f"*{ending}")) - before):
-            assert time.monotonic() < end, "nothing was saved"
-            time.sleep(0.05)
-        time.sleep(0.2)
-        return new.pop().read_bytes()
-
-    def numbers(self) -> list[dict[str, str]]:
-        text = self.saved("#save-numbers", ".csv").decode("utf-8-sig")
-        return list(csv.DictReader(io.StringIO(text)))
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    downloads = tmp_path_factory.mktemp("downloads")
-    browser = start_browser(downloads)
-    yield Page(browser, downloads)
-    browser.quit()
+    "<img src=http://evil.test/x onerror=window.ran=1>", "</script><script>window.ran=1</script>",
+    "\"'><svg onload=window.ran=1>", "javascript:window.ran=1", "</title><b>bold</b>",
+    "=HYPERLINK(0)", "__proto__", "constructor",
+]  # fmt: skip
 
 
 def route(handed_over, mediated=0.25):
@@ -181,47 +50,28 @@ def sample(results):
         {"category": "temple", "box": [3.5, 7.0, 30.0, 28.0]},
         {"category": "outside", "box": [0.0, 0.0, 0.0, 0.0]},
     ]
-    record["words"] = [
-        {
-            "category": category,
-            "present": present,
-            "token_ids": [int(top[number]), number],
-            "log2_probs": (-20 * rng.random(shape)).astype(np.float16),
-        }
-        for number, (category, present) in enumerate({"temple": True, "dog": False}.items(), 3)
-    ]
+    record["words"] = []
+    for number, category in ((3, "temple"), (4, "dog")):
+        log2_probs = (-20 * rng.random(shape)).astype(np.float16)
+        word = {"token_ids": [int(top[number]), number], "log2_probs": log2_probs}
+        record["words"].append({"category": category, "present": number == 3} | word)
     return run, record
 
 
 @pytest.fixture(scope="module")
 def saved(sample, tmp_path_factory):
-    run, record = sample
-    return explorer.save_explorer(
-        tmp_path_factory.mktemp("explorer") / "china.jpg.html", run, record
-    )
+    return explorer.save_explorer(tmp_path_factory.mktemp("explorer") / "china.jpg.html", *sample)
 
 
-def shown_top(page, selector: str) -> dict[str, float]:
-    """The tokens of a card with their probabilities; without the sums of spellings."""
-    rows = page.run(
-        "return [...document.querySelectorAll(arguments[0] + ' li')].map((row) =>"
-        "[row.querySelector('.label').textContent, row.lastChild.textContent])",
-        selector,
-    )
-    return {
-        label: 0.0 if prob == "<1e-7" else float(prob)
-        for label, prob in rows
-        if not label.endswith(" spellings")
-    }
-
-
-def assert_top(shown: dict[str, float], run, readings, layer: int, pos: int) -> None:
-    ids, probs = readings["top_ids"][layer, pos], readings["top_probs"][layer, pos]
-    expected = {
-        text_py.printable(run["tokens"][i]): float(p) for i, p in zip(ids, probs, strict=True)
-    }
-    assert shown.keys() == expected.keys()
-    for label, prob in expected.items():
+def assert_top(page, card: str, run, readings, layer: int, pos: int) -> None:
+    """A card has the top tokens with their probabilities, besides sums of spellings."""
+    get = "return [...document.querySelectorAll(arguments[0] + ' li')].map((row) =>"
+    get += "[row.querySelector('.label').textContent, row.lastChild.textContent])"
+    rows = [row for row in page.run(get, card) if not row[0].endswith(" spellings")]
+    shown = {label: 0.0 if prob == "<1e-7" else float(prob) for label, prob in rows}
+    labels = [printable(run["tokens"][i]) for i in readings["top_ids"][layer, pos]]
+    assert shown.keys() == set(labels)
+    for label, prob in zip(labels, readings["top_probs"][layer, pos].astype(float), strict=True):
         # Two digits of a number of float16; below 0.001 one.
         assert shown[label] == pytest.approx(prob, rel=0.06 if prob >= 0.001 else 0.4, abs=1e-7)
 
@@ -229,21 +79,23 @@ def assert_top(shown: dict[str, float], run, readings, layer: int, pos: int) -> 
 def test_hovering_shows_the_tokens_that_the_results_hold(page, sample, saved):
     run, record = sample
     page.open(saved)
+    # Of the vocabulary only what occurs is in the page.
+    assert page.run("return Object.keys(data.tokens).length") < len(run["tokens"])
     for layer, patch in ((5, 6), (2, 12), (0, 15)):
         page.run("update({layer: arguments[0]})", layer)
         page.at_patch(patch, run["grid"])
         row, column = divmod(patch, run["grid"])
         assert page.text("#preview h3") == f"Patch row {row + 1}, column {column + 1}"
-        assert_top(shown_top(page, "#preview"), run, record["patches"], layer, patch)
+        assert_top(page, "#preview", run, record["patches"], layer, patch)
     page.run("update({layer: 1})")  # what is hovered over stays
-    assert_top(shown_top(page, "#preview"), run, record["patches"], 1, 15)
+    assert_top(page, "#preview", run, record["patches"], 1, 15)
     prompt = record["prompts"][0]
     for layer, pos in ((3, 4), (0, len(prompt["token_ids"]) - 1)):
         page.at_text("#texts", pos, layer)
-        label = text_py.printable(run["tokens"][prompt["token_ids"][pos]])
+        label = printable(run["tokens"][prompt["token_ids"][pos]])
         assert f"position {pos + 1}" in page.text("#preview h3")
         assert page.text("#preview h3").endswith(f": {label}")
-        assert_top(shown_top(page, "#preview"), run, prompt["readings"], layer, pos)
+        assert_top(page, "#preview", run, prompt["readings"], layer, pos)
 
 
 def test_a_click_pins_and_another_unpins_and_the_address_holds_it(page, sample, saved):
@@ -256,10 +108,9 @@ def test_a_click_pins_and_another_unpins_and_the_address_holds_it(page, sample, 
     assert len(page.texts("#pins .card")) == 3
     page.open(saved, page.run("return location.hash"))
     assert len(page.texts("#pins .card")) == 3 and page.text("#layer-shown") == "Layer 2 of 5"
-    for card, (readings, pos) in enumerate(
-        [(record["patches"], 6), (record["prompts"][0]["readings"], 3), (record["patches"], 9)], 1
-    ):
-        assert_top(shown_top(page, f"#pins .card:nth-child({card})"), run, readings, 2, pos)
+    patches, text = record["patches"], record["prompts"][0]["readings"]
+    for card, (readings, pos) in enumerate([(patches, 6), (text, 3), (patches, 9)], 1):
+        assert_top(page, f"#pins .card:nth-child({card})", run, readings, 2, pos)
     page.at_patch(6, run["grid"], click=True)
     page.find("#pins .card:nth-child(2) button").click()
     assert page.hash()["pins"] == "t0.3"
@@ -296,10 +147,9 @@ def curve_of(page, card: str, name: str, n_layers: int) -> list[float | None]:
 
 
 def assert_curve(shown: list[float | None], expected: list[float | None]) -> None:
-    for value, there in zip(shown, expected, strict=True):
-        assert (value is None) == (there is None)
-        if there is not None:
-            assert value == pytest.approx(max(there, 1e-4), rel=0.05)
+    """None where there is nothing; a chart ends at 1e-4."""
+    least = np.maximum(np.array(expected, float), 1e-4)
+    np.testing.assert_allclose(np.array(shown, float), least, rtol=0.05)
 
 
 def kept(readings, layer: int, pos: int, ids: list[int]) -> float | None:
@@ -316,10 +166,10 @@ def test_the_chart_of_a_cell_has_every_token_that_was_top_1(page, sample, saved)
     page.open(saved, "#pins=p7")
     ids = set(readings["top_ids"][:, 7, 0].tolist())
     titles = page.texts("#pins svg g title")
-    assert sorted(titles) == sorted(text_py.printable(run["tokens"][i]) for i in ids)
+    assert sorted(titles) == sorted(printable(run["tokens"][i]) for i in ids)
     target = readings["top_ids"][-1, 7, 0]
     for i in ids:
-        shown = curve_of(page, "#pins", text_py.printable(run["tokens"][i]), n_layers)
+        shown = curve_of(page, "#pins", printable(run["tokens"][i]), n_layers)
         if i == target:
             expected = readings["target_prob"][:, 7].tolist()
         else:
@@ -346,10 +196,8 @@ def test_the_layer_follows_mouse_and_arrow_keys(page, saved):
     page.key(Keys.ARROW_LEFT)  # also after a click on a patch
     assert page.text("#layer-shown") == "Layer 2 of 5" and page.hash()["layer"] == "2"
     page.run("window.scrollTo(0, 1e6)")
-    top, bottom = page.run(
-        "const b = arguments[0].getBoundingClientRect(); return [b.top, b.bottom]", slider
-    )
-    assert 0 <= top < bottom <= 900  # always in view
+    box = page.run("return arguments[0].getBoundingClientRect().toJSON()", slider)
+    assert 0 <= box["top"] < box["bottom"] <= 900  # always in view
 
 
 def test_a_patch_can_be_pinned_with_the_keyboard(page, sample, saved):
@@ -358,14 +206,15 @@ def test_a_patch_can_be_pinned_with_the_keyboard(page, sample, saved):
     run, record = sample
     page.open(saved)
     page.find("#save-numbers").send_keys("")
+    focused = "return document.activeElement.id"
     for _ in range(6):
         page.key(Keys.TAB)
-        if page.run("return document.activeElement.id") == "photo":
+        if page.run(focused) == "photo":
             break
-    assert page.run("return document.activeElement.id") == "photo"
+    assert page.run(focused) == "photo"
     page.key(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ENTER)
     assert page.hash()["pins"] == "p5" and page.text("#layer-shown") == "Layer 5 of 5"
-    assert_top(shown_top(page, "#preview"), run, record["patches"], 5, 5)
+    assert_top(page, "#preview", run, record["patches"], 5, 5)
 
 
 def search(page, query: str, choice: int = 1) -> list[str]:
@@ -399,10 +248,8 @@ def test_another_word_says_where_it_was_not_kept(page, sample, saved):
     run, record = sample
     page.open(saved, "#layer=4&least=-6")
     found = search(page, "zebra")
-    assert sorted(found[1:]) == sorted(
-        f"{token}id {i}" for i, token in enumerate(run["tokens"]) if "ebra" in token
-    )
     ids = [i for i, token in enumerate(run["tokens"]) if "ebra" in token]
+    assert sorted(found[1:]) == sorted(f"{run['tokens'][i]}id {i}" for i in ids)
     assert found[0] == "zebra3 spellings" and len(ids) == 3
     one = next(text for text in found if text.startswith("▁zebra"))  # without Zebra and zebra
     for wanted in (ids, [int(one.split("id ")[1])]):
@@ -427,7 +274,7 @@ def test_the_second_pane_shows_another_prompt_or_the_grey_image(page, sample, sa
     prompt, pos = record["prompts"][2], 5
     page.at_text("#second", pos, 1)
     assert page.text("#preview h3").startswith(f"Prompt 2, position {pos + 1}")
-    assert_top(shown_top(page, "#preview"), run, prompt["readings"], 1, pos)
+    assert_top(page, "#preview", run, prompt["readings"], 1, pos)
     assert page.hash()["pane"] == "2"
     page.find("#pane option[value='grey']").click()
     prompt, n_layers = record["prompts"][0], len(run["layers"])
@@ -481,9 +328,8 @@ def test_words_that_are_everywhere_are_pale(page, sample, tmp_path):
     ids[layer, :8, 1], probs[layer, :8, 1] = thing, 0.001  # half of the 16 patches, and one ...
     ids[layer, 10, 0], probs[layer, 10, 0] = thing, 0.3  # ... where it is 300 times the median
     ids[layer, 11:, 0], probs[layer, 11:, 0] = rare, 0.02
-    page.open(explorer.save_explorer(
-        tmp_path / "page.html", {**run, "tokens": tokens}, {**record, "patches": readings}
-    ))  # fmt: skip
+    run, record = {**run, "tokens": tokens}, {**record, "patches": readings}
+    page.open(explorer.save_explorer(tmp_path / "page.html", run, record))
     assert page.texts("#common .everywhere span:first-child") == ["olas"]
     words = page.texts("#common button span:first-child")
     assert words[:2] == ["olas", "dust"] and "tree" in words
@@ -497,8 +343,8 @@ def test_picture_and_numbers_are_saved(page, sample, saved):
     colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
     assert picture.height > photo and len(colours) > 1000
     rows = page.numbers()
-    patches, pinned = record["patches"], {"": (record["patches"], 3), "1": (None, 2)}
-    pinned["1"] = (record["prompts"][1]["readings"], 2)
+    patches = record["patches"]
+    pinned = {"": (patches, 3), "1": (record["prompts"][1]["readings"], 2)}
     tops = [row for row in rows if row["shown"] == "patch"]
     assert [int(row["token_id"]) for row in tops] == patches["top_ids"][2, :, 0].tolist()
     pins = [row for row in rows if row["shown"] == "pin"]
@@ -520,57 +366,48 @@ WRONG_STATES = [
 ]
 
 
-@pytest.mark.parametrize("state", WRONG_STATES)
-def test_a_wrong_address_is_put_right(page, saved, state):
-    page.open(saved, state)
-    page.run("update({})")
-    assert page.hash() == {"layer": "5", "prompt": "0", "least": "-2"}
+def test_a_wrong_address_is_put_right(page, saved):
+    for state in WRONG_STATES:
+        page.open(saved, state)
+        page.run("update({})")
+        assert page.hash() == {"layer": "5", "prompt": "0", "least": "-2"}
 
 
 def hostile(sample) -> tuple[dict, dict]:
     """Run and record in which every text is a payload."""
     run, record = sample
-    tokens = [
-        PAYLOADS[i % len(PAYLOADS)] + str(i // len(PAYLOADS)) for i in range(len(run["tokens"]))
-    ]
+    n = len(PAYLOADS)
+    tokens = [PAYLOADS[i % n] + str(i // n) for i in range(len(run["tokens"]))]
     texts = {"question": PAYLOADS[1], "answer": PAYLOADS[0], "truth": PAYLOADS[2]}
-    prompts = [{**prompt, **texts} for prompt in record["prompts"]]
-    objects = [{**item, "category": PAYLOADS[0]} for item in record["objects"]]
-    words = [{**word, "category": PAYLOADS[2]} for word in record["words"]]
-    parts = {"prompts": prompts, "objects": objects, "words": words}
-    return {**run, "tokens": tokens}, {**record, **parts, "name": f"{PAYLOADS[3]}#?%22<b>.jpg"}
+    record = {**record, "name": f"{PAYLOADS[3]}#?%22<b>.jpg"}
+    record["prompts"] = [prompt | texts for prompt in record["prompts"]]
+    record["objects"] = [item | {"category": PAYLOADS[0]} for item in record["objects"]]
+    record["words"] = [word | {"category": PAYLOADS[2]} for word in record["words"]]
+    return {**run, "tokens": tokens}, record
 
 
 def assert_harmless(page) -> None:
     """Nothing ran and nothing was asked for, or could be."""
     assert page.run("return window.ran") is None
-    assert (
-        page.run("return document.querySelectorAll('b b, svg[onload], img[onerror]').length") == 0
-    )
+    marked = "b b, svg[onload], img[onerror]"
+    assert not page.run("return document.querySelector(arguments[0])", marked)
     assert page.run("return document.scripts.length") == 2
     log = [entry["message"] for entry in page.browser.get_log("performance")]
-    asked = {
-        url
-        for message in log
-        if "Network.requestWillBeSent" in message
-        for url in re.findall(r'"url":"([a-z]+:[^"]*)"', message)
-    }
+    requests = " ".join(message for message in log if "Network.requestWillBeSent" in message)
+    asked = set(re.findall(r'"url":"([a-z]+:[^"]*)"', requests))
     assert asked and all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked
     assert page.browser.get_log("browser") == []  # no error, and nothing for the policy to refuse
-    page.run(
-        "const script = document.createElement('script'); script.textContent = 'window.ran = 1';"
-        "document.body.append(script); document.body.insertAdjacentHTML('beforeend',"
-        "'<img src=x onerror=window.ran=1>');"
-    )
-    refused = page.browser.execute_async_script(
-        "const done = arguments[0]; fetch('https://evil.test').then(() => done(0), () => done(1))"
-    )
+    page.run("""const script = document.createElement("script");
+        script.textContent = "window.ran = 1"; document.body.append(script);
+        document.body.insertAdjacentHTML("beforeend", "<img src=x onerror=window.ran=1>");""")
+    refused = page.browser.execute_async_script("""const done = arguments[0];
+        fetch("https://evil.test").then(() => done(0), () => done(1));""")
     assert refused == 1 and page.run("return window.ran") is None
 
 
 def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path):
     run, record = hostile(sample)
-    path = explorer.save_explorer(tmp_path / "page.html", run, record)
+    path = explorer.save_explorer(tmp_path / f"{record['name']}.html", run, record)
     page.open(path, "#layer=3&pins=p1,t0.2&pane=1")
     page.find("#search").send_keys("svg")
     assert any(text.startswith(PAYLOADS[2]) for text in page.texts("#found button"))
@@ -579,8 +416,18 @@ def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path)
     page.at_text("#texts", 1, 2)
     assert page.text("#name") == record["name"] and PAYLOADS[1] in page.text("#texts h2")
     assert page.text("#texts b") == PAYLOADS[0]
-    assert any(row["token"].startswith("'=") for row in page.numbers())
-    assert not any(row["token"].startswith("=") for row in page.numbers())
+    tokens = [row["token"] for row in page.numbers()]
+    assert any(token.startswith("'=") for token in tokens)
+    assert not any(token.startswith("=") for token in tokens)
+    assert_harmless(page)
+    entries = [explorer.index_entry(record, run)]
+    page.open(explorer.save_explorer_index(tmp_path, entries, [record["name"]]))
+    assert PAYLOADS[1] in page.text("#cards li") and PAYLOADS[0] in page.text("#cards li")
+    assert page.text("#cards h2") == record["name"]
+    page.find("#cards h2 a").click()
+    page.wait("!document.getElementById('bar').hidden")
+    page.browser.back()
+    page.wait("document.querySelector('#cards article')")
     assert_harmless(page)
 
 
@@ -597,22 +444,7 @@ def test_the_layers_of_an_answer_are_said(page, sample, saved):
     assert "handed over never" in entry["prompts"][0]["layers"]
 
 
-def packed(path) -> dict:
-    """The JSON in a page."""
-    data = re.search(r'id="data">\s*(\S+)\s*<', path.read_text("utf-8"))[1]
-    return json.loads(gzip.decompress(base64.b64decode(data)).partition(b"\n")[0])
-
-
-def test_only_the_labels_that_occur_are_in_the_page(sample, saved):
-    run, record = sample
-    labels = packed(saved)["tokens"]
-    assert 0 < len(labels) < len(run["tokens"])
-    assert set(map(str, np.unique(record["patches"]["top_ids"]))) <= labels.keys()
-
-
-# ------------------------------------------------------------------------------------------------
-# The index
-# ------------------------------------------------------------------------------------------------
+# ---- The index -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -666,19 +498,18 @@ def test_a_click_in_the_index_opens_the_page(page, index):
     page.wait("!document.getElementById('bar').hidden")
 
 
-def test_hostile_texts_in_the_index(page, sample, tmp_path):
-    run, record = hostile(sample)
-    record["prompts"] = record["prompts"][:1]
-    explorer.save_explorer(tmp_path / f"{record['name']}.html", run, record)
-    entries = [explorer.index_entry(record, run)]
-    page.open(explorer.save_explorer_index(tmp_path, entries, [record["name"]]))
-    assert PAYLOADS[1] in page.text("#cards li") and PAYLOADS[0] in page.text("#cards li")
-    assert page.text("#cards h2") == record["name"]
-    page.find("#cards h2 a").click()
-    page.wait("!document.getElementById('bar').hidden")
-    page.browser.back()
-    page.wait("document.querySelector('#cards article')")
-    assert_harmless(page)
+def test_pages_and_their_index_are_saved_and_linked(tmp_path, results):
+    results = store.Results(results)
+    entries = [explorer.index_entry(record, results.run) for record in results.records()]
+    one, two, _ = results.names
+    said = explorer.save_pages(tmp_path / "my report", results, [two, one], entries)
+    pages = {path.name for path in (tmp_path / "my report").iterdir()}
+    assert pages == {f"{one}.html", f"{two}.html", "index.html"}
+    size = sum((tmp_path / f"my report/{name}.html").stat().st_size for name in (one, two))
+    assert said.startswith(f"2 pages of {size / 1e6:.1f} MB")
+    links = re.findall(r"\((\S+)\)", said)
+    linked = [Path(unquote(link)) for link in links]
+    assert linked == [tmp_path / f"my report/{name}.html" for name in (two, "index")]
 
 
 def test_which_images_get_a_page():
@@ -691,9 +522,7 @@ def test_which_images_get_a_page():
             explorer.explorer_names(wrong, "b", [], names)
 
 
-# ------------------------------------------------------------------------------------------------
-# At LLaVA-1.5-7B's size
-# ------------------------------------------------------------------------------------------------
+# ---- At LLaVA-1.5-7B's size ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -723,9 +552,9 @@ TIMES = """
 const done = arguments[0], slider = document.getElementById("layer");
 const canvas = document.getElementById("photo"), box = canvas.getBoundingClientRect();
 const painted = () => new Promise((then) => requestAnimationFrame(() => setTimeout(then)));
-async function times(n, act) {
+async function times(act) {
   const all = [];
-  for (let i = 0; i < n; i++) {
+  for (let i = 0; i < 33; i++) {
     await painted();
     const start = performance.now();
     act(i);
@@ -734,32 +563,35 @@ async function times(n, act) {
   }
   return all;
 }
-const step = (layer) => {
-  slider.value = layer;
-  slider.dispatchEvent(new Event("input"));
-};
-const hover = (i) => {
-  const place = { clientX: box.left + 10 + 14 * i, clientY: box.top + 200 + 3 * i, bubbles: true };
-  canvas.dispatchEvent(new MouseEvent("mousemove", place));
-};
-(async () => done([await times(33, step), await times(33, hover)]))();
+const step = (layer) => { slider.value = layer; slider.dispatchEvent(new Event("input")); };
+const side = box.width / data.grid; // each time over another patch
+const hover = (i) => canvas.dispatchEvent(new MouseEvent("mousemove",
+  { clientX: box.left + (i % 24 + 0.5) * side, clientY: box.top + 200 + i, bubbles: true }));
+(async () => done([await times(step), await times(hover)]))();
 """
 
 
 def test_a_large_page_is_fast(page, large):
-    """With four pins, a word and a second pane. To see the times:
-    `python -m pytest tests/figures/test_explorer.py -k fast -s`.
-
-    The budget is a second to open, 50 ms for a layer and for a hover. The best of several is
-    taken, so that other work on the machine does not count.
-    """
-    state, opened, ready = "#pins=p100,p300,t0.39,p5&pane=1&word=300", [], "dataset.ready"
-    for _ in range(3):
-        page.open(large, state)
-        opened.append(int(page.run(f"return document.documentElement.{ready}")))
+    """With four pins, a word and a second pane. The budget is a second to open, 50 ms for a layer
+    and for a hover. The best of several is taken, so that other work does not count; `-s` shows
+    it."""
+    opened = []
+    while min(opened, default=1000) >= 1000 and len(opened) < 9:
+        page.open(large, "#pins=p100,p300,t0.39,p5&pane=1&word=300")
+        opened.append(int(page.run("return document.documentElement.dataset.ready")))
     layers, hovers = page.browser.execute_async_script(TIMES)
-    print(f"\n{large.stat().st_size / 1e6:.2f} MB; ms to open {opened}")
-    for name, times in (("layer", layers), ("hover", hovers)):
-        print(f"ms per {name}: least {min(times):.0f}, median {np.median(times):.0f}, "
-              f"most {max(times):.0f}")  # fmt: skip
+    print(f"ms to open {min(opened)}, per layer {min(layers):.0f}, per hover {min(hovers):.0f}")
     assert min(opened) < 1000 and min(layers) < 50 and min(hovers) < 50
+
+
+def test_a_page_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "explorer").mkdir()
+    (tmp_path / "explorer/index.html").symlink_to(tmp_path / "precious")
+    explorer.save_explorer_index(tmp_path / "explorer", [], [])
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "explorer/index.html").is_symlink()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/explorer").symlink_to(tmp_path / "explorer")
+    with pytest.raises(ValueError, match="explorer' is a link"):
+        explorer.save_explorer_index(tmp_path / "report/explorer", [], [])

@@ -1,11 +1,8 @@
 """figures.one_image: what is drawn is what was read."""
 
-import io
 import time
-import warnings
 from functools import partial
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,8 +11,7 @@ from llava_lens import store
 from llava_lens.data import crop
 from llava_lens.figures import one_image, style
 from llava_lens.figures.style import drawn
-
-NASTY = ["$x^2$", "</b>", "▁狗", "Привет", "\u200b", "\t", "<0x0A>", "🙂", "▁$", "a" * 40]
+from tests.figures.drawing import NASTY, drawn_without_warnings, labels_of, title_of, watch
 
 
 @pytest.fixture
@@ -23,44 +19,37 @@ def record(results):
     return store.Results(results).record()
 
 
-def watch(record, **present):
-    """Give a record words to watch, with random probabilities, and return these by category."""
-    rng, words = np.random.default_rng(0), []
-    for category, is_present in present.items():
-        log2_probs = -rng.integers(0, 20, record["patches"]["entropy"].shape)
-        words.append(
-            {"category": category, "present": is_present, "log2_probs": log2_probs.astype("f2")}
-        )
-    record["words"] = words
-    return {word["category"]: 2.0 ** word["log2_probs"].astype(float) for word in words}
-
-
 def test_every_token_is_drawn_without_warnings(run, record):
     """All kinds of tokens at the positions and in the cells: `$`, tags, Cyrillic, CJK, control
     characters, one token twice."""
     run = {**run, "tokens": NASTY + run["tokens"][len(NASTY) :]}
-    record["objects"] = [
-        {"box": [5.0, 5.0, 20.0, 30.0], "category": "$a_b$"},
-        {"box": [0.0, 0.0, 0.0, 0.0], "category": "outside"},
-    ]
+    boxes = {"$a_b$": [5.0, 5.0, 20.0, 30.0], "outside": [0.0, 0.0, 0.0, 0.0]}
+    record["objects"] = [{"category": name, "box": box} for name, box in boxes.items()]
     watch(record, **{"$a_b$": True, "狗": False, "Привет": False})
-    prompt = record["prompts"][0]
+    prompt, all_ids = record["prompts"][0], np.arange(len(NASTY))
     for readings in (record["patches"], prompt["readings"]):
-        readings["top_ids"] = np.resize(np.arange(len(NASTY)), readings["top_ids"].shape)
-    prompt["token_ids"] = np.resize(np.arange(len(NASTY)), len(prompt["token_ids"]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # a missing glyph is one
-        # Between matplotlib and what it builds on.
-        warnings.filterwarnings("ignore", message=".*deprecated")
-        style.use_style()
-        for figure in (
-            one_image.plot_top1(run, prompt),
-            one_image.plot_series(run, prompt, "jsd_prev"),
-            one_image.plot_patches(run, record, [0, 3, 5]),
-            one_image.plot_words(run, record, ["$a_b$", "狗", "Привет"], [0, 5]),
-        ):
-            figure.canvas.draw()
-            plt.close(figure)
+        readings["top_ids"] = np.resize(all_ids, readings["top_ids"].shape)
+    prompt["token_ids"] = np.resize(all_ids, len(prompt["token_ids"]))
+    drawn_without_warnings(
+        lambda: one_image.plot_top1(run, prompt),
+        lambda: one_image.plot_series(run, prompt, "jsd_prev"),
+        lambda: one_image.plot_patches(run, record, [0, 3, 5]),
+        lambda: one_image.plot_words(run, record, ["$a_b$", "狗", "Привет"], [0, 5]),
+    )
+
+
+def test_the_table_of_answers_is_of_one_image_and_its_texts_are_text(tables, record):
+    answers = tables.answers.assign(question="<b>" + "?" * 1000, mediated=0.25)
+    table = one_image.table_of_answers(answers, record["name"])
+    assert table.data["answer"].tolist() == [prompt["answer"] for prompt in record["prompts"]]
+    html = table.to_html()
+    assert "&lt;b&gt;" in html and "<b>" not in html and "?" * 498 not in html and ">0.25<" in html
+
+
+def test_the_large_crop_is_the_models_image(record):
+    seen = one_image.large_crop(record, 112).resize((56, 56), Image.Resampling.BOX)
+    wanted = np.asarray(crop.open_crop(record), float)
+    assert np.abs(np.asarray(seen, float) - wanted).mean() < 5 < wanted.std()
 
 
 def test_top1_figure_shows_the_loaded_tokens_and_probabilities(run, record):
@@ -73,9 +62,8 @@ def test_top1_figure_shows_the_loaded_tokens_and_probabilities(run, record):
     ids = prompt["readings"]["top_ids"][:, :, 0]
     assert words.tolist() == [[drawn(run["tokens"][i], 9) for i in row] for row in ids]
     np.testing.assert_array_equal(colours, prompt["readings"]["top_probs"][:, :, 0])
-    columns = [label.get_text() for axis in panels for label in axis.get_xticklabels()]
+    columns = [label for axis in panels for label in labels_of(axis.xaxis)]
     assert columns == [drawn(run["tokens"][i], 10) for i in prompt["token_ids"]]
-    plt.close(figure)
 
 
 @pytest.mark.parametrize("series", ["jsd_prev", "jsd_final", "entropy"])
@@ -91,7 +79,6 @@ def test_series_are_drawn_in_bits_up_to_their_bound(run, record, series):
     assert {mesh.get_clim() for mesh in meshes} == {(0, bound)}
     values = np.hstack([mesh.get_array().reshape(n_layers, -1) for mesh in meshes])
     np.testing.assert_array_equal(np.ma.filled(values, np.nan), prompt["readings"][series])
-    plt.close(figure)
 
 
 def test_of_some_layers_each_row_has_its_own_label(run, record):
@@ -100,18 +87,12 @@ def test_of_some_layers_each_row_has_its_own_label(run, record):
     for readings in (record["patches"], record["prompts"][0]["readings"]):
         readings.update({name: values[positions] for name, values in readings.items()})
     figure = one_image.plot_top1(run, record["prompts"][0])
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["emb", "3", "5"]
+    assert labels_of(figure.axes[0].yaxis) == ["emb", "3", "5"]
     watch(record, tree=False)
-    titles = [
-        [axis.get_title(loc="left") + axis.get_title() for axis in shown.axes]
-        for shown in (
-            one_image.plot_patches(run, record, [0, 1, 2]),
-            one_image.plot_words(run, record, ["tree"], [0, 1, 2]),
-        )
-    ]
-    for row in (titles[0][1:4], titles[1][:3]):
-        assert row == ["layer emb", "layer 3", "layer 5"]
-    plt.close("all")
+    patches = one_image.plot_patches(run, record, [0, 1, 2]).axes[1:4]
+    words = one_image.plot_words(run, record, ["tree"], [0, 1, 2]).axes[:3]
+    for row in (patches, words):
+        assert [title_of(axis) for axis in row] == ["layer emb", "layer 3", "layer 5"]
 
 
 def test_patches_stand_where_they_were_in_the_crop(run, record):
@@ -127,7 +108,6 @@ def test_patches_stand_where_they_were_in_the_crop(run, record):
     probs = record["patches"]["top_probs"][4, :, 0]
     np.testing.assert_array_equal(np.asarray(axis.images[1].get_array()).ravel(), probs)
     assert list(axis.images[1].get_extent()) == [0, size, size, 0]
-    plt.close(figure)
 
 
 def test_words_are_drawn_from_the_record(run, record):
@@ -135,16 +115,13 @@ def test_words_are_drawn_from_the_record(run, record):
     not annotated is marked so."""
     probs = watch(record, temple=True, tree=False)
     figure = one_image.plot_words(run, record, ["tree", "temple"], [5, 2])
-    axes = figure.axes[:4]
-    for axis, category, layer in zip(
-        axes, ("tree", "tree", "temple", "temple"), (5, 2, 5, 2), strict=True
-    ):
+    axes, cells = figure.axes[:4], [("tree", 5), ("tree", 2), ("temple", 5), ("temple", 2)]
+    for axis, (category, layer) in zip(axes, cells, strict=True):
         values = np.asarray(axis.images[1].get_array())
         np.testing.assert_array_equal(values.ravel(), probs[category][layer])
-        assert axis.get_title(loc="left") + axis.get_title() == f"layer {layer}"
+        assert title_of(axis) == f"layer {layer}"
     labels = [axis.get_ylabel() for axis in axes]
     assert labels == ["tree\n(not annotated)", "", "temple", ""]
-    plt.close(figure)
 
 
 def a_large_prompt(n_pos, n_layers):
@@ -181,12 +158,10 @@ def test_of_a_long_prompt_the_last_positions_are_drawn(n_layers, n_pos):
         # As it is shown: with all that belongs to the figure around it.
         width = figure.get_tightbbox().width
         assert width < 13 and figure.get_size_inches()[1] * 150 < 2**15
-        plt.close(figure)
 
 
 def test_of_a_fine_grid_the_colours_are_drawn_and_of_many_boxes_the_largest():
-    rng, jpeg = np.random.default_rng(0), io.BytesIO()
-    Image.new("RGB", (640, 640)).save(jpeg, "JPEG")
+    rng = np.random.default_rng(0)
     run = {"grid": 64, "image_size": 640, "layers": ["emb", "1", "2"], "tokens": ["▁a"] * 20}
     patches = {
         "top_ids": rng.integers(20, size=(3, 4096, 1)).astype(np.uint8),
@@ -194,8 +169,8 @@ def test_of_a_fine_grid_the_colours_are_drawn_and_of_many_boxes_the_largest():
     }
     boxes = [[at / 100, 1.0, 100.0, 1 + at / 10] for at in range(5000)]
     objects = [{"category": "a long name " * 500, "box": box} for box in boxes]
-    crop_bytes = np.frombuffer(jpeg.getvalue(), np.uint8)
-    record = {"crop": crop_bytes, "patches": patches, "objects": objects}
+    black = np.zeros((640, 640, 3), np.uint8)
+    record = {"crop": black, "patches": patches, "objects": objects}
     start = time.process_time()
     figure = one_image.plot_patches(run, record, [0, 1, 2, 0, 1])
     figure.canvas.draw()
@@ -204,4 +179,3 @@ def test_of_a_fine_grid_the_colours_are_drawn_and_of_many_boxes_the_largest():
     assert len(heights) == 100 and max(heights) == 1 + 499.9
     assert max(len(text.get_text()) for text in figure.axes[0].texts) <= 30
     assert figure.get_tightbbox().width < 13
-    plt.close(figure)

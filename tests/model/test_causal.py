@@ -19,9 +19,13 @@ QUESTIONS = ["What is this? 狗", kinds.question_of("relation", a="dog", b="cat"
 CHOSEN = {"object": [0, 5, 6], "background": [3, 12, 15]}  # of the tiny model's 16 patches
 N_BLOCKS = 5
 LAYERS = [*range(N_BLOCKS + 1)]
-# Of logits, in their standard deviations: the rounding of another matrix shape.
+# Rounding of another matrix shape, about twice what was measured. Of two logits against plain HF,
+# and of all logits of a row beside others, in standard deviations; of probabilities; of weights.
 TWO_TOKENS = load.Settings("", max_new_tokens=2)
-TOLERANCE = {"float32": 2e-5, "float16": 2e-2}
+TOLERANCE = {"float32": 2e-5, "float16": 3e-3}  # float16: mostly none, so a unit of the last place
+BESIDE = {"float32": 1.6e-5, "float16": 1.4e-2}
+PROBABILITY = {"float32": 3e-6, "float16": 6e-4}
+WEIGHTS = {"float32": 1e-6, "float16": 7e-4}
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +214,6 @@ def test_a_cut_equals_plain_hf_with_that_mask(both, images):
     windows = [[2, 3], [5, 5], [1, 5]]
     about = {"grid": 4, "knockout_windows": windows, "route_layers": []}
     read = causal_of(llava, images[0], record["prompts"], [CHOSEN, {}], about)
-    tolerance = 2e-3 if dtype == "float16" else 1e-5
     assert [one["route"] for one in read] == [{}, {}]
     assert {*read[0]["knockout"]} == {*schema.KNOCKOUT}
     assert {*read[1]["knockout"]} == {"image_last", "question_last", "image"}
@@ -224,13 +227,13 @@ def test_a_cut_equals_plain_hf_with_that_mask(both, images):
             assert type(prob) is (np.ndarray if of_windows else float)
             for number, (first, last) in enumerate(windows if of_windows else [[1, N_BLOCKS]]):
                 expected = plain.cut(cut, range(first, last + 1)).softmax(-1)[token]
-                assert abs((prob[number] if of_windows else prob) - expected) < tolerance
-            assert dtype == "float16" or abs(expected - undisturbed) > 10 * tolerance
+                assert abs((prob[number] if of_windows else prob) - expected) < PROBABILITY[dtype]
+            assert dtype == "float16" or abs(expected - undisturbed) > 1e-4
 
 
 def test_a_hidden_key_has_weight_0_in_its_blocks_and_not_above(both, images):
     """And none of the rows looks at another one."""
-    (bridge, processor), _, _ = both
+    (bridge, processor), _, dtype = both
     patterns, texts = {}, {0: text_ids((bridge, processor), images[0], QUESTIONS[0])}
     with torch.inference_mode():
         cache = run.as_cache(prefix_of((bridge, processor), images[0]))
@@ -251,12 +254,11 @@ def test_a_hidden_key_has_weight_0_in_its_blocks_and_not_above(both, images):
         assert (pattern[:, n_text:, [4, 9]] > 0).any()
         first, second = pattern[:, :n_text, -n_text:], pattern[:, n_text:, -2 * n_text : -n_text]
         assert (first == 0).all() and (second == 0).all()
-        assert torch.allclose(pattern.sum(-1), torch.ones(()), atol=2e-3)
+        assert torch.allclose(pattern.sum(-1), torch.ones(()), atol=WEIGHTS[dtype])
 
 
 def test_rows_side_by_side_equal_those_by_themselves(both, images, monkeypatch):
-    """Logits of many rows in a pass, and of one row per pass: float32 within 2e-5 of their standard
-    deviation, float16 within 2e-2."""
+    """Logits of many rows in a pass, and of one row per pass."""
     (bridge, processor), _, dtype = both
     texts = {n: text_ids((bridge, processor), images[0], q) for n, q in enumerate(QUESTIONS)}
     windows = [[1, 2], [2, 3], [4, 5], [1, 5]]
@@ -274,7 +276,7 @@ def test_rows_side_by_side_equal_those_by_themselves(both, images, monkeypatch):
     assert n_cached == [layer.get_seq_length() for layer in cache.layers]
     assert together.keys() == alone.keys() == rows.keys()
     for key, logits in together.items():
-        assert (logits - alone[key]).abs().max() < TOLERANCE[dtype] * alone[key].std()
+        assert (logits - alone[key]).abs().max() < BESIDE[dtype] * alone[key].std()
 
 
 @pytest.fixture
@@ -302,12 +304,12 @@ def test_nan_is_named(llava, images, two_prompts, monkeypatch):
         causal_of(llava, images[0], prompts, [{}, {}], about)
 
 
-def test_windows_are_about_ten_of_a_quarter_of_the_blocks_and_one_of_all():
+def test_windows_are_six_of_a_quarter_of_the_blocks_and_one_of_all():
     of_32 = causal.knockout_windows(32, 9 / 32)
-    assert of_32[0] == [1, 9] and of_32[-2:] == [[24, 32], [1, 32]] and len(of_32) == 11
+    assert of_32[0] == [1, 9] and of_32[-2:] == [[24, 32], [1, 32]] and len(of_32) == 7
     assert all(last - first == 8 for first, last in of_32[:-1])
     steps = np.diff([first for first, _ in of_32[:-1]])
-    assert set(steps) == {2, 3}
+    assert set(steps) == {4, 5}  # so each overlaps half of the next
     assert causal.knockout_windows(8, 9 / 32)[:2] == [[1, 3], [2, 4]]
     assert causal.knockout_windows(6, 0.1) == [[1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [1, 6]]
     assert causal.knockout_windows(2, 9 / 32) == causal.knockout_windows(2, 2.0) == [[1, 2]]
@@ -400,7 +402,7 @@ def test_another_answer_is_another_word_begun_with_another_token(
         return torch.nn.functional.one_hot(torch.tensor([next(steps)]), bridge.cfg.d_vocab).float()
 
     monkeypatch.setattr(run, "lens_logits", says)
-    others = iter([("other.jpg", prefix_of(llava, images[1]))])
+    others = iter([("other.jpg", prefix_of(llava, images[1]), {})])
     with torch.inference_mode():
         found = [*causal.counterfactuals(bridge, texts, {0: own}, others)]
     assert bool(found) == is_another

@@ -55,7 +55,7 @@ def test_the_others_are_those_before_in_a_ring_and_an_unreadable_one_is_passed_o
 ):
     own, its_opened = reader(names.split())
     own.kept = {name: ["at hand"] for name in kept}
-    assert [other for other, _ in own.before(name)] == [*others]
+    assert [other for other, *_ in own.before(name)] == [*others]
     assert its_opened == [*opened]
 
 

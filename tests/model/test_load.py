@@ -25,6 +25,11 @@ def test_the_model_is_where_its_weights_are(llava_folder, monkeypatch):
     assert str(load.load_llava(llava_folder, "float32", "cpu")[0].cfg.device) == "cpu"
 
 
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ValueError, match="'fp16': it must be one of float32, float16"):
+        load.Settings("", "fp16")
+
+
 GIB = 2**30
 VISION = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24)
 VISION |= dict(num_attention_heads=16, image_size=336, patch_size=14)

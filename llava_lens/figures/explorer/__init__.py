@@ -1,7 +1,7 @@
 """The explorer: a page per image and an index of them, for a browser without a network.
 
-`page.html` is the frame of both, `style.css` their style; the files of `script` are one script, in
-the order of SCRIPTS, which draws what Python packs.
+`page.html` and `style.css` serve both. The files of `script`, in the order of SCRIPTS, draw what is
+packed here.
 """
 
 import base64
@@ -18,6 +18,7 @@ import numpy as np
 
 from llava_lens.analysis.answers import answer_rows
 from llava_lens.data.crop import open_crop
+from llava_lens.files import inside, write_whole
 from llava_lens.kinds import KINDS
 from llava_lens.schema import layer_label
 from llava_lens.store import Results
@@ -42,43 +43,28 @@ def save_pages(folder, results: Results, names: list[str], entries: list[dict]) 
 
     Returns a sentence in Markdown with links to the first page and to the index.
     """
-    folder, size = Path(folder), 0
-    for name in names:
-        page = save_explorer(folder / f"{name}.html", results.run, results.record(name))
-        size += page.stat().st_size
-    links = {names[0]: folder / f"{names[0]}.html"}
-    links["all images"] = save_explorer_index(folder, entries, names)
+    pages = {name: Path(folder) / f"{name}.html" for name in names}
+    for name, path in pages.items():
+        save_explorer(path, results.run, results.record(name))
+    size = sum(path.stat().st_size for path in pages.values())
+    index = save_explorer_index(folder, entries, names)
+    links = {names[0]: pages[names[0]], "all images": index}
     there = ", ".join(f"[{as_code(name)}]({quote(str(path))})" for name, path in links.items())
     return f"{len(names)} pages of {size / 1e6:.1f} MB, and their index: {there}"
 
 
 def save_explorer(path, run: dict, record: dict) -> Path:
-    """Write the page of one image with all its prompts.
-
-    Top-k probabilities are kept in float16, those of targets and watched words as log2 in float16.
-    """
-    objects = [
-        {"category": _one_line(item["category"]), "box": item["box"]} for item in record["objects"]
-    ]
-    words = [
-        {
-            "category": _one_line(word["category"]),
-            **{name: word[name] for name in ("present", "token_ids", "log2_probs")},
-        }
-        for word in record["words"]
-    ]
-    prompts = [
-        {**summary, **_packed_prompt(prompt)}
-        for summary, prompt in zip(_summaries(record, run), record["prompts"], strict=True)
-    ]
+    """Write the page of one image with all its prompts."""
+    of_word = ("category", "present", "token_ids", "log2_probs")
+    summaries = zip(_summaries(record, run), record["prompts"], strict=True)
     page = {
-        **{name: run[name] for name in ("layers", "grid", "image_size", "top_k")},
-        "name": _one_line(record["name"]),
-        "crop": record["crop"],
-        "objects": objects,
-        "words": words,
+        **_fields(run, "layers", "grid", "image_size", "top_k"),
+        **_fields(record, "name"),
+        "crop": _jpeg(open_crop(record), quality=90),
+        "objects": [_fields(item, "category", "box") for item in record["objects"]],
+        "words": [_fields(word, *of_word) for word in record["words"]],
         "patches": _packed_readings(record["patches"]),
-        "prompts": prompts,
+        "prompts": [summary | _packed_prompt(prompt) for summary, prompt in summaries],
         "tokens": _labels_used(run, record),
     }
     return _write_page(path, page)
@@ -87,13 +73,17 @@ def save_explorer(path, run: dict, record: dict) -> Path:
 def index_entry(record: dict, run: dict) -> dict:
     """What the index shows of an image: name, thumbnail and prompts, some 5 kB. Collect entries in
     a pass over the records, so that the index needs no record."""
-    thumbnail = io.BytesIO()
-    open_crop(record).resize((160, 160)).save(thumbnail, "JPEG", quality=80)
     return {
         "name": record["name"],
-        "thumbnail": np.frombuffer(thumbnail.getvalue(), np.uint8),
+        "thumbnail": _jpeg(open_crop(record).resize((160, 160)), quality=80),
         "prompts": _summaries(record, run),
     }
+
+
+def _jpeg(image, quality: int) -> np.ndarray:
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=quality)
+    return np.frombuffer(jpeg.getvalue(), np.uint8)
 
 
 def save_explorer_index(folder, entries: list[dict], pages: list[str]) -> Path:
@@ -109,11 +99,9 @@ def _summaries(record: dict, run: dict) -> list[dict]:
     rows = [row for row, _ in answer_rows(record, run) if row["token"] == row["word_at"]]
     return [
         {
-            **{name: row[name] for name in ("prompt", "kind", "right", "readable_layer")},
-            "question": _one_line(row["question"]),
-            "short": _one_line(row["question"].strip().splitlines()[0]),
-            "answer": _one_line(row["answer"]),
-            "truth": None if row["truth"] is None else _one_line(row["truth"]),
+            **_fields(row, "prompt", "kind", "right", "readable_layer", "question"),
+            "short": _shown(row["question"].strip().splitlines()[0]),
+            **_fields(row, "answer", "truth"),
             "handed_over": None if np.isnan(row["handed_over"]) else row["handed_over"],
             "layers": _layers_of(row, run),
         }
@@ -131,12 +119,19 @@ def _layers_of(row: dict, run: dict) -> str:
     return f"{layers}, leaves image {leaves}, handed over {handed}; mediated {mediated}"
 
 
+def _fields(item: dict, *names: str) -> dict:
+    return {name: _shown(item[name]) for name in names}
+
+
+def _shown(value):
+    """A text in one line, in which every character can be seen; else `value` itself."""
+    return " ".join(map(printable, value.split())) if type(value) is str else value
+
+
 def _packed_prompt(prompt: dict) -> dict:
     return {
-        "n_prompt": prompt["n_prompt"],
-        "word_at": prompt["word_at"],
-        "token_ids": prompt["token_ids"].tolist(),
-        "answer_ids": prompt["answer_ids"].tolist(),
+        **_fields(prompt, "n_prompt", "word_at"),
+        **{name: prompt[name].tolist() for name in ("token_ids", "answer_ids")},
         "readings": _packed_readings(prompt["readings"]),
         "grey": _packed_target(prompt["grey"]),
     }
@@ -151,11 +146,8 @@ def _packed_readings(readings: dict) -> dict:
 
 
 def _packed_target(readings: dict) -> dict:
-    log2 = np.log2(np.maximum(readings["target_prob"], 2.0**-126))
-    return {
-        "target_log2": log2.astype(np.float16),
-        "target_rank": _packed_ids(readings["target_rank"]),
-    }
+    log2 = np.log2(np.maximum(readings["target_prob"], 2.0**-126)).astype(np.float16)
+    return {"target_log2": log2, "target_rank": _packed_ids(readings["target_rank"])}
 
 
 def _packed_ids(ids: np.ndarray) -> np.ndarray:
@@ -170,11 +162,6 @@ def _labels_used(run: dict, record: dict) -> dict[int, str]:
     ids += [prompt[name] for prompt in record["prompts"] for name in ("token_ids", "answer_ids")]
     ids += [word["token_ids"] for word in record["words"]]
     return {int(i): printable(run["tokens"][i]) for i in np.unique(np.concatenate(ids))}
-
-
-def _one_line(text: str) -> str:
-    """A text in which every character can be seen, without line breaks."""
-    return " ".join(map(printable, text.split()))
 
 
 def _write_page(path, data: dict) -> Path:
@@ -193,8 +180,7 @@ def _write_page(path, data: dict) -> Path:
         style=read("style.css"), script=script, script_hash=digest, data=_pack(data)
     )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", newline="\n")
+    write_whole(inside(path.parents[1], path.parent.name) / path.name, page.encode())
     return path
 
 
