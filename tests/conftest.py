@@ -15,6 +15,7 @@ import matplotlib
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TORCH = {"torch", "transformers", "transformer_lens", "accelerate", "tokenizers", "huggingface_hub"}
 matplotlib.use("Agg")
 
 import lens_utils
@@ -24,6 +25,11 @@ from llava_lens.data import prompts as data_prompts
 from llava_lens.data.annotations import Annotations
 from llava_lens.model import images as model_images
 from llava_lens.model import load
+
+VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
+# A wide initialisation: distributions differ between layers and are far from flat.
+TEXT = VISION | dict(hidden_size=64, intermediate_size=96, num_hidden_layers=5)
+TEXT["initializer_range"] = 0.3
 
 
 @pytest.fixture(scope="session")
@@ -35,32 +41,11 @@ def llava_folder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("llava")
     torch.manual_seed(0)
-    corpus = [
-        kinds.CHAT,
-        kinds.question_of("object"),
-        kinds.question_of("presence", category="dog"),
-        kinds.question_of("colour", category="cat"),
-        kinds.question_of("relation", a="dog", b="cat"),
-        kinds.question_of("description"),
-        "Привет мир 狗 猫 $5 <b>",
-    ]
-    make_llava(
-        folder,
-        corpus,
-        image_size=56,
-        patch_size=14,
-        vision=dict(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4
-        ),
-        # A wide initialisation: distributions differ between layers and are far from flat.
-        text=dict(
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=5,
-            num_attention_heads=4,
-            initializer_range=0.3,
-        ),
-    )
+    asked = [("object", {}), ("presence", {"category": "dog"}), ("colour", {"category": "cat"})]
+    asked += [("relation", {"a": "dog", "b": "cat"}), ("description", {})]
+    corpus = [kinds.CHAT, "Привет мир 狗 猫 $5 <b>"]
+    corpus[1:1] = [kinds.question_of(kind, **words) for kind, words in asked]
+    make_llava(folder, corpus, image_size=56, patch_size=14, vision=VISION, text=TEXT)
     return folder
 
 
@@ -77,51 +62,25 @@ def photographs(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("photographs")
     shipped = Path(sklearn.datasets.__file__).parent / "images"
-    for path in [
-        shipped / "china.jpg",
-        shipped / "flower.jpg",
-        matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False),
-    ]:
+    hopper = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    for path in (shipped / "china.jpg", shipped / "flower.jpg", hopper):
         shutil.copy(path, folder)
-    categories = [
-        {"id": 1, "name": "temple"},
-        {"id": 2, "name": "tree"},
-        {"id": 3, "name": "umbrella"},
-    ]
-    annotations = [
-        {
-            "id": 1,
-            "image_id": 7,
-            "category_id": 1,
-            "bbox": [150, 60, 220, 200],
-            "area": 44000,
-            "iscrowd": 0,
-        },
-        {
-            "id": 2,
-            "image_id": 7,
-            "category_id": 2,
-            "bbox": [420, 180, 80, 100],
-            "area": 8000,
-            "iscrowd": 0,
-            "color": "green",
-        },
-    ]
-    images = [{"id": 7, "file_name": "china.jpg", "width": 640, "height": 427}]
-    (folder / "instances_test.json").write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    )
+    names = enumerate(["temple", "tree", "umbrella"], 1)
+    seen = {"image_id": 7, "iscrowd": 0}
+    temple = {"id": 1, "category_id": 1, "bbox": [150, 60, 220, 200], "area": 44000}
+    tree = {"id": 2, "category_id": 2, "bbox": [420, 180, 80, 100], "area": 8000, "color": "green"}
+    annotated = {
+        "images": [{"id": 7, "file_name": "china.jpg", "width": 640, "height": 427}],
+        "annotations": [seen | temple, seen | tree],
+        "categories": [{"id": number, "name": name} for number, name in names],
+    }
+    (folder / "instances_test.json").write_text(json.dumps(annotated))
     return folder
 
 
 NOTHING_KNOWN = Annotations({}, {}, [], [])
-PROMPTS = data_prompts.as_prompts(
-    [
-        "What is this? 狗",
-        {"question": kinds.question_of("object"), "kind": "object", "truth": "temple"},
-        "Describe $5 to <b>me</b>.",
-    ]
-)
+OBJECT = {"question": kinds.question_of("object"), "kind": "object", "truth": "temple"}
+PROMPTS = data_prompts.as_prompts(["What is this? 狗", OBJECT, "Describe $5 to <b>me</b>."])
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +118,7 @@ def run(results):
     return store.Results(results).run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tables(results):
     return lens_utils.tabulate(store.Results(results))
 
@@ -177,8 +136,22 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def blocked(tmp_path_factory):
-    """A folder for PYTHONPATH in which importing torch or transformers raises."""
+    """A folder for PYTHONPATH in which importing torch, or what brings it, raises."""
     folder = tmp_path_factory.mktemp("blocked")
-    for name in ("torch", "transformers", "transformer_lens"):
+    for name in TORCH:
         (folder / f"{name}.py").write_text(f"raise ImportError('{name} is blocked')")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The results of the demo's scenes, read in float32 once for all tests."""
+    folder, scenes = tmp_path_factory.mktemp("demo"), ROOT / "demo/scenes"
+    settings = dict(model=ROOT / "demo/model", dtype="float32", max_new_tokens=3)
+    lens_utils.analyse(lens_utils.load_images(scenes), folder, **settings)
+    return store.Results(folder)
+
+
+@pytest.fixture(scope="session")
+def demo_tables(demo):
+    return lens_utils.tabulate(demo)

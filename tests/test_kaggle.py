@@ -12,17 +12,15 @@ from llava_lens import kaggle as kaggle_py
 from tests.conftest import ROOT
 
 
-def gpu_found(name, capability, works, free, total):
-    return {"name": name, "capability": capability, "works": works, "free": free, "total": total}
-
-
-def gpu(name, capability, mib, works=True):
-    total = mib << 20
-    return gpu_found(name, capability, works, total - 2**28 if works else 0, total)
+def gpu(name, capability, mib, works=True, free=None):
+    """What `probe_gpus` says of a GPU."""
+    free = (mib if works else 0) << 20 if free is None else free
+    about = {"name": name, "capability": capability, "works": works}
+    return {**about, "free": free, "total": mib << 20}
 
 
 def machine(torch, *gpus):
-    """What `probe_gpus` says of it."""
+    """What `probe_gpus` says of a machine."""
     return {"torch": torch, "cuda": "12.8", "gpus": list(gpus)}
 
 
@@ -99,21 +97,20 @@ def test_only_the_tested_versions_will_do(kaggle, packages, asked):
     assert kaggle(T4_X2, packages) == asked
 
 
+RESTART = "imported already: choose Run > Restart"
+NO_TORCH = {"torch": "none", "cuda": None, "gpus": []}
+FACTORY_RESET = "torch none can't be used, or has no code for any GPU: choose Run > Factory reset"
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ((machine("2.10.0+cu128"), PREPARED), "There is no GPU: choose GPU T4 x2 under"),
-        ((P100, PREPARED, ["torch"]), "torch==2.7.1.* imported already: choose Run > Restart"),
-        (
-            (T4_X2, KAGGLES_OWN, ["transformers"]),
-            "transformer-lens==4.3.0.* imported already: choose Run > Restart",
-        ),
+        ((P100, PREPARED, ["torch"]), f"torch==2.7.1.* {RESTART}"),
+        ((T4_X2, KAGGLES_OWN, ["transformers"]), f"transformer-lens==4.3.0.* {RESTART}"),
         ((T4_X2, KAGGLES_OWN, [], 1), "turn the internet on(.|\n)*name resolution failed"),
         ((NEW_GPU, PREPARED), "can't compute on a New GPU: choose GPU T4 x2"),
-        (
-            ({"torch": "none", "cuda": None, "gpus": []}, PREPARED),
-            "torch none can't be used, or has no code for any GPU: choose Run > Factory reset",
-        ),
+        ((NO_TORCH, PREPARED), FACTORY_RESET),
     ],
 )
 def test_what_cannot_work_is_said_with_its_remedy(kaggle, arguments, message):
@@ -128,8 +125,8 @@ def test_off_kaggle_nothing_is_looked_at(monkeypatch, capsys):
     assert "Not on Kaggle" in capsys.readouterr().out
 
 
+# Each GPU: its name, capability, what it makes of a one (None: an error), free and total memory.
 FAKE_TORCH = """
-import sys
 from types import SimpleNamespace
 
 print("a warning of a library")
@@ -138,7 +135,7 @@ __version__, version = "2.10.0+cu128", SimpleNamespace(cuda="12.8")
 
 
 def properties(number):
-    name, (major, minor), _, total, _ = GPUS[number]
+    name, (major, minor), _, _, total = GPUS[number]
     return SimpleNamespace(name=name, major=major, minor=minor, total_memory=total)
 
 
@@ -152,43 +149,34 @@ def ones(count, device):
 cuda = SimpleNamespace(
     device_count=lambda: len(GPUS),
     get_device_properties=properties,
-    mem_get_info=lambda number: (GPUS[number][4], GPUS[number][3]),
+    mem_get_info=lambda number: GPUS[number][3:],
 )
 """
+GIB = 1 << 30
 
 
-@pytest.fixture
-def fake_torch(tmp_path, monkeypatch):
-    """Puts a torch before the real one that has the GPUs which are given: name, capability, what
-    it makes of a one (None: an error), total and free memory."""
-
-    def fake(*gpus):
-        (tmp_path / "torch.py").write_text(FAKE_TORCH.replace("{gpus!r}", repr(gpus)))
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-    return fake
-
-
-def test_a_gpu_works_if_torch_computes_on_it(fake_torch):
-    fake_torch(
-        ("Tesla T4", (7, 5), 1.0, 15_360, 15_000),
-        ("Tesla P100-PCIE-16GB", (6, 0), None, 16_384, 16_000),
-        ("Odd GPU", (9, 0), 0.5, 80_000, 70_000),
-    )
-    assert kaggle_py.probe_gpus() == {
-        "torch": "2.10.0+cu128",
-        "cuda": "12.8",
-        "gpus": [
-            gpu_found("Tesla T4", [7, 5], True, 15_000, 15_360),
-            gpu_found("Tesla P100-PCIE-16GB", [6, 0], False, 0, 16_384),
-            gpu_found("Odd GPU", [9, 0], False, 70_000, 80_000),
-        ],
-    }
-
-
-def test_a_broken_driver_is_no_gpu(fake_torch):
-    fake_torch()
-    assert kaggle_py.probe_gpus()["gpus"] == []
+@pytest.mark.parametrize(
+    "gpus, found",
+    [
+        ([], []),  # as with a broken driver
+        (
+            [
+                ("Tesla T4", (7, 5), 1.0, GIB, 2 * GIB),
+                ("Tesla P100-PCIE-16GB", (6, 0), None, GIB, 2 * GIB),
+                ("Odd GPU", (9, 0), 0.5, GIB, 2 * GIB),
+            ],
+            [
+                gpu("Tesla T4", [7, 5], 2048, True, GIB),
+                gpu("Tesla P100-PCIE-16GB", [6, 0], 2048, False, 0),
+                gpu("Odd GPU", [9, 0], 2048, False, GIB),
+            ],
+        ),
+    ],
+)
+def test_a_gpu_works_if_torch_computes_on_it(gpus, found, tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text(FAKE_TORCH.replace("{gpus!r}", repr(gpus)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert kaggle_py.probe_gpus() == machine("2.10.0+cu128", *found)
 
 
 def test_a_torch_that_cannot_be_imported_says_why(blocked, monkeypatch):
@@ -207,24 +195,17 @@ def test_torch_is_asked_in_another_process(monkeypatch):
     assert done.stdout.startswith("{'torch': '2.") and done.stdout.endswith("'gpus': []} False\n")
 
 
-@pytest.mark.parametrize("folder", ["make-analyse", "visualise-analyse"])
-def test_kernel_metadata_names_what_is_there(folder):
-    metadata = json.loads((ROOT / "kaggle" / folder / "kernel-metadata.json").read_text())
-    assert (ROOT / "kaggle" / folder / metadata["code_file"]).is_file()
-    assert metadata["id"].split("/")[1] == metadata["title"].lower().replace(" ", "-") == folder
-    data_set = json.loads((ROOT / "kaggle/llava-lens/dataset-metadata.json").read_text())
+def test_the_kernels_and_the_data_set_name_each_other():
+    def metadata(path):
+        return json.loads((ROOT / "kaggle" / path).read_text(encoding="utf-8"))
+
+    folders = "make-analyse", "visualise-analyse"
+    first, second = (metadata(f"{folder}/kernel-metadata.json") for folder in folders)
+    data_set = metadata("llava-lens/dataset-metadata.json")
     assert data_set["id"].split("/")[1] == data_set["title"] == "llava-lens"
-    assert data_set["id"] in metadata["dataset_sources"]
-
-
-def test_the_second_kernel_takes_the_output_of_the_first():
-    first, second = (
-        json.loads((ROOT / "kaggle" / name / "kernel-metadata.json").read_text())
-        for name in ("make-analyse", "visualise-analyse")
-    )
-    assert (
-        second["kernel_sources"] == [first["id"]]
-        and first["enable_internet"]
-        and first["machine_shape"] == "NvidiaTeslaT4"
-        and not second["enable_gpu"]
-    )
+    for folder, kernel in zip(folders, (first, second), strict=True):
+        assert (ROOT / "kaggle" / folder / kernel["code_file"]).is_file()
+        assert kernel["id"].split("/")[1] == kernel["title"].lower().replace(" ", "-") == folder
+        assert data_set["id"] in kernel["dataset_sources"]
+    assert second["kernel_sources"] == [first["id"]] and not second["enable_gpu"]
+    assert first["enable_internet"] and first["machine_shape"] == "NvidiaTeslaT4"

@@ -27,10 +27,8 @@ def test_images_and_what_is_annotated(photographs, capsys):
     assert images.annotations.categories == ["temple", "tree", "umbrella"]
     assert list(images.annotations.objects) == ["china.jpg"]
     said = capsys.readouterr().out
-    assert said == (
-        f"2 images under {photographs}, 1 of them annotated with 3 categories\n"
-        "Annotations were read from instances_test.json\n"
-    )
+    found = f"2 images under {photographs}, 1 of them annotated with 3 categories\n"
+    assert said == found + "Annotations were read from instances_test.json\n"
 
 
 def test_every_image_is_read_and_every_table_counts_it(whole):
@@ -74,13 +72,30 @@ def test_a_run_goes_on_from_what_is_there(whole, llava_folder, tmp_path, capsys)
     assert "0 of 3 images are to be read" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_other_run_writes_to_the_folder_meanwhile(whole, tmp_path, monkeypatch, processes):
+    """It is held around whatever reads the images."""
+    settings, refused = dict(model=str(ROOT / "demo/model"), device="cpu", processes=processes), []
+
+    def another(*_, **__):
+        with pytest.raises(ValueError, match="^Another run is writing to .* choose another folder"):
+            lens.analyse(whole[0], tmp_path, **settings)
+        refused.append(tmp_path)
+
+    for reader in ("llava_lens.model.images.read_images", "accelerate.notebook_launcher"):
+        monkeypatch.setattr(reader, another)
+    lens.analyse(whole[0], tmp_path, **settings)
+    assert refused == [tmp_path]
+    with Results(tmp_path).held():  # no longer
+        pass
+
+
 def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
     whole, llava_folder, photographs, tmp_path, capsys
 ):
-    images, folder = whole
-    broken = tmp_path / "aaa_broken.jpg"
-    broken.write_bytes((photographs / "china.jpg").read_bytes()[:5000])
-    (tmp_path / "flower.jpg").write_bytes((photographs / "flower.jpg").read_bytes())
+    folder = whole[1]
+    for name, upto in (("aaa_broken.jpg", 5000), ("flower.jpg", None)):
+        (tmp_path / name).write_bytes((photographs / "flower.jpg").read_bytes()[:upto])
     mine = lens.load_images(tmp_path)
     settings = dict(model=llava_folder, device="cpu", prompts=["What is it?"], max_new_tokens=1)
     lens.analyse(mine, tmp_path / "results", **settings)
@@ -111,7 +126,7 @@ def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
 def test_bad_settings_are_named(whole, llava_folder, tmp_path, settings, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises((ValueError, TypeError), match=message):
-        lens.analyse(whole[0], tmp_path, **{"model": llava_folder, **settings})
+        lens.analyse(whole[0], tmp_path, **{"model": llava_folder, "device": "cpu", **settings})
     assert not any(tmp_path.rglob("*.pkl"))
 
 
@@ -137,9 +152,8 @@ def test_no_results_say_what_to_do(tmp_path):
 
 def test_torchs_idle_threads_sleep_and_nothing_imports_torch():
     """Spinning, they take the core that another process needs; torch reads it when imported."""
-    code = (
-        "import lens_utils, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    )
+    code = "import lens_utils, os, sys\n"
+    code += "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if "OMP" not in name}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

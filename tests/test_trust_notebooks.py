@@ -6,23 +6,27 @@ import shutil
 import subprocess
 import sys
 import threading
-from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
+from bs4 import BeautifulSoup
 from nbconvert import HTMLExporter
 
 from llava_lens import schema
+from tests import test_notebooks as notebooks
 from tests.conftest import ROOT
 from tests.hostile import save_results
+from tests.test_notebooks_on_kaggle import files_under
 
 # ---- Code from a stranger's data set ------------------------------------------------------------
 
-NOTEBOOKS = ("Make_Analyse.ipynb", "Visualise_Analyse.ipynb")
 PLACES = ["kaggle/working", "kaggle/input/llava-lens", "kaggle/input/datasets/someone/llava-lens"]
 PLACES += [f"{place}/llava-logit-lens-main" for place in PLACES[1:]]
+
+
+def first_cell(notebook):
+    cells = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
+    return "".join(next(cell for cell in cells if cell["cell_type"] == "code")["source"])
 
 
 @pytest.fixture
@@ -40,21 +44,23 @@ def put(tmp_path):
     return put
 
 
-@pytest.fixture(params=NOTEBOOKS)
-def start(request, tmp_path):
-    """Runs a notebook's first code cell in `kaggle/working`, and `more` after it: what is printed,
-    by line, and the error."""
-    cells = json.loads((ROOT / request.param).read_text(encoding="utf-8"))["cells"]
-    cell = "".join(next(cell for cell in cells if cell["cell_type"] == "code")["source"])
+@pytest.fixture
+def start(tmp_path):
+    """Runs the notebooks' first code cell in `kaggle/working`, and `more` after it: what is
+    printed, by line, and the error."""
 
     def start(more=""):
-        code = cell.replace("/kaggle", str(tmp_path / "kaggle")) + f"\n{more}"
-        command = [sys.executable, "-c", code]
+        cell = first_cell("Make_Analyse.ipynb").replace("/kaggle", str(tmp_path / "kaggle"))
+        command = [sys.executable, "-c", f"{cell}\n{more}"]
         at = tmp_path / "kaggle/working"
         done = subprocess.run(command, cwd=at, capture_output=True, text=True)
         return done.stdout.splitlines(), done.stderr
 
     return start
+
+
+def test_both_notebooks_find_the_code_alike():
+    assert first_cell("Make_Analyse.ipynb") == first_cell("Visualise_Analyse.ipynb")
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -73,10 +79,9 @@ def test_own_files_come_first(put, start, place):
 
 def test_nothing_of_attached_results_is_imported(put, start):
     """Whatever comes first by name, and however deep; without own code there is an error."""
+    names = "lens_utils.py", "llava_lens/__init__.py", "run.pkl", "json.py"
     for place in ("aaa", "datasets/someone/aaa", "make-analyse", "aaa/llava-lens/results"):
-        put(
-            f"kaggle/input/{place}", "lens_utils.py", "llava_lens/__init__.py", "run.pkl", "json.py"
-        )
+        put(f"kaggle/input/{place}", *names)
     said, error = start("import json, llava_lens")
     assert not said and "No module named 'lens_utils'" in error
     code = put(PLACES[1], "lens_utils.py", "llava_lens/__init__.py")
@@ -89,8 +94,7 @@ def test_nothing_attached_stands_in_for_the_standard_library(put, start, tmp_pat
     compiled = tmp_path / PLACES[1] / "__pycache__"
     run = [sys.executable, "-m", "compileall", "-q", str(compiled.parent)]
     subprocess.run(run, check=True)
-    for path in compiled.glob("json.*"):
-        shutil.copy(path, compiled.parent / "colorsys.pyc")
+    shutil.copy(next(compiled.glob("json.*")), compiled.parent / "colorsys.pyc")
     said, error = start("import json, colorsys, numpy\njson.dumps, colorsys.rgb_to_hsv, numpy.ones")
     assert said == [code, code] and not error
 
@@ -98,56 +102,39 @@ def test_nothing_attached_stands_in_for_the_standard_library(put, start, tmp_pat
 # ---- Texts of a stranger in pages ---------------------------------------------------------------
 
 MARK = "document.documentElement.id='marked'"
-PAYLOADS = [
-    "<script>MARK</script>",
-    "<img src=x onerror=MARK>",
-    "<svg onload=MARK>",
-    "<img src=http://HOST/image.png>",
-    "![x](http://HOST/image.md)",
-    "[x](javascript:MARK)",
-    "[x](http://HOST/link)",
-    "<http://HOST/auto>",
-    "http://HOST/bare",
-    "www.HOST",
-    "someone@HOST",
-    "</code><script>MARK</script>",
-    "</script><script>MARK</script>",
-    "</style></title></textarea></pre><script>MARK</script>",
-    "--><script>MARK</script><!--",
-    "]]><script>MARK</script>",
-    '" autofocus onfocus=MARK x="',
-    "' onmouseover='MARK' x='",
-    "` <script>MARK</script> `",
+# Between one and the next stands a tilde, or a line ends.
+AS_THEY_ARE = """
+<script>MARK</script> ~ <img src=x onerror=MARK> ~ <svg onload=MARK>
+<img src=http://HOST/image.png> ~ ![x](http://HOST/image.md) ~ [x](javascript:MARK)
+[x](http://HOST/link) ~ <http://HOST/auto> ~ http://HOST/bare ~ www.HOST ~ someone@HOST
+</code><script>MARK</script> ~ </script><script>MARK</script>
+</style></title></textarea></pre><script>MARK</script> ~ --><script>MARK</script><!--
+]]><script>MARK</script> ~ " autofocus onfocus=MARK x=" ~ ' onmouseover='MARK' x='
+` <script>MARK</script> ` ~ | a | <script>MARK</script> | ~ - <script>MARK</script>
+    <script>MARK</script> ~ # <script>MARK</script> ~ {{MARK}} {% raw %} ${MARK}
+&lt;script&gt;MARK&lt;/script&gt; ~ &#60;script&#62;MARK&#60;/script&#62;
+%3Cscript%3EMARK%3C/script%3E ~ <iframe srcdoc='<script>parent.MARK</script>'></iframe>
+<iframe src=http://HOST/frame></iframe> ~ <object data=http://HOST/object></object>
+<embed src=http://HOST/embed> ~ <link rel=stylesheet href=http://HOST/style>
+<style>@import 'http://HOST/import';</style>
+<div style='background:url(http://HOST/url)'>x</div>
+<meta http-equiv=refresh content='1;url=http://HOST/meta'> ~ <base href=http://HOST/base>
+<a href=javascript:MARK>x</a>
+<form action=http://HOST/form><input autofocus onfocus=MARK></form>
+<details open ontoggle=MARK>x</details> ~ <video><source onerror=MARK></video>
+<script src=//HOST/script.js></script>
+"""
+PAYLOADS = [each for line in AS_THEY_ARE.splitlines()[1:] for each in line.split(" ~ ")]
+PAYLOADS += [
     "```\n<script>MARK</script>\n```",
-    "| a | <script>MARK</script> |",
-    "- <script>MARK</script>",
-    "    <script>MARK</script>",
-    "# <script>MARK</script>",
     "$$\\href{javascript:MARK}{x}$$",
     "\\(\\unicode{x}\\) $x$",
-    "{{MARK}} {% raw %} ${MARK}",
-    "&lt;script&gt;MARK&lt;/script&gt;",
-    "&#60;script&#62;MARK&#60;/script&#62;",
     "\\u003cscript\\u003eMARK\\u003c/script\\u003e",
-    "%3Cscript%3EMARK%3C/script%3E",
-    "<iframe srcdoc='<script>parent.MARK</script>'></iframe>",
-    "<iframe src=http://HOST/frame></iframe>",
-    "<object data=http://HOST/object></object>",
-    "<embed src=http://HOST/embed>",
-    "<link rel=stylesheet href=http://HOST/style>",
-    "<style>@import 'http://HOST/import';</style>",
-    "<div style='background:url(http://HOST/url)'>x</div>",
-    "<meta http-equiv=refresh content='1;url=http://HOST/meta'>",
-    "<base href=http://HOST/base>",
-    "<a href=javascript:MARK>x</a>",
-    "<form action=http://HOST/form><input autofocus onfocus=MARK></form>",
-    "<details open ontoggle=MARK>x</details>",
-    "<video><source onerror=MARK></video>",
     "[ref]: http://HOST/ref\n\n[ref]",
-    "<script src=//HOST/script.js></script>",
     "\x1b]8;;http://HOST/\x07x\x1b]8;;\x07 \x1b[31m<script>MARK</script>",
     "\u2028<script>MARK</script>\u202e",
 ]
+REFERENCES = {"href", "src", "srcset", "action", "data", "srcdoc", "content", "style"}
 
 
 @pytest.fixture(scope="module")
@@ -171,73 +158,60 @@ def host():
     server.shutdown()
 
 
-def executed_page(folder, page, **parameters):
-    """Run the second notebook in `folder` and save it as `page`."""
-    notebook = nbformat.read(ROOT / "Visualise_Analyse.ipynb", as_version=4)
-    cells = notebook.cells
-    at = next(n for n, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
-    lines = [f"{name} = {value!r}" for name, value in parameters.items()]
-    cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(lines)))
-    shutil.copy(ROOT / "lens_utils.py", folder)
-    (folder / "llava_lens").symlink_to(ROOT / "llava_lens")
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
-    page.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
-    return page
-
-
-class Links(HTMLParser):
-    """Collects what a page refers to and where it could run something."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def handle_starttag(self, tag, attributes):
-        self.found += [(tag, name, value or "") for name, value in attributes]
-
-
 def nothing_of(page, paths, address) -> None:
     """Open pages in Chromium and assert that nothing of a payload is there but as text."""
     for path in paths:
         page.open(path)
-        links = Links()
-        links.feed(page.browser.page_source)
-        assert len(links.found) > 20  # it was opened
-        assert ("html", "id", "marked") not in links.found
-        for tag, name, value in links.found:
-            if name in ("href", "src", "srcset", "action", "data", "srcdoc", "content", "style"):
+        source = page.browser.page_source
+        tags = BeautifulSoup(source, "html.parser", multi_valued_attributes=None).find_all()
+        found = [(tag.name, *attribute) for tag in tags for attribute in tag.attrs.items()]
+        assert len(found) > 20  # it was opened
+        assert ("html", "id", "marked") not in found
+        for tag, name, value in found:
+            if name in REFERENCES:
                 assert address not in value and "javascript:" not in value, (tag, name, value)
             assert not (name.startswith("on") and "marked" in value), (tag, name, value)
 
 
-def files_in(folder):
-    """The content of each file by path; links are followed to files only."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def names_of(payloads):
+    """All payloads, a few lines in each name; a file's name has at most 255 bytes."""
+    names = [""]
+    for payload in payloads:
+        if names[-1] and len(f"{names[-1]}\n{payload}".encode()) > 200:
+            names.append("")
+        names[-1] += "\n" * bool(names[-1]) + payload
+    return names
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory, host):
-    """`(folder, page, files before, payloads)` of the second notebook, run on a stranger's results:
+    """`(folder, page, files before, names)` of the second notebook, run on a stranger's results:
     payloads in all texts, and links where the notebook once wrote."""
     folder, (address, _) = tmp_path_factory.mktemp("stranger"), host
-    payloads = [text.replace("MARK", MARK).replace("HOST", address) for text in PAYLOADS]
-    # Each record's texts have all of them, and begin with another one.
-    texts = ["\n".join(payloads[at:] + payloads[:at]) for at in range(len(payloads))]
-    results, victim = save_results(folder / "results", texts, payloads), folder / "victim"
+    names = names_of([text.replace("MARK", MARK).replace("HOST", address) for text in PAYLOADS])
+    # Each record's texts have all of them, and begin with its name's.
+    texts = ["\n".join(names[at:] + names[:at]) for at in range(len(names))]
+    results, victim = save_results(folder / "results", texts, names), folder / "victim"
     (victim / "folder").mkdir(parents=True)
     (victim / "file").write_text("precious")
     (results / "summary.csv").symlink_to(victim / "file")
     for name in ("figures", "explorer", "report"):
         (results / name).symlink_to(victim / "folder")
-    before = files_in(folder)
-    page = executed_page(folder, folder / "page.html", report="my/report", explorers="all")
-    return folder, page, before, payloads
+    before = files_under(folder)
+    shutil.copy(ROOT / "lens_utils.py", folder)
+    (folder / "llava_lens").symlink_to(ROOT / "llava_lens")
+    notebook = notebooks.executed(
+        "Visualise_Analyse.ipynb", folder, report="my/report", explorers="all"
+    )
+    page = folder / "page.html"
+    page.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
+    return folder, page, before, names
 
 
 @pytest.mark.timeout(600)
 def test_nothing_is_written_to_results_nor_through_their_links(executed):
-    folder, page, before, payloads = executed
-    written = {path for path, content in files_in(folder).items() if before.get(path) != content}
+    folder, page, before, names = executed
+    written = {path for path, content in files_under(folder).items() if before.get(path) != content}
     written -= {page, folder / "lens_utils.py", *folder.glob("__pycache__/*")}
     assert {path.relative_to(folder).parts[0] for path in written} == {"my"}
     victim = folder / "victim"
@@ -248,21 +222,22 @@ def test_nothing_is_written_to_results_nor_through_their_links(executed):
     of_all |= {"grounding", "gallery", "presence"}
     of_all |= {f"top_tokens_{segment}" for segment in schema.SEGMENTS}
     drawn = {path.stem for path in (folder / "my/report/figures").iterdir()}
-    first = "00" + payloads[0].replace("/", "|").replace("\\", "|")
+    first = "00" + names[0].replace("/", "|").replace("\\", "|")
     assert drawn == {f"{first}_{name}" for name in of_image} | of_all
 
 
 @pytest.mark.timeout(600)
 def test_no_text_of_a_stranger_is_anything_but_text(tmp_path, host, executed, page):
     """In the second notebook's page and in all pages that it writes."""
-    (address, asked), (folder, notebook, _, payloads) = host, executed
+    (address, asked), (folder, notebook, _, names) = host, executed
     control = tmp_path / "control.html"
-    control.write_text("<p>x</p>" * 30 + payloads[1] + payloads[3])
+    found = f"<img src=x onerror={MARK}><img src=http://{address}/image.png>"
+    control.write_text("<p id=x>x</p>" * 30 + found)
     with pytest.raises(AssertionError):  # what is looked for can be found
         nothing_of(page, [control], address)
     assert asked == ["/image.png"]
     asked.clear()
     written = [*(folder / "my").rglob("*.html")]
-    assert len(written) == len(payloads) + 1  # a page per image, and their index
+    assert len(written) == len(names) + 1  # a page per image, and their index
     nothing_of(page, [notebook, *written], address)
     assert not asked

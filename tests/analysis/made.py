@@ -11,13 +11,8 @@ from llava_lens.analysis import answers, causal, grounding, presence
 GRID, LAYERS = 6, [0, 2, 5]  # not every layer was read: a layer is no position
 
 
-RUN = {
-    "grid": GRID,
-    "image_size": 56,
-    "layers": ["emb", "2", "5"],
-    "segments": schema.SEGMENTS,
-    "tokens": ["▁dog", "▁cat", "s", "<0x0A>", "7"],
-}
+RUN = {"grid": GRID, "image_size": 56, "layers": ["emb", "2", "5"], "segments": schema.SEGMENTS}
+RUN["tokens"] = ["▁dog", "▁cat", "s", "<0x0A>", "7"]
 
 
 def make_object(category, box):
@@ -29,30 +24,19 @@ def make_object(category, box):
 def make_record(name, boxes, log2_probs, top_ids=None, absent=(), asked=()):
     """`boxes` are pairs of category and box, `log2_probs` `[layer, patch]` is by category, `asked`
     are pairs of the category of a presence prompt and its answer."""
-    words = [
-        {
-            "category": category,
-            "present": category not in absent,
-            "token_ids": [0],
-            "absent_sampling": "random" if category in absent else "",
-            "log2_probs": np.asarray(values, np.float16),
-        }
-        for category, values in log2_probs.items()
-    ]
-    prompts = [
-        {"kind": "presence", "categories": [category], "answer": answer}
-        for category, answer in asked
-    ]
+    words = []
+    for category, values in log2_probs.items():
+        absent_sampling = "random" if category in absent else ""
+        word = {"category": category, "present": category not in absent, "token_ids": [0]}
+        log2 = np.asarray(values, np.float16)
+        words.append(word | {"absent_sampling": absent_sampling, "log2_probs": log2})
+    prompts = [{"kind": "presence", "categories": [name], "answer": said} for name, said in asked]
     top_ids = np.zeros((len(LAYERS), GRID**2, 1), np.uint8) if top_ids is None else top_ids
     return {
-        "name": name,
-        "image_digest": "0",
-        "annotations_digest": "0",
-        "objects": [make_object(category, box) for category, box in boxes],
-        "words": words,
-        "prompts": prompts,
+        "name": name, "image_digest": "0", "annotations_digest": "0", "words": words,
+        "objects": [make_object(category, box) for category, box in boxes], "prompts": prompts,
         "patches": {"top_ids": top_ids},
-    }
+    }  # fmt: skip
 
 
 def planted(n=40):

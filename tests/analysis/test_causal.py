@@ -14,13 +14,11 @@ from tests.analysis.made import knockouts_of, routes_of
 
 LAYERS = {"n_layers": 8, "layers": ["emb", "4", "8"], "route_layers": [0, 2, 4, 6, 8]}
 ROUTE = {
-    "own": 6.0,
-    "counterfactual": -4.0,
+    "own": 6.0, "counterfactual": -4.0, "mediated": 3.0,
     "image": np.array([-4.0, -2.0, 1.2, 6.0, 6.0]),
     "question": np.array([6.0, 5.0, 3.0, 6.0, 6.0]),
     "last": np.array([6.0, 0.5, 2.0, -1.0, -4.0]),
-    "mediated": 3.0,
-}
+}  # fmt: skip
 
 
 def test_effects_by_hand():
@@ -84,64 +82,52 @@ def handed_over(right=True, **layers_of_kinds):
 NOISE = np.arange(20) % 3
 
 
+def order(**layers):
+    return report_causal.order_of_kinds(handed_over(**layers))
+
+
 def test_an_order_is_claimed_only_where_a_paired_test_allows_it():
     layers = {"colour": 3 + NOISE, "object": 3 + NOISE[::-1], "relation": 6 + NOISE}
-    colours_objects, colours_relations, objects_relations = report_causal.order_of_kinds(
-        handed_over(**layers)
-    )
+    colours_objects, colours_relations, objects_relations = order(**layers)
     assert colours_objects.startswith("No order is shown between")
     assert colours_relations.startswith(
         "Answers about colours are handed over before answers about the arrangement of objects: "
         "by 3 layers in the median of 20 images, colours earlier on 20 and later on 0 (p = "
     )
     assert "objects are handed over before answers about the arr" in objects_relations
-
-
-def test_an_order_is_found_in_either_direction_and_not_from_few_images():
-    def sentence(**layers):
-        return report_causal.order_of_kinds(handed_over(**layers))[0]
-
+    # In either direction, and not from few images.
     earlier = "objects are handed over before answers about colours: by 3 layers in the median of "
-    assert f"{earlier}20 images, objects earlier on 20" in sentence(
-        colour=6 + NOISE, object=3 + NOISE
-    )
+    sentence = order(colour=6 + NOISE, object=3 + NOISE)[0]
+    assert f"{earlier}20 images, objects earlier on 20" in sentence
     few = "Not tested, colours against objects: 11 images have right answers about both, a test"
-    assert sentence(colour=[3] * 11, object=[6] * 11).startswith(few)
-    assert "1 image has right answers" in sentence(colour=[3], object=[6])
-    assert "earlier on 0 and later on 0 (p = 1)" in sentence(colour=[3] * 12, object=[3] * 12)
+    assert order(colour=[3] * 11, object=[6] * 11)[0].startswith(few)
+    assert "1 image has right answers" in order(colour=[3], object=[6])[0]
+    same = order(colour=[3] * 12, object=[3] * 12)[0]
+    assert "earlier on 0 and later on 0 (p = 1)" in same
 
 
 def test_an_order_in_some_images_only_is_said_to_be_that():
-    layers = {"colour": [3.0] * 60, "object": [3.0] * 36 + [15.0] * 24}
-    sentence = report_causal.order_of_kinds(handed_over(**layers))[0]
+    sentence, *_ = order(colour=[3.0] * 60, object=[3.0] * 36 + [15.0] * 24)
     assert sentence.startswith("In some images only, answers about colours are handed over before")
     assert "by 0 layers in the median of 60 images" in sentence
     assert "colours earlier on 24 and later on 0" in sentence
 
 
-def test_wrong_answers_and_answers_without_a_route_have_no_part_in_the_order():
-    layers = {"colour": 3 + NOISE, "object": 6 + NOISE}
-    table = handed_over(**layers)
+def test_which_answers_have_a_part_in_the_order():
+    """Not wrong ones nor those without a route; of several of a kind the median counts."""
+    table = handed_over(colour=3 + NOISE, object=6 + NOISE)
     late = handed_over(right=False, colour=30 + NOISE)
     not_graded = handed_over(right=None, colour=30 + NOISE)
-    without = table.assign(handed_over=np.nan)
+    without, far = table.assign(handed_over=np.nan), table.assign(handed_over=30.0)
     expected = report_causal.order_of_kinds(table)
-    assert report_causal.order_of_kinds(pd.concat([late, not_graded, without, table])) == expected
+    for tables in ([late, not_graded, without, table], [far, table, table]):
+        assert report_causal.order_of_kinds(pd.concat(tables)) == expected
     assert report_causal.order_of_kinds(without) == []
 
 
-def test_of_several_answers_of_a_kind_the_median_counts():
-    table = handed_over(colour=3 + NOISE, object=6 + NOISE)
-    far = table.assign(handed_over=30.0)
-    assert report_causal.order_of_kinds(
-        pd.concat([far, table, table])
-    ) == report_causal.order_of_kinds(table)
-
-
 def test_the_summary_says_whether_an_order_was_shown_or_tested():
-    shown = report_causal.order_of_kinds(handed_over(colour=3 + NOISE, object=6 + NOISE))
     short = "Answers about colours are handed over before answers about objects."
-    assert report._order_in_short(shown) == short
+    assert report._order_in_short(order(colour=3 + NOISE, object=6 + NOISE)) == short
     assert report._order_in_short(["No order is shown: p"]).startswith("No order of colours")
     assert "is not tested" in report._order_in_short(["Not tested, a against b: 3 images"])
     assert "is not tested" in report._order_in_short([])
@@ -165,69 +151,37 @@ def test_changes_by_hand():
     assert set(table["prompt"]) == {0} and table["layer"].tolist() == [1.5, 3.5, 5] * 2 + [5]
     expected = [-0.5, -0.1, -0.8, -0.1, -0.1, -0.1, -0.7]
     assert table["change"].tolist() == pytest.approx(expected)
-    assert causal.changes_by_window(table, run, "object").loc["a"].tolist() == pytest.approx(
-        [-0.5, -0.1]
-    )
-
-
-def test_without_knockout_nothing_is_said():
+    by_window = causal.changes_by_window(table, run, "object").loc["a"]
+    assert by_window.tolist() == pytest.approx([-0.5, -0.1])
     run = {**RUN, "knockout_windows": []}
     table = knockouts_of([{"name": "a", "prompts": []}], run)
     assert table.empty and report_causal.report_knockout(run, table) == []
     assert report_causal.report_cuts(run, table) == ""
 
 
-def simulated(n_images, loss_of):
-    """`knockouts` of images with a prompt of each kind that has objects; `loss_of(image, cut,
-    kind)` is a loss `[window]`."""
-    cases = list(itertools.product(range(n_images), enumerate(WITH_OBJECTS), schema.OF_OBJECTS))
-    windows = len(CENTRES)
-    return pd.DataFrame({
-        "image": np.repeat([f"{image:03}" for image, _, _ in cases], windows),
-        "prompt": np.repeat([prompt for _, (prompt, _), _ in cases], windows),
-        "kind": np.repeat([kind for _, (_, kind), _ in cases], windows),
-        "cut": np.repeat([cut for _, _, cut in cases], windows),
-        "layer": np.tile(CENTRES, len(cases)),
-        "change": -np.concatenate([loss_of(image, cut, kind) for image, (_, kind), cut in cases]),
-    })  # fmt: skip
-
-
 def test_a_window_that_does_nothing_is_named_in_fewer_than_1_in_20_data_sets():
-    """500 data sets: images differ in how much any cut shakes their answers, rounding makes many
-    changes equal, and cuts to objects and to the control shake the same."""
+    """500 data sets of four kinds: images differ in how much any cut shakes their answers, rounding
+    makes many changes equal, and cuts to objects and to the control shake the same."""
     rng, named = np.random.default_rng(0), 0
     for number in range(500):
-        n_images = 10 if number % 25 == 0 else (16, 24, 100)[number % 3]
-
-        def changes(n_images=n_images):
-            shaken = rng.lognormal(-3, 1.5, n_images)
-            shape = 2, n_images, len(CENTRES)
-            return -np.round((shaken[:, None] * rng.normal(0.2, 1, shape)).clip(-1, 1), 3)
-
-        of_kinds = [changes() for _ in WITH_OBJECTS]
-        windows = [report_causal.window_of_use(*both[:, :, :-1])[0] for both in of_kinds]
-        named += any(window is not None for window in windows)
-        if number % 50 == 0:  # the report says what `window_of_use` says
-
-            def loss_of(image, cut, kind, of_kinds=of_kinds):
-                return -of_kinds[WITH_OBJECTS.index(kind)][schema.OF_OBJECTS.index(cut), image]
-
-            lines = report_causal.report_knockout(RUN, simulated(n_images, loss_of))
-            falls = ["falls most" in line for line in lines]
-            expected = [window is not None for window in windows]
-            assert falls == (expected if n_images >= stats.MIN_IMAGES else [])
+        n_images, found = (16, 24, 100)[number % 3], []
+        for _ in WITH_OBJECTS:
+            shaken = rng.lognormal(-3, 1.5, (n_images, 1))
+            noise = rng.normal(0.2, 1, (2, n_images, len(CENTRES) - 1))
+            both = -np.round((shaken * noise).clip(-1, 1), 3)
+            found.append(report_causal.window_of_use(*both)[0])
+        named += any(window is not None for window in found)
     assert named < 25
 
 
 def test_a_window_that_does_something_is_named_with_its_control():
-    rng = np.random.default_rng(1)
-
-    def loss_of(image, cut, kind):
-        size = 0.3 if cut == "object" else 0.02
-        bump = size * np.exp(-(((CENTRES - 12) / 4) ** 2))
-        return bump + rng.normal(0, 0.01, len(CENTRES))
-
-    table = simulated(24, loss_of)
+    rng, rows, bump = np.random.default_rng(1), [], np.exp(-(((CENTRES - 12) / 4) ** 2))
+    cuts = zip(schema.OF_OBJECTS, (0.3, 0.02), strict=True)
+    cases = itertools.product(range(24), enumerate(WITH_OBJECTS), cuts)
+    for image, (prompt, kind), (cut, size) in cases:
+        constant = {"image": f"{image:03}", "prompt": prompt, "kind": kind, "cut": cut}
+        rows.append((constant, {"change": -size * bump - rng.normal(0, 0.01, len(CENTRES))}))
+    table = curves.repeat_over_layers(rows, CENTRES)
     lines = report_causal.report_knockout(RUN, table)
     abouts = [line.split(",")[0] for line in lines]
     assert abouts == [f"Asked about {kinds.KINDS[kind].title}" for kind in WITH_OBJECTS]
@@ -239,12 +193,12 @@ def test_a_window_that_does_something_is_named_with_its_control():
 
 
 def test_cuts_in_all_blocks_stand_in_a_table():
+    changes = {"image_last": -0.1, "question_last": -0.5, "image": -0.7}
+    constant = {"prompt": 0, "kind": "colour", "layer": 33}
     rows = [
-        {"image": f"{image}", "prompt": 0, "kind": "colour", "cut": cut, "layer": 33,
-         "change": change}
-        for image in range(20)
-        for cut, change in (("image_last", -0.1), ("question_last", -0.5), ("image", -0.7))
-    ]  # fmt: skip
+        constant | {"image": f"{image}", "cut": cut, "change": change}
+        for image, (cut, change) in itertools.product(range(20), changes.items())
+    ]
     text = report_causal.report_cuts(RUN, pd.DataFrame(rows))
     assert "| colours | 20 | -0.10 (-0.10 to -0.10) | -0.50 (-0.50 to -0.50) | -0.70 (" in text
 
@@ -273,7 +227,7 @@ def test_the_demo_takes_colours_from_the_object(demo, demo_tables):
     assert -0.45 < relation.loc[("object", 9.0), "mean"] < -0.1
     assert abs(relation.loc[("background", 9.0), "mean"]) < 0.02
     lines = report_causal.report_knockout(demo.run, demo_tables.knocked)
-    by_kind = {kind: line for kind, line in zip(WITH_OBJECTS, lines, strict=True)}
+    by_kind = dict(zip(WITH_OBJECTS, lines, strict=True))
     assert "in blocks 2 to 4," in by_kind["colour"] and "in blocks 2 to 4," in by_kind["object"]
     assert "no window of blocks is found" in by_kind["relation"]
     # The sentence's numbers, by hand.
@@ -286,8 +240,6 @@ def test_the_demo_takes_colours_from_the_object(demo, demo_tables):
 
 def test_the_demo_s_route_is_the_trial_s(demo_tables):
     """Medians of a trial with other code, by layer; presence goes wholly through the question."""
-    if demo_tables.routed.empty:
-        pytest.skip("the route was not read")
     trial = {
         ("object", "image"): [1.00, 0.98, 0.69, 0.28, 0.03, 0, 0, 0, 0],
         ("object", "last"): [0, 0.02, 0.33, 0.73, 0.97, 0.99, 1, 1, 1],

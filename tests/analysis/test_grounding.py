@@ -13,12 +13,8 @@ from tests.analysis.made import GRID, LAYERS, RUN, confidence_of, grounding_of, 
 
 def test_patches_of_a_category_by_hand():
     """On a grid of 6, 56 pixels: a patch has 9 1/3. The second dog is too small for half of one."""
-    boxes = [
-        ("dog", (0.0, 0.0, 19.0, 9.4)),
-        ("dog", (30.0, 30.0, 1.0, 1.0)),
-        ("cat", (20.0, 20.0, 3.0, 2.0)),
-    ]
-    record = make_record("a", boxes, {})
+    boxes = [("dog", (0.0, 0.0, 19.0, 9.4)), ("dog", (30.0, 30.0, 1.0, 1.0))]
+    record = make_record("a", [*boxes, ("cat", (20.0, 20.0, 3.0, 2.0))], {})
     assert np.flatnonzero(grounding.patches_of(record, RUN, "dog")).tolist() == [0, 1, 21]
     assert np.flatnonzero(grounding.patches_of(record, RUN, "cat")).tolist() == [14]
 
@@ -44,17 +40,12 @@ def patches_by_points(record, category):
 
 
 def test_grounding_against_brute_force():
-    rng, records = np.random.default_rng(0), []
+    rng, records, shape = np.random.default_rng(0), [], (len(LAYERS), GRID**2)
     for name in "abcd":
-        boxes = [
-            (category, list(map(float, (*rng.uniform(0, 25, 2), *rng.uniform(10, 30, 2)))))
-            for category in ("dog", "cat")
-        ]
-        log2_probs = {
-            category: rng.integers(-9, 0, (len(LAYERS), GRID**2))
-            for category in ("dog", "cat", "horse")
-        }
-        top_ids = rng.integers(0, 3, (len(LAYERS), GRID**2, 1))
+        corners = [map(float, (*rng.uniform(0, 25, 2), *rng.uniform(10, 30, 2))) for _ in range(2)]
+        boxes = [*zip(("dog", "cat"), map(list, corners), strict=True)]
+        log2_probs = {word: rng.integers(-9, 0, shape) for word in ("dog", "cat", "horse")}
+        top_ids = rng.integers(0, 3, (*shape, 1))
         records.append(make_record(name, boxes, log2_probs, top_ids, absent=["horse"]))
     table = grounding_of(records, RUN)
     assert len(table) == 4 * 2 * len(LAYERS) and set(table["category"]) == {"dog", "cat"}

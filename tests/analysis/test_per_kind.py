@@ -11,12 +11,10 @@ SHAPES = ["circle", "heart", "star"]
 
 def answers_with(kind: str, graded: list[tuple[str, bool | None]]) -> pd.DataFrame:
     """A table of answers: a truth and whether it was met, an image each."""
-    rows = [
-        {"image": f"{i}.jpg", "kind": kind, "truth": truth, "right": right}
-        for i, (truth, right) in enumerate(graded)
-    ]
+    columns = {"image": [f"{i}.jpg" for i in range(len(graded))], "kind": kind}
+    columns |= dict(zip(("truth", "right"), map(list, zip(*graded, strict=True)), strict=True))
     constant = {"token": 0, "word_at": 0, "layer": 0, "whole_word": True, "settling_layer": 3}
-    return pd.DataFrame(rows).astype({"right": object}).assign(**constant, readable_layer=3)
+    return pd.DataFrame(columns).astype({"right": object}).assign(**constant, readable_layer=3)
 
 
 def test_settling_table():
@@ -49,32 +47,23 @@ def test_pieces_of_words_are_left_out_where_the_lens_reads_alone():
 
 
 def test_right_and_wrong_answers_apart_by_hand():
-    rows = [
-        {"image": i, "kind": "colour", "right": i < 3, "whole_word": True, "token": 0, "word_at": 0,
-         "layer": 5, "readable_layer": 2 * i, "probability": 0.9, "other_probability": 0.1 * i,
-         "grey_probability": 0.0}
-        for i in range(5)
-    ]  # fmt: skip
-    table = per_kind.right_and_wrong(pd.DataFrame(rows)).set_index("right")
+    image = np.arange(5)
+    constant = {"kind": "colour", "whole_word": True, "token": 0, "word_at": 0, "layer": 5}
+    columns = {"image": image, "right": image < 3, "readable_layer": 2 * image, "probability": 0.9}
+    columns |= {"other_probability": 0.1 * image, "grey_probability": 0.0}
+    table = per_kind.right_and_wrong(pd.DataFrame(constant | columns)).set_index("right")
     assert table.loc[True, ["images", "readable_layer"]].tolist() == [3, 2]
     assert table.loc[False, ["images", "readable_layer"]].tolist() == [2, 7]
     assert table["gain"].to_dict() == pytest.approx({True: 0.8, False: 0.55})
 
 
 def test_controls_by_hand():
-    answers = pd.DataFrame(
-        {
-            "token": 0,
-            "word_at": 0,
-            "whole_word": True,
-            "kind": "colour",
-            "image": ["a", "a", "b", "b"],
-            "layer": [0, 1, 0, 1],
-            "probability": [0.1, 0.9, 0.2, 0.7],
-            "other_probability": [0.1, 0.3, np.nan, np.nan],
-            "grey_probability": [0.0, 0.1, 0.0, 0.2],
-        }
-    )
+    columns = {
+        "image": [*"aabb"], "layer": [0, 1, 0, 1], "probability": [0.1, 0.9, 0.2, 0.7],
+        "other_probability": [0.1, 0.3, np.nan, np.nan], "grey_probability": [0.0, 0.1, 0.0, 0.2],
+    }  # fmt: skip
+    constant = {"token": 0, "word_at": 0, "whole_word": True, "kind": "colour"}
+    answers = pd.DataFrame(columns).assign(**constant)
     row = per_kind.controls_table(answers).loc["colour"]
     assert row[:4].tolist() == pytest.approx([0.8, 0.3, 0.15, (0.6 + 0.5) / 2])
     assert np.isnan(row["low"])
@@ -89,14 +78,10 @@ def test_what_cant_be_graded_is_counted_and_never_wrong():
 
 def test_rates_stand_beside_chance_and_the_majority_answer():
     run = {"layers": ["emb", "1", "2", "3", "4"], "categories": SHAPES}
-    table = pd.concat(
-        [
-            answers_with("relation", [("left", True)] * 3 + [("above", False), ("above", None)]),
-            answers_with("object", [("heart", True)] * 2),
-            answers_with("presence", [("yes", True), ("no", False)]),
-            answers_with("own", [(None, None)]),
-        ]
-    )
+    relations = [("left", True)] * 3 + [("above", False), ("above", None)]
+    graded = {"relation": relations, "object": [("heart", True)] * 2, "own": [(None, None)]}
+    graded["presence"] = [("yes", True), ("no", False)]
+    table = pd.concat([answers_with(*each) for each in graded.items()])
     columns = ["probability", "other_probability", "grey_probability"]
     table = table.assign(**dict.fromkeys(columns, 0.5), question="?", answer="!")
     text = report_answers.report_answers(run, table)

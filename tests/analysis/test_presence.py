@@ -21,15 +21,10 @@ def test_present_or_absent():
     assert presence.presence_areas(table)["frequency"][0] == 1
     assert np.isnan(presence.presence_areas(table)["within"][0])
     rng = np.random.default_rng(0)
-    table = pd.DataFrame(
-        {
-            "image": [f"{i // 4}" for i in range(400)],
-            "present": [True, False] * 200,
-            "category": rng.integers(0, 5, 400),
-            "confidence": rng.random(400) + [0.3, 0] * 200,
-            "frequency": rng.random(400),
-        }
-    )
+    columns = {"image": [f"{i // 4}" for i in range(400)], "present": [True, False] * 200}
+    columns["category"] = rng.integers(0, 5, 400)
+    columns["confidence"] = rng.random(400) + [0.3, 0] * 200
+    table = pd.DataFrame(columns).assign(frequency=rng.random(400))
     value, (low, high) = presence.presence_areas(table)["confidence"]
     expected = sklearn.metrics.roc_auc_score(table["present"], table["confidence"])
     assert value == pytest.approx(expected) and low < value < high
@@ -41,14 +36,10 @@ def test_present_or_absent():
 
 
 def test_the_frequency_is_that_of_the_other_half_of_the_images():
+    dog, nowhere = [("dog", (0.0, 0.0, 9.0, 9.0))], np.zeros((len(LAYERS), GRID**2))
     records = [
-        make_record(
-            str(number),
-            [("dog", (0.0, 0.0, 9.0, 9.0))] if number in (0, 1, 3) else [],
-            {"dog": np.zeros((len(LAYERS), GRID**2))},
-            absent=[] if number in (0, 1, 3) else ["dog"],
-        )
-        for number in range(4)
+        make_record(str(number), boxes, {"dog": nowhere}, absent=[] if boxes else ["dog"])
+        for number, boxes in enumerate([dog, dog, [], dog])
     ]
     assert confidence_of(records)["frequency"].tolist() == [1, 0.5, 1, 0.5]
 
@@ -61,9 +52,8 @@ def test_presence_answers(demo_tables):
     assert right.mean() == pytest.approx(asked["right"].astype(float).mean())
     questions = answers["category"].map(lambda name: kinds.question_of("presence", category=name))
     said = zip(answers["image"], questions, answers["said_yes"] == 1, strict=True)
-    assert sorted(said) == sorted(
-        zip(asked["image"], asked["question"], asked["answer"].str.lower() == "yes", strict=True)
-    )
+    yes = asked["answer"].str.lower() == "yes"
+    assert sorted(said) == sorted(zip(asked["image"], asked["question"], yes, strict=True))
     rows = answers.groupby("present")["said_yes"].mean()
     row = presence.presence_table(demo_tables.confident).loc["all"]
     assert row["sensitivity"] == pytest.approx(rows[True])
@@ -72,13 +62,10 @@ def test_presence_answers(demo_tables):
 
 def test_accuracy_and_auroc_are_given_by_way():
     """By hand: two images, the adversarial category of the second is taken for present."""
-    rows = [
-        ("a", True, "", 0.9, 1), ("a", False, "random", 0.1, 0),
-        ("a", False, "popular", 0.2, np.nan),
-        ("b", True, "", 0.5, 1), ("b", False, "adversarial", 0.7, 1),
-    ]  # fmt: skip
-    rows += [("c", *row[1:]) for row in rows if row[0] == "a"]
-    rows += [("d", *row[1:]) for row in rows if row[0] == "b"]
+    first = [(True, "", 0.9, 1), (False, "random", 0.1, 0), (False, "popular", 0.2, np.nan)]
+    second = [(True, "", 0.5, 1), (False, "adversarial", 0.7, 1)]
+    rows = [(name, *row) for name in "ac" for row in first]
+    rows += [(name, *row) for name in "bd" for row in second]
     columns = ["image", "present", "absent_sampling", "confidence", "said_yes"]
     table = pd.DataFrame(rows, columns=columns).assign(frequency=0.5, category="dog")
     table = presence.presence_table(table)
@@ -92,10 +79,7 @@ def test_accuracy_and_auroc_are_given_by_way():
 def test_an_answer_that_is_neither_yes_nor_no_is_no_answer():
     word = {"present": True, "absent_sampling": "", "log2_probs": np.zeros((1, 1), np.float16)}
     said = {"dog": "Yes, a dog.", "cat": "No", "cow": "Perhaps"}
-    prompts = [
-        {"kind": "presence", "categories": [category], "answer": answer}
-        for category, answer in said.items()
-    ]
+    prompts = [{"kind": "presence", "categories": [n], "answer": text} for n, text in said.items()]
     words = [{"category": category, **word} for category in said]
     table = confidence_of([{"name": "a.jpg", "prompts": prompts, "words": words, "objects": []}])
     assert table["said_yes"].tolist()[:2] == [1, 0] and np.isnan(table["said_yes"][2])

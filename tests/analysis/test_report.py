@@ -27,14 +27,12 @@ def test_the_sentences_are_those_of_the_tables(demo, demo_tables):
     blind = f"how many images of the other half have it, {row['frequency']:.2f}"
     assert blind in lines[3]
     assert f"says yes to {row['sensitivity']:.0%} (" in lines[3]
-    unnamed = report_image.report_grounding(
-        demo.run, table.assign(top1_hit_rate=0.0), demo_tables.confident
-    )
+    unnamed = table.assign(top1_hit_rate=0.0)
+    unnamed = report_image.report_grounding(demo.run, unnamed, demo_tables.confident)
     assert "No patch's top-1 token is its object's word, at any layer." in unnamed
     one = table[table["image"] == "scene_00.png"]
-    alone = report_image.report_grounding(
-        demo.run, one, demo_tables.confident[demo_tables.confident["present"]]
-    )
+    present = demo_tables.confident[demo_tables.confident["present"]]
+    alone = report_image.report_grounding(demo.run, one, present)
     assert "nan" not in " ".join(alone) and len(alone) == 3
     assert alone[0].startswith("Not shown: an object's own word")
 
@@ -48,13 +46,8 @@ def test_without_annotations_nothing_is_claimed(run, tables):
 @pytest.mark.parametrize("n_images, said", [(1, "1 image"), (2, "2 images")])
 def test_images_and_categories_are_counted_as_numbers(n_images, said):
     run, record, _ = make_results()
-    absent = {
-        **record["words"][0],
-        "category": "cat",
-        "present": False,
-        "absent_sampling": "random",
-    }
-    record["words"] = [*record["words"], absent]
+    absent = {"category": "cat", "present": False, "absent_sampling": "random"}
+    record["words"] = [*record["words"], record["words"][0] | absent]
     records = [{**record, "name": f"{number}.jpg"} for number in range(n_images)]
     grounded, confident = grounding_of(records, run), confidence_of(records)
     text = "\n".join(report_image.report_grounding(run, grounded, confident))
@@ -102,8 +95,7 @@ def test_report_counts_what_was_loaded(run, tables):
     assert "3 images with 9 prompts" in text and "In which order" not in text
     assert "too few images for an interval" in text and "nan" not in text
     whole = objects[objects["whole_word"].astype(bool)]
-    if len(whole):
-        assert f"{whole['readable_layer'].median():g} (too few" in text
+    assert whole.empty or f"{whole['readable_layer'].median():g} (too few" in text
     wrong = objects[~objects["right"].dropna().astype(bool)]
     below = report_answers.report_answers(run, tables.answers)
     assert f"{len(wrong)} of {objects['right'].notna().sum()} graded answers are wrong" in below
@@ -113,18 +105,15 @@ def test_report_counts_what_was_loaded(run, tables):
 
 def test_an_answer_that_never_settles_is_named(run, tables):
     answers = tables.answers.assign(settling_layer=len(run["layers"]), whole_word=True)
-    assert "| never (too few images for an interval) |" in report_answers.report_answers(
-        run, answers
-    )
+    text = report_answers.report_answers(run, answers)
+    assert "| never (too few images for an interval) |" in text
 
 
 def test_no_text_of_a_stranger_is_mark_up_in_the_report(run, tables):
     nasty = "`<script>alert(1)</script>` $x$ *b* | a_b_"
-    answers = tables.answers.assign(
-        answer=nasty, truth="dog", right=False, question=nasty, image=nasty
-    )
-    text = report.report(run, tables._replace(answers=answers)) + report_answers.report_answers(
-        run, answers
-    )
+    said = dict.fromkeys(["answer", "question", "image"], nasty)
+    answers = tables.answers.assign(**said, truth="dog", right=False)
+    text = report.report(run, tables._replace(answers=answers))
+    text += report_answers.report_answers(run, answers)
     assert "<script" not in text and "$" not in text and "*b*" not in text
     assert "&#60;script&#62;" in text

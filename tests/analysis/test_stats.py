@@ -30,10 +30,7 @@ def test_a_layer_from_which_on_something_stays_by_hand():
 
 
 def test_readable_layer_by_hand():
-    margin = np.array([
-        [-2.0, 1.0, 0.0, -1.0], [3.0, 1.0, 0.0, 2.0], [1.9, 1.0, 0.0, 3.0], [2.0, 1.0, 0.0, 1.0],
-        [4.0, 1.0, 0.0, -0.1],
-    ])  # fmt: skip
+    margin = np.array([[-2, 3, 1.9, 2, 4], [1, 1, 1, 1, 1], [0] * 5, [-1, 2, 3, 1, -0.1]]).T
     prob = np.full(margin.shape, 0.5)
     assert stats.readable_layer(margin, prob).tolist() == [3, 0, 5, 5]
     # What ends below a probability of 0.1 is readable nowhere, whatever it was before.
@@ -67,10 +64,8 @@ def test_intervals_against_scipy():
         np.testing.assert_allclose(ends, [wilson.low, wilson.high], atol=1e-12)
     exact = scipy.stats.quantile_test(values[:, 0], p=0.5).confidence_interval()
     assert stats.interval(values[:, 0], "median").tolist() == [exact.low, exact.high]
-    assert np.isnan(stats.interval(values[:11])).all() and stats.interval(values[:11]).shape == (
-        2,
-        4,
-    )
+    few = stats.interval(values[:11])
+    assert np.isnan(few).all() and few.shape == (2, 4)
 
 
 def test_prompts_of_one_image_that_agree_count_once():
@@ -131,7 +126,6 @@ def test_kl_bits_against_scipy():
 def test_auroc_against_scikit_learn():
     rng = np.random.default_rng(0)
     values, inside = rng.integers(0, 9, (4, 50)).astype(float), rng.random(50) < 0.3  # with ties
-    assert stats.auroc(values, inside) == pytest.approx(
-        [sklearn.metrics.roc_auc_score(inside, row) for row in values]
-    )
+    expected = [sklearn.metrics.roc_auc_score(inside, row) for row in values]
+    assert stats.auroc(values, inside) == pytest.approx(expected)
     assert stats.auroc(-values, inside) == pytest.approx(1 - stats.auroc(values, inside))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import AutoProcessor
 
 from llava_lens.data.images import open_image
 from tests.conftest import PROMPTS
@@ -12,9 +11,7 @@ from tests.model.plain_hf import hf_inputs, hf_lens, load_hf
 @pytest.fixture(scope="session")
 def hf(llava_folder):
     """The same weights in plain HF, float64."""
-    return load_hf(llava_folder, torch.float64), AutoProcessor.from_pretrained(
-        llava_folder, backend="pil"
-    )
+    return load_hf(llava_folder, torch.float64)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from tiny_llava import make_llava
-from transformers import AutoProcessor
 
 from llava_lens import kinds, schema
 from llava_lens.data.images import find_images, open_image
@@ -13,7 +12,7 @@ from llava_lens.data.prompts import as_prompts
 from llava_lens.model import causal, load, run
 from llava_lens.model.images import Reader, describe_run
 from llava_lens.model.read import read_image
-from tests.conftest import NOTHING_KNOWN, ROOT
+from tests.conftest import NOTHING_KNOWN, ROOT, TEXT, VISION
 from tests.model.plain_hf import hf_inputs, load_hf
 
 QUESTIONS = ["What is this? 狗", kinds.question_of("relation", a="dog", b="cat")]
@@ -22,10 +21,8 @@ N_BLOCKS = 5
 LAYERS = [*range(N_BLOCKS + 1)]
 # Rounding of another matrix shape, about twice what was measured. Of two logits against plain HF,
 # and of all logits of a row beside others, in standard deviations; of probabilities; of weights.
-TOLERANCE = {
-    "float32": 2e-5,
-    "float16": 3e-3,
-}  # in float16 mostly none, so a unit of the last place
+TWO_TOKENS = load.Settings("", max_new_tokens=2)
+TOLERANCE = {"float32": 2e-5, "float16": 3e-3}  # float16: mostly none, so a unit of the last place
 BESIDE = {"float32": 1.6e-5, "float16": 1.4e-2}
 PROBABILITY = {"float32": 3e-6, "float16": 6e-4}
 WEIGHTS = {"float32": 1e-6, "float16": 7e-4}
@@ -34,12 +31,12 @@ WEIGHTS = {"float32": 1e-6, "float16": 7e-4}
 @pytest.fixture(scope="module")
 def gqa_folder(tmp_path_factory):
     """A tiny LLaVA with two key-value heads for four heads (grouped-query attention)."""
-    folder = tmp_path_factory.mktemp("gqa")
+    folder, text = (
+        tmp_path_factory.mktemp("gqa"),
+        TEXT | {"num_key_value_heads": 2, "intermediate_size": 64},
+    )
     torch.manual_seed(1)
-    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
-    text = dict(small, hidden_size=64, num_hidden_layers=N_BLOCKS, num_key_value_heads=2)
-    corpus = [kinds.CHAT, *QUESTIONS]
-    make_llava(folder, corpus, 56, 14, vision=small, text=dict(text, initializer_range=0.3))
+    make_llava(folder, [kinds.CHAT, *QUESTIONS], 56, 14, vision=VISION, text=text)
     return folder
 
 
@@ -48,11 +45,7 @@ def both(request, llava_folder, gqa_folder):
     """`((bridge, processor), plain HF's (model, processor), dtype)` with the same weights."""
     folder = gqa_folder if request.param == "gqa" else llava_folder
     dtype = "float16" if request.param == "float16" else "float32"
-    hf = (
-        load_hf(folder, getattr(torch, dtype)),
-        AutoProcessor.from_pretrained(folder, backend="pil"),
-    )
-    return load.load_llava(folder, dtype, "cpu"), hf, dtype
+    return load.load_llava(folder, dtype, "cpu"), load_hf(folder, getattr(torch, dtype)), dtype
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +63,8 @@ class Hooked:
         ids = self.inputs["input_ids"][0]
         at_image = (ids == self.model.config.image_token_id).nonzero()[:, 0]
         self.end, self.n_pos = int(at_image[-1]) + 1, len(ids)
-        self.groups = {
-            "image": at_image,
-            "question": torch.arange(self.end, self.n_pos - 1),
-            "last": torch.tensor([self.n_pos - 1]),
-        }
+        question, last = torch.arange(self.end, self.n_pos - 1), torch.tensor([self.n_pos - 1])
+        self.groups = {"image": at_image, "question": question, "last": last}
 
     @torch.inference_mode()
     def states(self):
@@ -124,24 +114,26 @@ class Hooked:
 
             handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
 
-        def after(module, args, out):
-            resid = (out if torch.is_tensor(out) else out[0]).clone()
+        def after(norm, args):  # what the last block gives, which the final norm reads
+            resid = args[0].clone()
             see(len(layers), resid)
-            return resid if torch.is_tensor(out) else (resid, *out[1:])
+            return (resid,)
 
-        handles.append(layers[-1].register_forward_hook(after))
+        handles.append(self.model.model.language_model.norm.register_forward_pre_hook(after))
         logits = self.model(**self.inputs).logits[0, -1].float()
         for handle in handles:
             handle.remove()
         return logits
 
 
-def no_others():
-    return iter(())
-
-
 def prefix_of(llava, image):
     return run.keep_prefix(*llava, image)
+
+
+def causal_of(llava, image, prompts, patches, about):
+    """What `read_causal` gives where there is no other image."""
+    prefix = prefix_of(llava, image)
+    return causal.read_causal(llava[0], prefix, lambda: iter(()), prompts, patches, about)
 
 
 def text_ids(llava, image, question):
@@ -216,21 +208,19 @@ def test_a_runs_own_states_change_nothing(both, images):
         assert np.abs(route[group] - route["own"]).max() < scale, group
 
 
-@pytest.mark.parametrize("windows", [[[2, 3], [5, 5], [1, 5]]])
-def test_a_cut_equals_plain_hf_with_that_mask(both, images, windows):
+def test_a_cut_equals_plain_hf_with_that_mask(both, images):
     llava, hf, dtype = both
-    settings = load.Settings("", max_new_tokens=2)
-    record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), settings)
+    record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), TWO_TOKENS)
+    windows = [[2, 3], [5, 5], [1, 5]]
     about = {"grid": 4, "knockout_windows": windows, "route_layers": []}
-    read = causal.read_causal(
-        llava[0], prefix_of(llava, images[0]), no_others, record["prompts"], [CHOSEN, {}], about
-    )
+    read = causal_of(llava, images[0], record["prompts"], [CHOSEN, {}], about)
     assert [one["route"] for one in read] == [{}, {}]
     assert {*read[0]["knockout"]} == {*schema.KNOCKOUT}
     assert {*read[1]["knockout"]} == {"image_last", "question_last", "image"}
     for prompt, one in zip(record["prompts"], read, strict=True):
         plain = Hooked(hf, images[0], prompt["question"])
         token = int(prompt["answer_ids"][0])
+        assert prompt["word_at"] == 0  # where the cuts are read
         undisturbed = plain.cut("image", []).softmax(-1)[token]
         for cut, prob in one["knockout"].items():
             of_windows = cut in schema.OF_OBJECTS
@@ -289,26 +279,29 @@ def test_rows_side_by_side_equal_those_by_themselves(both, images, monkeypatch):
         assert (logits - alone[key]).abs().max() < BESIDE[dtype] * alone[key].std()
 
 
-def test_a_prompt_that_is_not_run_at_once_is_left_out(llava, images, monkeypatch):
-    settings = load.Settings("")
-    record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), settings)
-    shorter = min(prompt["n_prompt"] for prompt in record["prompts"])
+@pytest.fixture
+def two_prompts(llava, images):
+    """The prompts of a record, and its run."""
+    record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), TWO_TOKENS)
+    return record["prompts"], describe_run(*llava, TWO_TOKENS, 0.0)
+
+
+def test_a_prompt_that_is_not_run_at_once_is_left_out(llava, images, two_prompts, monkeypatch):
+    prompts, about = two_prompts
+    shorter = min(prompt["n_prompt"] for prompt in prompts)
     for module in (causal, run):
         monkeypatch.setattr(module, "PIECE", shorter)
-    prefix, about = prefix_of(llava, images[0]), describe_run(*llava, settings, 0.0)
-    read = causal.read_causal(llava[0], prefix, no_others, record["prompts"], [{}, {}], about)
-    expected = [prompt["n_prompt"] == shorter for prompt in record["prompts"]]
+    read = causal_of(llava, images[0], prompts, [{}, {}], about)
+    expected = [prompt["n_prompt"] == shorter for prompt in prompts]
     assert [bool(one["knockout"]) for one in read] == expected
 
 
-def test_nan_is_named(llava, images, monkeypatch):
-    record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), load.Settings(""))
-    prefix, about = prefix_of(llava, images[0]), describe_run(*llava, load.Settings(""), 0.0)
-    monkeypatch.setattr(
-        causal, "lens_logits", lambda bridge, resid: torch.full((len(resid), 9), torch.nan)
-    )
+def test_nan_is_named(llava, images, two_prompts, monkeypatch):
+    prompts, about = two_prompts
+    nan = lambda bridge, resid: torch.full((len(resid), 9), torch.nan)  # noqa: E731
+    monkeypatch.setattr(causal, "lens_logits", nan)
     with pytest.raises(FloatingPointError, match="attention cut or states patched"):
-        causal.read_causal(llava[0], prefix, no_others, record["prompts"], [{}, {}], about)
+        causal_of(llava, images[0], prompts, [{}, {}], about)
 
 
 def test_windows_are_six_of_a_quarter_of_the_blocks_and_one_of_all():
@@ -333,22 +326,16 @@ def test_every_layer_is_patched_or_seventeen_evenly_spaced():
         assert np.ptp(np.diff(layers)) <= 1
 
 
-# ------------------------------------------------------------------------------------------------
-# Which image is the counterfactual
-# ------------------------------------------------------------------------------------------------
+# ---- Which image is the counterfactual ----------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def demo():
     """`(model, paths, RUN, settings)` of the demo."""
     model = load.load_llava(ROOT / "demo/model", "float32", "cpu")
-    own = as_prompts(
-        [
-            kinds.question_of("presence", category="circle"),
-            kinds.question_of("object"),
-            "Describe the image.",
-        ]
-    )
+    asked = [("presence", {"category": "circle"}), ("object", {})]
+    own = [kinds.question_of(kind, **words) for kind, words in asked]
+    own = as_prompts([*own, "Describe the image."])
     settings = load.Settings("demo/model", "float32", "cpu", own, top_k=1, max_new_tokens=3)
     paths = find_images(ROOT / "demo/scenes")
     return model, paths, describe_run(*model, settings, 0.0), settings
@@ -357,8 +344,7 @@ def demo():
 def test_the_counterfactual_is_the_nearest_image_before_with_another_answer(demo):
     """Each answer by plain HF's `generate`, one by one; the list is a ring."""
     model, paths, about, settings = demo
-    folder = ROOT / "demo/model"
-    hf = load_hf(folder, torch.float32), AutoProcessor.from_pretrained(folder, backend="pil")
+    hf = load_hf(ROOT / "demo/model", torch.float32)
     names, said = list(paths), {}
 
     def answer(name, question):

@@ -75,10 +75,8 @@ def whole(tmp_path_factory, attempt):
 @pytest.fixture(scope="module")
 def short(tmp_path_factory, attempt):
     """With one prompt, no knockout and no route, which takes half the time."""
-    folder = tmp_path_factory.mktemp("short")
-    return unbroken(
-        folder, attempt, prompts=PROMPTS[:1], knockout=False, route=False, max_new_tokens=2
-    )
+    settings = dict(prompts=PROMPTS[:1], knockout=False, route=False, max_new_tokens=2)
+    return unbroken(tmp_path_factory.mktemp("short"), attempt, **settings)
 
 
 def test_two_processes_share_the_images_and_change_nothing(tmp_path, whole):
@@ -92,24 +90,17 @@ def test_two_processes_share_the_images_and_change_nothing(tmp_path, whole):
 
 def test_the_same_list_again_reads_nothing_twice(tmp_path, whole):
     """As when a notebook's cell is run again: with the list of before, and then by another number
-    of processes."""
+    of processes, which may be more than the images."""
     unbroken, attempt = whole
-    assert attempt(tmp_path / "results") == (0, "")
-    assert attempt(tmp_path / "results", processes=2) == (0, "")
-    assert_same_results(tmp_path / "results", unbroken)
-
-
-def test_fewer_images_than_processes(tmp_path, whole):
-    unbroken, attempt = whole
-    assert attempt(tmp_path / "results", processes=3) == (0, "")
-    assert_same_results(tmp_path / "results", unbroken)
+    for processes in (3, 1, 2):
+        assert attempt(tmp_path, processes=processes) == (0, "")
+        assert_same_results(tmp_path, unbroken)
 
 
 def test_processes_end_that_are_launched_after_torch_was_used(tmp_path, short):
     unbroken, attempt = short
-    first = use_torch
-    assert attempt(tmp_path / "results", processes=2, first=first) == (0, "")
-    assert_same_results(tmp_path / "results", unbroken)
+    assert attempt(tmp_path, processes=2, first=use_torch) == (0, "")
+    assert_same_results(tmp_path, unbroken)
 
 
 def uncounted(results):
@@ -126,24 +117,20 @@ def assert_goes_on(results, short):
     assert not uncounted(results) and not list(results.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("step", range(3 * (1 + 2 * N_IMAGES)))
-def test_killed_at_every_step_of_saving(tmp_path, short, step):
-    """Three steps for run.pkl, and for record and part of each image. At most one image is read
-    twice."""
-    results, attempt = tmp_path / "results", short[1]
-    assert attempt(results, first=partial(die_at, step)) == (-9, "")
-    assert len(uncounted(results)) <= 1
-    assert_goes_on(results, short)
+STEPS = range(3 * (1 + 2 * N_IMAGES))  # three for run.pkl, and for record and part of each image
 
 
-def test_killed_while_it_draws_a_bar(tmp_path, short):
-    assert short[1](tmp_path / "results", first=die_drawing) == (-9, "")
+@pytest.mark.parametrize("die", [die_drawing, *(partial(die_at, step) for step in STEPS)])
+def test_killed_at_every_step_of_saving_and_while_it_draws_a_bar(tmp_path, short, die):
+    """At most one image is read twice."""
+    assert short[1](tmp_path / "results", first=die) == (-9, "")
+    assert len(uncounted(tmp_path / "results")) <= 1
     assert_goes_on(tmp_path / "results", short)
 
 
-@pytest.mark.parametrize("processes", [1, 1, 2])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_killed_at_random_moments(tmp_path, short, processes, request):
-    """Three times; at most one image per process is read twice."""
+    """At most one image per process is read twice."""
     results, attempt = tmp_path / "results", short[1]
     start = time.time()
     assert attempt(tmp_path / "whole", processes=processes) == (0, "")

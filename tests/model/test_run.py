@@ -16,15 +16,9 @@ def read_image(llava, image, prompts, words=(), **settings):
 
 @pytest.mark.parametrize(
     "dtype, hf_dtype, tolerance",
-    [
-        ("float32", torch.float64, 5e-5),
-        ("float16", torch.float64, 5e-2),
-        ("float16", torch.float16, 1e-3),
-    ],
+    [("float32", "float64", 5e-5), ("float16", "float64", 5e-2), ("float16", "float16", 1e-3)],
 )
-def test_residual_streams_distributions_and_logits(
-    llava_folder, hf, image, dtype, hf_dtype, tolerance
-):
+def test_residual_streams_distributions_and_logits(llava_folder, image, dtype, hf_dtype, tolerance):
     """Largest differences, in standard deviations of the residual stream and the logits, and as
     probabilities."""
     bridge, processor = load.load_llava(llava_folder, dtype, "cpu")
@@ -35,10 +29,9 @@ def test_residual_streams_distributions_and_logits(
         residuals, logits = run.run_and_capture(
             bridge, input_ids, DynamicCache(), pixel_values=pixel_values.to(bridge.cfg.dtype)
         )
-    reference = (hf[0] if hf_dtype == torch.float64 else load_hf(llava_folder, hf_dtype), hf[1])
-    expected_residuals, expected_probs, expected_logits = hf_lens(
-        reference[0], hf_inputs(reference, image, question)
-    )
+    hf = load_hf(llava_folder, getattr(torch, hf_dtype))
+    inputs = hf_inputs(hf, image, question)
+    expected_residuals, expected_probs, expected_logits = hf_lens(hf[0], inputs)
     scale = expected_residuals.double().std()
     assert len(residuals) == len(expected_residuals) == 6
     for resid, expected, probs in zip(residuals, expected_residuals, expected_probs, strict=True):
@@ -48,9 +41,8 @@ def test_residual_streams_distributions_and_logits(
         assert (p - probs).abs().max() < tolerance
         assert torch.allclose(p.sum(-1), torch.ones(len(p)), atol=1e-5)
     assert logits.shape == (1, bridge.cfg.d_vocab)
-    assert (
-        logits[0].double() - expected_logits[-1]
-    ).abs().max() < tolerance * expected_logits.double().std()
+    scale = expected_logits.double().std()
+    assert (logits[0].double() - expected_logits[-1]).abs().max() < tolerance * scale
 
 
 def test_prompts_are_tokenised_as_by_the_processor(llava, hf, image):
@@ -66,20 +58,18 @@ def test_prompts_are_tokenised_as_by_the_processor(llava, hf, image):
 def test_greedy_answer_equals_generate(pair, hf, image):
     _, prompt, _, _ = pair
     inputs = hf_inputs(hf, image, prompt["question"])
-    generated = hf[0].generate(**inputs, do_sample=False, max_new_tokens=6)[
-        0, inputs["input_ids"].shape[1] :
-    ]
+    generated = hf[0].generate(**inputs, do_sample=False, max_new_tokens=6)[0]
+    generated = generated[inputs["input_ids"].shape[1] :]
     assert prompt["answer_ids"].tolist() == generated.tolist()
 
 
 def test_answer_ends_with_the_end_token(llava, image, monkeypatch):
     """The end token stops the answer, is kept among the ids, and is not fed back."""
     (free,) = read_image(llava, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"]
-    monkeypatch.setattr(
-        llava[0].original_model.generation_config, "eos_token_id", [int(free["answer_ids"][2])]
-    )
+    config, end_token = llava[0].original_model.generation_config, int(free["answer_ids"][2])
+    monkeypatch.setattr(config, "eos_token_id", [end_token])
     (stopped,) = read_image(llava, image, PROMPTS[:1], max_new_tokens=6)[0]["prompts"]
-    end = free["answer_ids"].tolist().index(free["answer_ids"][2]) + 1
+    end = free["answer_ids"].tolist().index(end_token) + 1
     assert stopped["answer_ids"].tolist() == free["answer_ids"].tolist()[:end]
     assert len(stopped["token_ids"]) == stopped["n_prompt"] + end - 1
 
@@ -103,47 +93,34 @@ def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image, monke
     monkeypatch.setattr(run, "PIECE", 7)
     pieces, pieces_mean = read_image(llava, image, PROMPTS, max_new_tokens=9)
     for one, other in zip(whole["prompts"], pieces["prompts"], strict=True):
-        assert (
-            one["answer"] == other["answer"]
-            and one["token_ids"].tolist() == other["token_ids"].tolist()
-        )
+        assert one["answer"] == other["answer"]
+        assert one["token_ids"].tolist() == other["token_ids"].tolist()
         for name, values in one["readings"].items():
             assert values.dtype == other["readings"][name].dtype
             np.testing.assert_allclose(values, other["readings"][name], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(whole_mean, pieces_mean, atol=1e-5)
 
 
+def spoil_first(resid, hook):
+    """Before the image, at a position that is not read."""
+    resid = resid.clone()
+    resid[0, 0, 0] = torch.inf
+    return resid
+
+
 @pytest.mark.parametrize(
-    "layer, where", [(0, "first at layer 0 of 5"), (3, "first at layer 3 of 5")]
+    "name, spoil, where",
+    [
+        ("blocks.0.hook_resid_pre", spoil_first, "first at layer 0 of 5"),
+        ("blocks.2.hook_resid_post", spoil_first, "first at layer 3 of 5"),
+        ("blocks.2.hook_resid_post", lambda resid, hook: resid * torch.inf, "layer 3"),
+        (  # its softmax is zero
+            "unembed.hook_out",
+            lambda logits, hook: logits.index_fill(-1, torch.tensor([5]), -torch.inf),
+            "NaN or infinity in the lens's logits, first at layer 0 of 5|in the logits",
+        ),
+    ],
 )
-def test_a_broken_layer_is_named_even_at_a_position_that_is_not_read(llava, image, layer, where):
-    """Infinity at the first token, before the image."""
-    bridge, _ = llava
-    hook = "blocks.0.hook_resid_pre" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"
-
-    def spoil(resid, hook):
-        resid = resid.clone()
-        resid[0, 0, 0] = torch.inf
-        return resid
-
-    with bridge.hooks(fwd_hooks=[(hook, spoil)]), pytest.raises(FloatingPointError, match=where):
-        read_image(llava, image, PROMPTS[:1])
-
-
-def test_a_logit_of_minus_infinity_is_an_error_though_its_softmax_is_zero(llava, image):
-    def spoil(logits, hook):
-        return logits.index_fill(-1, torch.tensor([5]), -torch.inf)
-
-    message = "NaN or infinity in the lens's logits, first at layer 0 of 5|in the logits"
-    with (
-        llava[0].hooks(fwd_hooks=[("unembed.hook_out", spoil)]),
-        pytest.raises(FloatingPointError, match=message),
-    ):
-        read_image(llava, image, PROMPTS[:1])
-
-
-def test_infinity_is_an_error_that_names_the_layer(llava, image):
-    bridge, _ = llava
-    hook = ("blocks.2.hook_resid_post", lambda resid, hook: resid * torch.inf)
-    with bridge.hooks(fwd_hooks=[hook]), pytest.raises(FloatingPointError, match="layer 3"):
+def test_infinity_is_an_error_that_names_the_layer(llava, image, name, spoil, where):
+    with llava[0].hooks(fwd_hooks=[(name, spoil)]), pytest.raises(FloatingPointError, match=where):
         read_image(llava, image, PROMPTS[:1])
