@@ -59,7 +59,7 @@ def _run(sender, arguments, first, processes) -> None:
     try:
         if first:
             first()
-        store.Results(arguments[3]).continue_from()
+        store.Results(arguments[2]).continue_from()
         notebook_launcher(read_images, arguments, num_processes=processes, use_port=_free_port())
     except BaseException as error:
         sender.send(f"{type(error).__name__}: {error}")
