@@ -225,10 +225,10 @@ def _read_share(share: list[str], reader: Reader, results: Results) -> None:
     """Read and save the images of one process, one after the other, until the deadline."""
     state, begun, seconds, skipped = PartialState(), False, [], {}
     quiet, bar = not state.is_main_process, dict(unit="image", file=sys.stdout, mininterval=5)
-    for name in tqdm(share, "images", disable=quiet, **bar):
+    for at, name in enumerate(tqdm(share, "images", disable=quiet, **bar)):
         start = time.monotonic()
         if seconds and start + max(seconds) > reader.settings.deadline:
-            left = len(share) - len(seconds) - len(skipped)
+            left = len(share) - at
             print(f"The time is over with {left} images left: run this again to go on.")
             break
         try:
@@ -236,17 +236,15 @@ def _read_share(share: list[str], reader: Reader, results: Results) -> None:
             record, mean = reader.read(name)
         except (OSError, FloatingPointError) as error:
             skipped[name] = str(error)
-            if begun:
-                results.skip(name, str(error))
-            continue
-        if not begun:
-            results.begin(run, state.process_index)
-            for earlier, reason in skipped.items():
-                results.skip(earlier, reason)
-            begun = True
-        results.add(record, mean)
-        seconds.append(time.monotonic() - start)
-    if skipped and not begun:
+        else:
+            if not begun:
+                results.begin(run, state.process_index)
+                begun = True
+            results.add(record, mean)
+            seconds.append(time.monotonic() - start)
+        while begun and skipped:
+            results.skip(*skipped.popitem())
+    if skipped:
         reasons = " ".join(f"{name}: {reason}" for name, reason in skipped.items())
         message = f"None of these {len(skipped)} images can be read. {reasons}"
         require(state.num_processes > 1 or results.started, message)

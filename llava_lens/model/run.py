@@ -110,8 +110,7 @@ def as_cache(prefix: list[tuple]) -> DynamicCache:
 def crop_to(cache, n_kept: int) -> None:
     """Leave the first `n_kept` positions in every block of a cache."""
     for layer in cache.layers:
-        if (added := layer.get_seq_length() - n_kept) > 0:
-            layer.crop(-added)
+        layer.crop(n_kept - layer.get_seq_length())  # minus so many as are to go
 
 
 @dataclass

@@ -22,7 +22,7 @@ LAYERS = [*range(N_BLOCKS + 1)]
 # Rounding of another matrix shape, about twice what was measured. Of two logits against plain HF,
 # and of all logits of a row beside others, in standard deviations; of probabilities; of weights.
 TWO_TOKENS = load.Settings("", max_new_tokens=2)
-TOLERANCE = {"float32": 2e-5, "float16": 3e-3}  # float16: mostly none, so a unit of the last place
+TOLERANCE = {"float32": 2e-5, "float16": 3e-3}  # float16: mostly none, so one last place
 BESIDE = {"float32": 1.6e-5, "float16": 1.4e-2}
 PROBABILITY = {"float32": 3e-6, "float16": 6e-4}
 WEIGHTS = {"float32": 1e-6, "float16": 7e-4}

@@ -212,6 +212,26 @@ def test_a_processor_of_another_model_is_refused(checkpoint, no_weights, side, p
         load.load_llava(checkpoint)
 
 
+@pytest.mark.parametrize("size", [{"shortest_edge": 56}, {"height": 56, "width": 56}])
+def test_a_processor_without_a_crop_must_give_squares(checkpoint, size):
+    """Of wide images too; then a grey image is seen as it is."""
+
+    def change(values):
+        values["image_processor"] |= {"do_center_crop": False, "size": size}
+        values["image_processor"].pop("crop_size")
+
+    checkpoint.change_json("processor_config.json", change)
+    config = LlavaConfig.from_pretrained(checkpoint.path)
+    if "shortest_edge" in size:
+        with pytest.raises(ValueError, match="112 x 56 pixels and 32 patches, where the model"):
+            load.load_processor(str(checkpoint.path), config)
+    else:
+        processor = load.load_processor(str(checkpoint.path), config)
+        grey = load.grey_image(config.vision_config.image_size)
+        pixels, _ = encode_prompts(processor, grey, [])
+        assert pixels.shape == (1, 3, 56, 56) and (pixels == pixels[:, :, :1, :1]).all()
+
+
 def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(checkpoint, no_weights):
     change_json(checkpoint / "config.json", lambda c: c["text_config"].update(vocab_size=300))
     with pytest.raises(ValueError, match="ids up to .*, and the model 300 rows"):
