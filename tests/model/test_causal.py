@@ -19,9 +19,9 @@ QUESTIONS = ["What is this? 狗", kinds.question_of("relation", a="dog", b="cat"
 CHOSEN = {"object": [0, 5, 6], "background": [3, 12, 15]}  # of the tiny model's 16 patches
 N_BLOCKS = 5
 LAYERS = [*range(N_BLOCKS + 1)]
+TWO_TOKENS = load.Settings("", max_new_tokens=2)
 # Rounding of another matrix shape, about twice what was measured. Of two logits against plain HF,
 # and of all logits of a row beside others, in standard deviations; of probabilities; of weights.
-TWO_TOKENS = load.Settings("", max_new_tokens=2)
 TOLERANCE = {"float32": 2e-5, "float16": 3e-3}  # float16: mostly none, so one last place
 BESIDE = {"float32": 1.6e-5, "float16": 1.4e-2}
 PROBABILITY = {"float32": 3e-6, "float16": 6e-4}
