@@ -93,10 +93,12 @@ def analyse(images: Images, results="results", **settings) -> None:
     from llava_lens.model.images import read_images
     from llava_lens.model.load import Settings, copies_that_fit
 
-    settings = {"model": HUB if kaggle.on_kaggle() else DEMO} | _given(settings)
+    # None stands for a default, but prompts are a list.
+    given = {name: one for name, one in settings.items() if one is not None or name == "prompts"}
+    settings = {"model": HUB if kaggle.on_kaggle() else DEMO, "prompts": []} | given
+    settings |= {"model": str(settings["model"]), "prompts": as_prompts(settings["prompts"])}
     processes, hours = settings.pop("processes", None), settings.pop("hours", 8.0)
     go_on_from = settings.pop("go_on_from", None)
-    settings["prompts"] = as_prompts(settings.get("prompts", []))
     on_cpu = settings.get("device") == "cpu" or not kaggle.probe_gpus()["gpus"]
     settings.setdefault("dtype", "float32" if on_cpu else "float16")
     settings = Settings(**settings, deadline=STARTED + 3600 * hours)
@@ -112,15 +114,6 @@ def analyse(images: Images, results="results", **settings) -> None:
             notebook_launcher(read_images, arguments, num_processes=processes)
         else:
             read_images(*arguments)
-
-
-def _given(settings: dict) -> dict:
-    """The settings that were given: None stands for a default."""
-    return {
-        name: str(value) if name == "model" else value
-        for name, value in settings.items()
-        if value is not None or name == "prompts"
-    }
 
 
 def _unread(images: Images, results, go_on_from) -> dict[str, Path]:
