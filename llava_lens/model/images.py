@@ -213,11 +213,12 @@ class Reader:
             yield other, self.kept[other], self.said.setdefault(other, {})
 
     def _keep_for_next(self, name: str, prefix: list[tuple]) -> None:
-        """Keep the prefix of the image just read, and drop the farthest ones before it."""
+        """Keep the prefix of the image just read; drop the farthest ones before it."""
         names = list(self.paths)
         at = names.index(name)
         near = {names[at - back] for back in range(min(NEAREST, len(names)))}
         self.kept = {other: kept for other, kept in self.kept.items() if other in near}
+        self.said = {other: said for other, said in self.said.items() if other in near}
         self.kept[name] = prefix
 
 

@@ -375,6 +375,18 @@ def test_the_counterfactual_is_the_nearest_image_before_with_another_answer(demo
     assert max(distances) > 0
 
 
+def test_no_pass_is_run_for_an_answer_that_is_known(llava, images, monkeypatch):
+    """The model is known to begin its answer there with the own answer's token."""
+    texts, own = (
+        {0: text_ids(llava, images[0], QUESTIONS[0])},
+        llava[1].tokenizer.encode("dog")[-1:],
+    )
+    said = {tuple(texts[0].tolist()): own[0]}
+    monkeypatch.setattr(causal, "run_texts", lambda *_: pytest.fail("it was run"))
+    others = iter([("other.jpg", prefix_of(llava, images[1]), said)])
+    assert [*causal.counterfactuals(llava[0], texts, {0: own}, others)] == []
+
+
 @pytest.mark.parametrize(
     "own, other, is_another",
     [
