@@ -42,6 +42,11 @@ def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
 
 MEASURES = ["auroc", "top1_hit_rate"]  # of a word against a mask
 CONTROLS = {"_absent": ABSENT_WORDS, "_other_image": OTHER_BOXES}
+COMPARED_WITH = {  # what would be as high by itself: columns of `Grounding.table`, own and control
+    "absent words in the same boxes": ("auroc", "auroc_absent"),
+    "the words of other objects of the image": ("auroc_objects", "auroc_objects_swapped"),
+    "usual places": ("auroc", "auroc_other_image"),
+}
 
 
 class Case(NamedTuple):
@@ -87,7 +92,8 @@ class Grounding:
         self.masks, self.first_cases = {}, {}  # by category: latest mask, first (row, case)
 
     def add(self, record: dict) -> None:
-        for case in cases_of(record, self.run):
+        cases = cases_of(record, self.run)
+        for number, case in enumerate(cases):
             mask = self.masks.get(case.category)
             if mask is None:
                 # A copy, since `top1` is a view of all top-k tokens of the record.
@@ -98,6 +104,7 @@ class Grounding:
                 **_measured(case.word, case.top1, case.inside),
                 **_measured(case.absent, case.top1, case.inside, "_absent"),
                 **_measured(case.word, case.top1, mask, "_other_image"),
+                **_against_objects(case, cases[:number] + cases[number + 1 :]),
             }
             self.rows.append((dict(zip(Case._fields[:3], case[:3], strict=True)), columns))
 
@@ -108,15 +115,17 @@ class Grounding:
         - `size` (SIZES) of its largest object
         - `auroc`: of P(word) in its patches against P(word) in the others
         - `top1_hit_rate`: the share of its patches whose top-1 token is its word
-        - `auroc_absent`, `top1_hit_rate_absent`: the main control, the word of a category that the
-          image does not have, in the same patches. What it has above 0.5 any word would have on
-          any object. NaN where no absent word is watched
-        - `auroc_other_image`, `top1_hit_rate_other_image`: the control of places, the own word
-          against the patches of the category in another image. What it has above 0.5 comes from
-          usual places. NaN where no other image has the category
+        - `auroc_absent`, `top1_hit_rate_absent`: of an absent category's word in the same patches.
+          What it has above 0.5 any word would have on any object
+        - `auroc_objects`: of P(word) in its patches against those of the image's other objects;
+          `auroc_objects_swapped`: of the other objects' words in the same two groups. They are
+          equal where any object's word is likelier on all objects
+        - `auroc_other_image`, `top1_hit_rate_other_image`: of the own word against the patches of
+          the category in another image. What it has above 0.5 comes from usual places
 
-        Sources: AUROC against boxes is this project's; patches that decode to the word of their
-        object: Neo et al., arXiv 2410.07149.
+        A control is NaN where there is no such word, object or image. Sources: AUROC against boxes
+        is this project's; patches that decode to the word of their object: Neo et al., arXiv
+        2410.07149.
         """
         for category, (row, case) in self.first_cases.items():
             if (mask := self.masks[category]) is not case.inside:
@@ -124,6 +133,7 @@ class Grounding:
         if self.rows:
             return repeat_over_layers(self.rows, layer_numbers(self.run))
         names = [f"{name}{control}" for control in ("", *CONTROLS) for name in MEASURES]
+        names += COMPARED_WITH["the words of other objects of the image"]
         return pd.DataFrame(columns=[*Case._fields[:3], "layer", *names])
 
 
@@ -135,6 +145,26 @@ def _measured(word: dict | None, top1: np.ndarray, mask: np.ndarray | None, cont
         area = auroc(word["log2_probs"], mask)
         hits = np.isin(top1[:, mask], word["token_ids"]).mean(axis=1)
     return {f"auroc{control}": area, f"top1_hit_rate{control}": hits}
+
+
+def _against_objects(case: Case, others: list[Case]) -> dict:
+    """`auroc_objects` and `auroc_objects_swapped` `[layer]`. Patches of both count for neither."""
+    own, swapped = (np.full(len(case.top1), np.nan) for _ in range(2))
+    of_others = np.any([np.zeros_like(case.inside), *(other.inside for other in others)], axis=0)
+    either = case.inside ^ of_others
+    mask = case.inside[either]
+    if mask.any() and not mask.all():
+        own = auroc(case.word["log2_probs"][:, either], mask)
+        words = (other.word["log2_probs"][:, either] for other in others)
+        swapped = np.mean([auroc(log2_probs, mask) for log2_probs in words], axis=0)
+    return {"auroc_objects": own, "auroc_objects_swapped": swapped}
+
+
+def differences(grounded: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The own word's AUROC minus that of a control of COMPARED_WITH `[image, layer]`."""
+    own, control = COMPARED_WITH[name]
+    above = (grounded[own] - grounded[control]).astype(float)
+    return per_image(grounded.assign(above=above).dropna(subset="above"), "above")
 
 
 def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -158,8 +188,8 @@ def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.
 
 def best_layer(grounded: pd.DataFrame) -> int:
     """The layer at which AUROCs of own words are furthest above those of absent words."""
-    above = grounded.assign(above=grounded["auroc"] - grounded["auroc_absent"])
-    return int(per_image(above, "above").mean().fillna(0).idxmax())
+    above = differences(grounded, "absent words in the same boxes")
+    return int(above.mean().idxmax() if len(above) else grounded["layer"].min())
 
 
 def best_and_worst(table: pd.DataFrame, layer: int, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -89,6 +89,25 @@ def presence_areas(table: pd.DataFrame) -> dict[str, tuple[float, np.ndarray]]:
     return {name: (each.mean(), interval(each, "share", rows)) for name, each in by_image.items()}
 
 
+def within_images(table: pd.DataFrame) -> pd.DataFrame:
+    """Per image, in doublings of `confidence`: `above`, what is there above the absent categories
+    that often stand beside it (adversarial: the same scene), and `scene`, these above the randomly
+    drawn. NaN where there are none.
+
+    From each confidence the mean of its category where it is absent, in other images, is taken:
+    categories differ whatever the image shows. What raises all words of an image cancels.
+    """
+    logs, is_absent = np.log2(table["confidence"].astype(float)), ~table["present"].astype(bool)
+    sums = logs.where(is_absent).groupby(table["category"]).transform("sum")
+    counts = is_absent.groupby(table["category"]).transform("sum") - is_absent
+    usual = (sums - logs.where(is_absent, 0)) / counts.where(counts > 0)
+    groups = table["absent_sampling"].where(is_absent, "present")
+    means = (logs - usual).groupby([table["image"], groups]).mean().unstack()
+    means = means.reindex(columns=["present", "adversarial", "random"])
+    scene = means["adversarial"] - means["random"]
+    return pd.DataFrame({"above": means["present"] - means["adversarial"], "scene": scene})
+
+
 def presence_table(table: pd.DataFrame) -> pd.DataFrame:
     """Of `category_confidence` a row for `all` absent categories, and one per way of drawing them
     (ABSENT_SAMPLINGS), each beside the present categories of the same images.
