@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from llava_lens.analysis.causal import changes_by_window
-from llava_lens.analysis.curves import first_tokens, per_image
+from llava_lens.analysis.curves import first_tokens
 from llava_lens.analysis.grounding import COMPARED_WITH, SIZES, differences
 from llava_lens.analysis.per_kind import controls_table, settling_table
 from llava_lens.analysis.presence import presence_areas, within_images
@@ -101,7 +101,9 @@ def _order_of_two(layers: pd.DataFrame) -> dict:
         outcome, claim = SHOWN, f"Answers about {a} are handed over before answers about {b}"
     elif p < LEVEL:
         outcome = UNDECIDED
-        claim = f"Undecided: in some images answers about {a} are handed over before those about {b}"
+        claim = (
+            f"Undecided: in some images answers about {a} are handed over before those about {b}"
+        )
     sentence = (
         f"{claim}: by {number_of_layers(middle)} in the median of {n} images, {a} earlier on "
         f"{n_later} and later on {(later < 0).sum()} (p = {p:.2g}, by signs alone {p_signs:.2g})."
@@ -243,26 +245,24 @@ def present_or_absent(confident: pd.DataFrame) -> list[dict]:
     if confident["present"].nunique() < 2:
         return []
     area, (low, high) = presence_areas(confident)["within"]
-    of_image = within_images(confident)
-    above, scene = (of_image[name].dropna().to_numpy(float) for name in ("above", "scene"))
+    n, values = within_images(confident)
+    above, scene = values["above"].to_numpy(), values["scene"].to_numpy()
     passed = int(low > 0.5) + int(interval(above)[0] > 0)
     outcome = (NOT_SHOWN, UNDECIDED, SHOWN)[passed]
-    if len(above) < MIN_IMAGES:
+    if n < MIN_IMAGES:
         outcome = NOT_TESTED
     claim = "the patches tell whether a category is there"
     claim = claim.capitalize() if outcome == SHOWN else f"{outcome.capitalize()}: {claim}"
     parts = [
         f"{claim}. One category at a time, the AUROC of the largest P(word) is "
         f"{with_interval(area, (low, high), two_decimals)}",
-        f"Within {count_of(len(above), 'image')}, what is there is above absent categories of the "
+        f"Within {count_of(n, 'image')}, what is there is above absent categories of the "
         f"same scene by {_doublings(above)}",
         f"The scene alone raises a word by {_doublings(scene)}",
     ]
-    n = confident["image"].nunique()
-    numbers = {"value": area, "low": low, "high": high, "n": n}
+    numbers = {"value": area, "low": low, "high": high, "n": confident["image"].nunique()}
     return [finding(THERE, "all categories", outcome, f"{'. '.join(parts)}.", **numbers)]
 
 
 def _doublings(values: np.ndarray) -> str:
-    mean = values.mean() if len(values) else np.nan
-    return f"{with_interval(mean, interval(values), two_decimals)} doublings"
+    return f"{with_interval(values.mean(), interval(values), two_decimals)} doublings"

@@ -89,14 +89,26 @@ def presence_areas(table: pd.DataFrame) -> dict[str, tuple[float, np.ndarray]]:
     return {name: (each.mean(), interval(each, "share", rows)) for name, each in by_image.items()}
 
 
-def within_images(table: pd.DataFrame) -> pd.DataFrame:
-    """Per image, in doublings of `confidence`: `above`, what is there above the absent categories
-    that often stand beside it (adversarial: the same scene), and `scene`, these above the randomly
-    drawn. NaN where there are none.
+def within_images(table: pd.DataFrame) -> tuple[int, pd.DataFrame]:
+    """How many images have what is compared, and in doublings of `confidence` `above` and `scene`,
+    each as values whose mean it is and whose `interval` is its own.
 
-    From each confidence the mean of its category where it is absent, in other images, is taken:
-    categories differ whatever the image shows. What raises all words of an image cancels.
+    `above`: what is there above the absent categories that often stand beside it (adversarial: the
+    same scene). `scene`: these above the randomly drawn. All within images, so what raises all
+    words of an image cancels. From each confidence the mean of its category where it is absent, in
+    other images, is taken: categories differ whatever the image shows. That mean ties images to
+    each other, so the values are the jackknife's, over up to 24 groups of images.
     """
+    of_image = _above_and_scene(table)
+    groups = pd.factorize(table["image"])[0] % 24
+    means, n_groups = of_image.mean(), len(set(groups))
+    without = pd.DataFrame([_above_and_scene(table[groups != each]).mean() for each in set(groups)])
+    values = means - (n_groups - 1) * (without - without.mean())
+    return int(of_image["above"].notna().sum()), values
+
+
+def _above_and_scene(table: pd.DataFrame) -> pd.DataFrame:
+    """`above` and `scene` of `within_images` per image; NaN where nothing can be compared."""
     logs, is_absent = np.log2(table["confidence"].astype(float)), ~table["present"].astype(bool)
     sums = logs.where(is_absent).groupby(table["category"]).transform("sum")
     counts = is_absent.groupby(table["category"]).transform("sum") - is_absent
