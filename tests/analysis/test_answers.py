@@ -7,7 +7,7 @@ import pytest
 from llava_lens import kinds as kinds_py
 from llava_lens import schema, store
 from llava_lens.analysis import answers as answers_py
-from llava_lens.analysis import curves, grading, per_kind, stats
+from llava_lens.analysis import curves, grading, per_kind, report, stats
 from tests.analysis.made import answers_of, layers_of
 from tests.hostile import make_results
 
@@ -188,9 +188,9 @@ def test_answers_that_begin_with_a_piece_are_left_out_and_counted():
     answers = answers_of(records, RUN)
     table = per_kind.settling_table(answers)
     assert table["median"]["colour"] == 10 and np.isnan(table["median"]["object"])
-    assert table["answers"].tolist() == [1, 1] and "Left out: 1 of 2" in per_kind.pieces_note(
-        answers
-    )
+    assert table["answers"].tolist() == [1, 1]
+    run = RUN | {"dtype": "float32", "last_layer_jsd": 0.0, "route_layers": []}
+    assert "Left out of what the lens reads: 1 of 2" in report._procedure(run, answers)
     by_column = curves.answer_curves(answers)
     assert all(set(curve["kind"]) == {"colour"} for curve in by_column.values())
     assert list(per_kind.controls_table(answers).index) == ["colour"]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from llava_lens import kinds, schema
-from llava_lens.analysis import causal, curves, report, report_causal, stats
+from llava_lens.analysis import causal, curves, findings, report, stats
 from tests.analysis.made import knockouts_of, routes_of
 
 # ---- The route ----------------------------------------------------------------------------------
@@ -86,9 +86,9 @@ NOISE = np.arange(20) % 3
 
 def test_an_order_is_claimed_only_where_a_paired_test_allows_it():
     layers = {"colour": 3 + NOISE, "object": 3 + NOISE[::-1], "relation": 6 + NOISE}
-    colours_objects, colours_relations, objects_relations = report_causal.order_of_kinds(
-        handed_over(**layers)
-    )
+    found = findings.order_of_kinds(handed_over(**layers))
+    assert [each["outcome"] for each in found] == ["not shown", "shown", "shown"]
+    colours_objects, colours_relations, objects_relations = (each["sentence"] for each in found)
     assert colours_objects.startswith("No order is shown between")
     assert colours_relations.startswith(
         "Answers about colours are handed over before answers about the arrangement of objects: "
@@ -99,7 +99,7 @@ def test_an_order_is_claimed_only_where_a_paired_test_allows_it():
 
 def test_an_order_is_found_in_either_direction_and_not_from_few_images():
     def sentence(**layers):
-        return report_causal.order_of_kinds(handed_over(**layers))[0]
+        return findings.order_of_kinds(handed_over(**layers))[0]["sentence"]
 
     earlier = "objects are handed over before answers about colours: by 3 layers in the median of "
     assert f"{earlier}20 images, objects earlier on 20" in sentence(
@@ -108,15 +108,18 @@ def test_an_order_is_found_in_either_direction_and_not_from_few_images():
     few = "Not tested, colours against objects: 11 images have right answers about both, a test"
     assert sentence(colour=[3] * 11, object=[6] * 11).startswith(few)
     assert "1 image has right answers" in sentence(colour=[3], object=[6])
-    assert "earlier on 0 and later on 0 (p = 1)" in sentence(colour=[3] * 12, object=[3] * 12)
+    assert "earlier on 0 and later on 0 (p = 1, by signs alone 1)" in sentence(
+        colour=[3] * 12, object=[3] * 12
+    )
 
 
-def test_an_order_in_some_images_only_is_said_to_be_that():
-    layers = {"colour": [3.0] * 60, "object": [3.0] * 36 + [15.0] * 24}
-    sentence = report_causal.order_of_kinds(handed_over(**layers))[0]
-    assert sentence.startswith("In some images only, answers about colours are handed over before")
-    assert "by 0 layers in the median of 60 images" in sentence
-    assert "colours earlier on 24 and later on 0" in sentence
+def test_an_order_in_some_images_only_is_undecided_with_both_tests():
+    layers = {"colour": [3.0] * 60, "object": [3.0] * 30 + [2.0] * 10 + [15.0] * 20}
+    (found, *_) = findings.order_of_kinds(handed_over(**layers))
+    assert found["outcome"] == "undecided" and found["p"] < findings.LEVEL
+    assert found["sentence"].startswith("Undecided: in some images answers about colours are")
+    assert "colours earlier on 20 and later on 10" in found["sentence"]
+    assert "by signs alone 0.099" in found["sentence"]
 
 
 def test_wrong_answers_and_answers_without_a_route_have_no_part_in_the_order():
@@ -125,26 +128,15 @@ def test_wrong_answers_and_answers_without_a_route_have_no_part_in_the_order():
     late = handed_over(right=False, colour=30 + NOISE)
     not_graded = handed_over(right=None, colour=30 + NOISE)
     without = table.assign(handed_over=np.nan)
-    expected = report_causal.order_of_kinds(table)
-    assert report_causal.order_of_kinds(pd.concat([late, not_graded, without, table])) == expected
-    assert report_causal.order_of_kinds(without) == []
+    expected = findings.order_of_kinds(table)
+    assert findings.order_of_kinds(pd.concat([late, not_graded, without, table])) == expected
+    assert findings.order_of_kinds(without) == []
 
 
 def test_of_several_answers_of_a_kind_the_median_counts():
     table = handed_over(colour=3 + NOISE, object=6 + NOISE)
     far = table.assign(handed_over=30.0)
-    assert report_causal.order_of_kinds(
-        pd.concat([far, table, table])
-    ) == report_causal.order_of_kinds(table)
-
-
-def test_the_summary_says_whether_an_order_was_shown_or_tested():
-    shown = report_causal.order_of_kinds(handed_over(colour=3 + NOISE, object=6 + NOISE))
-    short = "Answers about colours are handed over before answers about objects."
-    assert report._order_in_short(shown) == short
-    assert report._order_in_short(["No order is shown: p"]).startswith("No order of colours")
-    assert "is not tested" in report._order_in_short(["Not tested, a against b: 3 images"])
-    assert "is not tested" in report._order_in_short([])
+    assert findings.order_of_kinds(pd.concat([far, table, table])) == findings.order_of_kinds(table)
 
 
 # ---- Knockout -----------------------------------------------------------------------------------
@@ -173,8 +165,8 @@ def test_changes_by_hand():
 def test_without_knockout_nothing_is_said():
     run = {**RUN, "knockout_windows": []}
     table = knockouts_of([{"name": "a", "prompts": []}], run)
-    assert table.empty and report_causal.report_knockout(run, table) == []
-    assert report_causal.report_cuts(run, table) == ""
+    assert table.empty and findings.where_taken(run, table) == []
+    assert report._cuts(run, table) == ""
 
 
 def simulated(n_images, loss_of):
@@ -205,17 +197,16 @@ def test_a_window_that_does_nothing_is_named_in_fewer_than_1_in_20_data_sets():
             return -np.round((shaken[:, None] * rng.normal(0.2, 1, shape)).clip(-1, 1), 3)
 
         of_kinds = [changes() for _ in WITH_OBJECTS]
-        windows = [report_causal.window_of_use(*both[:, :, :-1])[0] for both in of_kinds]
-        named += any(window is not None for window in windows)
+        expected = [findings.window_of_use(*both[:, :, :-1])[1] for both in of_kinds]
+        named += "shown" in expected
         if number % 50 == 0:  # the report says what `window_of_use` says
 
             def loss_of(image, cut, kind, of_kinds=of_kinds):
                 return -of_kinds[WITH_OBJECTS.index(kind)][schema.OF_OBJECTS.index(cut), image]
 
-            lines = report_causal.report_knockout(RUN, simulated(n_images, loss_of))
-            falls = ["falls most" in line for line in lines]
-            expected = [window is not None for window in windows]
-            assert falls == (expected if n_images >= stats.MIN_IMAGES else [])
+            found = findings.where_taken(RUN, simulated(n_images, loss_of))
+            outcomes = [each["outcome"] for each in found]
+            assert outcomes == (expected if n_images >= stats.MIN_IMAGES else [])
     assert named < 25
 
 
@@ -228,25 +219,26 @@ def test_a_window_that_does_something_is_named_with_its_control():
         return bump + rng.normal(0, 0.01, len(CENTRES))
 
     table = simulated(24, loss_of)
-    lines = report_causal.report_knockout(RUN, table)
-    abouts = [line.split(",")[0] for line in lines]
-    assert abouts == [f"Asked about {kinds.KINDS[kind].title}" for kind in WITH_OBJECTS]
-    for line in lines:
-        assert "in blocks 9 to 17" in line
-        assert "as many other patches by 0.02 (" in line
+    found = findings.where_taken(RUN, table)
+    assert [each["about"] for each in found] == WITH_OBJECTS
+    for each in found:
+        title = kinds.KINDS[each["about"]].title
+        assert each["outcome"] == "shown" and each["sentence"].lower().startswith(title)
+        assert "in blocks 9 to 17" in each["sentence"] and "on 24 images" in each["sentence"]
+        assert each["value"] == pytest.approx(0.28, abs=0.02) and each["low"] > 0.25
     # Fewer images than a claim takes: nothing is said. The window of all blocks is never named.
-    assert report_causal.report_knockout(RUN, table[table["image"] < "011"]) == []
+    assert findings.where_taken(RUN, table[table["image"] < "011"]) == []
 
 
 def test_cuts_in_all_blocks_stand_in_a_table():
     rows = [
         {"image": f"{image}", "prompt": 0, "kind": "colour", "cut": cut, "layer": 33,
          "change": change}
-        for image in range(20)
+        for image in range(24)
         for cut, change in (("image_last", -0.1), ("question_last", -0.5), ("image", -0.7))
     ]  # fmt: skip
-    text = report_causal.report_cuts(RUN, pd.DataFrame(rows))
-    assert "| colours | 20 | -0.10 (-0.10 to -0.10) | -0.50 (-0.50 to -0.50) | -0.70 (" in text
+    text = report._cuts(RUN, pd.DataFrame(rows))
+    assert "| colours | 24 | -0.10 (-0.10 to -0.10) | -0.50 (-0.50 to -0.50) | -0.70 (" in text
 
 
 # ---- The demo -----------------------------------------------------------------------------------
@@ -272,16 +264,19 @@ def test_the_demo_takes_colours_from_the_object(demo, demo_tables):
     relation = by_kind["relation"].set_index(["cut", "layer"])
     assert -0.45 < relation.loc[("object", 9.0), "mean"] < -0.1
     assert abs(relation.loc[("background", 9.0), "mean"]) < 0.02
-    lines = report_causal.report_knockout(demo.run, demo_tables.knocked)
-    by_kind = {kind: line for kind, line in zip(WITH_OBJECTS, lines, strict=True)}
-    assert "in blocks 2 to 4," in by_kind["colour"] and "in blocks 2 to 4," in by_kind["object"]
-    assert "no window of blocks is found" in by_kind["relation"]
+    found = findings.where_taken(demo.run, demo_tables.knocked)
+    by_kind = {each["about"]: each for each in found}
+    for kind in ("colour", "object"):
+        assert "in blocks 2 to 4," in by_kind[kind]["sentence"]
+    # The loss is larger than the control's, but no window's interval is above LEAST_LOSS.
+    assert by_kind["relation"]["outcome"] == "undecided" and by_kind["relation"]["n"] == 18
     # The sentence's numbers, by hand.
     table = demo_tables.knocked
     of_colour = table[(table["kind"] == "colour") & (table["layer"] == 3)]
     loss = -of_colour.groupby("cut")["change"].mean()
-    assert f"by {loss['object']:.2f} (" in by_kind["colour"]
-    assert f"other patches by {abs(loss['background']):.2f} (" in by_kind["colour"]
+    more = loss["object"] - loss["background"]
+    assert by_kind["colour"]["value"] == pytest.approx(more)
+    assert f"by {more:.2f} (" in by_kind["colour"]["sentence"]
 
 
 def test_the_demo_s_route_is_the_trial_s(demo_tables):
@@ -301,6 +296,6 @@ def test_the_demo_s_route_is_the_trial_s(demo_tables):
         values = curves.per_image(of_kind, f"effect_{patched}")
         low, high = stats.interval(values.to_numpy(), "median")
         assert (low - 0.05 <= expected).all() and (high + 0.05 >= expected).all()
-    order = report_causal.order_of_kinds(demo_tables.answers)
-    assert all(sentence.startswith("Answers about") for sentence in order)
-    assert "objects are handed over before answers about colours" in order[0]
+    order = findings.order_of_kinds(demo_tables.answers)
+    assert all(each["outcome"] == "shown" for each in order)
+    assert "objects are handed over before answers about colours" in order[0]["sentence"]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llava_lens.analysis import per_kind, report_answers
+from llava_lens.analysis import per_kind, report
 
 SHAPES = ["circle", "heart", "star"]
 
@@ -51,14 +51,15 @@ def test_pieces_of_words_are_left_out_where_the_lens_reads_alone():
 def test_right_and_wrong_answers_apart_by_hand():
     rows = [
         {"image": i, "kind": "colour", "right": i < 3, "whole_word": True, "token": 0, "word_at": 0,
-         "layer": 5, "readable_layer": 2 * i, "probability": 0.9, "other_probability": 0.1 * i,
-         "grey_probability": 0.0}
+         "layer": 5, "readable_layer": 2 * i, "settling_layer": 5, "probability": 0.9,
+         "other_probability": 0.1 * i, "grey_probability": 0.0, "truth": "red", "question": "?",
+         "answer": "red"}
         for i in range(5)
     ]  # fmt: skip
-    table = per_kind.right_and_wrong(pd.DataFrame(rows)).set_index("right")
-    assert table.loc[True, ["images", "readable_layer"]].tolist() == [3, 2]
-    assert table.loc[False, ["images", "readable_layer"]].tolist() == [2, 7]
-    assert table["gain"].to_dict() == pytest.approx({True: 0.8, False: 0.55})
+    run = {"layers": [str(layer) for layer in range(11)]}
+    text = report.report_answers(run, pd.DataFrame(rows).astype({"image": str}))
+    assert "| colours | right | 3 | 2 (no interval) | 0.80 (no interval) |" in text
+    assert "| colours | wrong | 2 | 7 (no interval) | 0.55 (no interval) |" in text
 
 
 def test_controls_by_hand():
@@ -99,12 +100,15 @@ def test_rates_stand_beside_chance_and_the_majority_answer():
     )
     columns = ["probability", "other_probability", "grey_probability"]
     table = table.assign(**dict.fromkeys(columns, 0.5), question="?", answer="!")
-    text = report_answers.report_answers(run, table)
-    few = "(too few images for an interval)"
-    assert f"75% {few} of 4, 1 not gradable | 25% | 60% |" in text
-    assert f"| objects | 100% {few} of 2 | 33% | 100% |" in text
-    assert f"| presence | 50% {few} of 2 | 50% | 50% |" in text
-    assert "| own prompts | not known | - | - |" in text
+    layers = ["leaves_image", "handed_over", "mediated"]
+    text = report._kinds_table(run, table.assign(**dict.fromkeys(layers, np.nan)))
+    few = "(no interval)"
+    assert f"| the arrangement of objects | 5 | 75% {few} | 25% | 60% | 0.50 |" in text
+    assert f"| objects | 2 | 100% {few} | 33% | 100% |" in text
+    assert f"| presence | 2 | 50% {few} | 50% | 50% |" in text
+    assert "| own prompts | 1 | not known | - | - |" in text
+    none = table.assign(right=None, **dict.fromkeys(layers, np.nan))
+    assert "| objects | 2 | 2 not gradable | 33% | - |" in report._kinds_table(run, none)
 
 
 def test_on_the_demo_the_image_brings_the_answer(demo_tables):
