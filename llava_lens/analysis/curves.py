@@ -11,11 +11,8 @@ SERIES_IN_BITS = ("jsd_prev", "jsd_final", "entropy")
 
 
 def repeat_over_layers(rows: list[tuple[dict, dict]], numbers: np.ndarray) -> pd.DataFrame:
-    """A table with a row per one of `rows` and layer; empty without rows.
-
-    Each row is `(constants, columns)`: values shared by all layers, and one array `[layer]` per
-    column.
-    """
+    """A table with a row per one of `rows` and layer; empty without rows. Each row is `(constants,
+    columns)`: values shared by all layers, and one array `[layer]` per column."""
     if not rows:
         return pd.DataFrame()
     constants, columns = zip(*rows, strict=True)
@@ -33,10 +30,7 @@ def repeat_over_layers(rows: list[tuple[dict, dict]], numbers: np.ndarray) -> pd
 
 def top_tokens(mean: np.ndarray, run: dict, n: int = 30) -> pd.DataFrame:
     """The `n` tokens with the largest mean probability over all layers, from `mean`
-    `[layer, d_vocab]`.
-
-    Columns: `token`, `id`, `mean` over the layers, then one column per layer, by label.
-    """
+    `[layer, d_vocab]`: `token`, `id`, `mean` over the layers, then a column per layer, by label."""
     over_layers = mean.mean(axis=0)
     ids = np.argsort(-over_layers, kind="stable")[:n]
     columns = {"token": [run["tokens"][i] for i in ids], "id": ids, "mean": over_layers[ids]}
@@ -52,10 +46,8 @@ def first_tokens(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def whole_words(answers: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `answers` on the answer's word, of answers that begin with a whole word.
-
-    A piece of a word may begin another word, so it says nothing about the answer's.
-    """
+    """The rows of `answers` on the answer's word, of answers that begin with a whole word: a piece
+    may begin another word, so it says nothing about the answer's."""
     at_word = answers["token"] == answers["word_at"]
     return answers[at_word & answers["whole_word"].astype(bool)]
 
@@ -85,12 +77,10 @@ def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
 
 
 def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
-    """The lens's own bias at each layer, per segment, in bits.
-
-    It is the Kullback-Leibler divergence of the mean distribution at the layer from that at the
-    last, from `mean_probability` `[segment, layer, d_vocab]`. It is large where the lens prefers
-    some tokens whatever the input. Columns: `segment`, `layer`, `bias`. Source: Belrose et al.,
-    arXiv 2303.08112.
+    """The lens's own `bias` per `segment` and `layer`, in bits: the Kullback-Leibler divergence of
+    the mean distribution at the layer from that at the last, from `mean_probability`
+    `[segment, layer, d_vocab]`. It is large where the lens prefers some tokens whatever the input.
+    Source: Belrose et al., arXiv 2303.08112.
     """
     rows = []
     for segment, mean in zip(SEGMENTS, mean_probability, strict=True):

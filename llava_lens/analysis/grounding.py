@@ -26,11 +26,9 @@ def word_probability(record: dict, category: str) -> np.ndarray:
 
 
 def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
-    """Mask `[grid * grid]` of a category's patches, at least half covered by one of its boxes.
-
-    A box too small for that gets the patch that it overlaps most. Which patches of a crowd region
-    hold the category is not known, so a category with one has no patches in the image.
-    """
+    """Mask `[grid * grid]` of a category's patches, at least half covered by one of its boxes; a
+    box too small for that has the patch that it overlaps most. Which patches of a crowd hold the
+    category is not known, so a category with one has none in the image."""
     objects = [item for item in record["objects"] if item["category"] == category]
     if any(item["crowd"] for item in objects):
         return np.zeros(run["grid"] ** 2, bool)
@@ -62,11 +60,9 @@ class Case(NamedTuple):
 
 
 def cases_of(record: dict, run: dict) -> list[Case]:
-    """The cases of one record. A category that fills the crop, or has no patches, is none.
-
-    Each gets one absent word, in turn. The mean of several would vary less than the own word does,
-    and tests suppose a symmetric difference.
-    """
+    """The cases of one record. A category that fills the crop, or has no patches, is none. Each
+    gets one absent word, in turn: the mean of several would vary less than the own word does, and
+    tests suppose a symmetric difference."""
     absent = [word for word in record["words"] if not word["present"]] or [None]
     present = [word for word in record["words"] if word["present"]]
     top1, found = record["patches"]["top_ids"][:, :, 0], []
@@ -168,11 +164,8 @@ def differences(grounded: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """MEASURES of `Grounding.table` as curves (`layer_curve`) by `size`.
-
-    Groups: SIZES, ALL_SIZES and the controls ABSENT_WORDS and OTHER_BOXES. `top1_hit_rate` has
-    NO_WORD too, the share of all patches that decode to no word, from `layers_table`.
-    """
+    """MEASURES as curves (`layer_curve`) by `size`: SIZES, ALL_SIZES and CONTROLS. `top1_hit_rate`
+    has NO_WORD too, the share of patches that decode to no word, from `layers_table`."""
     groups = [table, table.assign(size=ALL_SIZES)]
     for control, name in CONTROLS.items():
         of_control = {column: table[f"{column}{control}"] for column in MEASURES}
@@ -193,16 +186,14 @@ def best_layer(grounded: pd.DataFrame) -> int:
 
 
 def best_and_worst(table: pd.DataFrame, layer: int, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The `n` rows of `Grounding.table` at a layer with the largest AUROC, and the `n` with the
-    smallest, each of another image."""
+    """The `n` rows at a layer with the largest AUROC, and with the smallest, each of an image."""
     ordered = table[table["layer"] == layer].sort_values("auroc", ascending=False, kind="stable")
     best = ordered.drop_duplicates("image").head(n)
     return best, ordered.drop(best.index)[::-1].drop_duplicates("image").head(n)
 
 
 def cases_to_look_at(grounded: pd.DataFrame, answers: pd.DataFrame, n: int = 3) -> list[str]:
-    """Names of images worth a look: those of the first `n` wrong answers, then of the `n` best and
-    the `n` worst cases at the best layer."""
+    """Images worth a look: of the first `n` wrong answers, then of `best_and_worst`."""
     first = first_tokens(answers)
     names = first.loc[first["right"].eq(False), "image"].drop_duplicates().head(n).tolist()
     if not grounded.empty:

@@ -1,7 +1,6 @@
 """Present against absent categories: the confidence in the patches beside the answers."""
 
 from collections import Counter
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,15 +12,8 @@ from llava_lens.schema import ABSENT_SAMPLINGS
 GRADES = {True: 1.0, False: 0.0, None: np.nan}
 
 
-class Watched(NamedTuple):
-    """Of one image the categories that it has, and a row per watched category."""
-
-    seen: set[str]
-    rows: list[dict]
-
-
-def watched_of(record: dict) -> Watched:
-    """What `category_confidence` needs of one record."""
+def watched_of(record: dict) -> tuple[set[str], list[dict]]:
+    """For `category_confidence`: the categories of an image, and a row per watched category."""
     said_yes = {
         prompt["categories"][0]: GRADES[is_right("presence", prompt["answer"], "yes")]
         for prompt in record["prompts"]
@@ -36,28 +28,26 @@ def watched_of(record: dict) -> Watched:
         }
         for word in record["words"]
     ]
-    return Watched({item["category"] for item in record["objects"]}, rows)
+    return {item["category"] for item in record["objects"]}, rows
 
 
-def category_confidence(images: list[Watched]) -> pd.DataFrame:
+def category_confidence(images: list[tuple[set, list]]) -> pd.DataFrame:
     """From the `watched_of` all records a row per image and watched category.
 
     - `confidence`: the largest P(word) over all layers and patches
-    - `frequency`: what can be said blindly, the share of images that have the category. It is taken
-      over the half of the images that this one is not in. Over all others a category would be the
-      rarer the more it is here.
-    - `said_yes`: the model's answer when asked about the category, 1 for yes and 0 for no; NaN
-      where it was not asked, or its answer was neither
+    - `frequency`: what can be said blindly, the share of images that have the category, in the
+      half that this one is not in. Over all others it would be the rarer the more it is here
+    - `said_yes`: the model's answer when asked, 1 for yes and 0 for no; NaN for none or neither
 
     Source of the confidence: a variant of Jiang et al., arXiv 2410.02762, who take no final norm,
     the softmax over fewer tokens, and every piece of a word.
     """
     halves = images[::2], images[1::2]
-    images_with = [Counter(name for image in half for name in image.seen) for half in halves]
+    images_with = [Counter(name for seen, _ in half for name in seen) for half in halves]
     rows = []
-    for number, image in enumerate(images):
+    for number, (_, of_image) in enumerate(images):
         other = 1 - number % 2
-        for row in image.rows:
+        for row in of_image:
             share = images_with[other][row["category"]] / max(len(halves[other]), 1)
             rows.append({**row, "frequency": share})
     columns = ["image", "category", "present", "absent_sampling", "confidence", "said_yes"]

@@ -14,8 +14,14 @@ from llava_lens.analysis.stats import LEAST_LIKELY, interval, peak_range, with_i
 from llava_lens.kinds import KINDS
 from llava_lens.schema import DEMO_NOTE, SEGMENTS, layer_label
 from llava_lens.text import (
-    as_code, count_of, interval_ends, markdown_table, one_decimal, percent, two_decimals,
-)  # fmt: skip
+    as_code,
+    count_of,
+    interval_ends,
+    markdown_table,
+    one_decimal,
+    percent,
+    two_decimals,
+)
 
 
 def summary(run: dict, tables) -> str:
@@ -64,7 +70,7 @@ def _kinds_table(run: dict, answers: pd.DataFrame) -> str:
             median = of_columns[column].loc[kind]
             cells.append(with_interval(median["median"], median[["low", "high"]], show))
         rows.append([KINDS[kind].title, *cells])
-    header = ["asked about", "images", "right", "chance", "always the commonest", "P(answer)"]
+    header = ["asked about", "images", "right", "chance", "a blind model", "P(answer)"]
     header += ["with another image", "with a grey image", "leaves the image at layer"]
     header += ["handed over at layer", "through the question", "readable from layer"]
     return markdown_table(header, rows)
@@ -98,23 +104,20 @@ def _bias(run: dict, tables) -> str:
     )
 
 
-WORDS_USED = f"""**Rules.** Layers are medians over images, brackets 95 % intervals. An answer that \
-ends below P = {LEAST_LIKELY} is readable nowhere.
-An order is claimed from right answers, within images, where Wilcoxon's test and the sign test have \
-p < {LEVEL:.2g} (0.05, Bonferroni over the pairs), and is undecided where only the first has.
-Each claim was tried on made-up data. `docs/claims.md` lists what was planted, and how often the \
-claim erred there."""
+RULES = f"""**Rules.** Layers are medians over images, brackets 95 % intervals. An answer that \
+ends below P = {LEAST_LIKELY} is readable nowhere. An order is claimed from right answers, within \
+images, where Wilcoxon's test and the sign test have p < {LEVEL:.2g} (0.05, Bonferroni over the \
+pairs). It is undecided where only the first has. Each claim was tried on made-up data: \
+`docs/claims.md` lists what was planted, and how often the claim erred there."""
 
 
 def report(run: dict, tables) -> str:
-    """What `summary` does not say: the words used, cuts in all blocks, others' numbers, and the
-    procedure."""
+    """What `summary` does not say: the rules of claims, cuts in all blocks, what others measured
+    and the procedure."""
     cuts = _cuts(run, tables.knocked)
-    sections = [WORDS_USED]
-    if cuts:
-        title = "**Attention cut in all blocks at once**: the mean change of P(answer)."
-        sections.append("\n".join([title, "", cuts]))
-    return "\n\n".join([*sections, THEIRS, _procedure(run, tables.answers)])
+    title = "**Attention cut in all blocks at once**: the mean change of P(answer).\n\n"
+    sections = [RULES, title + cuts if cuts else "", THEIRS, _procedure(run, tables.answers)]
+    return "\n\n".join(filter(None, sections))
 
 
 AT_ONCE = {  # cuts in all blocks, by header
@@ -142,7 +145,7 @@ THEIRS = """**What others measured on LLaVA-1.5-7B** (theirs, with other prompts
 Salazar et al. (2026), "Pathways of Visual Information Flow in Vision-Language Models", change of \
 accuracy in points with attention cut in all blocks:
 
-| asked about | accuracy | last position to all patches | text to all patches | last position to the text |
+| asked about | accuracy | last to patches | text to patches | last to text |
 | --- | --- | --- | --- | --- |
 | relations (COCO_two) | 55.2% | -0.9 | -26.1 | -22.7 |
 | places (COCO_one) | 46.4% | +0.3 | -21.1 | -19.6 |

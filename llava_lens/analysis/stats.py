@@ -17,18 +17,14 @@ def stays_from(holds: np.ndarray) -> np.ndarray:
 
 def settling_layer(target_rank: np.ndarray) -> np.ndarray:
     """The first layer position `[...]` from which on the target stays top-1, from its rank
-    `[layer, ...]`. One past the last if it is not top-1 there: float16 can round two tokens to the
-    same value."""
+    `[layer, ...]`; one past the last for never (float16 can round two tokens to one value)."""
     return stays_from(target_rank == 1)
 
 
 def best_rival(top_ids: np.ndarray, top_probs: np.ndarray, word_ids: list[int]) -> np.ndarray:
     """The largest probability `[...]` of a token that does not spell the word, from the top-k
-    `[..., k]`.
-
-    A word has four spellings at most, so from top_k = 5 on the rival is among the top-k. Where a
-    smaller k holds none, this is the last of the top-k: the rival has at most that.
-    """
+    `[..., k]`. Where these hold none (a word has four spellings at most), it is the last of them:
+    the rival has at most that."""
     spells = np.isin(top_ids, word_ids)
     return np.where(spells.all(-1), top_probs[..., -1], np.where(spells, 0, top_probs).max(-1))
 
@@ -98,8 +94,7 @@ def with_interval(value: float, ends: np.ndarray, show: Callable[[float], str]) 
 
 
 def signed_rank(differences: np.ndarray, alternative: str = "two-sided") -> float:
-    """p of Wilcoxon's signed-rank test, that differences lie symmetrically about 0; 1 where all
-    are 0."""
+    """p of Wilcoxon's signed-rank test that differences are symmetric about 0; 1 if all are 0."""
     if not np.any(differences):
         return 1.0
     sizes = np.unique(np.abs(differences))
@@ -131,10 +126,7 @@ def peak_range(values: np.ndarray, widest: float = 0.5) -> tuple[int, int] | Non
 
 def auroc(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """The chance `[...]` that a value inside is larger than one outside (ties count half), from
-    `values` `[..., n]` and the mask `inside` `[n]`.
-
-    The area under the ROC curve. Source: Mann and Whitney's U (1947).
-    """
+    `values` `[..., n]` and the mask `inside` `[n]`. Source: Mann and Whitney's U (1947)."""
     n_inside, n_outside = inside.sum(), (~inside).sum()
     rank_sum = rankdata(values, axis=-1)[..., inside].sum(-1)
     return (rank_sum - n_inside * (n_inside + 1) / 2) / (n_inside * n_outside)
@@ -175,7 +167,6 @@ def auroc_by_image(
 
 
 def kl_bits(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """The Kullback-Leibler divergence `[...]` of `q` from `p` `[..., d_vocab]`, in bits: what is
-    lost by taking `q` for `p`."""
+    """The Kullback-Leibler divergence `[...]` of `q` from `p` `[..., d_vocab]`, in bits."""
     p, q = np.maximum(p, TINY), np.maximum(q, TINY)
     return (p * np.log2(p / q)).sum(-1)
