@@ -3,9 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.curves import layer_curve, per_image, repeat_over_layers
+from llava_lens.analysis.curves import curves_by_kind, per_image, repeat_over_layers
 from llava_lens.analysis.stats import stays_from
-from llava_lens.kinds import KINDS
 
 PATCHED = ("image", "question", "last")  # groups of positions; of ROUTE
 # Of the logit difference between the two runs. Below it rounding in float16 (0.016 at a logit of
@@ -75,13 +74,11 @@ def route_curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     groups = [
         table.assign(patched=name, effect=table[f"effect_{name}"].astype(float)) for name in PATCHED
     ]
-    rows = pd.concat(groups)
-    kinds = filter(set(rows["kind"]).__contains__, KINDS)
-    return {kind: layer_curve(rows[rows["kind"] == kind], "effect", "patched") for kind in kinds}
+    return curves_by_kind(pd.concat(groups), "effect", "patched")
 
 
 def knockout_rows(record: dict, run: dict) -> list[dict]:
-    """The rows of one record for `knockouts`."""
+    """For `knockouts`: a row per prompt, cut and window."""
     rows, centres = [], window_centres(run)
     for number, prompt in enumerate(record["prompts"]):
         about = {"image": record["name"], "prompt": number, "kind": prompt["kind"]}
@@ -96,8 +93,7 @@ def knockout_rows(record: dict, run: dict) -> list[dict]:
 
 
 def knockouts(rows: list[dict]) -> pd.DataFrame:
-    """What cutting attention does to P(answer): from the `knockout_rows` of all records a row per
-    image, prompt, cut (KNOCKOUT) and window.
+    """What cutting attention does to P(answer), from the `knockout_rows` of all records.
 
     - `layer`: the centre of the window's blocks, block l making layer l; one past the last layer
       for all blocks at once
@@ -116,8 +112,7 @@ def window_centres(run: dict) -> np.ndarray:
 
 def knockout_curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The mean change by cut (`layer_curve` of `knockouts`), for each kind of prompt there is."""
-    kinds = filter(set(table["kind"]).__contains__, KINDS)
-    return {kind: layer_curve(table[table["kind"] == kind], "change", "cut") for kind in kinds}
+    return curves_by_kind(table, "change", "cut")
 
 
 def changes_by_window(table: pd.DataFrame, run: dict, cut: str) -> pd.DataFrame:

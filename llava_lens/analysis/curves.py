@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from llava_lens.analysis.stats import interval, kl_bits
+from llava_lens.kinds import KINDS
 from llava_lens.schema import SEGMENTS, layer_numbers
 
 # Of a record's readings `[layer, pos]`; all three are in bits, as the schema bounds them.
@@ -58,12 +59,8 @@ def per_image(table: pd.DataFrame, column: str, by: str = "layer") -> pd.DataFra
 
 
 def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
-    """The mean of `column` over images per group and layer, with its interval.
-
-    Columns: `by`, `layer` (number), `mean`, `low` and `high` (`interval`; NaN for a group of fewer
-    than MIN_IMAGES images). A layer without values is left out: the first one has no JSD to the
-    layer before.
-    """
+    """The `mean` of `column` over images per group and `layer` (number), with its `interval` `low`
+    and `high`. A layer without values is left out: the first has no JSD to the layer before."""
     curves = [pd.DataFrame(columns=[by, "layer", "mean", "low", "high"])]
     for group, rows in table.groupby(by, sort=False):
         values = per_image(rows, column).dropna(how="all").dropna(axis=1, how="all")
@@ -74,6 +71,12 @@ def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
         curve = {by: group, "layer": values.columns, "mean": mean, "low": low, "high": high}
         curves.append(pd.DataFrame(curve))
     return pd.concat(curves[1:] or curves, ignore_index=True)
+
+
+def curves_by_kind(table: pd.DataFrame, column: str, by: str) -> dict[str, pd.DataFrame]:
+    """`layer_curve` for each kind of prompt there is."""
+    kinds = filter(set(table["kind"]).__contains__, KINDS)
+    return {kind: layer_curve(table[table["kind"] == kind], column, by) for kind in kinds}
 
 
 def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
@@ -96,11 +99,8 @@ def control_of(answers: pd.DataFrame, column: str) -> pd.Series:
 
 
 def answer_curves(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The curves (`layer_curve`) of the answer's word (`whole_words`) by `kind`.
-
-    - `probability`, `control_probability`: mean probability with the image and with its control
-    - `rank`, `control_rank`: mean log10 of the rank, so 10 to its power is the geometric mean
-    """
+    """The curves (`layer_curve`) of the answer's word (`whole_words`) by `kind`: `probability` and
+    `rank` (log10) with the image, `control_probability` and `control_rank` with its control."""
     word = whole_words(answers)
     word = word.assign(
         control_probability=control_of(word, "probability"),

@@ -67,9 +67,8 @@ ORDER = "an order of kinds"
 def order_of_kinds(answers: pd.DataFrame) -> list[dict]:
     """Which kind of answer is handed to the last position first, for each pair with `in_order`.
 
-    Pairs are compared within the images that have both, by the median `handed_over` of the right
-    answers. Wrong ones can come late: a kind that has more of them would seem later. Empty where no
-    right answer has a route.
+    Pairs are compared within images, by the median `handed_over` of right answers. Wrong ones can
+    come late: a kind that has more of them would seem later. Empty where none has a route.
     """
     first = first_tokens(answers)
     known = first[first["right"].eq(True)].dropna(subset="handed_over")
@@ -122,8 +121,8 @@ WINDOW = "a window of blocks"
 
 
 def where_taken(run: dict, knocked: pd.DataFrame) -> list[dict]:
-    """In which window of blocks answers are taken from their objects' patches, from `knockouts`; a
-    kind of fewer than MIN_IMAGES images is left out."""
+    """In which window of blocks answers are taken from their objects' patches, from `knockouts`,
+    for each kind of MIN_IMAGES images or more."""
     found, of_objects = [], knocked[knocked["cut"].isin(OF_OBJECTS)]
     for kind in GRADABLE:
         table = of_objects[of_objects["kind"] == kind]
@@ -137,9 +136,8 @@ def window_of_use(own: np.ndarray, control: np.ndarray) -> tuple[int, str, float
     """The window in which the mean losses differ most, the outcome and p; from the changes
     `[image, window]` for the object's patches and for as many others.
 
-    Two tests must agree. The largest loss over windows is larger for the object's patches
-    (Wilcoxon, one-sided, within images). In the window, the `interval` of the difference lies
-    above LEAST_LOSS.
+    Two tests must agree: the largest loss over windows is larger for the object's patches
+    (Wilcoxon, one-sided), and the difference in the window has an `interval` above LEAST_LOSS.
     """
     p, more = signed_rank(control.min(axis=1) - own.min(axis=1), "greater"), control - own
     best = int(more.mean(axis=0).argmax())

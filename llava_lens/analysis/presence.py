@@ -9,13 +9,11 @@ from llava_lens.analysis.grading import is_right
 from llava_lens.analysis.stats import auroc_by_image, interval
 from llava_lens.schema import ABSENT_SAMPLINGS
 
-GRADES = {True: 1.0, False: 0.0, None: np.nan}
-
 
 def watched_of(record: dict) -> tuple[set[str], list[dict]]:
     """For `category_confidence`: the categories of an image, and a row per watched category."""
     said_yes = {
-        prompt["categories"][0]: GRADES[is_right("presence", prompt["answer"], "yes")]
+        prompt["categories"][0]: is_right("presence", prompt["answer"], "yes")
         for prompt in record["prompts"]
         if prompt["kind"] == "presence" and prompt["categories"]
     }
@@ -24,7 +22,7 @@ def watched_of(record: dict) -> tuple[set[str], list[dict]]:
             "image": record["name"],
             **{name: word[name] for name in ("category", "present", "absent_sampling")},
             "confidence": 2.0 ** float(word["log2_probs"].max()),
-            "said_yes": said_yes.get(word["category"], np.nan),
+            "said_yes": said_yes.get(word["category"]),
         }
         for word in record["words"]
     ]
@@ -51,7 +49,7 @@ def category_confidence(images: list[tuple[set, list]]) -> pd.DataFrame:
             share = images_with[other][row["category"]] / max(len(halves[other]), 1)
             rows.append({**row, "frequency": share})
     columns = ["image", "category", "present", "absent_sampling", "confidence", "said_yes"]
-    return pd.DataFrame(rows, columns=[*columns, "frequency"])
+    return pd.DataFrame(rows, columns=[*columns, "frequency"]).astype({"said_yes": float})
 
 
 def presence_answers(table: pd.DataFrame) -> pd.DataFrame:
@@ -61,22 +59,18 @@ def presence_answers(table: pd.DataFrame) -> pd.DataFrame:
 
 def presence_areas(table: pd.DataFrame) -> dict[str, tuple[float, np.ndarray]]:
     """AUROCs for present against absent categories, from `category_confidence`, each with its
-    `interval` `[2]`; NaN where nothing can be compared.
-
-    - `confidence`
-    - `frequency`: of the constant per category
-    - `within`: of the confidence, one category at a time: images with it against images without
-      it. Any constant per category has 0.5 there
-    """
+    `interval` `[2]`: of the `confidence`, of the `frequency`, and of the confidence `within` one
+    category at a time, where any constant per category has 0.5. NaN where nothing is compared."""
+    names = {"confidence": "confidence", "frequency": "frequency", "within": "confidence"}
+    if table.empty:
+        return dict.fromkeys(names, (np.nan, np.full(2, np.nan)))
     present, images = table["present"].to_numpy(bool), pd.factorize(table["image"])[0]
-    values = {name: table[name].to_numpy(float) for name in ("confidence", "frequency")}
-    rows = len(table)
-    if not rows:
-        return dict.fromkeys((*values, "within"), (np.nan, np.full(2, np.nan)))
-    by_image = {name: auroc_by_image(each, present, images) for name, each in values.items()}
-    strata = pd.factorize(table["category"])[0]
-    by_image["within"] = auroc_by_image(values["confidence"], present, images, strata)
-    return {name: (each.mean(), interval(each, "share", rows)) for name, each in by_image.items()}
+    areas = {}
+    for name, column in names.items():
+        strata = pd.factorize(table["category"])[0] if name == "within" else None
+        values = auroc_by_image(table[column].to_numpy(float), present, images, strata)
+        areas[name] = values.mean(), interval(values, "share", len(table))
+    return areas
 
 
 def within_images(table: pd.DataFrame) -> tuple[int, pd.DataFrame]:
@@ -112,12 +106,11 @@ def _above_and_scene(table: pd.DataFrame) -> pd.DataFrame:
 
 def presence_table(table: pd.DataFrame) -> pd.DataFrame:
     """Of `category_confidence` a row for `all` absent categories, and one per way of drawing them
-    (ABSENT_SAMPLINGS), each beside the present categories of the same images.
+    (ABSENT_SAMPLINGS; POPE, Li et al., arXiv 2305.10355), each beside the present categories of the
+    same images.
 
-    Columns: `images`; `absent`, their number; of each of `presence_areas` the AUROC, `_low` and
-    `_high`; of the model's answers `sensitivity` (present categories to which it says yes) and
-    `specificity` (absent ones to which it says no), with `_low` and `_high`, and `asked`, their
-    number. Source of the three ways: POPE (Li et al., arXiv 2305.10355).
+    Columns: `images`; each of `presence_areas`; of the `asked` answers `sensitivity` (yes to the
+    present) and `specificity` (no to the absent). All but the numbers have `_low` and `_high`.
     """
     present, drawn = table["present"].astype(bool), table["absent_sampling"]
     groups = {"all": table} if len(table) else {}
@@ -140,7 +133,7 @@ def _presence_row(table: pd.DataFrame) -> dict[str, float]:
         right = (rows["said_yes"] == present).groupby(rows["image"]).mean()
         share = right.mean() if len(right) else np.nan
         measures[name] = share, interval(right, "share", len(rows))
-    row = {"images": table["image"].nunique(), "absent": (~table["present"].astype(bool)).sum()}
+    row = {"images": table["image"].nunique()}
     for name, (value, (low, high)) in measures.items():
         row |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return {**row, "asked": len(asked)}

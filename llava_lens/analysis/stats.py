@@ -42,8 +42,8 @@ def readable_layer(margin: np.ndarray, prob: np.ndarray) -> np.ndarray:
 
 
 MIN_IMAGES = 12  # for an interval or a test
-# For the interval of a change of P. Where one image in ten changes, twelve often have none that
-# does, and Student's interval holds the mean in 73 % of samples.
+# For the interval of a change of P. Where one image in ten changes, 28 % of samples of twelve have
+# none that does, and an interval without length.
 MIN_IMAGES_OF_CHANGE = 24
 
 
