@@ -72,7 +72,7 @@ def _kinds_table(run: dict, answers: pd.DataFrame) -> str:
         rows.append([KINDS[kind].title, *cells])
     header = ["asked about", "images", "right", "chance", "a blind model", "P(answer)"]
     header += ["with another image", "with a grey image", "leaves the image at layer"]
-    header += ["handed over at layer", "through the question", "readable from layer"]
+    header += ["handed over at layer", "through the question (0 to 1)", "readable from layer"]
     return markdown_table(header, rows)
 
 

@@ -117,9 +117,19 @@ def test_an_order_in_some_images_only_is_undecided_with_both_tests():
     layers = {"colour": [3.0] * 60, "object": [3.0] * 30 + [2.0] * 10 + [15.0] * 20}
     (found, *_) = findings.order_of_kinds(handed_over(**layers))
     assert found["outcome"] == "undecided" and found["p"] < findings.LEVEL
-    assert found["sentence"].startswith("Undecided: in some images answers about colours are")
+    assert found["sentence"].startswith("Undecided: in some images only, answers about colours")
     assert "colours earlier on 20 and later on 10" in found["sentence"]
     assert "by signs alone 0.099" in found["sentence"]
+    # Ties: all that differ are later, but most do not differ.
+    layers = {"colour": [3.0] * 60, "object": [3.0] * 36 + [15.0] * 24}
+    (found, *_) = findings.order_of_kinds(handed_over(**layers))
+    assert found["outcome"] == "undecided"
+    assert "by 0 layers in the median of 60 images" in found["sentence"]
+    assert "colours earlier on 24 and later on 0" in found["sentence"]
+    # Most a little earlier, some far later: the two tests point to different sides.
+    layers = {"colour": [3.0] * 60, "object": [2.9] * 40 + [15.0] * 20}
+    (found, *_) = findings.order_of_kinds(handed_over(**layers))
+    assert found["outcome"] != "shown"
 
 
 def test_wrong_answers_and_answers_without_a_route_have_no_part_in_the_order():
