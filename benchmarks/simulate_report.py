@@ -267,8 +267,8 @@ def names_a_window(rng, n, effect=0.0) -> bool:
             rows.append(pd.DataFrame({"image": np.arange(n), "prompt": 0, "kind": "colour",
                                       "cut": cut, "layer": layer,
                                       "change": change[:, window]}))  # fmt: skip
-    (found,) = findings.where_taken(RUN, pd.concat(rows))
-    return found["outcome"] == findings.SHOWN
+    found = findings.where_taken(RUN, pd.concat(rows))
+    return any(each["outcome"] == findings.SHOWN for each in found)
 
 
 # ---- Intervals ---------------------------------------------------------------------------------
