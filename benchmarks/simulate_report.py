@@ -1,6 +1,6 @@
 """Plant truths, let the report speak, and count what it claims.
 
-    python benchmarks/simulate_report.py [number of data sets per row, 200]
+    python benchmarks/simulate_report.py [number of data sets per row, 200] [images ...]
 
 prints the tables of docs/claims.md: how often each claim of the report is made where it is true and
 where it is not, and how often intervals hold the true value. Routes and patches are made as
@@ -18,15 +18,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from llava_lens.analysis import (
-    causal,
-    grounding,
-    presence,
-    report_causal,
-    report_image,
-    report_layers,
-    stats,
-)
+from llava_lens.analysis import causal, findings, grounding, presence, report, stats
 from llava_lens.data import crop
 
 N_LAYERS, GRID = 33, 6
@@ -97,15 +89,15 @@ def answer(rng, layer: float, how: dict) -> dict:
     return {"right": not is_wrong, "token": 0, "word_at": 0, "layer": 0, **found}
 
 
-def claims_an_order(rng, n: int, colour=(), others=(), **images) -> bool:
-    """Whether the report claims an order of colours, objects and relations on `n` images: answers
-    are PLAIN but for what `colour` and `others` (of the two other kinds) say.
+def orders(rng, n: int, colour=(), others=(), **images) -> set[str]:
+    """The outcomes of the order of colours, objects and relations on `n` images: answers are PLAIN
+    but for what `colour` and `others` (of the two other kinds) say.
 
     `images`: `image_effect`, how much layers vary between images (within them it is 1.5);
     `n_prompts` of each kind; `apart`, whether each image has one kind only.
     """
     image_effect, n_prompts = images.get("image_effect", 2.0), images.get("n_prompts", 1)
-    plans = dict.fromkeys(report_causal.COMPARED, PLAIN | dict(others))
+    plans = dict.fromkeys(findings.COMPARED, PLAIN | dict(others))
     plans["colour"] = PLAIN | dict(colour)
     rows = []
     for number in range(n):
@@ -116,8 +108,12 @@ def claims_an_order(rng, n: int, colour=(), others=(), **images) -> bool:
             for kind in kinds
             for _ in range(n_prompts)
         ]
-    sentences = report_causal.order_of_kinds(pd.DataFrame(rows))
-    return any(sentence.startswith("Answers about") for sentence in sentences)
+    return {each["outcome"] for each in findings.order_of_kinds(pd.DataFrame(rows))}
+
+
+def claims_an_order(rng, n: int, **plan) -> bool:
+    """Whether any order is claimed."""
+    return findings.SHOWN in orders(rng, n, **plan)
 
 
 def half_and_half(rng) -> float:
@@ -133,43 +129,70 @@ def a_tenth(rng) -> float:
 # ---- Patches -----------------------------------------------------------------------------------
 
 
-NOTHING = {"own": 0.0, "any_word": 0.0, "place": 0.0, "category": 0.0, "there": 0.0}
+NOTHING = {
+    "own": 0.0,  # the own word, in its own boxes
+    "any_word": 0.0,  # all words, in the boxes of all objects
+    "objects": 0.0,  # the words of all objects of the image, in the boxes of all
+    "place": 0.0,  # a word where most boxes of its category are
+    "category": 0.0,  # times a constant of the category, everywhere
+    "there": 0.0,  # the word of a category that the image has, everywhere
+    "busy": 0.0,  # all words of images with three objects; the others have one
+    "scene": 0.0,  # the words of an image's scene, whether the category is there or not
+    "large_only": False,  # half of the objects are small, without `own`
+    "one_layer": False,  # `own` at layer 16 alone
+}
+
+
+def chosen_categories(rng, chance, plan: dict) -> tuple[list[int], list[int]]:
+    """Which categories an image has, and which absent ones are watched: a frequent companion
+    (adversarial), then a random one. With `scene` three categories make a scene."""
+    if plan["scene"]:
+        of_scene = 3 * rng.integers(0, 4) + rng.permutation(3)
+        others = np.setdiff1d(np.arange(len(CATEGORIES)), of_scene)
+        return [*of_scene[:2]], [of_scene[2], rng.choice(others)]
+    n_present = rng.choice([1, 3]) if plan["busy"] else 2
+    chosen = rng.choice(len(CATEGORIES), n_present + 2, replace=False, p=chance)
+    return [*chosen[:n_present]], [*chosen[n_present:]]
 
 
 def patches_of(rng, n: int, **added) -> list:
-    """Records of `n` images with two objects and two absent words each. Added to the normal noise
-    of log2 P(word), which the words of an image share in part (see NOTHING): `own` in the word's
-    own boxes, `any_word` in the boxes of all, `place` where most boxes of its category are,
-    `category` times a constant of the category, `there` everywhere if the image has the category.
-    """
+    """Records of `n` images with objects and two absent words each. Added to the normal noise of
+    log2 P(word), which the words of an image share in part: see NOTHING."""
     added = NOTHING | added
     usual = rng.integers(0, 4, (len(CATEGORIES), 2)) * 10.0
     constant = rng.normal(0, 1, len(CATEGORIES))
     chance = np.arange(1, len(CATEGORIES) + 1) / sum(range(1, len(CATEGORIES) + 1))
     shape, records = (len(FEW_LAYERS["layers"]), GRID**2), []
+    layers = [2] if added["one_layer"] else [*range(shape[0])]
     for number in range(n):
-        chosen = rng.choice(len(CATEGORIES), 4, replace=False, p=chance)
+        present, absent = chosen_categories(rng, chance, added)
         shared, objects, boxes = rng.normal(0, 1, shape), [], {}
-        for at in chosen[:2]:
+        for at in present:
             corner = usual[at] if rng.random() < 0.5 else rng.integers(0, 4, 2) * 10.0
             boxes[at] = [*corner, 20.0, 20.0]
+            share = rng.choice([0.005, 1 / 9]) if added["large_only"] else 1 / 9
             objects.append(
-                {"category": CATEGORIES[at], "box": boxes[at], "share": 1 / 9, "crowd": False}
+                {"category": CATEGORIES[at], "box": boxes[at], "share": share, "crowd": False}
             )
         inside = {at: patches_in(box) for at, box in boxes.items()}
-        words = []
-        for position, at in enumerate(chosen):
-            present = position < 2
+        anywhere, words = np.any(list(inside.values()), axis=0), []
+        for position, at in enumerate([*present, *absent]):
             logs = -12 + 0.5 * shared + rng.normal(0, 1, shape) + added["category"] * constant[at]
-            logs[:, np.any(list(inside.values()), axis=0)] += added["any_word"]
+            logs[:, anywhere] += added["any_word"]
             logs[:, patches_in([*usual[at], 20.0, 20.0])] += added["place"]
-            if present:
-                logs[:, inside[at]] += added["own"]
+            logs += added["busy"] * (len(present) == 3)
+            logs += added["scene"] * (position < 3)
+            if at in boxes:
+                is_seen = objects[position]["share"] > 0.1
+                logs[np.ix_(layers, inside[at])] += added["own"] * is_seen
+                logs[:, anywhere] += added["objects"]
                 logs += added["there"]
             words.append({
                 "category": CATEGORIES[at],
-                "present": present,
-                "absent_sampling": "" if present else "random",
+                "present": at in boxes,
+                "absent_sampling": {-2: "adversarial", -1: "random"}.get(
+                    position - len(present) - 2, ""
+                ),
                 "token_ids": [6 + at],
                 "log2_probs": logs.clip(-126, 0).astype(np.float16),
             })  # fmt: skip
@@ -185,18 +208,32 @@ def patches_in(box) -> np.ndarray:
     return crop.patch_coverage(box, GRID, 60) > 0.5
 
 
-def claims_where(rng, n, claim: str, **plan) -> bool:
-    """Whether the sentence on patches begins with `claim`."""
+def of_patches(rng, n, claim: str, **plan) -> list[dict]:
+    """The findings on patches with that name."""
     records = patches_of(rng, n, **plan)
+    if claim == THERE:
+        confident = presence.category_confidence([presence.watched_of(each) for each in records])
+        return findings.present_or_absent(confident)
     grounded = grounding.Grounding(FEW_LAYERS)
     for record in records:
         grounded.add(record)
-    confident = presence.category_confidence([presence.watched_of(record) for record in records])
-    lines = report_image.report_grounding(FEW_LAYERS, grounded.table(), confident)
-    return any(line.startswith(claim) for line in lines)
+    return findings.own_words(FEW_LAYERS, grounded.table())
 
 
-OWN, PLACE, THERE = report_image.OWN, report_image.PLACE, report_image.THERE
+def claims_where(rng, n, claim: str, **plan) -> bool:
+    """Whether the claim is made, against all its controls."""
+    return of_patches(rng, n, claim, **plan)[0]["outcome"] == findings.SHOWN
+
+
+def says_of_own_words(rng, n, pattern: str, **plan) -> bool:
+    """Whether the claim on own words is made, in a sentence that has `pattern`."""
+    found = of_patches(rng, n, OWN, **plan)[0]
+    return found["outcome"] == findings.SHOWN and bool(re.search(pattern, found["sentence"]))
+
+
+OWN, THERE = findings.OWN, findings.THERE
+NO_LAYER = r"absent words in the same boxes, an AUROC higher by [^%]*? at no layer"
+A_LAYER = r"absent words in the same boxes, an AUROC higher by \S+ \(\S+ to \S+\) at (layer|some)"
 
 # ---- Peaks and knockout ------------------------------------------------------------------------
 
@@ -212,10 +249,10 @@ def claims_a_peak(rng, n, height=0.0, width=1) -> str:
         "jsd_prev": change.ravel(),
         "jsd_final": change.ravel(),
     })  # fmt: skip
-    text = report_layers.report_changes(RUN, layers)
-    if "change most" not in text:
+    where = report.report_changes(RUN, layers).splitlines()[-1].split(" | ")[2]
+    if "no clear" in where:
         return ""
-    numbers = list(map(int, re.findall(r"\d+", re.search("layer[^,]*", text)[0])))
+    numbers = list(map(int, re.findall(r"\d+", where)))
     return "right" if numbers[0] <= 16 and 16 + width - 1 <= numbers[-1] else "wrong"
 
 
@@ -230,7 +267,8 @@ def names_a_window(rng, n, effect=0.0) -> bool:
             rows.append(pd.DataFrame({"image": np.arange(n), "prompt": 0, "kind": "colour",
                                       "cut": cut, "layer": layer,
                                       "change": change[:, window]}))  # fmt: skip
-    return "falls most" in "".join(report_causal.report_knockout(RUN, pd.concat(rows)))
+    found = findings.where_taken(RUN, pd.concat(rows))
+    return any(each["outcome"] == findings.SHOWN for each in found)
 
 
 # ---- Intervals ---------------------------------------------------------------------------------
@@ -240,6 +278,8 @@ def holds(rng, n, kind: str, truth: float = 0.5) -> bool | None:
     """Whether an interval holds the true value; None where there is none."""
     if kind == "mean":  # of skewed values, of which three are in an image
         ends, truth = stats.interval(rng.beta(1, 9, (n, 3)).mean(axis=1)), 0.1
+    elif kind == "change":  # of P, on a tenth of the images alone
+        ends, truth = stats.interval(truth * 10 * (rng.random(n) < 0.1), "change"), truth
     elif kind == "median":  # of layers, with ties; the true median is 16
         ends, truth = stats.interval(16 + np.rint(rng.normal(0, 3, n)), "median"), 16
     elif kind == "share":
@@ -282,11 +322,17 @@ FALSE = [  # claim, what is planted, how it is counted
     (ORDER, "a tenth twelve layers later", partial(claims_an_order, others={"later": a_tenth})),
     (OWN, "nothing", partial(claims_where, claim=OWN)),
     (OWN, "any word likelier on any object", partial(claims_where, claim=OWN, any_word=3.0)),
-    (PLACE, "nothing", partial(claims_where, claim=PLACE)),
-    (PLACE, "the word at its category's usual place", partial(
-        claims_where, claim=PLACE, place=3.0)),
+    (OWN, "objects' words likelier on all objects", partial(claims_where, claim=OWN, objects=3.0)),
+    (OWN, "the word at its category's usual place", partial(claims_where, claim=OWN, place=3.0)),
+    ("... small objects' words", "large objects' words alone",
+     partial(says_of_own_words, pattern=r"^The own word of small|sizes", own=2.0, large_only=True)),
+    ("... at some layer", "own word at all layers alike",
+     partial(says_of_own_words, pattern=A_LAYER, own=2.0)),
     (THERE, "nothing", partial(claims_where, claim=THERE)),
     (THERE, "a constant per category", partial(claims_where, claim=THERE, category=2.0)),
+    (THERE, "a busy scene raises every word", partial(claims_where, claim=THERE, busy=2.0)),
+    (THERE, "both", partial(claims_where, claim=THERE, busy=2.0, category=2.0)),
+    (THERE, "a scene raises its own words", partial(claims_where, claim=THERE, scene=2.0)),
     ("a peak of change", "none", lambda rng, n: claims_a_peak(rng, n) != ""),
     ("a peak at another layer", "one layer", lambda rng, n: claims_a_peak(rng, n, 0.2) == "wrong"),
     ("a part of a plateau", "four layers",
@@ -299,13 +345,22 @@ TRUE = [
      partial(claims_an_order, colour=HIGH, others=LOW | LATER)),
     (ORDER, "four layers later, wrong answers six more",
      partial(claims_an_order, colour={"wrong": 0.05}, others=LATER | {"wrong": 0.4})),
+    ("... not tested", "kinds on different images",
+     lambda rng, n: orders(rng, n, apart=True) == {findings.NOT_TESTED}),
     (OWN, "own word likelier by two doublings", partial(claims_where, claim=OWN, own=2.0)),
-    (PLACE, "own word likelier by two doublings", partial(claims_where, claim=PLACE, own=2.0)),
+    ("... large objects' words", "large objects' words alone",
+     partial(says_of_own_words, pattern="^The own word of large objects", own=2.0,
+             large_only=True)),
+    ("... at no layer in particular", "own word at all layers alike",
+     partial(says_of_own_words, pattern=NO_LAYER, own=2.0)),
+    ("... at layer 16", "own word at layer 16",
+     partial(says_of_own_words, pattern="boxes, an AUROC higher .*? at layer 16", own=2.0,
+             one_layer=True)),
     (THERE, "by two doublings", partial(claims_where, claim=THERE, there=2.0)),
     ("a peak of change", "one layer", lambda rng, n: claims_a_peak(rng, n, 0.2) == "right"),
     ("a window of blocks", "one that takes a fifth", partial(names_a_window, effect=0.2)),
 ]  # fmt: skip
-HELD = [("mean", 0.1), ("median", 16)]
+HELD = [("mean", 0.1), ("change", 0.09), ("median", 16)]
 HELD += [
     (kind, truth)
     for kind in ("share", "share of three prompts", "AUROC", "AUROC, image effect")
@@ -341,6 +396,7 @@ def cover(sizes: list[int], n_sets: int, seed: int = 0) -> pd.DataFrame:
 
 if __name__ == "__main__":
     n_sets = int(sys.argv[1]) if sys.argv[1:] else 200
+    SIZES = [int(size) for size in sys.argv[2:]] or SIZES
     for title, table in (
         ("made where it is false", count(FALSE, SIZES, n_sets)),
         ("made where it is true", count(TRUE, SIZES, n_sets)),

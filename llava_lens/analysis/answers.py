@@ -18,9 +18,7 @@ from llava_lens.words import is_word
 
 def layer_positions(run: dict, numbers: list[int]) -> list[int]:
     """The positions of layer `numbers` on the layer axis; without any, five from first to last.
-
-    Raises ValueError for a layer that was not read.
-    """
+    Raises ValueError for a layer that was not read."""
     read = layer_numbers(run).tolist()
     known = ", ".join("0 (emb)" if number == 0 else str(number) for number in read)
     require(set(numbers) <= set(read), f"layers_shown is {numbers}: the layers are {known}.")
@@ -37,11 +35,8 @@ def choose_prompt(record: dict, number: int) -> dict:
 
 
 def choose_words(record: dict, categories: list[str]) -> list[str]:
-    """The watched `categories` to show. Without any: up to six that the image has, and as a control
-    up to four that it does not have.
-
-    Raises ValueError for a category that is not watched; it names those that are.
-    """
+    """The watched `categories` to show; without any up to six that the image has, and as a control
+    four that it has not. Raises ValueError, which names those that are watched, for another."""
     watched = {word["category"]: word["present"] for word in record["words"]}
     unknown = ", ".join(map(repr, set(categories) - set(watched)))
     known = ", ".join(watched) or "none"
@@ -52,8 +47,7 @@ def choose_words(record: dict, categories: list[str]) -> list[str]:
 
 
 def layer_rows(record: dict, run: dict) -> list[tuple[dict, dict]]:
-    """The rows of one record for `layers_table`: one per segment of a prompt, and one for the
-    patches (prompt -1)."""
+    """For `layers_table`: a row per segment of a prompt, and one for the patches (prompt -1)."""
     patches = {"image": record["name"], "prompt": -1, "kind": "image", "segment": "image"}
     rows = [(patches, _means(record["patches"], slice(None), run))]
     for number, prompt in enumerate(record["prompts"]):
@@ -87,17 +81,14 @@ def _means(readings: dict, positions: slice, run: dict) -> dict[str, np.ndarray]
 
 
 def answer_rows(record: dict, run: dict) -> list[tuple[dict, dict]]:
-    """The rows of one record for `answers_table`: one per answer token of a prompt."""
+    """For `answers_table`: a row per answer token of a prompt."""
     rows = []
     for number, prompt in enumerate(record["prompts"]):
-        given, right = (prompt["answer"], prompt["truth"]), None
-        if prompt["truth"] is not None:
-            right = is_right(prompt["kind"], *given, run["categories"])
+        kind, truth, right = prompt["kind"], prompt["truth"], None
+        if truth is not None:
+            right = is_right(kind, prompt["answer"], truth, run["categories"])
         constant = {
-            "image": record["name"],
-            "prompt": number,
-            "kind": prompt["kind"],
-            "right": right,
+            **{"image": record["name"], "prompt": number, "kind": kind, "right": right},
             **{name: prompt[name] for name in ("question", "truth", "answer")},
             "categories": tuple(prompt["categories"]),
             "whole_word": prompt["word_ids"] != [],
@@ -126,8 +117,7 @@ def answers_table(rows: list[tuple[dict, dict]], run: dict) -> pd.DataFrame:
 
 
 def _token_row(prompt: dict, token: int, run: dict) -> tuple[dict, dict]:
-    """Of one answer token: values that hold at all layers, and columns `[layer]` read at the
-    position before it."""
+    """Of one answer token: values for all layers, and columns `[layer]`."""
     readings, token_id = prompt["readings"], prompt["answer_ids"][token]
     pos, at_word = prompt["n_prompt"] - 1 + token, token == prompt["word_at"]
     own_prob, own_rank = readings["target_prob"][:, pos], readings["target_rank"][:, pos]
@@ -150,25 +140,16 @@ def _token_row(prompt: dict, token: int, run: dict) -> tuple[dict, dict]:
     }
     columns = {
         "top1": np.array([run["tokens"][i] for i in top_ids[:, 0]], dtype=object),
-        "probability": prob,
-        "rank": rank.astype(int),
-        "token_probability": own_prob,
-        "token_rank": own_rank.astype(int),
-        "margin": margin,
-        **_controls(prompt if at_word else {}, len(prob)),
+        **{"probability": prob, "rank": rank.astype(int), "token_probability": own_prob},
+        **{"token_rank": own_rank.astype(int), "margin": margin},
         **{name: readings[name][:, pos] for name in SERIES_IN_BITS},
     }
-    return of_token, columns
-
-
-def _controls(prompt: dict, n_layers: int) -> dict[str, np.ndarray]:
-    """Probability and rank `[layer]` of the word with the controls' images; NaN where not read."""
-    columns = {}
     for image in ("grey", "other"):
+        read = prompt.get(image, {}) if at_word else {}
         for column, reading in (("probability", "word_prob"), ("rank", "word_rank")):
-            read = prompt.get(image, {}).get(reading, np.full(n_layers, np.nan))
-            columns[f"{image}_{column}"] = read.astype(float)
-    return columns
+            values = read.get(reading, np.full(len(prob), np.nan))
+            columns[f"{image}_{column}"] = values.astype(float)
+    return of_token, columns
 
 
 TEXT_COLUMNS = ["image", "kind", "question", "truth", "answer", "token_label", "top1"]

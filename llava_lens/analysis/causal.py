@@ -3,9 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.curves import layer_curve, per_image, repeat_over_layers
+from llava_lens.analysis.curves import curves_by_kind, per_image, repeat_over_layers
 from llava_lens.analysis.stats import stays_from
-from llava_lens.kinds import KINDS
 
 PATCHED = ("image", "question", "last")  # groups of positions; of ROUTE
 # Of the logit difference between the two runs. Below it rounding in float16 (0.016 at a logit of
@@ -18,15 +17,14 @@ def effects_of(prompt: dict) -> dict[str, np.ndarray]:
     """The normalised effects of patching `[route_layer]` by group (PATCHED), and of the question at
     all layers at once as `mediated`: (own - patched) / (own - counterfactual).
 
-    0 is the own answer, 1 the counterfactual's. Empty where the prompt has no counterfactual, or
-    where the two runs differ by less than LEAST_DIFFERENCE. Sources: Heimersheim and Nanda, arXiv
-    2404.15255; Zhang and Nanda, arXiv 2309.16042.
+    0 is the own answer, 1 the counterfactual's. Empty without a counterfactual, or where the two
+    differ by less than LEAST_DIFFERENCE. Sources: Heimersheim and Nanda, arXiv 2404.15255; Zhang
+    and Nanda, arXiv 2309.16042.
     """
-    route = prompt.get("route")
-    # Each run prefers its own answer, so the difference is positive but for rounding.
-    if not route or route["own"] - route["counterfactual"] < LEAST_DIFFERENCE:
-        return {}
+    route = prompt.get("route") or {"own": 0.0, "counterfactual": 0.0}
     difference = route["own"] - route["counterfactual"]
+    if difference < LEAST_DIFFERENCE:  # each run prefers its own answer: it is positive
+        return {}
     return {
         name: (route["own"] - np.asarray(route[name], dtype=float)) / difference
         for name in (*PATCHED, "mediated")
@@ -52,7 +50,7 @@ def route_layers_of(prompt: dict, run: dict) -> dict[str, float]:
 
 
 def route_rows(record: dict, run: dict) -> list[tuple[dict, dict]]:
-    """The rows of one record for `routes`: one per prompt that has a route."""
+    """For `routes`: a row per prompt that has a route."""
     rows = []
     for number, prompt in enumerate(record["prompts"]):
         if effects := effects_of(prompt):
@@ -63,11 +61,8 @@ def route_rows(record: dict, run: dict) -> list[tuple[dict, dict]]:
 
 
 def routes(rows: list[tuple[dict, dict]], run: dict) -> pd.DataFrame:
-    """From the `route_rows` of all records a row per answer with a route and route layer.
-
-    Columns: `effect_image`, `effect_question` and `effect_last` (`effects_of`), and at all layers
-    the same `leaves_image`, `handed_over` and `mediated` (`route_layers_of`).
-    """
+    """From the `route_rows` of all records a row per answer and route layer: `effect_image`,
+    `effect_question` and `effect_last` (`effects_of`), and the columns of `route_layers_of`."""
     if rows:
         return repeat_over_layers(rows, np.array(run["route_layers"]))
     names = [f"effect_{name}" for name in PATCHED]
@@ -75,18 +70,15 @@ def routes(rows: list[tuple[dict, dict]], run: dict) -> pd.DataFrame:
 
 
 def route_curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Per kind of prompt the mean effect over images with its interval (`layer_curve` of `routes`)
-    by `patched`, the group of positions (PATCHED)."""
+    """Per kind of prompt the `layer_curve` of the effects in `routes`, by `patched` (PATCHED)."""
     groups = [
         table.assign(patched=name, effect=table[f"effect_{name}"].astype(float)) for name in PATCHED
     ]
-    rows = pd.concat(groups)
-    kinds = filter(set(rows["kind"]).__contains__, KINDS)
-    return {kind: layer_curve(rows[rows["kind"] == kind], "effect", "patched") for kind in kinds}
+    return curves_by_kind(pd.concat(groups), "effect", "patched")
 
 
 def knockout_rows(record: dict, run: dict) -> list[dict]:
-    """The rows of one record for `knockouts`."""
+    """For `knockouts`: a row per prompt, cut and window."""
     rows, centres = [], window_centres(run)
     for number, prompt in enumerate(record["prompts"]):
         about = {"image": record["name"], "prompt": number, "kind": prompt["kind"]}
@@ -101,8 +93,7 @@ def knockout_rows(record: dict, run: dict) -> list[dict]:
 
 
 def knockouts(rows: list[dict]) -> pd.DataFrame:
-    """What cutting attention does to P(answer): from the `knockout_rows` of all records a row per
-    image, prompt, cut (KNOCKOUT) and window.
+    """What cutting attention does to P(answer), from the `knockout_rows` of all records.
 
     - `layer`: the centre of the window's blocks, block l making layer l; one past the last layer
       for all blocks at once
@@ -121,8 +112,7 @@ def window_centres(run: dict) -> np.ndarray:
 
 def knockout_curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The mean change by cut (`layer_curve` of `knockouts`), for each kind of prompt there is."""
-    kinds = filter(set(table["kind"]).__contains__, KINDS)
-    return {kind: layer_curve(table[table["kind"] == kind], "change", "cut") for kind in kinds}
+    return curves_by_kind(table, "change", "cut")
 
 
 def changes_by_window(table: pd.DataFrame, run: dict, cut: str) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from llava_lens.analysis.stats import interval, kl_bits
+from llava_lens.kinds import KINDS
 from llava_lens.schema import SEGMENTS, layer_numbers
 
 # Of a record's readings `[layer, pos]`; all three are in bits, as the schema bounds them.
@@ -11,11 +12,8 @@ SERIES_IN_BITS = ("jsd_prev", "jsd_final", "entropy")
 
 
 def repeat_over_layers(rows: list[tuple[dict, dict]], numbers: np.ndarray) -> pd.DataFrame:
-    """A table with a row per one of `rows` and layer; empty without rows.
-
-    Each row is `(constants, columns)`: values shared by all layers, and one array `[layer]` per
-    column.
-    """
+    """A table with a row per one of `rows` and layer; empty without rows. Each row is `(constants,
+    columns)`: values shared by all layers, and one array `[layer]` per column."""
     if not rows:
         return pd.DataFrame()
     constants, columns = zip(*rows, strict=True)
@@ -34,10 +32,7 @@ def repeat_over_layers(rows: list[tuple[dict, dict]], numbers: np.ndarray) -> pd
 
 def top_tokens(mean: np.ndarray, run: dict, n: int = 30) -> pd.DataFrame:
     """The `n` tokens with the largest mean probability over all layers, from `mean`
-    `[layer, d_vocab]`.
-
-    Columns: `token`, `id`, `mean` over the layers, then one column per layer, by label.
-    """
+    `[layer, d_vocab]`: `token`, `id`, `mean` over the layers, then a column per layer, by label."""
     over_layers = mean.mean(axis=0)
     ids = np.argsort(-over_layers, kind="stable")[:n]
     columns = {"token": [run["tokens"][i] for i in ids], "id": ids, "mean": over_layers[ids]}
@@ -53,10 +48,8 @@ def first_tokens(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def whole_words(answers: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `answers` on the answer's word, of answers that begin with a whole word.
-
-    A piece of a word may begin another word, so it says nothing about the answer's.
-    """
+    """The rows of `answers` on the answer's word, of answers that begin with a whole word: a piece
+    may begin another word, so it says nothing about the answer's."""
     at_word = answers["token"] == answers["word_at"]
     return answers[at_word & answers["whole_word"].astype(bool)]
 
@@ -67,12 +60,8 @@ def per_image(table: pd.DataFrame, column: str, by: str = "layer") -> pd.DataFra
 
 
 def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
-    """The mean of `column` over images per group and layer, with its interval.
-
-    Columns: `by`, `layer` (number), `mean`, `low` and `high` (`interval`; NaN for a group of fewer
-    than MIN_IMAGES images). A layer without values is left out: the first one has no JSD to the
-    layer before.
-    """
+    """The `mean` of `column` over images per group and `layer` (number), with its `interval` `low`
+    and `high`. A layer without values is left out: the first has no JSD to the layer before."""
     curves = [pd.DataFrame(columns=[by, "layer", "mean", "low", "high"])]
     for group, rows in table.groupby(by, sort=False):
         values = per_image(rows, column).dropna(how="all").dropna(axis=1, how="all")
@@ -85,13 +74,17 @@ def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
     return pd.concat(curves[1:] or curves, ignore_index=True)
 
 
-def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
-    """The lens's own bias at each layer, per segment, in bits.
+def curves_by_kind(table: pd.DataFrame, column: str, by: str) -> dict[str, pd.DataFrame]:
+    """`layer_curve` for each kind of prompt there is."""
+    kinds = filter(set(table["kind"]).__contains__, KINDS)
+    return {kind: layer_curve(table[table["kind"] == kind], column, by) for kind in kinds}
 
-    It is the Kullback-Leibler divergence of the mean distribution at the layer from that at the
-    last, from `mean_probability` `[segment, layer, d_vocab]`. It is large where the lens prefers
-    some tokens whatever the input. Columns: `segment`, `layer`, `bias`. Source: Belrose et al.,
-    arXiv 2303.08112.
+
+def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
+    """The lens's own `bias` per `segment` and `layer`, in bits: the Kullback-Leibler divergence of
+    the mean distribution at the layer from that at the last, from `mean_probability`
+    `[segment, layer, d_vocab]`. It is large where the lens prefers some tokens whatever the input.
+    Source: Belrose et al., arXiv 2303.08112.
     """
     rows = []
     for segment, mean in zip(SEGMENTS, mean_probability, strict=True):
@@ -107,11 +100,8 @@ def control_of(answers: pd.DataFrame, column: str) -> pd.Series:
 
 
 def answer_curves(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The curves (`layer_curve`) of the answer's word (`whole_words`) by `kind`.
-
-    - `probability`, `control_probability`: mean probability with the image and with its control
-    - `rank`, `control_rank`: mean log10 of the rank, so 10 to its power is the geometric mean
-    """
+    """The curves (`layer_curve`) of the answer's word (`whole_words`) by `kind`: `probability` and
+    `rank` (log10) with the image, `control_probability` and `control_rank` with its control."""
     word = whole_words(answers)
     word = word.assign(
         control_probability=control_of(word, "probability"),

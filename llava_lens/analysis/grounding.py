@@ -26,11 +26,9 @@ def word_probability(record: dict, category: str) -> np.ndarray:
 
 
 def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
-    """Mask `[grid * grid]` of a category's patches, at least half covered by one of its boxes.
-
-    A box too small for that gets the patch that it overlaps most. Which patches of a crowd region
-    hold the category is not known, so a category with one has no patches in the image.
-    """
+    """Mask `[grid * grid]` of a category's patches, at least half covered by one of its boxes; a
+    box too small for that has the patch that it overlaps most. Which patches of a crowd hold the
+    category is not known, so a category with one has none in the image."""
     objects = [item for item in record["objects"] if item["category"] == category]
     if any(item["crowd"] for item in objects):
         return np.zeros(run["grid"] ** 2, bool)
@@ -42,6 +40,11 @@ def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
 
 MEASURES = ["auroc", "top1_hit_rate"]  # of a word against a mask
 CONTROLS = {"_absent": ABSENT_WORDS, "_other_image": OTHER_BOXES}
+COMPARED_WITH = {  # what would be as high by itself: columns of `Grounding.table`, own and control
+    "absent words in the same boxes": ("auroc", "auroc_absent"),
+    "the words of other objects of the image": ("auroc_objects", "auroc_objects_swapped"),
+    "usual places": ("auroc", "auroc_other_image"),
+}
 
 
 class Case(NamedTuple):
@@ -57,11 +60,9 @@ class Case(NamedTuple):
 
 
 def cases_of(record: dict, run: dict) -> list[Case]:
-    """The cases of one record. A category that fills the crop, or has no patches, is none.
-
-    Each gets one absent word, in turn. The mean of several would vary less than the own word does,
-    and tests suppose a symmetric difference.
-    """
+    """The cases of one record. A category that fills the crop, or has no patches, is none. Each
+    gets one absent word, in turn: the mean of several would vary less than the own word does, and
+    tests suppose a symmetric difference."""
     absent = [word for word in record["words"] if not word["present"]] or [None]
     present = [word for word in record["words"] if word["present"]]
     top1, found = record["patches"]["top_ids"][:, :, 0], []
@@ -87,7 +88,8 @@ class Grounding:
         self.masks, self.first_cases = {}, {}  # by category: latest mask, first (row, case)
 
     def add(self, record: dict) -> None:
-        for case in cases_of(record, self.run):
+        cases = cases_of(record, self.run)
+        for number, case in enumerate(cases):
             mask = self.masks.get(case.category)
             if mask is None:
                 # A copy, since `top1` is a view of all top-k tokens of the record.
@@ -98,6 +100,7 @@ class Grounding:
                 **_measured(case.word, case.top1, case.inside),
                 **_measured(case.absent, case.top1, case.inside, "_absent"),
                 **_measured(case.word, case.top1, mask, "_other_image"),
+                **_against_objects(case, cases[:number] + cases[number + 1 :]),
             }
             self.rows.append((dict(zip(Case._fields[:3], case[:3], strict=True)), columns))
 
@@ -108,15 +111,17 @@ class Grounding:
         - `size` (SIZES) of its largest object
         - `auroc`: of P(word) in its patches against P(word) in the others
         - `top1_hit_rate`: the share of its patches whose top-1 token is its word
-        - `auroc_absent`, `top1_hit_rate_absent`: the main control, the word of a category that the
-          image does not have, in the same patches. What it has above 0.5 any word would have on
-          any object. NaN where no absent word is watched
-        - `auroc_other_image`, `top1_hit_rate_other_image`: the control of places, the own word
-          against the patches of the category in another image. What it has above 0.5 comes from
-          usual places. NaN where no other image has the category
+        - `auroc_absent`, `top1_hit_rate_absent`: of an absent category's word in the same patches.
+          What it has above 0.5 any word would have on any object
+        - `auroc_objects`: of P(word) in its patches against those of the image's other objects;
+          `auroc_objects_swapped`: of the other objects' words in the same two groups. They are
+          equal where any object's word is likelier on all objects
+        - `auroc_other_image`, `top1_hit_rate_other_image`: of the own word against the patches of
+          the category in another image. What it has above 0.5 comes from usual places
 
-        Sources: AUROC against boxes is this project's; patches that decode to the word of their
-        object: Neo et al., arXiv 2410.07149.
+        A control is NaN where there is no such word, object or image. Sources: AUROC against boxes
+        is this project's; patches that decode to the word of their object: Neo et al., arXiv
+        2410.07149.
         """
         for category, (row, case) in self.first_cases.items():
             if (mask := self.masks[category]) is not case.inside:
@@ -124,6 +129,7 @@ class Grounding:
         if self.rows:
             return repeat_over_layers(self.rows, layer_numbers(self.run))
         names = [f"{name}{control}" for control in ("", *CONTROLS) for name in MEASURES]
+        names += COMPARED_WITH["the words of other objects of the image"]
         return pd.DataFrame(columns=[*Case._fields[:3], "layer", *names])
 
 
@@ -137,12 +143,29 @@ def _measured(word: dict | None, top1: np.ndarray, mask: np.ndarray | None, cont
     return {f"auroc{control}": area, f"top1_hit_rate{control}": hits}
 
 
-def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """MEASURES of `Grounding.table` as curves (`layer_curve`) by `size`.
+def _against_objects(case: Case, others: list[Case]) -> dict:
+    """`auroc_objects` and `auroc_objects_swapped` `[layer]`. Patches of both count for neither."""
+    own, swapped = (np.full(len(case.top1), np.nan) for _ in range(2))
+    of_others = np.any([np.zeros_like(case.inside), *(other.inside for other in others)], axis=0)
+    either = case.inside ^ of_others
+    mask = case.inside[either]
+    if mask.any() and not mask.all():
+        own = auroc(case.word["log2_probs"][:, either], mask)
+        words = (other.word["log2_probs"][:, either] for other in others)
+        swapped = np.mean([auroc(log2_probs, mask) for log2_probs in words], axis=0)
+    return {"auroc_objects": own, "auroc_objects_swapped": swapped}
 
-    Groups: SIZES, ALL_SIZES and the controls ABSENT_WORDS and OTHER_BOXES. `top1_hit_rate` has
-    NO_WORD too, the share of all patches that decode to no word, from `layers_table`.
-    """
+
+def differences(grounded: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The own word's AUROC minus that of a control of COMPARED_WITH `[image, layer]`."""
+    own, control = COMPARED_WITH[name]
+    above = (grounded[own] - grounded[control]).astype(float)
+    return per_image(grounded.assign(above=above).dropna(subset="above"), "above")
+
+
+def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """MEASURES as curves (`layer_curve`) by `size`: SIZES, ALL_SIZES and CONTROLS. `top1_hit_rate`
+    has NO_WORD too, the share of patches that decode to no word, from `layers_table`."""
     groups = [table, table.assign(size=ALL_SIZES)]
     for control, name in CONTROLS.items():
         of_control = {column: table[f"{column}{control}"] for column in MEASURES}
@@ -158,21 +181,19 @@ def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.
 
 def best_layer(grounded: pd.DataFrame) -> int:
     """The layer at which AUROCs of own words are furthest above those of absent words."""
-    above = grounded.assign(above=grounded["auroc"] - grounded["auroc_absent"])
-    return int(per_image(above, "above").mean().fillna(0).idxmax())
+    above = differences(grounded, "absent words in the same boxes")
+    return int(above.mean().idxmax() if len(above) else grounded["layer"].min())
 
 
 def best_and_worst(table: pd.DataFrame, layer: int, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The `n` rows of `Grounding.table` at a layer with the largest AUROC, and the `n` with the
-    smallest, each of another image."""
+    """The `n` rows at a layer with the largest AUROC, and with the smallest, each of an image."""
     ordered = table[table["layer"] == layer].sort_values("auroc", ascending=False, kind="stable")
     best = ordered.drop_duplicates("image").head(n)
     return best, ordered.drop(best.index)[::-1].drop_duplicates("image").head(n)
 
 
 def cases_to_look_at(grounded: pd.DataFrame, answers: pd.DataFrame, n: int = 3) -> list[str]:
-    """Names of images worth a look: those of the first `n` wrong answers, then of the `n` best and
-    the `n` worst cases at the best layer."""
+    """Images worth a look: of the first `n` wrong answers, then of `best_and_worst`."""
     first = first_tokens(answers)
     names = first.loc[first["right"].eq(False), "image"].drop_duplicates().head(n).tolist()
     if not grounded.empty:

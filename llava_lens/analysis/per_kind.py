@@ -16,15 +16,6 @@ def by_kind(table: pd.DataFrame, row_of) -> pd.DataFrame:
     )
 
 
-def pieces_note(answers: pd.DataFrame) -> str:
-    """The number of answers that `whole_words` leaves out."""
-    whole = first_tokens(answers)["whole_word"].astype(bool)
-    pieces = (~whole).sum()
-    return (
-        f"Left out: {pieces} of {len(whole)} answers, which begin with a piece of a word or a sign."
-    )
-
-
 BY_THE_LENS = ("settling_layer", "readable_layer")
 
 
@@ -66,46 +57,20 @@ def settling_table(answers: pd.DataFrame, column: str = "settling_layer") -> pd.
 
 
 def controls_table(answers: pd.DataFrame) -> pd.DataFrame:
-    """Per kind of prompt P of the answer's word at the last layer, as means over images.
+    """Per kind of prompt P of the answer's word at the last layer, as means over `images`.
 
     Columns: `probability`, `other_probability` (with another image; NaN where there is none),
-    `grey_probability`, and `gain` (P minus that with another
-    image, without one with a grey one) with its `interval` `low` and `high`.
+    `grey_probability`, and `gain` (P minus that with another image, without one with a grey one)
+    with its `interval` `low` and `high`.
     """
+    names = ["probability", "other_probability", "grey_probability", "gain"]
 
     def row_of(rows):
-        columns = ["probability", "other_probability", "grey_probability", "gain"]
-        of_image = rows.groupby("image")[columns].mean().astype(float)
-        low, high = interval(of_image["gain"]).clip(-1, 1)
-        return {**of_image.mean(), "low": low, "high": high}
+        of_image = rows.groupby("image")[names].mean().astype(float)
+        low, high = interval(of_image["gain"], "change")
+        return {**of_image.mean(), "low": low, "high": high, "images": len(of_image)}
 
-    return by_kind(_at_last_layer(answers), row_of)
-
-
-def _at_last_layer(answers: pd.DataFrame) -> pd.DataFrame:
-    """`whole_words` at the last layer, with `gain`: P minus P with another image (without one, with
-    a grey one)."""
     whole = whole_words(answers)
     last = whole[whole["layer"] == whole["layer"].max()]
-    return last.assign(gain=last["probability"] - control_of(last, "probability"))
-
-
-def right_and_wrong(answers: pd.DataFrame) -> pd.DataFrame:
-    """Right and wrong answers apart: a row per kind of prompt that has both, and per `right`.
-
-    Columns: `images`; of the word's `readable_layer` the median with `low` and `high`; of `gain`
-    (as in `controls_table`) the mean with `gain_low` and `gain_high`.
-    """
-    last = _at_last_layer(answers).dropna(subset="right").astype({"right": bool})
-    rows = []
-    for kind in filter(set(last["kind"]).__contains__, KINDS):
-        of_kind = last[last["kind"] == kind]
-        if of_kind["right"].nunique() < 2:
-            continue
-        for right, group in of_kind.groupby("right"):
-            of_image = group.groupby("image")[["readable_layer", "gain"]].mean().astype(float)
-            layers, gains = of_image["readable_layer"], of_image["gain"]
-            row = kind, right, len(of_image), layers.median(), *interval(layers, "median")
-            rows.append((*row, gains.mean(), *interval(gains).clip(-1, 1)))
-    columns = ["kind", "right", "images", "readable_layer", "low", "high"]
-    return pd.DataFrame(rows, columns=[*columns, "gain", "gain_low", "gain_high"])
+    table = by_kind(last.assign(gain=last["probability"] - control_of(last, "probability")), row_of)
+    return table.reindex(columns=[*names, "low", "high", "images"])

@@ -1,7 +1,6 @@
 """Present against absent categories: the confidence in the patches beside the answers."""
 
 from collections import Counter
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,20 +9,11 @@ from llava_lens.analysis.grading import is_right
 from llava_lens.analysis.stats import auroc_by_image, interval
 from llava_lens.schema import ABSENT_SAMPLINGS
 
-GRADES = {True: 1.0, False: 0.0, None: np.nan}
 
-
-class Watched(NamedTuple):
-    """Of one image the categories that it has, and a row per watched category."""
-
-    seen: set[str]
-    rows: list[dict]
-
-
-def watched_of(record: dict) -> Watched:
-    """What `category_confidence` needs of one record."""
+def watched_of(record: dict) -> tuple[set[str], list[dict]]:
+    """For `category_confidence`: the categories of an image, and a row per watched category."""
     said_yes = {
-        prompt["categories"][0]: GRADES[is_right("presence", prompt["answer"], "yes")]
+        prompt["categories"][0]: is_right("presence", prompt["answer"], "yes")
         for prompt in record["prompts"]
         if prompt["kind"] == "presence" and prompt["categories"]
     }
@@ -32,36 +22,34 @@ def watched_of(record: dict) -> Watched:
             "image": record["name"],
             **{name: word[name] for name in ("category", "present", "absent_sampling")},
             "confidence": 2.0 ** float(word["log2_probs"].max()),
-            "said_yes": said_yes.get(word["category"], np.nan),
+            "said_yes": said_yes.get(word["category"]),
         }
         for word in record["words"]
     ]
-    return Watched({item["category"] for item in record["objects"]}, rows)
+    return {item["category"] for item in record["objects"]}, rows
 
 
-def category_confidence(images: list[Watched]) -> pd.DataFrame:
+def category_confidence(images: list[tuple[set, list]]) -> pd.DataFrame:
     """From the `watched_of` all records a row per image and watched category.
 
     - `confidence`: the largest P(word) over all layers and patches
-    - `frequency`: what can be said blindly, the share of images that have the category. It is taken
-      over the half of the images that this one is not in. Over all others a category would be the
-      rarer the more it is here.
-    - `said_yes`: the model's answer when asked about the category, 1 for yes and 0 for no; NaN
-      where it was not asked, or its answer was neither
+    - `frequency`: what can be said blindly, the share of images that have the category, in the
+      half that this one is not in. Over all others it would be the rarer the more it is here
+    - `said_yes`: the model's answer when asked, 1 for yes and 0 for no; NaN for none or neither
 
     Source of the confidence: a variant of Jiang et al., arXiv 2410.02762, who take no final norm,
     the softmax over fewer tokens, and every piece of a word.
     """
     halves = images[::2], images[1::2]
-    images_with = [Counter(name for image in half for name in image.seen) for half in halves]
+    images_with = [Counter(name for seen, _ in half for name in seen) for half in halves]
     rows = []
-    for number, image in enumerate(images):
+    for number, (_, of_image) in enumerate(images):
         other = 1 - number % 2
-        for row in image.rows:
+        for row in of_image:
             share = images_with[other][row["category"]] / max(len(halves[other]), 1)
             rows.append({**row, "frequency": share})
     columns = ["image", "category", "present", "absent_sampling", "confidence", "said_yes"]
-    return pd.DataFrame(rows, columns=[*columns, "frequency"])
+    return pd.DataFrame(rows, columns=[*columns, "frequency"]).astype({"said_yes": float})
 
 
 def presence_answers(table: pd.DataFrame) -> pd.DataFrame:
@@ -71,32 +59,58 @@ def presence_answers(table: pd.DataFrame) -> pd.DataFrame:
 
 def presence_areas(table: pd.DataFrame) -> dict[str, tuple[float, np.ndarray]]:
     """AUROCs for present against absent categories, from `category_confidence`, each with its
-    `interval` `[2]`; NaN where nothing can be compared.
-
-    - `confidence`
-    - `frequency`: of the constant per category
-    - `within`: of the confidence, one category at a time: images with it against images without
-      it. Any constant per category has 0.5 there
-    """
+    `interval` `[2]`: of the `confidence`, of the `frequency`, and of the confidence `within` one
+    category at a time, where any constant per category has 0.5. NaN where nothing is compared."""
+    names = {"confidence": "confidence", "frequency": "frequency", "within": "confidence"}
+    if table.empty:
+        return dict.fromkeys(names, (np.nan, np.full(2, np.nan)))
     present, images = table["present"].to_numpy(bool), pd.factorize(table["image"])[0]
-    values = {name: table[name].to_numpy(float) for name in ("confidence", "frequency")}
-    rows = len(table)
-    if not rows:
-        return dict.fromkeys((*values, "within"), (np.nan, np.full(2, np.nan)))
-    by_image = {name: auroc_by_image(each, present, images) for name, each in values.items()}
-    strata = pd.factorize(table["category"])[0]
-    by_image["within"] = auroc_by_image(values["confidence"], present, images, strata)
-    return {name: (each.mean(), interval(each, "share", rows)) for name, each in by_image.items()}
+    areas = {}
+    for name, column in names.items():
+        strata = pd.factorize(table["category"])[0] if name == "within" else None
+        values = auroc_by_image(table[column].to_numpy(float), present, images, strata)
+        areas[name] = values.mean(), interval(values, "share", len(table))
+    return areas
+
+
+def within_images(table: pd.DataFrame) -> tuple[int, pd.DataFrame]:
+    """How many images have what is compared, and in doublings of `confidence` `above` and `scene`,
+    each as values whose mean it is and whose `interval` is its own.
+
+    `above`: what is there above the absent categories that often stand beside it (adversarial: the
+    same scene). `scene`: these above the randomly drawn. All within images, so what raises all
+    words of an image cancels. From each confidence the mean of its category where it is absent, in
+    other images, is taken: categories differ whatever the image shows. That mean ties images to
+    each other, so the values are the jackknife's, over up to 24 groups of images.
+    """
+    of_image = _above_and_scene(table)
+    groups = pd.factorize(table["image"])[0] % 24
+    means, n_groups = of_image.mean(), len(set(groups))
+    without = pd.DataFrame([_above_and_scene(table[groups != each]).mean() for each in set(groups)])
+    values = means - (n_groups - 1) * (without - without.mean())
+    return int(of_image["above"].notna().sum()), values
+
+
+def _above_and_scene(table: pd.DataFrame) -> pd.DataFrame:
+    """`above` and `scene` of `within_images` per image; NaN where nothing can be compared."""
+    logs, is_absent = np.log2(table["confidence"].astype(float)), ~table["present"].astype(bool)
+    sums = logs.where(is_absent).groupby(table["category"]).transform("sum")
+    counts = is_absent.groupby(table["category"]).transform("sum") - is_absent
+    usual = (sums - logs.where(is_absent, 0)) / counts.where(counts > 0)
+    groups = table["absent_sampling"].where(is_absent, "present")
+    means = (logs - usual).groupby([table["image"], groups]).mean().unstack()
+    means = means.reindex(columns=["present", "adversarial", "random"])
+    scene = means["adversarial"] - means["random"]
+    return pd.DataFrame({"above": means["present"] - means["adversarial"], "scene": scene})
 
 
 def presence_table(table: pd.DataFrame) -> pd.DataFrame:
     """Of `category_confidence` a row for `all` absent categories, and one per way of drawing them
-    (ABSENT_SAMPLINGS), each beside the present categories of the same images.
+    (ABSENT_SAMPLINGS; POPE, Li et al., arXiv 2305.10355), each beside the present categories of the
+    same images.
 
-    Columns: `images`; `absent`, their number; of each of `presence_areas` the AUROC, `_low` and
-    `_high`; of the model's answers `sensitivity` (present categories to which it says yes) and
-    `specificity` (absent ones to which it says no), with `_low` and `_high`, and `asked`, their
-    number. Source of the three ways: POPE (Li et al., arXiv 2305.10355).
+    Columns: `images`; each of `presence_areas`; of the `asked` answers `sensitivity` (yes to the
+    present) and `specificity` (no to the absent). All but the numbers have `_low` and `_high`.
     """
     present, drawn = table["present"].astype(bool), table["absent_sampling"]
     groups = {"all": table} if len(table) else {}
@@ -119,7 +133,7 @@ def _presence_row(table: pd.DataFrame) -> dict[str, float]:
         right = (rows["said_yes"] == present).groupby(rows["image"]).mean()
         share = right.mean() if len(right) else np.nan
         measures[name] = share, interval(right, "share", len(rows))
-    row = {"images": table["image"].nunique(), "absent": (~table["present"].astype(bool)).sum()}
+    row = {"images": table["image"].nunique()}
     for name, (value, (low, high)) in measures.items():
         row |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return {**row, "asked": len(asked)}

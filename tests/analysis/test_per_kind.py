@@ -4,17 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llava_lens.analysis import per_kind, report_answers
+from llava_lens.analysis import per_kind, report
 
 SHAPES = ["circle", "heart", "star"]
 
 
 def answers_with(kind: str, graded: list[tuple[str, bool | None]]) -> pd.DataFrame:
     """A table of answers: a truth and whether it was met, an image each."""
-    columns = {"image": [f"{i}.jpg" for i in range(len(graded))], "kind": kind}
-    columns |= dict(zip(("truth", "right"), map(list, zip(*graded, strict=True)), strict=True))
+    rows = [
+        {"image": f"{i}.jpg", "kind": kind, "truth": truth, "right": right}
+        for i, (truth, right) in enumerate(graded)
+    ]
     constant = {"token": 0, "word_at": 0, "layer": 0, "whole_word": True, "settling_layer": 3}
-    return pd.DataFrame(columns).astype({"right": object}).assign(**constant, readable_layer=3)
+    return pd.DataFrame(rows).astype({"right": object}).assign(**constant, readable_layer=3)
 
 
 def test_settling_table():
@@ -47,23 +49,33 @@ def test_pieces_of_words_are_left_out_where_the_lens_reads_alone():
 
 
 def test_right_and_wrong_answers_apart_by_hand():
-    image = np.arange(5)
-    constant = {"kind": "colour", "whole_word": True, "token": 0, "word_at": 0, "layer": 5}
-    columns = {"image": image, "right": image < 3, "readable_layer": 2 * image, "probability": 0.9}
-    columns |= {"other_probability": 0.1 * image, "grey_probability": 0.0}
-    table = per_kind.right_and_wrong(pd.DataFrame(constant | columns)).set_index("right")
-    assert table.loc[True, ["images", "readable_layer"]].tolist() == [3, 2]
-    assert table.loc[False, ["images", "readable_layer"]].tolist() == [2, 7]
-    assert table["gain"].to_dict() == pytest.approx({True: 0.8, False: 0.55})
+    rows = [
+        {"image": i, "kind": "colour", "right": i < 3, "whole_word": True, "token": 0, "word_at": 0,
+         "layer": 5, "readable_layer": 2 * i, "settling_layer": 5, "probability": 0.9,
+         "other_probability": 0.1 * i, "grey_probability": 0.0, "truth": "red", "question": "?",
+         "answer": "red"}
+        for i in range(5)
+    ]  # fmt: skip
+    run = {"layers": [str(layer) for layer in range(11)]}
+    text = report.report_answers(run, pd.DataFrame(rows).astype({"image": str}))
+    assert "| colours | right | 3 | 2 (no interval) | 0.80 (no interval) |" in text
+    assert "| colours | wrong | 2 | 7 (no interval) | 0.55 (no interval) |" in text
 
 
 def test_controls_by_hand():
-    columns = {
-        "image": [*"aabb"], "layer": [0, 1, 0, 1], "probability": [0.1, 0.9, 0.2, 0.7],
-        "other_probability": [0.1, 0.3, np.nan, np.nan], "grey_probability": [0.0, 0.1, 0.0, 0.2],
-    }  # fmt: skip
-    constant = {"token": 0, "word_at": 0, "whole_word": True, "kind": "colour"}
-    answers = pd.DataFrame(columns).assign(**constant)
+    answers = pd.DataFrame(
+        {
+            "token": 0,
+            "word_at": 0,
+            "whole_word": True,
+            "kind": "colour",
+            "image": ["a", "a", "b", "b"],
+            "layer": [0, 1, 0, 1],
+            "probability": [0.1, 0.9, 0.2, 0.7],
+            "other_probability": [0.1, 0.3, np.nan, np.nan],
+            "grey_probability": [0.0, 0.1, 0.0, 0.2],
+        }
+    )
     row = per_kind.controls_table(answers).loc["colour"]
     assert row[:4].tolist() == pytest.approx([0.8, 0.3, 0.15, (0.6 + 0.5) / 2])
     assert np.isnan(row["low"])
@@ -78,18 +90,25 @@ def test_what_cant_be_graded_is_counted_and_never_wrong():
 
 def test_rates_stand_beside_chance_and_the_majority_answer():
     run = {"layers": ["emb", "1", "2", "3", "4"], "categories": SHAPES}
-    relations = [("left", True)] * 3 + [("above", False), ("above", None)]
-    graded = {"relation": relations, "object": [("heart", True)] * 2, "own": [(None, None)]}
-    graded["presence"] = [("yes", True), ("no", False)]
-    table = pd.concat([answers_with(*each) for each in graded.items()])
+    table = pd.concat(
+        [
+            answers_with("relation", [("left", True)] * 3 + [("above", False), ("above", None)]),
+            answers_with("object", [("heart", True)] * 2),
+            answers_with("presence", [("yes", True), ("no", False)]),
+            answers_with("own", [(None, None)]),
+        ]
+    )
     columns = ["probability", "other_probability", "grey_probability"]
     table = table.assign(**dict.fromkeys(columns, 0.5), question="?", answer="!")
-    text = report_answers.report_answers(run, table)
-    few = "(too few images for an interval)"
-    assert f"75% {few} of 4, 1 not gradable | 25% | 60% |" in text
-    assert f"| objects | 100% {few} of 2 | 33% | 100% |" in text
-    assert f"| presence | 50% {few} of 2 | 50% | 50% |" in text
-    assert "| own prompts | not known | - | - |" in text
+    layers = ["leaves_image", "handed_over", "mediated"]
+    text = report._kinds_table(run, table.assign(**dict.fromkeys(layers, np.nan)))
+    few = "(no interval)"
+    assert f"| the arrangement of objects | 5 | 75% {few} | 25% | 60% | 0.50 |" in text
+    assert f"| objects | 2 | 100% {few} | 33% | 100% |" in text
+    assert f"| presence | 2 | 50% {few} | 50% | 50% |" in text
+    assert "| own prompts | 1 | not known | - | - |" in text
+    none = table.assign(right=None, **dict.fromkeys(layers, np.nan))
+    assert "| objects | 2 | 2 not gradable | 33% | - |" in report._kinds_table(run, none)
 
 
 def test_on_the_demo_the_image_brings_the_answer(demo_tables):

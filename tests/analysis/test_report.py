@@ -1,57 +1,62 @@
 """The sentences of the report: numbers from the tables, and texts that are never mark-up."""
 
 import html
+import json
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from llava_lens import text as text_py
-from llava_lens.analysis import presence, report, report_answers, report_image, report_layers
-from tests.analysis.made import confidence_of, grounding_of, tables_of
+from llava_lens.analysis import findings, presence, report
+from tests.analysis.made import tables_of
+from tests.conftest import ROOT
 from tests.hostile import make_results
 
 
 def test_the_sentences_are_those_of_the_tables(demo, demo_tables):
     table = demo_tables.grounded
-    lines = report_image.report_grounding(demo.run, table, demo_tables.confident)
+    text = report.summary(demo.run, demo_tables)
     per_image = table.groupby(["image", "layer"])[["auroc", "auroc_absent"]].mean()
     above = (per_image["auroc"] - per_image["auroc_absent"]).groupby("layer").mean()
-    assert lines[0].startswith("An object's own word marks its patches more than words of absent")
-    assert f"at layer {above.idxmax()}, where the difference is largest" in lines[0]
-    assert f"{above.max():.2f} (" in lines[0] and "on 24 images" in lines[0]
-    assert lines[1].startswith("An object's word is read where the object is")
-    assert lines[3].startswith("The patches tell whether a category is there")
+    whole, absent, *_ = findings.own_words(demo.run, table)
+    assert whole["outcome"] == "shown" and whole["sentence"] in text
+    assert absent["value"] == pytest.approx(above.max()) and absent["n"] == 24
+    assert f"absent words in the same boxes, an AUROC higher by {above.max():.2f} (" in text
     row = presence.presence_table(demo_tables.confident).loc["all"]
-    assert f"{row['within']:.2f} ({row['within_low']:.2f} to" in lines[3]
-    blind = f"how many images of the other half have it, {row['frequency']:.2f}"
-    assert blind in lines[3]
-    assert f"says yes to {row['sensitivity']:.0%} (" in lines[3]
-    unnamed = table.assign(top1_hit_rate=0.0)
-    unnamed = report_image.report_grounding(demo.run, unnamed, demo_tables.confident)
-    assert "No patch's top-1 token is its object's word, at any layer." in unnamed
+    assert "The patches tell whether a category is there." in text
+    assert f"{row['within']:.2f} ({row['within_low']:.2f} to" in text
     one = table[table["image"] == "scene_00.png"]
-    present = demo_tables.confident[demo_tables.confident["present"]]
-    alone = report_image.report_grounding(demo.run, one, present)
-    assert "nan" not in " ".join(alone) and len(alone) == 3
-    assert alone[0].startswith("Not shown: an object's own word")
+    alone = findings.own_words(demo.run, one)
+    assert {each["outcome"] for each in alone} == {"not tested"}
+    assert alone[0]["sentence"].startswith("Not tested: an object's own word marks its patches. ")
+
+
+def test_the_first_screen_has_at_most_twelve_lines_and_no_semicolon_in_a_cell(demo, demo_tables):
+    text = report.summary(demo.run, demo_tables)
+    lines = [line for line in text.splitlines() if line and "---" not in line]
+    assert len(lines) <= 12
+    cells = [line for line in text.splitlines() if line.startswith("|")]
+    assert not any(";" in line for line in cells) and "nan" not in text
+
+
+def test_findings_come_back_as_data(demo, demo_tables, tmp_path):
+    findings.save_findings(tmp_path / "report/findings.json", demo.run, demo_tables)
+    saved = json.loads((tmp_path / "report/findings.json").read_text())
+    assert saved["findings"] == findings.findings(demo.run, demo_tables)
+    by_claim = {(each["claim"], each["about"]): each for each in saved["findings"]}
+    readable = by_claim["readable_layer", "relation"]
+    assert (readable["value"], readable["low"], readable["high"], readable["n"]) == (7, 6, 8, 24)
+    order = by_claim[findings.ORDER, "colour and object"]
+    assert order["outcome"] == "shown" and order["value"] == -1 and order["p"] < 0.003
+    claims = (ROOT / "docs/claims.md").read_text()
+    assert all(each["claim"] in claims for each in saved["findings"])
 
 
 def test_without_annotations_nothing_is_claimed(run, tables):
-    assert tables.grounded.empty and tables.confident.empty
-    lines = report_image.report_grounding(run, tables.grounded, tables.confident)
-    assert lines[0].startswith("Nothing to report")
-
-
-@pytest.mark.parametrize("n_images, said", [(1, "1 image"), (2, "2 images")])
-def test_images_and_categories_are_counted_as_numbers(n_images, said):
-    run, record, _ = make_results()
-    absent = {"category": "cat", "present": False, "absent_sampling": "random"}
-    record["words"] = [*record["words"], record["words"][0] | absent]
-    records = [{**record, "name": f"{number}.jpg"} for number in range(n_images)]
-    grounded, confident = grounding_of(records, run), confidence_of(records)
-    text = "\n".join(report_image.report_grounding(run, grounded, confident))
-    assert f"less on {said} (" in text and "True" not in text and "False" not in text
+    assert findings.own_words(run, tables.grounded) == []
+    assert findings.present_or_absent(tables.confident) == []
+    assert "no object is in the images" in report.summary(run, tables)
 
 
 def test_the_report_cuts_long_texts():
@@ -64,9 +69,9 @@ def test_the_report_cuts_long_texts():
     run["model"] = "a" * 5000
     records = [{**record, "name": f"{number}.jpg"} for number in range(5)]
     tables = tables_of(records, run, np.full((3, 3, 20), 1 / 20))
-    text = report.report(run, tables)
+    text = report.summary(run, tables)
     assert len(text) < 10_000 and "a" * 150 in text and "…" in html.unescape(text)
-    text = report.summary(run, tables) + report_answers.report_answers(run, tables.answers)
+    text = report.report(run, tables) + report.report_answers(run, tables.answers)
     assert len(text) < 10_000 and "b" * 150 in text and "…" in html.unescape(text)
 
 
@@ -77,43 +82,45 @@ def test_a_peak_has_a_range(run):
         image, layer = np.indices(change.shape)
         columns = {"image": image.ravel(), "layer": layer.ravel(), "segment": "image"}
         values = {"jsd_prev": change.ravel(), "jsd_final": change.ravel()}
-        return report_layers.report_changes(run, pd.DataFrame({**columns, **values}))
+        return report.report_changes(run, pd.DataFrame({**columns, **values}))
 
     sure, plateau, flat = (0.1 * rng.random((30, 6)) for _ in range(3))
     sure[:, 4] += 1
     sure[:, 0] = np.nan  # as at the embedding, which has no layer before it
     plateau[:, 2:4] += 1
-    assert "change most at layer 4, by 1.0" in sentence(sure)
-    assert "change most at some layer from 2 to 3, by 1.0" in sentence(plateau)
-    assert "have no clear peak" in sentence(flat)
+    assert "| image | 30 | 4 | 1.0" in sentence(sure)
+    assert "| image | 30 | some layer from 2 to 3 | 1.0" in sentence(plateau)
+    assert "| image | 30 | no clear peak |" in sentence(flat)
 
 
 def test_report_counts_what_was_loaded(run, tables):
-    text = report.report(run, tables)
+    text = report.summary(run, tables) + report.report(run, tables)
     answers = tables.answers.query("token == 0 and layer == 0")
     objects = answers[answers["kind"] == "object"]
-    assert "3 images with 9 prompts" in text and "In which order" not in text
-    assert "too few images for an interval" in text and "nan" not in text
+    assert "3 images with 9 prompts" in text and "no right answer has a route" in text
+    assert "(no interval)" in text and "nan" not in text
     whole = objects[objects["whole_word"].astype(bool)]
-    assert whole.empty or f"{whole['readable_layer'].median():g} (too few" in text
+    if len(whole):
+        assert f"{whole['readable_layer'].median():g} (no interval)" in text
     wrong = objects[~objects["right"].dropna().astype(bool)]
-    below = report_answers.report_answers(run, tables.answers)
+    below = report.report_answers(run, tables.answers)
     assert f"{len(wrong)} of {objects['right'].notna().sum()} graded answers are wrong" in below
     assert all(text_py.as_code(image) in below for image in wrong["image"])
-    assert "too few images to tell a peak" in report_layers.report_changes(run, tables.layers)
+    assert "| image | 3 | no clear peak |" in report.report_changes(run, tables.layers)
 
 
-def test_an_answer_that_never_settles_is_named(run, tables):
-    answers = tables.answers.assign(settling_layer=len(run["layers"]), whole_word=True)
-    text = report_answers.report_answers(run, answers)
-    assert "| never (too few images for an interval) |" in text
+def test_an_answer_that_is_never_readable_is_named(run, tables):
+    answers = tables.answers.assign(readable_layer=len(run["layers"]), whole_word=True)
+    assert "| never (no interval) |" in report.summary(run, tables._replace(answers=answers))
 
 
 def test_no_text_of_a_stranger_is_mark_up_in_the_report(run, tables):
     nasty = "`<script>alert(1)</script>` $x$ *b* | a_b_"
-    said = dict.fromkeys(["answer", "question", "image"], nasty)
-    answers = tables.answers.assign(**said, truth="dog", right=False)
-    text = report.report(run, tables._replace(answers=answers))
-    text += report_answers.report_answers(run, answers)
+    answers = tables.answers.assign(
+        answer=nasty, truth="dog", right=False, question=nasty, image=nasty
+    )
+    text = report.report(run, tables._replace(answers=answers)) + report.report_answers(
+        run, answers
+    )
     assert "<script" not in text and "$" not in text and "*b*" not in text
     assert "&#60;script&#62;" in text
