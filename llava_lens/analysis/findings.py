@@ -17,7 +17,7 @@ from llava_lens.analysis.presence import presence_areas, within_images
 from llava_lens.analysis.stats import MIN_IMAGES, interval, peak_range, signed_rank, with_interval
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, layer_label, layer_numbers
-from llava_lens.text import count_of, number_of_layers, two_decimals
+from llava_lens.text import count_of, two_decimals
 
 SHOWN, NOT_SHOWN, UNDECIDED = "shown", "not shown", "undecided"
 NOT_TESTED, MEASURED = "not tested", "measured"
@@ -104,7 +104,7 @@ def _order_of_two(layers: pd.DataFrame) -> dict:
         outcome = UNDECIDED
         claim = f"Undecided: in some images only, answers about {a} are handed over before {b}"
     sentence = (
-        f"{claim}: by {number_of_layers(middle)} in the median of {n} images, {a} earlier on "
+        f"{claim}: by {count_of(middle, 'layer')} in the median of {n} images, {a} earlier on "
         f"{n_later} and later on {(later < 0).sum()} (p = {p:.2g}, by signs alone {p_signs:.2g})."
     )
     low, high = sorted(sign * interval(later, "median"))

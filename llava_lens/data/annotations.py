@@ -19,6 +19,18 @@ OTHER_KINDS = {".txt", ".xml", ".csv", ".gz", ".zip", ".bz2", ".xz", ".tar"}
 CALLED = re.compile("annot|instance|label|box", re.I)
 
 
+# What reading a file of another kind raises; SyntaxError is what XML parsers raise.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    SyntaxError,
+)
+
+
 class Annotations(NamedTuple):
     """What is known about the images of a folder. `objects` and `absent` are by image.
 
@@ -112,7 +124,7 @@ def _read(path: Path, folder, by_stem: dict[str, set[str]], told: _Told) -> None
         image = min(alike) if len(alike) == 1 else None
         data = PARSERS[path.suffix.lower()](path.read_bytes(), image)
         images, categories, problems = read_file(path.name, data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
         told.unknown.append(f"{path.name} ({type(error).__name__}: {str(error)[:80]})")
         return
     below = normalize("NFC", path.relative_to(folder).parent.as_posix()).removeprefix(".")

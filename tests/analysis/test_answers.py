@@ -1,32 +1,31 @@
 """Records to the tables of answers and of layers, and the summary as a file."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llava_lens import kinds as kinds_py
-from llava_lens import schema, store
+from llava_lens import schema
 from llava_lens.analysis import answers as answers_py
 from llava_lens.analysis import curves, grading, per_kind, report, stats
 from tests.analysis.made import answers_of, layers_of
 from tests.hostile import make_results
 
 
-def test_a_prompt_or_layer_that_is_not_there_is_refused_with_what_is(results, run):
-    record = store.Results(results).record()
+def test_a_prompt_and_layers_are_those_that_were_chosen_or_refused_with_what_is_there(records, run):
+    assert answers_py.choose_prompt(records[0], 1)["question"] == kinds_py.question_of("object")
+    assert answers_py.layer_positions(run, [5, 0]) == [5, 0]
+    assert answers_py.layer_positions(run, []) == [0, 1, 2, 4, 5]
     for number in (3, -1):
         message = f"prompt is {number}: china.jpg has the prompts 0 to 2"
         with pytest.raises(ValueError, match=message):
-            answers_py.choose_prompt(record, number)
+            answers_py.choose_prompt(records[0], number)
     with pytest.raises(ValueError, match=r"layers_shown is \[0, 6\]: the layers are 0 \(emb\), 1"):
         answers_py.layer_positions(run, [0, 6])
-
-
-def test_the_prompt_and_the_layers_are_those_that_were_chosen(results, run):
-    record = store.Results(results).record("flower.jpg")
-    assert answers_py.choose_prompt(record, 1)["question"] == kinds_py.question_of("object")
-    assert answers_py.layer_positions(run, [5, 0]) == [5, 0]
-    assert answers_py.layer_positions(run, []) == [0, 1, 2, 4, 5]
 
 
 def test_where_not_every_layer_was_read_a_number_is_no_position():
@@ -48,17 +47,14 @@ def test_tables_have_the_numbers_of_the_layers_that_were_read(records, run, tabl
             return {key: thinned(inner) for key, inner in value.items()}
         return value[kept] if isinstance(value, np.ndarray) and value.shape[:1] == (6,) else value
 
-    def of_word(prompt):
-        return {name: prompt[name] for name in ("word_prob", "word_rank", "grey", "other")}
-
     thin = []
     for record in records:
-        prompts = [
-            {**prompt, "readings": thinned(prompt["readings"]), **thinned(of_word(prompt))}
-            for prompt in record["prompts"]
-        ]
-        thin.append({**record, "patches": thinned(record["patches"]), "prompts": prompts})
-    of_few = {**run, "layers": ["1", "3", "5"]}
+        prompts = []
+        for prompt in record["prompts"]:
+            names = "readings", "word_prob", "word_rank", "grey", "other"
+            prompts.append(prompt | thinned({name: prompt[name] for name in names}))
+        thin.append(record | {"patches": thinned(record["patches"]), "prompts": prompts})
+    of_few = run | {"layers": ["1", "3", "5"]}
     few_answers, few_layers = answers_of(thin, of_few), layers_of(thin, of_few)
     for table, whole in ((few_answers, tables.answers), (few_layers, tables.layers)):
         assert table["layer"].tolist() == whole[whole["layer"].isin(kept)]["layer"].tolist()
@@ -69,50 +65,37 @@ def test_tables_have_the_numbers_of_the_layers_that_were_read(records, run, tabl
 
 def test_layer_table_against_a_loop(tables, records):
     layers = tables.layers
+    rows = layers.set_index(["image", "prompt", "segment"]).sort_values("layer")
     for record in records:
         for number, prompt in enumerate(record["prompts"]):
-            for segment, positions in (
-                ("prompt", range(prompt["n_prompt"])),
-                ("answer", range(prompt["n_prompt"], len(prompt["token_ids"]))),
-            ):
-                rows = layers[
-                    (layers["image"] == record["name"])
-                    & (layers["prompt"] == number)
-                    & (layers["segment"] == segment)
-                ]
-                for series in ("jsd_prev", "jsd_final", "entropy"):
-                    expected = [
-                        np.mean([row[at] for at in positions]) for row in prompt["readings"][series]
-                    ]
-                    np.testing.assert_allclose(
-                        rows.sort_values("layer")[series], expected, rtol=1e-5
-                    )
+            n_prompt = prompt["n_prompt"]
+            for segment, at in (("prompt", slice(n_prompt)), ("answer", slice(n_prompt, None))):
+                for series in curves.SERIES_IN_BITS:
+                    expected = [np.mean(row[at]) for row in prompt["readings"][series]]
+                    found = rows.loc[[(record["name"], number, segment)], series]
+                    np.testing.assert_allclose(found, expected, rtol=1e-5)
     images = layers[layers["segment"] == "image"]
     assert len(images) == 3 * 6 and set(images["kind"]) == {"image"}
 
 
 def test_answer_table(tables, records, run):
     answers = tables.answers
-    assert len(answers) == 6 * sum(
-        len(prompt["answer_ids"]) for record in records for prompt in record["prompts"]
-    )
+    n_tokens = [len(prompt["answer_ids"]) for record in records for prompt in record["prompts"]]
+    assert len(answers) == 6 * sum(n_tokens)
     last = answers[answers["layer"] == 5]
     # What the lens reads last is what the model said.
     assert (last["token_rank"] == 1).all() and (last["top1"] == last["token_label"]).all()
     assert (answers["settling_layer"] <= 5).all()
     graded = answers[answers["truth"].notna()]
     assert set(graded["kind"]) == {"object"}
-    assert (
-        graded["right"] == [grading.is_right("object", a, "temple") for a in graded["answer"]]
-    ).all()
+    by_hand = [grading.is_right("object", answer, "temple") for answer in graded["answer"]]
+    assert graded["right"].tolist() == by_hand
     assert answers[answers["truth"].isna()]["right"].isna().all()
     # The same whichever comes first.
-    turned = [
-        {**record, "prompts": record["prompts"][1:] + record["prompts"][:1]} for record in records
-    ]
-    again = answers_of(turned, run)
-    assert again["right"].isna().sum() == answers["right"].isna().sum()
-    assert again["right"].dropna().sum() == answers["right"].dropna().sum()
+    turned = [record | {"prompts": record["prompts"][::-1]} for record in records]
+    again = answers_of(turned, run)["right"]
+    assert again.isna().sum() == answers["right"].isna().sum()
+    assert again.dropna().sum() == answers["right"].dropna().sum()
 
 
 def test_the_words_to_show_end_with_a_control():
@@ -127,22 +110,17 @@ def test_the_words_to_show_end_with_a_control():
         answers_py.choose_words(record, ["dog", "frisbee"])
 
 
-def test_patches_that_say_no_word(results, tables):
+def test_patches_that_say_no_word(records, run, tables):
     """By hand, on the image's positions."""
-    results = store.Results(results)
-    run, record = results.run, results.record()
-    rows = tables.layers.query("image == @record['name'] and segment == 'image'")
-    for no_word, top_ids in zip(rows["no_word"], record["patches"]["top_ids"], strict=True):
+    rows = tables.layers.query("image == @records[0]['name'] and segment == 'image'")
+    for no_word, top_ids in zip(rows["no_word"], records[0]["patches"]["top_ids"], strict=True):
         labels = [run["tokens"][i] for i in top_ids[:, 0]]
         by_hand = np.mean([not label.replace("▁", "").isalpha() for label in labels])
         assert no_word == pytest.approx(by_hand)
 
 
-RUN = {
-    "layers": ["emb", *map(str, range(1, 33))],
-    "tokens": ["▁a", "▁Red", "▁red"],
-    "categories": [],
-}
+RUN = {"layers": ["emb", *map(str, range(1, 33))], "tokens": ["▁a", "▁Red", "▁red"]}
+RUN["categories"] = []
 
 
 def planted(kind: str, word_from: int, capital_from: int, whole: bool = True) -> dict:
@@ -152,14 +130,9 @@ def planted(kind: str, word_from: int, capital_from: int, whole: bool = True) ->
     word, token = layers >= word_from, layers >= capital_from
     ranks = {"word_rank": np.where(word, 1, 50), "target_rank": np.where(token, 1, 60)}
     probs = {"word_prob": 0.9 * word, "target_prob": 0.8 * token}
-    series = {name: np.zeros((33, 1)) for name in curves.SERIES_IN_BITS}
-    readings = {
-        **series,
-        "top_ids": np.zeros((33, 1, 1), int),
-        "top_probs": np.full((33, 1, 1), 0.05),
-        "target_prob": probs["target_prob"][:, None],
-        "target_rank": ranks["target_rank"][:, None],
-    }
+    readings = {name: np.zeros((33, 1)) for name in curves.SERIES_IN_BITS}
+    readings |= {"top_ids": np.zeros((33, 1, 1), int), "top_probs": np.full((33, 1, 1), 0.05)}
+    readings |= {name: (ranks | probs)[name][:, None] for name in ("target_prob", "target_rank")}
     prompt = {
         "kind": kind, "question": "?", "truth": None, "answer": "Red", "categories": [],
         "token_ids": [0], "n_prompt": 1, "answer_ids": [1], "readings": readings,
@@ -205,28 +178,56 @@ def test_texts_in_the_summary_are_no_formulas_and_come_back(tmp_path):
     answers = answers_of([record | {"prompts": prompts}], run)
     answers_py.save_summary(tmp_path / "deep/summary.csv", answers)
     cells = pd.read_csv(tmp_path / "deep/summary.csv", dtype=str, keep_default_na=False)
-    assert (
-        not cells[["answer", "question", "token_label"]]
-        .map(lambda t: t[:1] in "=+-@\t")
-        .any()
-        .any()
-    )
+    texts = cells[["answer", "question", "token_label"]]
+    assert not [text for text in texts.to_numpy().ravel() if text and text[0] in "=+-@\t"]
     back = answers_py.load_summary(tmp_path / "deep/summary.csv")
-    answers = answers.astype(object).where(answers.notna(), np.nan)
-    back = back.astype(object).where(back.notna(), np.nan)
-    pd.testing.assert_frame_equal(back, answers)
+    answers["categories"] = answers["categories"].map(str)
+    tables = [table.astype(object).where(table.notna(), np.nan) for table in (back, answers)]
+    pd.testing.assert_frame_equal(*tables)
     assert back["answer"].unique().tolist() == TEXTS
 
 
-def test_what_is_never_likely_is_never_readable():
-    (prompt,) = planted("colour", 10, 25)["prompts"]
-    answers = []
-    for height in (0.09, 0.1):
-        low = {**prompt, "word_prob": prompt["word_prob"] * height / 0.9}
-        low["readings"] = {**low["readings"], "top_probs": np.full((33, 1, 1), 0.01)}
-        record = {"name": "a", "prompts": [low]}
-        answers.append(curves.first_tokens(answers_of([record], RUN))["readable_layer"].item())
-    assert answers == [33, 10]
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", " ", ":", "\n"])
+def test_with_no_separator_a_cell_of_the_summary_is_a_formula(tmp_path, separator):
+    run, record, _ = make_results()
+    texts = [f"x{separator}{sign}1+1{separator}y" for sign in "=+-@"]
+    said = [{"question": text, "answer": text, "categories": [text]} for text in texts]
+    prompts = [record["prompts"][0] | each for each in said]
+    answers_py.save_summary(tmp_path / "a.csv", answers_of([record | {"prompts": prompts}], run))
+    for line in (tmp_path / "a.csv").read_text().splitlines():
+        for cell in line.split(separator):
+            bare = cell.strip('"')
+            assert bare[:1] not in ("=", "+", "@") and not re.match(r"-(?!\d)", bare), cell
+            assert bare != "-1+1"
+    assert list(answers_py.load_summary(tmp_path / "a.csv")["question"].unique()) == texts
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.text(alphabet="a1'=+-@ _;\"", max_size=8))
+def test_any_text_comes_back_from_the_summary(tmp_path_factory, text):
+    run, record, _ = make_results()
+    path = tmp_path_factory.mktemp("summary") / "a.csv"
+    prompts = [record["prompts"][0] | {"answer": text, "truth": text}]
+    answers_py.save_summary(path, answers_of([record | {"prompts": prompts}], run))
+    assert answers_py.load_summary(path)[["answer", "truth"]].to_numpy()[0].tolist() == [text] * 2
+
+
+def test_the_summary_does_not_go_through_a_link(tmp_path):
+    run, record, _ = make_results()
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "summary.csv").symlink_to("precious")
+    answers_py.save_summary(tmp_path / "summary.csv", answers_of([record], run))
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "summary.csv").is_symlink()
+
+
+@pytest.mark.parametrize("height, readable", [(0.09, 33), (0.1, 10)])
+def test_what_is_never_likely_is_never_readable(height, readable):
+    record = planted("colour", 10, 25)
+    (prompt,) = record["prompts"]
+    prompt["word_prob"] = prompt["word_prob"] * height / 0.9
+    prompt["readings"]["top_probs"] = np.full((33, 1, 1), 0.01)
+    assert curves.first_tokens(answers_of([record], RUN))["readable_layer"].item() == readable
 
 
 def test_a_word_that_is_read_at_a_later_token_is_not_lost():
@@ -237,9 +238,8 @@ def test_a_word_that_is_read_at_a_later_token_is_not_lost():
     two["target_rank"][:, 0] = 1
     record["prompts"] = [{**prompt, "readings": two, "answer_ids": [0, 1], "word_at": 1}]
     answers = answers_of([record], RUN)
-    assert curves.first_tokens(answers)[["token", "settling_layer"]].to_numpy().tolist() == [
-        [1, 10]
-    ]
+    first = curves.first_tokens(answers)
+    assert first[["token", "settling_layer"]].to_numpy().tolist() == [[1, 10]]
     assert curves.whole_words(answers)["probability"].tolist() == prompt["word_prob"].tolist()
     of_space = answers[answers["token"] == 0]
     assert of_space["probability"].equals(of_space["token_probability"])

@@ -220,13 +220,13 @@ def test_a_processor_without_a_crop_must_give_squares(checkpoint, size):
         values["image_processor"] |= {"do_center_crop": False, "size": size}
         values["image_processor"].pop("crop_size")
 
-    checkpoint.change_json("processor_config.json", change)
-    config = LlavaConfig.from_pretrained(checkpoint.path)
+    change_json(checkpoint / "processor_config.json", change)
+    config = LlavaConfig.from_pretrained(checkpoint)
     if "shortest_edge" in size:
         with pytest.raises(ValueError, match="112 x 56 pixels and 32 patches, where the model"):
-            load.load_processor(str(checkpoint.path), config)
+            load.load_processor(str(checkpoint), config)
     else:
-        processor = load.load_processor(str(checkpoint.path), config)
+        processor = load.load_processor(str(checkpoint), config)
         grey = load.grey_image(config.vision_config.image_size)
         pixels, _ = encode_prompts(processor, grey, [])
         assert pixels.shape == (1, 3, 56, 56) and (pixels == pixels[:, :, :1, :1]).all()
