@@ -3,7 +3,6 @@
 import itertools
 import json
 from math import comb
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from llava_lens.analysis.grounding import COMPARED_WITH, SIZES, differences
 from llava_lens.analysis.per_kind import controls_table, settling_table
 from llava_lens.analysis.presence import presence_areas, within_images
 from llava_lens.analysis.stats import MIN_IMAGES, interval, peak_range, signed_rank, with_interval
+from llava_lens.files import write_whole
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, layer_label, layer_numbers
 from llava_lens.text import count_of, two_decimals
@@ -27,6 +27,7 @@ def finding(claim: str, about: str, outcome: str, sentence: str = "", **numbers)
     """A claim, named as in docs/claims.md. `numbers`: `value`, `low`, `high`, `n` (images), `p`."""
     known = dict.fromkeys(("value", "low", "high", "n", "p")) | numbers
     known = {name: None if pd.isna(value) else float(value) for name, value in known.items()}
+    known["n"] = None if known["n"] is None else int(known["n"])
     return {"claim": claim, "about": about, "outcome": outcome, **known, "sentence": sentence}
 
 
@@ -40,8 +41,7 @@ def findings(run: dict, tables) -> list[dict]:
 def save_findings(path, run: dict, tables) -> None:
     """Write `findings` as JSON, so that a script can compare two runs."""
     text = json.dumps({"model": run["model"], "findings": findings(run, tables)}, indent=1)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text, "utf-8")
+    write_whole(path, text.encode())
 
 
 def measured(answers: pd.DataFrame) -> list[dict]:

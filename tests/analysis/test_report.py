@@ -41,7 +41,11 @@ def test_the_first_screen_has_at_most_twelve_lines_and_no_semicolon_in_a_cell(de
 
 
 def test_findings_come_back_as_data(demo, demo_tables, tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "report/findings.json").symlink_to(tmp_path / "precious")
     findings.save_findings(tmp_path / "report/findings.json", demo.run, demo_tables)
+    assert (tmp_path / "precious").read_text() == "precious"
     saved = json.loads((tmp_path / "report/findings.json").read_text())
     assert saved["findings"] == findings.findings(demo.run, demo_tables)
     by_claim = {(each["claim"], each["about"]): each for each in saved["findings"]}
