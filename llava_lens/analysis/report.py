@@ -166,7 +166,7 @@ def _procedure(run: dict, answers: pd.DataFrame) -> str:
     route = f"No route for {without} of {n} answers (no other image with another answer nearby, or "
     route += f"the two differ by less than {LEAST_DIFFERENCE} logits)"
     return (
-        f"**Procedure.** {run['dtype']}. On the first image the lens at the last layer was "
+        f"**Procedure.** {as_code(run['dtype'])}. On the first image the lens at the last layer was "
         f"{run['last_layer_jsd']:.1g} bits from the model's own distribution. "
         f"{route if run['route_layers'] else 'The route was not read (route = False)'}. "
         f"Not gradable: {ungraded.sum():.0f} answers. Left out of what the lens reads: {pieces} of "
