@@ -166,8 +166,8 @@ def _procedure(run: dict, answers: pd.DataFrame) -> str:
     route = f"No route for {without} of {n} answers (no other image with another answer nearby, or "
     route += f"the two differ by less than {LEAST_DIFFERENCE} logits)"
     return (
-        f"**Procedure.** {as_code(run['dtype'])}. On the first image the lens at the last layer was "
-        f"{run['last_layer_jsd']:.1g} bits from the model's own distribution. "
+        f"**Procedure.** {as_code(run['dtype'])}. On the first image the lens at the last layer "
+        f"was {run['last_layer_jsd']:.1g} bits from the model's own distribution. "
         f"{route if run['route_layers'] else 'The route was not read (route = False)'}. "
         f"Not gradable: {ungraded.sum():.0f} answers. Left out of what the lens reads: {pieces} of "
         f"{n} answers, which begin with a piece of a word or a sign. No interval: fewer than 12 "
