@@ -67,8 +67,3 @@ def interval_ends(row, name: str) -> np.ndarray:
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
-
-
-def markdown_section(title: str, sentences: list[str]) -> str:
-    """A title and a list of sentences in Markdown; empty without sentences."""
-    return "\n".join([title, "", *(f"- {line}" for line in sentences)]) if sentences else ""

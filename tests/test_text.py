@@ -50,9 +50,7 @@ def test_what_is_counted_has_its_plural():
     assert text.count_of(2.5, "layer") == "2.5 layers"
 
 
-def test_tables_and_sections_are_markdown():
+def test_tables_are_markdown():
     assert text.markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
-    assert text.markdown_section("**T.**", ["One.", "Two."]) == "**T.**\n\n- One.\n- Two."
-    assert text.markdown_section("**T.**", []) == ""
     row = pd.Series({"gain": 1, "gain_low": 0.5, "gain_high": 2})
     assert text.interval_ends(row, "gain").tolist() == [0.5, 2.0]
