@@ -98,6 +98,11 @@ def make_readings(rng, top_ids, top_probs, target_prob, target_rank) -> dict:
     }
 
 
+def places() -> dict:
+    """RUN's fields about the patches."""
+    return {"grid": [GRID, GRID], "image_size": IMAGE_SIZE, "n_image_tokens": GRID**2}
+
+
 def word_probs(rng) -> dict[str, np.ndarray]:
     """P(word) `[layer, patch]` by category: it rises from a third of the layers on, has its peak
     at three quarters, and is a tenth to a thousandth of that where the object is not."""
@@ -108,7 +113,7 @@ def word_probs(rng) -> dict[str, np.ndarray]:
         cover = np.zeros(GRID**2)
         for name, *box in BOXES:
             if name == category:
-                cover += data_crop.patch_coverage(np.multiply(box, IMAGE_SIZE), GRID, IMAGE_SIZE)
+                cover += data_crop.patch_coverage(np.multiply(box, IMAGE_SIZE), places())
         there = cover.clip(0, 1) * rng.beta(1.2, 3, GRID**2)
         there += 1e-4 * rng.lognormal(0, 1, GRID**2)
         words[category] = np.maximum(strength * there, 1e-6 * rng.lognormal(size=there.shape))
@@ -264,8 +269,7 @@ def make_run(rng) -> dict:
         "layers": ["emb", *map(str, range(1, N_LAYERS))],
         "segments": schema.SEGMENTS,
         "tokens": make_tokens(rng),
-        "grid": GRID,
-        "image_size": IMAGE_SIZE,
+        **places(),
         "chat": kinds.CHAT,
         "words": "",
         "questions": {name: kind.template for name, kind in kinds.KINDS.items() if kind.template},

@@ -28,7 +28,7 @@ RUN = {
     "layers": ["emb", *map(str, range(1, N_LAYERS))],
     "n_layers": N_LAYERS - 1,
     "tokens": TOKENS,
-    "grid": GRID,
+    "grid": [GRID, GRID],
     "image_size": 60,
     "categories": CATEGORIES,
     "route_layers": [*range(0, N_LAYERS, 2)],
@@ -205,7 +205,7 @@ def patches_of(rng, n: int, **added) -> list:
 
 def patches_in(box) -> np.ndarray:
     """The patches `[patch]` in a box that ends at their edges."""
-    return crop.patch_coverage(box, GRID, 60) > 0.5
+    return crop.patch_coverage(box, RUN) > 0.5
 
 
 def of_patches(rng, n, claim: str, **plan) -> list[dict]:

@@ -39,6 +39,7 @@ The format version is {schema.FORMAT_VERSION}. Other versions are refused.
 
 - `layer`: the layers in `run["layers"]`; 0 is the embedding output, l the state after block l
 - `pos`: input tokens after the image; `patch`: patches of the crop, row by row
+- `two`: rows, columns
 - `segment`: {", ".join(schema.SEGMENTS)}
 - `d_vocab`: the vocabulary; `last_id` is its last token id, `most_bits` its logarithm
 - `top_k`: the most probable tokens of a reading

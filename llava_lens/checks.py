@@ -1,5 +1,6 @@
 """A value of the results against the schema."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,16 @@ def check_run(run) -> None:
     version = run["format_version"]
     other = f"its format version is {version!s:.20}, {schema.OTHER_RELEASE}"
     require(version == schema.FORMAT_VERSION, other)
-    _check(run, Field(schema.RUN, ""), {}, "run")
+    _check(run, Field(schema.RUN, ""), {"two": 2}, "run")
     n_layers, layers, patched = run["n_layers"], run["layers"], run["route_layers"]
     labels = ["emb", *map(str, range(1, n_layers + 1))]
     in_order = layers == [label for label in labels if label in layers] and len(layers) > 1
     require(in_order, "layers are not emb, 1, 2, ... or some in that order")
     require(layers[-1] == labels[-1], "layers end before the last")
     require(run["segments"] == schema.SEGMENTS, f"segments are not {schema.SEGMENTS}")
-    require(run["grid"] <= run["image_size"], "grid is larger than image_size")
+    require(max(run["grid"]) <= run["image_size"], "grid is larger than image_size")
+    more = run["n_image_tokens"] - math.prod(run["grid"])
+    require(more in (0, 1), "n_image_tokens are neither the patches of grid nor one more")
     windows = run["knockout_windows"]
     pairs = all([type(block) for block in window] == [int, int] for window in windows)
     pairs = pairs and all(1 <= first <= last <= n_layers for first, last in windows)
@@ -103,7 +106,8 @@ def _sizes_of(run: dict) -> dict[str, float]:
     d_vocab, side = len(run["tokens"]), run["image_size"]
     lengths = {"layer": "layers", "window": "knockout_windows", "route_layer": "route_layers"}
     sizes = {axis: len(run[name]) for axis, name in lengths.items()}
-    sizes |= {"segment": len(schema.SEGMENTS), "patch": run["grid"] ** 2, "top_k": run["top_k"]}
+    sizes |= {"segment": len(schema.SEGMENTS), "top_k": run["top_k"]}
+    sizes |= {"patch": math.prod(run["grid"]), "two": 2}
     sizes |= {"d_vocab": d_vocab, "last_id": d_vocab - 1, "most_bits": np.log2(d_vocab) + ROUNDING}
     return sizes | {"row": side, "column": side, "rgb": 3, "xywh": 4, "side": side + ROUNDING}
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 SEGMENTS = ["image", "prompt", "answer"]
 # How an absent category is drawn: POPE's three ways (Li et al., arXiv 2305.10355).
 ABSENT_SAMPLINGS = ["random", "popular", "adversarial"]
@@ -70,8 +70,11 @@ RUN = {  # run.pkl: what the records have in common
     "layers": Field(str, "labels: emb, or l for the state after block l", ("layer",)),
     "segments": Field(str, "labels of the segment axis", ("segment",)),
     "tokens": Field(str, "labels of the unembedding's rows", ("d_vocab",), 0, MOST_LABEL),
-    "grid": Field(int, "patches along a side of the crop", (), 1, MOST_GRID),
     "image_size": Field(int, "pixels along a side of the crop", (), 1, MOST_PIXELS),
+    "grid": Field(int, "rows and columns of patches, which cover it", ("two",), 1, MOST_GRID),
+    "n_image_tokens": Field(
+        int, "patches, after a class token if there is one", (), 1, MOST_GRID**2 + 1
+    ),
     "chat": Field(str, "template around a question"),
     "words": Field(str, "digest of the table of words that they were read with"),
     "questions": Field(dict, "template of the question by kind", ("kind",)),

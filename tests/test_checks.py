@@ -109,7 +109,7 @@ def test_a_route_out_of_shape_or_range_is_named(change, message):
         ({"route_layers": None}, "route_layers is no list"),
         ({"knockout_windows": [[1, 1]]}, "the last of knockout_windows is not all blocks"),
         ({"evil": 1}, "run has a field that results never have: evil"),
-        ({"format_version": 3}, "format version is 3, this release reads 4: read the images again"),
+        ({"format_version": 3}, "format version is 3, this release reads 5: read the images again"),
     ],
 )
 def test_a_run_and_its_records_agree(of_run, message):
@@ -247,7 +247,7 @@ def test_an_answer_is_no_longer_than_its_run_allows():
 def test_every_list_dict_and_array_has_a_bound():
     """Each has a shape, and each of its axes a size that the run gives or a bound in MOST."""
     run = schema.RUN | {"tokens": ["a"], "layers": [], "knockout_windows": [], "route_layers": []}
-    known = checks._sizes_of(run | {"image_size": 1, "grid": 1, "top_k": 1})
+    known = checks._sizes_of(run | {"image_size": 1, "grid": [1, 1], "top_k": 1})
     tables = [schema.RUN, schema.RECORD, schema.PART, schema.PROMPT, schema.OBJECT, schema.WORD]
     for table in (*tables, schema.ASKED, schema.ROUTE, schema.KNOCKOUT, schema.READINGS):
         for name, field in table.items():

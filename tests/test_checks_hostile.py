@@ -38,7 +38,12 @@ BOXES_OF_NO_PATCH += [[1.0, 1.0, 1e-9, 4.0], [1.0, 1.0, 4.0, 1e-3], [0.0, 0.0, 1
 OLD_VERSION = f"format version is 1, this release reads {schema.FORMAT_VERSION}"
 IN_RUN = [
     ("format_version", 1, OLD_VERSION),
-    ("grid", 10**6, "grid"),
+    ("grid", 2, "grid is no list"),
+    ("grid", [2], "grid has 1 items, not 2"),
+    ("grid", [2, 10**6], "grid 1 is no int"),
+    ("grid", [2, 9], "grid is larger than image_size"),
+    ("n_image_tokens", 3, "n_image_tokens are neither"),
+    ("n_image_tokens", 6, "n_image_tokens are neither"),
     ("top_k", 21, "top_k"),
     ("tokens", ["a", 1], "tokens"),
     ("layers", ["emb", "1"], "layers"),

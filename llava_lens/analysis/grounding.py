@@ -1,5 +1,6 @@
 """Patches against boxes: where in the image a category's word is read."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -26,13 +27,13 @@ def word_probability(record: dict, category: str) -> np.ndarray:
 
 
 def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
-    """Mask `[grid * grid]` of a category's patches, at least half covered by one of its boxes; a
+    """Mask `[patch]` of a category's patches, at least half covered by one of its boxes; a
     box too small for that has the patch that it overlaps most. Which patches of a crowd hold the
     category is not known, so a category with one has none in the image."""
     objects = [item for item in record["objects"] if item["category"] == category]
     if any(item["crowd"] for item in objects):
-        return np.zeros(run["grid"] ** 2, bool)
-    coverages = [patch_coverage(item["box"], run["grid"], run["image_size"]) for item in objects]
+        return np.zeros(math.prod(run["grid"]), bool)
+    coverages = [patch_coverage(item["box"], run) for item in objects]
     # The small number is for rounding: an exact half counts.
     masks = [cover >= min(0.5, cover.max()) - 1e-9 for cover in coverages if cover.max() > 0]
     return np.any(masks, axis=0)

@@ -89,16 +89,17 @@ def _usual_placements(image_size: tuple[int, int], size: tuple[int, int]) -> lis
     ]
 
 
-def patch_coverage(box, grid: int, image_size: int) -> np.ndarray:
-    """The share (0 to 1) of each patch `[grid * grid]`, row by row, that a box covers.
+def patch_coverage(box, run: dict) -> np.ndarray:
+    """The share (0 to 1) of each patch `[patch]`, row by row, that a box covers.
 
-    `box` is x, y, width and height in pixels of the crop, which has `image_size` along a side.
+    `box` is x, y, width and height in pixels of the crop. Of `run` count `grid` and `image_size`.
     """
-    edges = np.linspace(0, image_size, grid + 1)
-    x, y, width, height = box
-    columns = np.clip(np.minimum(edges[1:], x + width) - np.maximum(edges[:-1], x), 0, None)
-    rows = np.clip(np.minimum(edges[1:], y + height) - np.maximum(edges[:-1], y), 0, None)
-    return np.outer(rows, columns).ravel() * (grid / image_size) ** 2
+    shares = []
+    for axis, n_patches in enumerate(run["grid"]):
+        edges, start = np.linspace(0, run["image_size"], n_patches + 1), box[1 - axis]
+        inside = np.minimum(edges[1:], start + box[3 - axis]) - np.maximum(edges[:-1], start)
+        shares.append(np.clip(inside, 0, None) / edges[1])
+    return np.outer(*shares).ravel()
 
 
 def open_crop(record: dict) -> Image.Image:
@@ -106,10 +107,14 @@ def open_crop(record: dict) -> Image.Image:
     return Image.fromarray(record["crop"].astype(np.uint8))
 
 
-def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list[float], float]:
+def box_in_crop(
+    box, image_size: tuple[int, int], image_processor, side: int | None = None
+) -> tuple[list[float], float]:
     """A box `[x, y, width, height]` of the image in pixels of the model's crop, clipped to it, and
-    the share (0 ... 1) of the box that the crop holds: 0 for a box no larger than rounding."""
+    the share (0 ... 1) of the box that the crop holds: 0 for a box no larger than rounding. The
+    crop has `side` pixels along a side, or all that the processor gives."""
     scale, offset, size = place_image(tuple(image_size), image_processor)
+    size = (side, side) if side else size
     corners = np.array([box[:2], np.add(box[:2], box[2:])])  # [corner, x and y]
     (x0, y0), (x1, y1) = np.clip(corners * scale + offset, 0, size).tolist()
     whole = box[2] * scale[0] * box[3] * scale[1]
@@ -119,31 +124,31 @@ def box_in_crop(box, image_size: tuple[int, int], image_processor) -> tuple[list
 
 
 def objects_in_crop(
-    objects: list[dict], image_size: tuple[int, int], image_processor
+    objects: list[dict], image_size: tuple[int, int], image_processor, side: int | None = None
 ) -> list[dict]:
     """Objects of `annotate` as the model sees them: `box` is in pixels of the crop.
 
     Instead of `image_size` and `polygons` each has `visible`, the share of the object that the crop
     holds, `share`, the share of the crop that the object takes (both 0 ... 1), and `cut_off`,
     whether it reaches the edge of the image or of the crop. Boxes for another resolution of the
-    image (the object's `image_size`) are scaled.
+    image (the object's `image_size`) are scaled. `side` is that of `box_in_crop`.
     """
-    seen, crop_size = [], place_image(tuple(image_size), image_processor).size
+    seen, crop_size = [], side or place_image(tuple(image_size), image_processor).size
     for item in objects:
         x, y, w, h = item["box"]
         width, height = annotated_size = item.get("image_size") or image_size
         scaled = np.multiply(item["box"], np.tile(np.divide(image_size, annotated_size), 2))
-        box, visible = box_in_crop(scaled, image_size, image_processor)
+        box, visible = box_in_crop(scaled, image_size, image_processor, side)
         to_edge = min(x / width, y / height, 1 - (x + w) / width, 1 - (y + h) / height)
         kept = {key: value for key, value in item.items() if key not in ("image_size", "polygons")}
-        share = float(box[2] * box[3] / np.prod(crop_size))
+        share = float(box[2] * box[3] / np.prod(np.broadcast_to(crop_size, 2)))
         cut_off = bool(visible < 0.999 or to_edge < EDGE)
         seen.append({**kept, "box": box, "visible": visible, "share": share, "cut_off": cut_off})
     return seen
 
 
 def patches_to_cut(
-    prompt: dict, objects: list[dict], grid: int, image_size: int, seed: int | str = 0
+    prompt: dict, objects: list[dict], run: dict, seed: int | str = 0
 ) -> dict[str, list[int]]:
     """The numbers of the patches, row by row, that hold the objects that a prompt is about.
 
@@ -157,7 +162,7 @@ def patches_to_cut(
     is_crowd = any(item["crowd"] for item in asked)
     if is_crowd or not about or {item["category"] for item in asked} != about:
         return {}
-    covers = [patch_coverage(item["box"], grid, image_size) for item in asked]
+    covers = [patch_coverage(item["box"], run) for item in asked]
     # The small number is for rounding: an exact tenth counts.
     inside = np.any([cover >= min(0.1, cover.max()) - 1e-9 for cover in covers], axis=0)
     outside = np.flatnonzero(np.sum(covers, axis=0) == 0).tolist()

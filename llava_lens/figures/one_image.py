@@ -107,7 +107,7 @@ def _token_axis(axis, run: dict, prompt: dict, positions: np.ndarray) -> None:
 def plot_patches(run: dict, record: dict, layers: list[int]):
     """The crop with its boxes, then per position on the layer axis `layers` the lens's top-1 token
     (without `▁`) in each patch, its probability as colour."""
-    columns, least = (3, 0) if run["grid"] <= LARGE_GRID else (2, LEAST_NAMED)
+    columns, least = (3, 0) if max(run["grid"]) <= LARGE_GRID else (2, LEAST_NAMED)
     rows = -(-(len(layers) + 1) // columns)
     size = (10, rows * 9.8 / columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=size)
@@ -158,21 +158,22 @@ def with_boxes_of(record: dict, category: str) -> dict:
 
 
 def draw_patches(axis, run: dict, record: dict, values, norm: Normalize, cells: list[str] = ()):
-    """`values` `[grid * grid]` as colours over the patches of the grey crop, with the texts `cells`
+    """`values` `[patch]` as colours over the patches of the grey crop, with the texts `cells`
     in them and the annotated boxes over them."""
-    grid, size = run["grid"], run["image_size"]
+    (rows, columns), size = run["grid"], run["image_size"]
     placed = {"extent": (0, size, size, 0), "interpolation": "nearest"}
     axis.imshow(open_crop(record).convert("L"), cmap="gray", **placed)
-    mesh = axis.imshow(np.reshape(values, (grid, grid)), cmap=OVERLAY, norm=norm, **placed)
+    mesh = axis.imshow(np.reshape(values, (rows, columns)), cmap=OVERLAY, norm=norm, **placed)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     look = {"color": "white", "path_effects": [withStroke(linewidth=1.2, foreground="black")]}
     look |= {"ha": "center", "va": "center", "clip_on": True, "parse_math": False}
-    for patch, text in enumerate(cells if grid <= 32 else ()):  # in finer ones none is legible
-        row, column = divmod(patch, grid)
+    finest = max(rows, columns)
+    for patch, text in enumerate(cells if finest <= 32 else ()):  # in finer ones none is legible
+        row, column = divmod(patch, columns)
         # As large as fits: a small grid has patches of 37 points, a letter is 0.7 of its font wide.
-        points = np.clip((6 if grid > LARGE_GRID else 53) / max(len(text), 1), 5, 8)
-        x, y = (column + 0.5) * size / grid, (row + 0.5) * size / grid
+        points = np.clip((6 if finest > LARGE_GRID else 53) / max(len(text), 1), 5, 8)
+        x, y = (column + 0.5) * size / columns, (row + 0.5) * size / rows
         axis.text(x, y, text, fontsize=points, **look)
     _draw_boxes(axis, record)
     return mesh

@@ -82,23 +82,23 @@ def logits_of(bridge, cache, rows: dict[tuple, Row]) -> dict[tuple, torch.Tensor
     return logits
 
 
-def cut_rows(own: Run, n_patches: int, patches: dict, windows: list) -> dict[tuple, Row]:
+def cut_rows(own: Run, run: dict, patches: dict) -> dict[tuple, Row]:
     """The rows of KNOCKOUT by `(cut, window)`, -1 for all blocks; `patches_to_cut` gives `patches`.
 
     Source: attention knockout, Geva et al., arXiv 2304.14767.
     """
-    rows, image = {}, own.n_prefix - n_patches  # the patches end the prefix
+    rows, first_patch = {}, own.n_prefix - math.prod(run["grid"])  # patches end the prefix
+    image = [*range(own.n_prefix - run["n_image_tokens"], own.n_prefix)]
     for cut, found in patches.items():
-        for window, (first, last) in enumerate(windows):
-            hidden = [image + patch for patch in found]
+        for window, (first, last) in enumerate(run["knockout_windows"]):
+            hidden = [first_patch + patch for patch in found]
             # Below the window nothing is disturbed: the row begins with the own run's states.
             rows[cut, window] = own.whole(own.states[first - 1], first - 1, hidden, last)
     embedded, n_layers = own.states[0], len(own.states) - 1
-    question, before = own.places[:-1], [*range(image)]
-    all_patches = [*range(image, own.n_prefix)]
-    rows["image", -1] = own.whole(embedded, 0, all_patches, n_layers)
+    question, before = own.places[:-1], [*range(image[0])]
+    rows["image", -1] = own.whole(embedded, 0, image, n_layers)
     rows["image_last", -1] = own.last(embedded, 0, before + question)
-    rows["question_last", -1] = own.last(embedded, 0, before + all_patches)
+    rows["question_last", -1] = own.last(embedded, 0, before + image)
     return rows
 
 
@@ -125,9 +125,9 @@ def read_causal(  # noqa: PLR0913 (an image, other images, and what is asked)
                 number: prompts[number]["answer_ids"][prompts[number]["word_at"] :][:WORD_TOKENS]
                 for number in texts
             }
-            cuts, n_patches = {}, run["grid"] ** 2
+            cuts = {}
             for number, own in runs.items() if windows else ():
-                rows = cut_rows(own, n_patches, patches[number], windows)
+                rows = cut_rows(own, run, patches[number])
                 cuts |= {(number, *key): row for key, row in rows.items()}
             for (number, cut, window), logits in logits_of(bridge, cache, cuts).items():
                 prob = float(logits.softmax(-1)[answers[number][0]])

@@ -21,12 +21,12 @@ from llava_lens.data.crop import objects_in_crop, patches_to_cut
 from llava_lens.data.images import digests_of, open_image
 from llava_lens.data.prompts import make_prompts
 from llava_lens.data.watched import count_together, words_to_watch
-from llava_lens.kinds import CHAT, KINDS
+from llava_lens.kinds import CHAT, KINDS, question_of
 from llava_lens.model.causal import knockout_windows, read_causal, route_layers
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
 from llava_lens.model.load import NUMBERS, Settings, grey_image, load_llava
 from llava_lens.model.read import check_last_layer, read_control, read_image_and_prefix, text_of
-from llava_lens.model.run import keep_prefix
+from llava_lens.model.run import encode_prompts, image_span, keep_prefix, patch_grid
 from llava_lens.schema import FORMAT_VERSION, SEGMENTS
 from llava_lens.store import Results
 from llava_lens.text import require
@@ -43,7 +43,10 @@ def describe_run(
     """RUN: all that is needed to read the records without the model or its tokenizer, or the data
     set's `categories`."""
     config, n_layers = bridge.original_model.config, bridge.cfg.n_layers
-    vision = config.vision_config  # `load_processor` has checked that the crop is of its size
+    (rows, columns), patch = patch_grid(config), config.vision_config.patch_size
+    grey = grey_image(config.vision_config.image_size)
+    _, (input_ids,) = encode_prompts(processor, grey, [question_of("description")])
+    first, end = image_span(bridge, input_ids)
     packages = "torch", "transformers", "transformer-lens", "numpy"
     windows = knockout_windows(n_layers) if settings.knockout else []
     return {
@@ -56,8 +59,9 @@ def describe_run(
         "layers": ["emb", *map(str, range(1, n_layers + 1))],
         "segments": SEGMENTS,
         "tokens": token_labels(processor.tokenizer, bridge.cfg.d_vocab),
-        "grid": vision.image_size // vision.patch_size,
-        "image_size": vision.image_size,
+        "image_size": rows * patch,  # without what is left at the end and fills no patch
+        "grid": [rows, columns],
+        "n_image_tokens": end - first,
         "chat": CHAT,
         "words": WORDS_DIGEST,
         "questions": {name: KINDS[name].template for name in settings.kinds},
@@ -166,7 +170,9 @@ class Reader:
         image, annotated = self.open(name), self.annotations.objects.get(name, [])
         absent, seed = self.annotations.absent.get(name, []), f"{self.settings.seed} {name}"
         objects = with_colours(annotated, image) if annotated else []
-        objects = objects_in_crop(objects, image.size, self.processor.image_processor)
+        objects = objects_in_crop(
+            objects, image.size, self.processor.image_processor, self.run["image_size"]
+        )
         asked = self.settings.prompts or make_prompts(
             objects, absent, seed, self.settings.per_kind, self.together, self.settings.kinds
         )
@@ -179,8 +185,7 @@ class Reader:
         controls = {"grey": read_control(self.bridge, self.grey, prompts)}
         for _, nearest, _ in itertools.islice(self.before(name), 1):
             controls["other"] = read_control(self.bridge, nearest, prompts)
-        where = objects, self.run["grid"], self.run["image_size"], seed
-        patches = [patches_to_cut(prompt, *where) for prompt in prompts]
+        patches = [patches_to_cut(prompt, objects, self.run, seed) for prompt in prompts]
         others = partial(self.before, name)
         causal = read_causal(self.bridge, prefix, others, prompts, patches, self.run)
         for number, prompt in enumerate(prompts):

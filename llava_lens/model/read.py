@@ -92,11 +92,13 @@ def read_image_and_prefix(
         answers = _read_prompts(bridge, cache, texts, settings.max_new_tokens, read)
     for answer in answers:
         answer["answer"] = processor.decode(answer["answer_ids"], skip_special_tokens=True).strip()
+    vision = bridge.original_model.config.vision_config
+    seen = vision.image_size // vision.patch_size * vision.patch_size
     record = {
         "patches": patches,
         "words": [{**word, "log2_probs": log2_probs[i]} for i, word in enumerate(words)],
         "prompts": [{**prompt, **answer} for prompt, answer in zip(prompts, answers, strict=True)],
-        "crop": crop_pixels(pixel_values[0].numpy(), processor.image_processor),
+        "crop": crop_pixels(pixel_values[0].numpy(), processor.image_processor, seen),
     }
     n_prompt = sum(answer["n_prompt"] for answer in answers)
     n_text = sum(len(answer["token_ids"]) for answer in answers)
@@ -200,9 +202,9 @@ def text_of(prompt: dict) -> torch.Tensor:
     return torch.tensor(prompt["token_ids"][: prompt["n_prompt"] + prompt["word_at"]])
 
 
-def crop_pixels(pixel_values: np.ndarray, image_processor) -> np.ndarray:
-    """The image as the model saw it `[height, width, rgb]` in uint8, from the model's own input
+def crop_pixels(pixel_values: np.ndarray, image_processor, side: int) -> np.ndarray:
+    """The image as the model saw it `[side, side, rgb]` in uint8, from the model's own input
     `[3, height, width]`."""
     mean, std = image_processor.image_mean, image_processor.image_std
-    pixels = (pixel_values.transpose(1, 2, 0) * std + mean) * 255
+    pixels = (pixel_values[:, :side, :side].transpose(1, 2, 0) * std + mean) * 255
     return pixels.round().clip(0, 255).astype(np.uint8)

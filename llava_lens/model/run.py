@@ -1,5 +1,6 @@
 """Run the model: an image's prefix, and rows of text side by side after it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -70,10 +71,16 @@ def image_span(bridge, input_ids) -> tuple[int, int]:
     return int(found[0]), int(found[-1]) + 1
 
 
+def patch_grid(config) -> tuple[int, int]:
+    """Rows and columns of the patches of a LLaVA's vision tower."""
+    n_patches = config.vision_config.image_size // config.vision_config.patch_size
+    return n_patches, n_patches
+
+
 def run_prefix(bridge, pixel_values, input_ids):
     """Run a prompt up to its last image token, which all prompts on the image share. Returns
     `(key-value cache, [residual stream of the patches [patch, d_model] per layer])`."""
-    first, end = image_span(bridge, input_ids)
+    _, end = image_span(bridge, input_ids)
     pixels = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
     cache = DynamicCache()
     residuals, _ = run_and_capture(bridge, input_ids[:end], cache, pixel_values=pixels)
@@ -83,7 +90,8 @@ def run_prefix(bridge, pixel_values, input_ids):
             f"{version('transformers')} and transformer-lens {version('transformer-lens')} don't "
             "fit together. Install the versions in requirements.txt."
         )
-    return cache, [resid[first:] for resid in residuals]
+    n_patches = math.prod(patch_grid(bridge.original_model.config))
+    return cache, [resid[-n_patches:] for resid in residuals]  # a class token is before them
 
 
 def keep_prefix(bridge, processor, image: Image.Image) -> list[tuple]:

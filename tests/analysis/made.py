@@ -11,7 +11,8 @@ from llava_lens.analysis import answers, causal, grounding, presence
 GRID, LAYERS = 6, [0, 2, 5]  # not every layer was read: a layer is no position
 
 
-RUN = {"grid": GRID, "image_size": 56, "layers": ["emb", "2", "5"], "segments": schema.SEGMENTS}
+RUN = {"layers": ["emb", "2", "5"], "segments": schema.SEGMENTS, "image_size": 56}
+RUN["grid"] = [GRID, GRID]
 RUN["tokens"] = ["▁dog", "▁cat", "s", "<0x0A>", "7"]
 
 

@@ -21,7 +21,7 @@ def test_patches_of_a_category_by_hand():
 
 def test_an_exact_half_counts():
     """At LLaVA-1.5's grid of 24 on 336 pixels, at every place along the diagonal."""
-    run = {**RUN, "grid": 24, "image_size": 336}
+    run = {**RUN, "grid": [24, 24], "image_size": 336}
     for at in range(24):
         width, expected = (7.0, [25 * at]) if at == 23 else (21.0, [25 * at, 25 * at + 1])
         record = make_record("a", [("dog", (14.0 * at, 14.0 * at, width, 14.0))], {})

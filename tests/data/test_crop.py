@@ -75,7 +75,7 @@ def test_boxes_follow_any_processor_that_resizes_crops_or_pads(way, size):
     )
     seen = (seen - black) / (white - black).max()  # padding is grey
     box, _ = crop.box_in_crop((x, y, w, h), size, processor)
-    cover = crop.patch_coverage(box, 56, 56).reshape(56, 56)
+    cover = crop.patch_coverage(box, {"grid": [56, 56], "image_size": 56}).reshape(56, 56)
     assert np.abs(cover - seen).mean() < 0.01  # bicubic blur at the edges
     for axis in (0, 1):
         seen_along = seen.sum(axis)
@@ -159,10 +159,31 @@ def test_boxes_and_patches_are_where_the_processor_puts_the_pixels(llava, width,
     seen = (seen.transpose(1, 2, 0) * processor.image_std + processor.image_mean).mean(-1)
     patches = seen.reshape(4, 14, 4, 14).mean((1, 3)).ravel()
     box, visible = crop.box_in_crop((x0, y0, x1 - x0, y1 - y0), (width, height), processor)
-    assert (
-        np.abs(crop.patch_coverage(box, 4, 56) - patches).max() < 0.03
-    )  # bicubic blur at the edges
+    cover = crop.patch_coverage(box, {"grid": [4, 4], "image_size": 56})
+    assert np.abs(cover - patches).max() < 0.03  # bicubic blur at the edges
     assert 0 <= visible <= 1
+
+
+def test_a_grid_need_not_be_square():
+    """Two rows of 30 pixels and three columns of 20."""
+    run = {"grid": [2, 3], "image_size": 60}
+    np.testing.assert_allclose(crop.patch_coverage([0.0, 0.0, 60.0, 60.0], run), [1] * 6)
+    covered = crop.patch_coverage([50.0, 15.0, 10.0, 30.0], run)
+    np.testing.assert_allclose(covered, [0, 0, 0.25, 0, 0, 0.25])
+
+
+def test_what_lies_past_the_last_patch_is_outside_the_crop():
+    """Of 56 pixels patches of 10 cover 50, as SigLIP's patches of 14 cover 378 of 384."""
+    plain = PROCESSORS["plain"]
+    past = {"category": "dog", "box": [51.0, 0.0, 5.0, 50.0]}
+    across = {"category": "dog", "box": [40.0, 0.0, 16.0, 50.0]}
+    past, across = crop.objects_in_crop([past, across], (56, 56), plain, side=50)
+    assert past["visible"] == past["share"] == 0
+    assert across["box"] == [40, 0, 10, 50] and across["visible"] == 10 / 16
+    assert across["share"] == 0.2 and across["cut_off"]
+
+
+FOUR_BY_FOUR = {"grid": [4, 4], "image_size": 40}
 
 
 def an_object(category, box, crowd=False):
@@ -182,7 +203,7 @@ def test_patches_of_the_objects_and_as_many_outside_all_their_boxes():
 
     def cut(*categories, seed=0):
         prompt = {"categories": list(categories), "question": "?"}
-        return crop.patches_to_cut(prompt, objects, 4, 40, seed)
+        return crop.patches_to_cut(prompt, objects, FOUR_BY_FOUR, seed)
 
     assert cut("dog")["object"] == [0, 1, 12]
     assert cut("dog", "cat")["object"] == [0, 1, 12, 15]
@@ -198,9 +219,9 @@ def test_a_crowd_gives_no_patches():
     """Neither where it is alone, nor beside a single object: the crowd would still be seen."""
     crowd, dog = (an_object("dog", [0.0, 0.0, 36.0, 40.0], True), an_object("dog", [0, 0, 10, 10]))
     prompt = {"categories": ["dog"], "question": "?"}
-    assert crop.patches_to_cut(prompt, [crowd], 4, 40) == {}
-    assert crop.patches_to_cut(prompt, [dog, crowd], 4, 40) == {}
-    assert crop.patches_to_cut(prompt, [dog], 4, 40)["object"] == [0]
-    record, run = {"objects": [crowd, dog]}, {"grid": 4, "image_size": 40}
+    assert crop.patches_to_cut(prompt, [crowd], FOUR_BY_FOUR) == {}
+    assert crop.patches_to_cut(prompt, [dog, crowd], FOUR_BY_FOUR) == {}
+    assert crop.patches_to_cut(prompt, [dog], FOUR_BY_FOUR)["object"] == [0]
+    record, run = {"objects": [crowd, dog]}, FOUR_BY_FOUR
     assert not grounding.patches_of(record, run, "dog").any()
     assert grounding.patches_of({"objects": [dog]}, run, "dog").tolist() == [True] + 15 * [False]

@@ -83,8 +83,8 @@ def test_hovering_shows_the_tokens_that_the_results_hold(page, sample, saved):
     assert page.run("return Object.keys(data.tokens).length") < len(run["tokens"])
     for layer, patch in ((5, 6), (2, 12), (0, 15)):
         page.run("update({layer: arguments[0]})", layer)
-        page.at_patch(patch, run["grid"])
-        row, column = divmod(patch, run["grid"])
+        page.at_patch(patch, run["grid"][1])
+        row, column = divmod(patch, run["grid"][1])
         assert page.text("#preview h3") == f"Patch row {row + 1}, column {column + 1}"
         assert_top(page, "#preview", run, record["patches"], layer, patch)
     page.run("update({layer: 1})")  # what is hovered over stays
@@ -101,9 +101,9 @@ def test_hovering_shows_the_tokens_that_the_results_hold(page, sample, saved):
 def test_a_click_pins_and_another_unpins_and_the_address_holds_it(page, sample, saved):
     run, record = sample
     page.open(saved)
-    page.at_patch(6, run["grid"], click=True)
+    page.at_patch(6, run["grid"][1], click=True)
     page.at_text("#texts", 3, 2, click=True)
-    page.at_patch(9, run["grid"], click=True)
+    page.at_patch(9, run["grid"][1], click=True)
     assert page.hash()["pins"] == "p6,t0.3,p9" and page.hash()["layer"] == "2"
     assert len(page.texts("#pins .card")) == 3
     page.open(saved, page.run("return location.hash"))
@@ -111,7 +111,7 @@ def test_a_click_pins_and_another_unpins_and_the_address_holds_it(page, sample, 
     patches, text = record["patches"], record["prompts"][0]["readings"]
     for card, (readings, pos) in enumerate([(patches, 6), (text, 3), (patches, 9)], 1):
         assert_top(page, f"#pins .card:nth-child({card})", run, readings, 2, pos)
-    page.at_patch(6, run["grid"], click=True)
+    page.at_patch(6, run["grid"][1], click=True)
     page.find("#pins .card:nth-child(2) button").click()
     assert page.hash()["pins"] == "t0.3"
 
@@ -301,7 +301,7 @@ def test_colour_stands_only_where_there_is_probability(page, sample, saved):
     run, record = sample
     page.open(saved, "#layer=3&least=-6&boxes=0&fade=0")
     search(page, "temple")
-    probs, grid = 2.0 ** record["words"][0]["log2_probs"][3].astype(float), run["grid"]
+    probs, grid = 2.0 ** record["words"][0]["log2_probs"][3].astype(float), run["grid"][1]
     least = np.sort(probs)[len(probs) // 2]
     page.run("update({least: arguments[0]})", float(np.log10(least)))
     for patch, prob in enumerate(probs):
@@ -412,7 +412,7 @@ def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path)
     page.find("#search").send_keys("svg")
     assert any(text.startswith(PAYLOADS[2]) for text in page.texts("#found button"))
     page.find("#found button").click()
-    page.at_patch(2, run["grid"])
+    page.at_patch(2, run["grid"][1])
     page.at_text("#texts", 1, 2)
     assert page.text("#name") == record["name"] and PAYLOADS[1] in page.text("#texts h2")
     assert page.text("#texts b") == PAYLOADS[0]
@@ -564,7 +564,7 @@ async function times(act) {
   return all;
 }
 const step = (layer) => { slider.value = layer; slider.dispatchEvent(new Event("input")); };
-const side = box.width / data.grid; // each time over another patch
+const side = box.width / data.grid[1]; // each time over another patch
 const hover = (i) => canvas.dispatchEvent(new MouseEvent("mousemove",
   { clientX: box.left + (i % 24 + 0.5) * side, clientY: box.top + 200 + i, bubbles: true }));
 (async () => done([await times(step), await times(hover)]))();

@@ -99,7 +99,7 @@ def test_patches_stand_where_they_were_in_the_crop(run, record):
     """Word and colour of row r, column c of the grid are drawn at that place of the crop."""
     figure = one_image.plot_patches(run, record, [4])
     axis, size = figure.axes[1], crop.open_crop(record).size[0]
-    top = record["patches"]["top_ids"][4, :, 0].reshape(run["grid"], run["grid"])
+    top = record["patches"]["top_ids"][4, :, 0].reshape(run["grid"])
     for text in axis.texts:
         x, y = text.get_position()
         token = run["tokens"][top[int(y * 4 / size), int(x * 4 / size)]]
@@ -162,7 +162,8 @@ def test_of_a_long_prompt_the_last_positions_are_drawn(n_layers, n_pos):
 
 def test_of_a_fine_grid_the_colours_are_drawn_and_of_many_boxes_the_largest():
     rng = np.random.default_rng(0)
-    run = {"grid": 64, "image_size": 640, "layers": ["emb", "1", "2"], "tokens": ["▁a"] * 20}
+    run = {"grid": [64, 64], "image_size": 640}
+    run |= {"layers": ["emb", "1", "2"], "tokens": ["▁a"] * 20}
     patches = {
         "top_ids": rng.integers(20, size=(3, 4096, 1)).astype(np.uint8),
         "top_probs": rng.random((3, 4096, 1), np.float32),

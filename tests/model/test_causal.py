@@ -16,6 +16,7 @@ from tests.conftest import NOTHING_KNOWN, ROOT, TEXT, VISION
 from tests.model.plain_hf import hf_inputs, load_hf
 
 QUESTIONS = ["What is this? 狗", kinds.question_of("relation", a="dog", b="cat")]
+PLACES = {"grid": [4, 4], "n_image_tokens": 16}  # of RUN
 CHOSEN = {"object": [0, 5, 6], "background": [3, 12, 15]}  # of the tiny model's 16 patches
 N_BLOCKS = 5
 LAYERS = [*range(N_BLOCKS + 1)]
@@ -212,7 +213,7 @@ def test_a_cut_equals_plain_hf_with_that_mask(both, images):
     llava, hf, dtype = both
     record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), TWO_TOKENS)
     windows = [[2, 3], [5, 5], [1, 5]]
-    about = {"grid": 4, "knockout_windows": windows, "route_layers": []}
+    about = PLACES | {"knockout_windows": windows, "route_layers": []}
     read = causal_of(llava, images[0], record["prompts"], [CHOSEN, {}], about)
     assert [one["route"] for one in read] == [{}, {}]
     assert {*read[0]["knockout"]} == {*schema.KNOCKOUT}
@@ -261,7 +262,7 @@ def test_rows_side_by_side_equal_those_by_themselves(both, images, monkeypatch):
     """Logits of many rows in a pass, and of one row per pass."""
     (bridge, processor), _, dtype = both
     texts = {n: text_ids((bridge, processor), images[0], q) for n, q in enumerate(QUESTIONS)}
-    windows = [[1, 2], [2, 3], [4, 5], [1, 5]]
+    about = PLACES | {"knockout_windows": [[1, 2], [2, 3], [4, 5], [1, 5]]}
     with torch.inference_mode():
         cache = run.as_cache(prefix_of((bridge, processor), images[0]))
         runs = causal.run_texts(run.Texts(bridge, cache), texts)
@@ -269,7 +270,7 @@ def test_rows_side_by_side_equal_those_by_themselves(both, images, monkeypatch):
         rows = {
             (number, *key): row
             for number, own in runs.items()
-            for key, row in causal.cut_rows(own, 16, CHOSEN, windows).items()
+            for key, row in causal.cut_rows(own, about, CHOSEN).items()
         }
         together = causal.logits_of(bridge, cache, rows)
         alone = {key: causal.logits_of(bridge, cache, {key: row})[key] for key, row in rows.items()}

@@ -2,7 +2,7 @@
 
 function cellTitle(cell) {
   if (cell.prompt === PATCHES) {
-    const [row, column] = [Math.floor(cell.pos / data.grid), cell.pos % data.grid];
+    const [row, column] = rowAndColumn(cell.pos);
     return `Patch row ${row + 1}, column ${column + 1}`;
   }
   const { token_ids, n_prompt } = data.prompts[cell.prompt];

@@ -67,9 +67,11 @@ const PATCHES = -1; // in place of a prompt's number
 const nLayers = () => data.layers.length;
 const readingsOf = (prompt) =>
   prompt === PATCHES ? data.patches : data.prompts[prompt].readings;
-const allPatches = () => range(data.grid ** 2).map((pos) => ({ prompt: PATCHES, pos }));
+const nPatches = () => data.grid[0] * data.grid[1];
+const rowAndColumn = (pos) => [Math.floor(pos / data.grid[1]), pos % data.grid[1]];
+const allPatches = () => range(nPatches()).map((pos) => ({ prompt: PATCHES, pos }));
 const positionsOf = (prompt) =>
-  prompt === PATCHES ? data.grid ** 2 : data.prompts[prompt].token_ids.length;
+  prompt === PATCHES ? nPatches() : data.prompts[prompt].token_ids.length;
 const label = (id) => data.tokens[id];
 const bare = (id) => label(id).replace(/^[▁Ġ](?=.)/, "");
 const spellings = new Map(); // by id
@@ -133,7 +135,7 @@ function everywhere(layer) {
     for (const cell of allPatches())
       for (const { id, p } of topOf(cell, layer))
         kept.has(id) ? kept.get(id).push(p) : kept.set(id, [p]);
-    const half = Math.ceil(data.grid ** 2 / 2);
+    const half = Math.ceil(nPatches() / 2);
     const common = [...kept].filter(([, probs]) => probs.length >= half);
     const median = ([id, probs]) => [id, probs.sort((a, b) => b - a)[half - 1]];
     everywhere.known.set(layer, new Map(common.map(median)));

@@ -72,20 +72,20 @@ function listen(canvas, marker, { at, place, move }) {
 }
 
 function listenToPhoto() {
-  const last = data.grid - 1;
+  const last = data.grid.map((n) => n - 1);
+  const cellAt = (row, column) => {
+    const pos = clamp(row, 0, last[0]) * data.grid[1] + clamp(column, 0, last[1]);
+    return { cell: { prompt: PATCHES, pos }, layer: state.layer };
+  };
   listen(byId("photo"), byId("photo-marker"), {
     at: ({ offsetX, offsetY }) => {
-      const [column, row] = [offsetX, offsetY].map((at) =>
-        clamp(Math.floor(at / patchSide()), 0, last),
-      );
-      return { cell: { prompt: PATCHES, pos: row * data.grid + column }, layer: state.layer };
+      const [, , width, height] = placeOf(0, room.photo);
+      return cellAt(Math.floor(offsetY / height), Math.floor(offsetX / width));
     },
-    place: ({ pos }) => [...patchCorner(pos, patchSide()), patchSide(), patchSide()],
+    place: ({ pos }) => placeOf(pos, room.photo),
     move: (cursor, dx, dy) => {
-      const pos = cursor?.cell.pos ?? 0;
-      const column = clamp((pos % data.grid) + (cursor ? dx : 0), 0, last);
-      const row = clamp(Math.floor(pos / data.grid) + (cursor ? dy : 0), 0, last);
-      return { cell: { prompt: PATCHES, pos: row * data.grid + column }, layer: state.layer };
+      const [row, column] = rowAndColumn(cursor?.cell.pos ?? 0);
+      return cursor ? cellAt(row + dy, column + dx) : cellAt(row, column);
     },
   });
 }

@@ -1,6 +1,11 @@
 // The photograph with its patches.
 
-const patchSide = () => room.photo / data.grid;
+/** Where a patch is in a photograph of `size` pixels: `[x, y, width, height]`. */
+function placeOf(pos, size) {
+  const [row, column] = rowAndColumn(pos);
+  const [height, width] = data.grid.map((n) => size / n);
+  return [column * width, row * height, width, height];
+}
 
 /** Decode the crop once, and keep it in colour, in grey, and as one brightness per patch. */
 async function preparePhoto() {
@@ -10,14 +15,14 @@ async function preparePhoto() {
   for (const canvas of [colour, grey]) canvas.width = canvas.height = size;
   colour.getContext("2d").drawImage(bitmap, 0, 0);
   const pixels = colour.getContext("2d").getImageData(0, 0, size, size);
-  const brightness = new Float32Array(data.grid ** 2);
-  const side = size / data.grid;
+  const brightness = new Float32Array(nPatches());
+  const [, , width, height] = placeOf(0, size);
   for (let i = 0; i < size * size; i++) {
     const [r, g, b] = pixels.data.subarray(4 * i, 4 * i + 3);
     const light = 0.299 * r + 0.587 * g + 0.114 * b;
     pixels.data.fill(light, 4 * i, 4 * i + 3);
-    const row = Math.floor(i / size / side);
-    brightness[row * data.grid + Math.floor((i % size) / side)] += light / side ** 2;
+    const [row, column] = [Math.floor(i / size / height), Math.floor((i % size) / width)];
+    brightness[row * data.grid[1] + column] += light / (width * height);
   }
   grey.getContext("2d").putImageData(pixels, 0, 0);
   photo = { colour, grey, brightness };
@@ -28,15 +33,13 @@ function drawPhoto() {
   const size = room.photo;
   const context = fit(canvas, size, size);
   context.drawImage(state.grey ? photo.grey : photo.colour, 0, 0, size, size);
-  const side = size / data.grid;
-  const writeTexts = allPatches().map((cell) => drawPatch(context, cell, side));
+  const writeTexts = allPatches().map((cell) => drawPatch(context, cell, size));
   drawGrid(context, size);
   if (state.boxes) drawBoxes(context, size / data.image_size);
   for (const writeText of writeTexts) writeText?.(); // over the boxes' lines
   if (state.boxes) drawBoxNames(context, size / data.image_size, size);
   state.pins.forEach((cell, number) => {
-    if (cell.prompt === PATCHES)
-      drawBadge(context, ...patchCorner(cell.pos, side), side, side, number);
+    if (cell.prompt === PATCHES) drawBadge(context, ...placeOf(cell.pos, size), number);
   });
   const what = state.word.length ? `P(${wordName()})` : "top-1 token";
   canvas.ariaLabel = `${data.name}: ${what} per patch at layer ${data.layers[state.layer]}`;
@@ -44,54 +47,54 @@ function drawPhoto() {
 
 function drawGrid(context, size) {
   context.beginPath();
-  for (const at of range(data.grid - 1).map((line) => ((line + 1) * size) / data.grid)) {
-    context.moveTo(at, 0);
-    context.lineTo(at, size);
-    context.moveTo(0, at);
-    context.lineTo(size, at);
+  const [rows, columns] = data.grid;
+  const [, , width, height] = placeOf(0, size);
+  for (const line of range(columns - 1)) {
+    context.moveTo((line + 1) * width, 0);
+    context.lineTo((line + 1) * width, rows * height);
+  }
+  for (const line of range(rows - 1)) {
+    context.moveTo(0, (line + 1) * height);
+    context.lineTo(columns * width, (line + 1) * height);
   }
   context.strokeStyle = "rgba(255, 255, 255, 0.2)";
   context.lineWidth = 1;
   context.stroke();
 }
 
-const patchCorner = (pos, side) => [
-  (pos % data.grid) * side,
-  Math.floor(pos / data.grid) * side,
-];
-
 /** Colour a patch; returns what writes its word, or null. */
-function drawPatch(context, cell, side) {
-  const [x, y] = patchCorner(cell.pos, side);
+function drawPatch(context, cell, size) {
+  const place = placeOf(cell.pos, size);
   const top = topOf(cell, state.layer)[0];
   const searched = state.word.length > 0;
   const p = searched ? probability(cell, state.layer, state.word) : top.p;
   if (p === null) {
     context.fillStyle = hatching(context);
-    context.fillRect(x, y, side, side);
+    context.fillRect(...place);
   }
   if (p === null || p < 10 ** state.least) return null;
   const pale = !searched && state.fade && isCommon(state.layer, top);
   const alpha = pale ? 0 : shade(p) * MOST_ALPHA;
   context.fillStyle = `rgba(${HEAT}, ${alpha})`;
-  context.fillRect(x, y, side, side);
+  context.fillRect(...place);
   const text = searched ? digits(p).replace(/^0\./, ".") : bare(top.id);
   const dark = photo.brightness[cell.pos] * (1 - alpha) + HEAT_BRIGHTNESS * alpha > 110;
-  return () => writeInPatch(context, [x, y, side], text, { pale, dark });
+  return () => writeInPatch(context, place, text, { pale, dark });
 }
 
-function writeInPatch(context, [x, y, side], text, { pale, dark }) {
+function writeInPatch(context, [x, y, width, height], text, { pale, dark }) {
   context.textAlign = "center";
   context.textBaseline = "middle";
-  const points = clamp(Math.round(side * 0.36), 8, 15);
-  const [shown, width] = fitText(context, text, pale ? "italic" : "600", points, side - 2);
+  const points = clamp(Math.round(height * 0.36), 8, 15);
+  const style = pale ? "italic" : "600";
+  const [shown, taken] = fitText(context, text, style, points, width - 2);
   if (!pale) {
     context.fillStyle = dark ? "rgba(255, 255, 255, 0.35)" : "rgba(0, 0, 0, 0.4)";
-    context.fillRect(x + (side - width) / 2, y + (side - points) / 2 - 1, width, points + 2);
+    context.fillRect(x + (width - taken) / 2, y + (height - points) / 2 - 1, taken, points + 2);
   }
   context.globalAlpha = pale ? 0.55 : 1;
   context.fillStyle = dark ? "#000" : "#fff";
-  context.fillText(shown, x + side / 2, y + side / 2);
+  context.fillText(shown, x + width / 2, y + height / 2);
   context.globalAlpha = 1;
 }
 

@@ -80,7 +80,7 @@ function saveNumbers() {
     topOf(cell, layer)
       .slice(0, n)
       .forEach(({ id, p }, k) => add(shown, cell, layer, k + 1, id, label(id), p));
-  for (const pos of range(data.grid ** 2)) {
+  for (const pos of range(nPatches())) {
     const cell = { prompt: PATCHES, pos };
     addTop("patch", cell, state.layer, 1);
     if (state.word.length) {
