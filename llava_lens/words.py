@@ -14,7 +14,8 @@ from llava_lens.schema import MOST_LABEL
 
 WORDS = json.loads(files(__package__).joinpath("words.json").read_text("utf-8"))
 WORDS_DIGEST = hashlib.sha256(json.dumps(WORDS, sort_keys=True).encode()).hexdigest()
-SPECIAL_TOKENS = ["<image>", "<s>", "</s>", "<unk>", "<pad>"]  # not text to LLaVA-1.5
+# Not text to a tokenizer: Llama-2's special tokens, and those of byte-level vocabularies.
+SPECIAL_TOKENS = re.compile(r"<image>|</?s>|<unk>|<pad>|<\|[^<>|]+\|>")
 
 
 def plain(text: str) -> str:

@@ -125,7 +125,7 @@ def _categories(entries: dict, annotations: list) -> tuple[dict, dict[str, set[s
     for category_id, entry in entries.items():
         name, key = entry["name"], _folded(entry["name"])
         is_name = is_text(name) and len(name) <= MOST_LABEL and not name.startswith("_")
-        if not is_name or key in NO_CATEGORIES or any(token in name for token in SPECIAL_TOKENS):
+        if not is_name or key in NO_CATEGORIES or SPECIAL_TOKENS.search(name):
             problems.append(f", category {category_id}: {name!r:.50} can't be asked about")
         elif category_id in used or key not in headings:
             names[category_id] = spelling.setdefault(key, " ".join(name.split()))

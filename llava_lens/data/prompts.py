@@ -11,7 +11,7 @@ import numpy as np
 
 from llava_lens.data.colours import may_have_colour
 from llava_lens.data.watched import draw_absent
-from llava_lens.kinds import CHAT, DEFAULT_KINDS, KINDS, MOST_COUNTED, question_of
+from llava_lens.kinds import DEFAULT_KINDS, KINDS, MOST_COUNTED, question_of
 from llava_lens.text import is_text, require
 from llava_lens.words import SPECIAL_TOKENS, WORDS, is_plural, is_uncountable, names_of, not_called
 
@@ -192,7 +192,7 @@ def as_prompts(prompts: list) -> list[dict]:
     the `user`.
 
     Each is a question, or a dict with `question` and optionally `kind` (else `own`) and `truth`.
-    Raises ValueError for anything else, and for a question that brings its own `<image>`.
+    Raises ValueError for anything else, and for a question that brings its own special token.
     """
     is_list = isinstance(prompts, (list, tuple)) or isinstance(prompts, np.ndarray) and prompts.ndim
     require(
@@ -213,8 +213,10 @@ def _as_prompt(prompt, where: str) -> dict:
     require(truth is None or is_text(truth), wrong_truth)
     known = ", ".join(KINDS)
     require(kind in KINDS, f"{where} is of the kind {kind!r}: it must be one of {known}.")
-    own = ", ".join(token for token in SPECIAL_TOKENS if token in question)
-    wrong = f"{where} ({question!r:.200}) has its own {own}: leave it out. The prompt is {CHAT!r}."
+    own = ", ".join(SPECIAL_TOKENS.findall(question))
+    wrong = (
+        f"{where} ({question!r:.200}) has its own {own}: leave it out, for the prompt puts it in."
+    )
     require(not own, wrong)
     about = {"truth_from": "user" if truth else "", "categories": [], "absent_sampling": ""}
     return {"kind": kind, "question": question, "truth": truth, **about}

@@ -21,12 +21,12 @@ from llava_lens.data.crop import objects_in_crop, patches_to_cut
 from llava_lens.data.images import digests_of, open_image
 from llava_lens.data.prompts import make_prompts
 from llava_lens.data.watched import count_together, words_to_watch
-from llava_lens.kinds import CHAT, KINDS, question_of
+from llava_lens.kinds import KINDS, question_of
 from llava_lens.model.causal import knockout_windows, read_causal, route_layers
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
 from llava_lens.model.load import NUMBERS, Settings, grey_image, load_llava
 from llava_lens.model.read import check_last_layer, read_control, read_image_and_prefix, text_of
-from llava_lens.model.run import encode_prompts, image_span, keep_prefix, patch_grid
+from llava_lens.model.run import chat_of, encode_prompts, image_span, keep_prefix, patch_grid
 from llava_lens.schema import FORMAT_VERSION, SEGMENTS
 from llava_lens.store import Results
 from llava_lens.text import require
@@ -62,7 +62,7 @@ def describe_run(
         "image_size": rows * patch,  # without what is left at the end and fills no patch
         "grid": [rows, columns],
         "n_image_tokens": end - first,
-        "chat": CHAT,
+        "chat": chat_of(processor),
         "words": WORDS_DIGEST,
         "questions": {name: KINDS[name].template for name in settings.kinds},
         "own_prompts": settings.prompts,

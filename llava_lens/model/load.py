@@ -1,5 +1,7 @@
 """Load a LLaVA and its TransformerBridge."""
 
+import copy
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +18,17 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 from llava_lens.kaggle import on_kaggle, probe_gpus
 from llava_lens.kinds import DEFAULT_KINDS, MADE_KINDS, question_of
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
-from llava_lens.model.run import encode_prompts
+from llava_lens.model.run import encode_prompts, has_template, patch_grid
 from llava_lens.text import require
 
 NUMBERS = ["per_kind", "top_k", "max_new_tokens", "seed"]  # of Settings
 HEADROOM = 5 * 2**28  # bytes that reading needs on a GPU beside the weights
+TEXT_MODELS = ["llama", "mistral", "qwen2"]  # tests read each of them
+VISION_TOWERS = ["clip_vision_model", "siglip_vision_model"]
+READABLE = (
+    f"what can be read is model_type llava with a text model of {', '.join(TEXT_MODELS)} and a "
+    f"vision tower of {' or '.join(VISION_TOWERS)}, as llava-hf/llava-1.5-7b-hf"
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ def copies_that_fit(model: str, dtype: str = "float16") -> int:
 
 
 def _llava_config(model: str) -> LlavaConfig:
-    """The configuration of a LLaVA-1.5. Raises ValueError with the remedy if it is none."""
+    """The configuration of a LLaVA. Raises ValueError with the remedy if it can't be read."""
     folder = Path(model)
     if not folder.is_dir() and folder.parent.is_dir() and folder.parent != Path("."):
         none = f"{str(folder.parent)!r} has no {folder.name!r} in it"
@@ -123,8 +131,7 @@ def _llava_config(model: str) -> LlavaConfig:
         f"{model!r} is in the format of the original LLaVA, which transformers can't load: take "
         f"the same model as llava-hf/llava-1.5-{size}-hf.",
     )
-    no_llava = f"{model!r} is a {kind!r} model, not a LLaVA-1.5: try llava-hf/llava-1.5-7b-hf."
-    require(kind == "llava", no_llava)
+    require(kind == "llava", f"{model!r} is a {kind!r} model, but {READABLE}.")
     missing = [part for part in ("text_config", "vision_config") if not config.get(part)]
     require(
         not missing,
@@ -132,9 +139,22 @@ def _llava_config(model: str) -> LlavaConfig:
         "known: take llava-hf/llava-1.5-7b-hf, or mend the file.",
     )
     try:
-        return LlavaConfig.from_pretrained(model)
+        config = LlavaConfig.from_pretrained(model)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         raise ValueError(f"config.json of {model!r} can't be read: {error}") from error
+    text, vision = config.text_config.model_type, config.vision_config.model_type
+    has = f"{model!r} has a {text!r} text model and a {vision!r} vision tower"
+    require(text in TEXT_MODELS and vision in VISION_TOWERS, f"{has}, but {READABLE}.")
+    return config
+
+
+def _n_features(config: LlavaConfig) -> int:
+    """How many features the model makes of an image; no memory is taken for its weights."""
+    config, side = copy.deepcopy(config), config.vision_config.image_size
+    config.text_config.num_hidden_layers, config.text_config.pad_token_id = 1, None  # not asked
+    with torch.device("meta"):
+        model, pixels = LlavaForConditionalGeneration(config), torch.empty(1, 3, side, side)
+        return len(model.get_image_features(pixels).pooler_output[0])
 
 
 def grey_image(width: int, height: int | None = None) -> Image.Image:
@@ -144,18 +164,26 @@ def grey_image(width: int, height: int | None = None) -> Image.Image:
 def load_processor(model: str, config: LlavaConfig):
     """The processor of a LLaVA, tried on a grey image before any weights are loaded.
 
-    What its files leave out comes from the model's own `config`: the size of a patch, the image
-    token, `<s>`. Raises ValueError if there is none, or if what it gives doesn't fit the model.
+    What its files leave out comes from the model's own `config`: the size of a patch, the class
+    token, the image token, and `<s>` where there is no chat template. Raises ValueError if there
+    is none, or if what it gives doesn't fit the model.
     """
-    side, patch = config.vision_config.image_size, config.vision_config.patch_size
+    side, n_patches, n_features = (
+        config.vision_config.image_size,
+        math.prod(patch_grid(config)),
+        _n_features(config),
+    )
     try:
         # The PIL processor everywhere: torchvision's, taken where it is installed, gives slightly
         # other pixels.
         processor = AutoProcessor.from_pretrained(model, backend="pil")
         tokenizer = processor.tokenizer
-        processor.patch_size = processor.patch_size or patch
+        processor.patch_size = processor.patch_size or config.vision_config.patch_size
+        if not processor.vision_feature_select_strategy:
+            processor.num_additional_image_tokens = n_features - n_patches
+        processor.image_token_id = config.image_token_id
         processor.image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
-        if tokenizer.bos_token_id is None and config.text_config.bos_token_id is not None:
+        if tokenizer.bos_token_id is None and not has_template(processor):
             tokenizer.bos_token_id = config.text_config.bos_token_id
         # A wide image: what neither crops nor pads it makes no square of it.
         wide = grey_image(2 * side, side)
@@ -164,15 +192,21 @@ def load_processor(model: str, config: LlavaConfig):
         raise ValueError(
             f"The processor of {model!r} can't be used: its files for images and tokens "
             f"(processor_config.json, tokenizer.json and others) are missing or damaged. Take them "
-            f"from llava-hf/llava-1.5-7b-hf. ({error})"
+            f"from the model that it was made from, as llava-hf/llava-1.5-7b-hf. ({error})"
         ) from error
-    (height, width), n_patches = pixels.shape[-2:], int((ids == config.image_token_id).sum())
+    (height, width), n_tokens = pixels.shape[-2:], int((ids == config.image_token_id).sum())
     n_ids, n_rows = int(ids.max()) + 1, config.text_config.vocab_size
     misfit = f"The processor of {model!r} doesn't fit the model"
     require(
-        height == width == side and n_patches == (side // patch) ** 2,
-        f"{misfit}: it gives {width} x {height} pixels and {n_patches} patches, where the model "
-        f"takes {side} x {side} pixels in patches of {patch}.",
+        height == width == side and n_tokens == n_features,
+        f"{misfit}: it gives {width} x {height} pixels and {n_tokens} image tokens, where the "
+        f"model takes {side} x {side} pixels and makes {n_features} features of them.",
+    )
+    # With a class token, which comes first, there is one more.
+    require(
+        n_features - n_patches in (0, 1),
+        f"{model!r} makes {n_features} features of {n_patches} patches, so it is not known which "
+        "patch each is of: is vision_feature_select_strategy in config.json right?",
     )
     ids_up_to = f"its tokenizer has ids up to {n_ids - 1}, and the model {n_rows} rows"
     require(n_ids <= n_rows, f"{misfit}: {ids_up_to}.")
@@ -211,7 +245,7 @@ def _some_of(names) -> str:
 
 
 def load_llava(model, dtype: str = "float16", device: str | None = None):
-    """`(bridge, processor)` of a LLaVA-1.5 given as a hub id or a local folder.
+    """`(bridge, processor)` of a LLaVA given as a hub id or a local folder.
 
     The weights are loaded once, to `device` (default: `device_map_for`). Raises ValueError if
     `model` is no LLaVA or lacks weights, MemoryError if it has no room; config, processor and room

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import DynamicCache
 
@@ -18,20 +19,51 @@ from llava_lens.model.lens import lens_logits, raise_not_finite
 PIECE = 256
 
 
+def has_template(processor) -> bool:
+    return bool(processor.chat_template or processor.tokenizer.chat_template)
+
+
+def chat_of(processor) -> str:
+    """The text that the model is asked with, as its checkpoint says; `{question}` and the image
+    token stand for question and image.
+
+    It is from the chat template of the processor, or of its tokenizer, or else CHAT. Raises
+    ValueError for a template that has not one place for each, the image's first.
+    """
+    tokenizer, image_token = processor.tokenizer, processor.image_token
+    if not has_template(processor):
+        return CHAT.replace("<image>", image_token)
+    template = None if processor.chat_template else tokenizer.get_chat_template()
+    # A template for text alone takes the second form.
+    parts = [{"type": "image"}, {"type": "text", "text": "{question}"}]
+    for content in parts, f"{image_token}\n{{question}}":
+        message = [{"role": "user", "content": content}]
+        try:
+            chat = processor.apply_chat_template(message, template, add_generation_prompt=True)
+        except (TypeError, TemplateError):
+            continue
+        places = [chat.count(place) for place in (image_token, "{question}")]
+        if places == [1, 1] and chat.index(image_token) < chat.index("{question}"):
+            return chat
+    raise ValueError("its chat template has not one place for an image and one for text after it")
+
+
 def encode_prompts(processor, image: Image.Image, questions: list[str]):
     """`(pixel_values [1, 3, height, width], [input ids [pos] per question])`, as the processor
     makes them prompt by prompt; the image is processed once."""
-    pixel_values = processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
-    height, width = pixel_values.shape[-2:]
-    n_patches = height // processor.patch_size * (width // processor.patch_size)
-    patches, bos = processor.image_token * n_patches, processor.tokenizer.bos_token_id
-    sequences = []
+    tokenizer, image_token, chat = processor.tokenizer, processor.image_token, chat_of(processor)
+    # As apply_chat_template does: a template may have `<s>` itself.
+    adds = not (tokenizer.bos_token and chat.startswith(tokenizer.bos_token))
+    inputs = processor(text=chat, images=image, return_tensors="pt", add_special_tokens=adds)
+    n_image_tokens = int((inputs["input_ids"] == processor.image_token_id).sum())
+    expanded, sequences = chat.replace(image_token, image_token * n_image_tokens), []
     for question in questions:
-        text = CHAT.format(question=question).replace("<image>", patches)
-        ids = processor.tokenizer(text)["input_ids"]
-        in_front = [bos] * (bos is not None and ids[0] != bos)  # not every tokenizer adds it
-        sequences.append(torch.tensor(in_front + ids))
-    return pixel_values, sequences
+        text = expanded.replace("{question}", question)
+        ids = tokenizer(text, add_special_tokens=adds)["input_ids"]
+        if not has_template(processor) and tokenizer.bos_token_id not in (None, ids[0]):
+            ids = [tokenizer.bos_token_id, *ids]  # CHAT begins with `<s>`, whoever adds it
+        sequences.append(torch.tensor(ids))
+    return inputs["pixel_values"], sequences
 
 
 def run_and_capture(bridge, input_ids, cache, logits_to_keep: int = 1, **inputs):

@@ -167,6 +167,11 @@ def test_the_original_format_is_named_with_the_model_to_take(tmp_path, no_weight
         load.copies_that_fit(str(tmp_path))
 
 
+def of_types(text, vision):
+    parts = {"text_config": {"model_type": text}, "vision_config": {"model_type": vision}}
+    return json.dumps({"model_type": "llava", **parts})
+
+
 NO_TEXT = '{"model_type": "llava", "text_config": {}, "vision_config": {"a": 1}}'
 
 
@@ -176,7 +181,10 @@ NO_TEXT = '{"model_type": "llava", "text_config": {}, "vision_config": {"a": 1}}
         (None, "neither a folder with a saved LLaVA"),
         ("{", "neither a folder with a saved LLaVA"),
         ('{"model_type": "llama"}', "'llama' model"),
-        ('{"model_type": "llava_next"}', "'llava_next' model, not a LLaVA-1.5"),
+        ('{"model_type": "llava_next"}', "'llava_next' model, but what can be read is model_type"),
+        ('{"model_type": "vipllava"}', "'vipllava' model, but what can be read is model_type"),
+        (of_types("phi3", "clip_vision_model"), "has a 'phi3' text model .*text model of llama, m"),
+        (of_types("llama", "pixtral"), "a 'pixtral' vision tower, but what .*tower of clip_vision"),
         ('{"model_type": "llava"}', "has no text_config and no vision_config"),
         (NO_TEXT, "no text_config,"),
         ('{"model_type": "llava", "text_config": 7, "vision_config": 8}', "can't be read"),
@@ -193,13 +201,15 @@ def test_a_config_that_is_no_llavas_is_refused_by_name(tmp_path, no_weights, con
 @pytest.mark.parametrize("gone", ["processor_config.json", "tokenizer.json"])
 def test_without_a_processor_no_weights_are_loaded(checkpoint, no_weights, gone):
     (checkpoint / gone).unlink()
-    with pytest.raises(ValueError, match="processor of .* can't be used.*Take them from llava-hf"):
+    with pytest.raises(
+        ValueError, match="processor of .* can't be used.*Take them from the model that"
+    ):
         load.load_llava(checkpoint)
 
 
 @pytest.mark.parametrize(
     "side, patch, message",
-    [(28, 14, "28 x 28 pixels and 4 patches"), (56, 28, "56 x 56 pixels and 4 patches")],
+    [(28, 14, "28 x 28 pixels and 4 image"), (56, 28, "56 x 56 pixels and 4 image")],
 )
 def test_a_processor_of_another_model_is_refused(checkpoint, no_weights, side, patch, message):
     def change(values):
@@ -208,7 +218,9 @@ def test_a_processor_of_another_model_is_refused(checkpoint, no_weights, side, p
         values["image_processor"]["crop_size"] = {"height": side, "width": side}
 
     change_json(checkpoint / "processor_config.json", change)
-    with pytest.raises(ValueError, match=f"{message}, where the model takes 56 x 56"):
+    with pytest.raises(
+        ValueError, match=f"{message} tokens, where the model takes 56 x 56 .* makes 16"
+    ):
         load.load_llava(checkpoint)
 
 
@@ -223,7 +235,9 @@ def test_a_processor_without_a_crop_must_give_squares(checkpoint, size):
     change_json(checkpoint / "processor_config.json", change)
     config = LlavaConfig.from_pretrained(checkpoint)
     if "shortest_edge" in size:
-        with pytest.raises(ValueError, match="112 x 56 pixels and 32 patches, where the model"):
+        with pytest.raises(
+            ValueError, match="112 x 56 pixels and 32 image tokens, where the model"
+        ):
             load.load_processor(str(checkpoint), config)
     else:
         processor = load.load_processor(str(checkpoint), config)
