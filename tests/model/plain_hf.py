@@ -4,6 +4,8 @@ layers, one uncached pass."""
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+CHOSEN = {"object": [0, 5, 6], "background": [3, 12, 15]}  # of a tiny model's 16 patches
+
 
 def load_hf(folder, dtype):
     model = LlavaForConditionalGeneration.from_pretrained(
@@ -12,9 +14,10 @@ def load_hf(folder, dtype):
     return model.eval(), AutoProcessor.from_pretrained(folder, backend="pil")
 
 
-def hf_inputs(hf, image, question, answer_ids=()):
+def hf_inputs(hf, image, question, answer_ids=(), chat="USER: <image>\n{question} ASSISTANT:"):
     """What HF's own processor makes of image and prompt, with the answer appended."""
-    inputs = hf[1](text=f"USER: <image>\n{question} ASSISTANT:", images=image, return_tensors="pt")
+    text = chat.replace("{question}", question)
+    inputs = hf[1](text=text, images=image, return_tensors="pt")
     answer = torch.tensor([list(answer_ids)], dtype=torch.long)
     input_ids = torch.cat([inputs["input_ids"], answer], dim=1)
     return {"input_ids": input_ids, "pixel_values": inputs["pixel_values"].to(hf[0].dtype)}
@@ -36,3 +39,76 @@ def hf_lens(model, inputs):
         handle.remove()
     residuals = torch.stack(residuals)[:, 0]
     return residuals, model.lm_head(language.norm(residuals)).double().softmax(-1), logits
+
+
+class Hooked:
+    """A prompt in plain HF, in one uncached pass: what its states are, and its logits where states
+    are replaced or keys are hidden."""
+
+    def __init__(self, hf, image, question, **chat):
+        self.model, self.inputs = hf[0], hf_inputs(hf, image, question, **chat)
+        ids = self.inputs["input_ids"][0]
+        at_image = (ids == self.model.config.image_token_id).nonzero()[:, 0]
+        self.end, self.n_pos = int(at_image[-1]) + 1, len(ids)
+        question, last = torch.arange(self.end, self.n_pos - 1), torch.tensor([self.n_pos - 1])
+        self.groups = {"image": at_image, "question": question, "last": last}
+
+    @torch.inference_mode()
+    def states(self):
+        """Residual streams `[layer][pos, d_model]`."""
+        kept = []
+        self._run(lambda layer, resid: kept.append(resid[0].clone()))
+        return kept
+
+    @torch.inference_mode()
+    def patched(self, group, layers, donor):
+        """Logits `[d_vocab]` with the donor's states at a group of positions at these layers."""
+
+        def replace(layer, resid):
+            if layer in layers:
+                resid[0, self.groups[group]] = donor[layer][self.groups[group]]
+
+        return self._run(replace)
+
+    @torch.inference_mode()
+    def cut(self, cut, blocks):
+        """Logits `[d_vocab]` where in `blocks` (from 1) HF's own mask hides what `cut` hides."""
+        text, (image, question, last) = range(self.end, self.n_pos), self.groups.values()
+        patches = image[-16:]  # a class token is before them
+        queries, keys = {
+            "object": (text, patches[CHOSEN["object"]]),
+            "background": (text, patches[CHOSEN["background"]]),
+            "image": (text, image),
+            "image_last": (last, image),
+            "question_last": (last, question),
+        }[cut]
+        least = torch.finfo(self.model.dtype).min
+        plain = torch.full((self.n_pos, self.n_pos), least, dtype=self.model.dtype).triu(1)
+        hiding = plain.clone()
+        for query in queries:
+            hiding[query, list(keys)] = least
+        return self._run(lambda *_: None, lambda block: hiding if block in blocks else plain)
+
+    def _run(self, see, mask_of=None):
+        layers, handles = self.model.model.language_model.layers, []
+        for number, layer in enumerate(layers):
+
+            def before(module, args, kwargs, number=number):
+                resid = args[0].clone()
+                see(number, resid)
+                if mask_of:
+                    kwargs = {**kwargs, "attention_mask": mask_of(number + 1)[None, None]}
+                return (resid, *args[1:]), kwargs
+
+            handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+
+        def after(norm, args):  # what the last block gives, which the final norm reads
+            resid = args[0].clone()
+            see(len(layers), resid)
+            return (resid,)
+
+        handles.append(self.model.model.language_model.norm.register_forward_pre_hook(after))
+        logits = self.model(**self.inputs).logits[0, -1].float()
+        for handle in handles:
+            handle.remove()
+        return logits

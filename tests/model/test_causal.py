@@ -4,7 +4,6 @@ project's code."""
 import numpy as np
 import pytest
 import torch
-from tiny_llava import make_llava
 
 from llava_lens import kinds, schema
 from llava_lens.data.images import find_images, open_image
@@ -12,12 +11,11 @@ from llava_lens.data.prompts import as_prompts
 from llava_lens.model import causal, load, run
 from llava_lens.model.images import Reader, describe_run
 from llava_lens.model.read import read_image
-from tests.conftest import NOTHING_KNOWN, ROOT, TEXT, VISION
-from tests.model.plain_hf import hf_inputs, load_hf
+from tests.conftest import NOTHING_KNOWN, ROOT
+from tests.model.plain_hf import CHOSEN, Hooked, hf_inputs, load_hf
 
 QUESTIONS = ["What is this? 狗", kinds.question_of("relation", a="dog", b="cat")]
 PLACES = {"grid": [4, 4], "n_image_tokens": 16}  # of RUN
-CHOSEN = {"object": [0, 5, 6], "background": [3, 12, 15]}  # of the tiny model's 16 patches
 N_BLOCKS = 5
 LAYERS = [*range(N_BLOCKS + 1)]
 TWO_TOKENS = load.Settings("", max_new_tokens=2)
@@ -29,102 +27,18 @@ PROBABILITY = {"float32": 3e-6, "float16": 6e-4}
 WEIGHTS = {"float32": 1e-6, "float16": 7e-4}
 
 
-@pytest.fixture(scope="module")
-def gqa_folder(tmp_path_factory):
-    """A tiny LLaVA with two key-value heads for four heads (grouped-query attention)."""
-    folder, text = (
-        tmp_path_factory.mktemp("gqa"),
-        TEXT | {"num_key_value_heads": 2, "intermediate_size": 64},
-    )
-    torch.manual_seed(1)
-    make_llava(folder, [kinds.CHAT, *QUESTIONS], 56, 14, vision=VISION, text=text)
-    return folder
-
-
-@pytest.fixture(scope="module", params=["float32", "gqa", "float16"])
-def both(request, llava_folder, gqa_folder):
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def both(request, llava_folder):
     """`((bridge, processor), plain HF's (model, processor), dtype)` with the same weights."""
-    folder = gqa_folder if request.param == "gqa" else llava_folder
-    dtype = "float16" if request.param == "float16" else "float32"
-    return load.load_llava(folder, dtype, "cpu"), load_hf(folder, getattr(torch, dtype)), dtype
+    dtype = request.param
+    hf = load_hf(llava_folder, getattr(torch, dtype))
+    return load.load_llava(llava_folder, dtype, "cpu"), hf, dtype
 
 
 @pytest.fixture(scope="module")
 def images(photographs):
     """The image, and the counterfactual."""
     return [open_image(photographs / name) for name in ("china.jpg", "flower.jpg")]
-
-
-class Hooked:
-    """A prompt in plain HF, in one uncached pass: what its states are, and its logits where states
-    are replaced or keys are hidden."""
-
-    def __init__(self, hf, image, question):
-        self.model, self.inputs = hf[0], hf_inputs(hf, image, question)
-        ids = self.inputs["input_ids"][0]
-        at_image = (ids == self.model.config.image_token_id).nonzero()[:, 0]
-        self.end, self.n_pos = int(at_image[-1]) + 1, len(ids)
-        question, last = torch.arange(self.end, self.n_pos - 1), torch.tensor([self.n_pos - 1])
-        self.groups = {"image": at_image, "question": question, "last": last}
-
-    @torch.inference_mode()
-    def states(self):
-        """Residual streams `[layer][pos, d_model]`."""
-        kept = []
-        self._run(lambda layer, resid: kept.append(resid[0].clone()))
-        return kept
-
-    @torch.inference_mode()
-    def patched(self, group, layers, donor):
-        """Logits `[d_vocab]` with the donor's states at a group of positions at these layers."""
-
-        def replace(layer, resid):
-            if layer in layers:
-                resid[0, self.groups[group]] = donor[layer][self.groups[group]]
-
-        return self._run(replace)
-
-    @torch.inference_mode()
-    def cut(self, cut, blocks):
-        """Logits `[d_vocab]` where in `blocks` (from 1) HF's own mask hides what `cut` hides."""
-        text, (patches, question, last) = range(self.end, self.n_pos), self.groups.values()
-        queries, keys = {
-            "object": (text, patches[CHOSEN["object"]]),
-            "background": (text, patches[CHOSEN["background"]]),
-            "image": (text, patches),
-            "image_last": (last, patches),
-            "question_last": (last, question),
-        }[cut]
-        least = torch.finfo(self.model.dtype).min
-        plain = torch.full((self.n_pos, self.n_pos), least, dtype=self.model.dtype).triu(1)
-        hiding = plain.clone()
-        for query in queries:
-            hiding[query, list(keys)] = least
-        return self._run(lambda *_: None, lambda block: hiding if block in blocks else plain)
-
-    def _run(self, see, mask_of=None):
-        layers, handles = self.model.model.language_model.layers, []
-        for number, layer in enumerate(layers):
-
-            def before(module, args, kwargs, number=number):
-                resid = args[0].clone()
-                see(number, resid)
-                if mask_of:
-                    kwargs = {**kwargs, "attention_mask": mask_of(number + 1)[None, None]}
-                return (resid, *args[1:]), kwargs
-
-            handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
-
-        def after(norm, args):  # what the last block gives, which the final norm reads
-            resid = args[0].clone()
-            see(len(layers), resid)
-            return (resid,)
-
-        handles.append(self.model.model.language_model.norm.register_forward_pre_hook(after))
-        logits = self.model(**self.inputs).logits[0, -1].float()
-        for handle in handles:
-            handle.remove()
-        return logits
 
 
 def prefix_of(llava, image):
@@ -146,7 +60,7 @@ def text_ids(llava, image, question):
 @torch.inference_mode()
 def routes_of(llava, prefix, other_prefix, texts, own_id=300, other_id=7):
     """ROUTE of each text between two tokens, whatever the model answers."""
-    bridge, _ = llava
+    bridge, layers = llava[0], [*range(llava[0].cfg.n_layers + 1)]
     cache, other_cache = run.as_cache(prefix), run.as_cache(other_prefix)
     runs = causal.run_texts(run.Texts(bridge, cache), texts)
     others = causal.run_texts(run.Texts(bridge, other_cache), texts)
@@ -154,7 +68,7 @@ def routes_of(llava, prefix, other_prefix, texts, own_id=300, other_id=7):
         other.said[0] = other_id
     answers = {number: [own_id] for number in texts}
     found = iter([("other.jpg", other_cache, others)])
-    return dict(causal.read_routes(bridge, cache, runs, answers, found, LAYERS))
+    return dict(causal.read_routes(bridge, cache, runs, answers, found, layers))
 
 
 def test_patching_equals_hooks_that_replace_states_in_plain_hf(both, images):

@@ -1,0 +1,123 @@
+"""Each kind of checkpoint from end to end, against plain HF."""
+
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+import lens_utils
+from llava_lens.data.images import open_image
+from llava_lens.figures import explorer, one_image
+from llava_lens.model import lens, load, run
+from llava_lens.model.read import check_last_layer
+from llava_lens.store import Results
+from tests.model.families import CHATS, make_family
+from tests.model.plain_hf import CHOSEN, Hooked, hf_inputs, hf_lens, load_hf
+from tests.model.test_causal import causal_of, prefix_of, routes_of, text_ids
+
+OWN = {"question": "What is the main object?", "kind": "object", "truth": "temple"}
+QUESTIONS = [OWN, {"question": "Is there a dog in the image? é"}]
+CHAT_OF = {"llava-llama-3-8b": "<|begin_of_text|>" + CHATS["llava-llama-3-8b"]}
+
+
+@pytest.fixture(scope="module", params=CHATS)
+def family(request, tmp_path_factory, photographs):
+    """The checkpoint, read by this project and by plain HF."""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    make_family(folder, name)
+    settings = {"dtype": "float32", "device": "cpu", "max_new_tokens": 4, "prompts": QUESTIONS}
+    results = folder / "results"
+    lens_utils.analyse(lens_utils.load_images(photographs), results, model=folder, **settings)
+    llava, hf = load.load_llava(folder, "float32", "cpu"), load_hf(folder, torch.float32)
+    if name == "llava-llama-3-8b":  # no file says it
+        hf[1].patch_size = 14
+    images = [open_image(photographs / image) for image in ("china.jpg", "flower.jpg")]
+    return SimpleNamespace(
+        name=name, chat=CHATS[name], llava=llava, hf=hf, results=Results(results), images=images
+    )
+
+
+def test_ids_are_the_processors_own(family):
+    run_, chat = family.results.run, CHAT_OF.get(family.name, family.chat)
+    assert run_["chat"] == chat and run_["grid"] == [4, 4] and run_["image_size"] == 56
+    assert run_["n_image_tokens"] == 16 + (family.name == "clip-full")
+    questions = [prompt["question"] for prompt in QUESTIONS]
+    pixels, sequences = run.encode_prompts(family.llava[1], family.images[0], questions)
+    record = family.results.record("china.jpg")
+    for question, ids, prompt in zip(questions, sequences, record["prompts"], strict=True):
+        expected = hf_inputs(family.hf, family.images[0], question, chat=family.chat)
+        assert ids.tolist() == expected["input_ids"][0].tolist()
+        assert torch.equal(pixels, expected["pixel_values"])
+        after = ids[-prompt["n_prompt"] :]
+        assert prompt["token_ids"][: prompt["n_prompt"]].tolist() == after.tolist()
+
+
+def test_the_lens_is_the_models_own(family):
+    """The last layer against the model's output; patches and text at all layers."""
+    bridge, _ = family.llava
+    assert check_last_layer(*family.llava, family.images[0]) <= lens.LAST_LAYER_TOLERANCE["float32"]
+    record = family.results.record("china.jpg")
+    prompt = record["prompts"][0]
+    answer = prompt["token_ids"][prompt["n_prompt"] :]
+    inputs = hf_inputs(family.hf, family.images[0], prompt["question"], answer, family.chat)
+    _, probs, logits = hf_lens(family.hf[0], inputs)
+    assert (probs[-1] - logits.double().softmax(-1)).abs().max() < 1e-5
+    at_image = (inputs["input_ids"][0] == bridge.original_model.config.image_token_id).nonzero()
+    of_patches, of_text = probs[:, at_image[-16:, 0]], probs[:, -len(prompt["token_ids"]) :]
+    for readings, of in (record["patches"], of_patches), (prompt["readings"], of_text):
+        assert readings["top_probs"].shape == (5, of.shape[1], 10)
+        np.testing.assert_allclose(readings["top_probs"], of.topk(10).values, atol=1e-4)
+        np.testing.assert_allclose(readings["entropy"], -(of * of.log2()).sum(-1), atol=2e-3)
+
+
+def test_answers_are_those_of_generate(family):
+    record = family.results.record("flower.jpg")
+    for prompt in record["prompts"]:
+        inputs = hf_inputs(family.hf, family.images[1], prompt["question"], chat=family.chat)
+        ids = family.hf[0].generate(**inputs, do_sample=False, max_new_tokens=4)[0]
+        assert prompt["answer_ids"].tolist() == ids[inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_route_and_knockout_are_those_of_plain_hf(family):
+    layers, question = [*range(5)], QUESTIONS[0]["question"]
+    own, other = (Hooked(family.hf, i, question, chat=family.chat) for i in family.images)
+    donor, nothing = other.states(), own.patched("last", [], [])
+    change = nothing - other.patched("last", [], [])
+    ids = int(change.argmax()), int(change.argmin())  # on which the two runs differ most
+    prefixes = [prefix_of(family.llava, image) for image in family.images]
+    texts = {0: text_ids(family.llava, family.images[0], question)}
+    route, near = routes_of(family.llava, *prefixes, texts, *ids)[0], 3e-5 * nothing.std()
+    # A class token's states are patched with the patches'.
+    for group in ("image", "question", "last"):
+        logits = [own.patched(group, [layer], donor) for layer in layers]
+        expected = [float(one[ids[0]] - one[ids[1]]) for one in logits]
+        np.testing.assert_allclose(route[group], expected, rtol=0, atol=near)
+        assert np.ptp(route[group]) > 5 * near
+    windows, record = [[2, 3], [1, 4]], family.results.record("china.jpg")
+    about = family.results.run | {"knockout_windows": windows, "route_layers": []}
+    prompt = record["prompts"][0]
+    (read,) = causal_of(family.llava, family.images[0], [prompt], [CHOSEN], about)
+    said, token = np.split(prompt["answer_ids"], [prompt["word_at"]])  # where cuts are read
+    asked = dict(answer_ids=said, chat=family.chat)
+    own, token = Hooked(family.hf, family.images[0], question, **asked), token[0]
+    undisturbed = float(own.cut("image", []).softmax(-1)[token])
+    for cut, probs in read["knockout"].items():
+        of = [range(first, last + 1) for first, last in windows[-np.size(probs) :]]
+        logits = [own.cut(cut, blocks) for blocks in of]
+        expected = [float(one.softmax(-1)[token]) for one in logits]
+        np.testing.assert_allclose(np.ravel(probs), expected, rtol=0, atol=5e-6)
+        assert abs(expected[-1] - undisturbed) > 1e-4
+
+
+def test_the_second_notebook_shows_it(family, tmp_path):
+    """Tables, a page and a figure; each leading space is shown as `▁`."""
+    run_, tables = family.results.run, lens_utils.tabulate(family.results)
+    assert len(tables.answers) and set(tables.answers["kind"]) == {"object", "own"}
+    assert {"▁dog", "▁Yes", "Yes"[:1]} <= {*run_["tokens"]}
+    assert not any("Ġ" in token for token in run_["tokens"])
+    record = family.results.record("china.jpg")
+    page = explorer.save_explorer(tmp_path / "page.html", run_, record)
+    assert page.stat().st_size > 10_000
+    plt.close(one_image.plot_patches(run_, record, [0, 4]))
