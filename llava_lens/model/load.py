@@ -238,4 +238,14 @@ def load_llava(model, dtype: str = "float16", device: str | None = None):
         # Without it the bridge takes a GPU for the model's device wherever there is one.
         device=hf_model.get_input_embeddings().weight.device,
     )
+    for block in bridge.blocks:
+        block.attn.register_forward_pre_hook(_name_the_cache, with_kwargs=True)
     return bridge.eval(), processor
+
+
+def _name_the_cache(attention, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """TransformerLens 4.3 looks for the cache under the name that transformers gave it before
+    5.24."""
+    if "cache" in kwargs:
+        kwargs["past_key_values"] = kwargs.pop("cache")
+    return args, kwargs

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from inspect import signature
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import DynamicCache
+from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from llava_lens.kinds import CHAT, question_of
 from llava_lens.model.lens import lens_logits, raise_not_finite
@@ -15,6 +16,9 @@ from llava_lens.model.lens import lens_logits, raise_not_finite
 # Tokens after the prefix that run at once. It bounds the memory: of LLaVA-1.5-7B in float16, their
 # residual streams at all layers take 66 MiB, and the attention scores of a block about as much.
 PIECE = 256
+# How transformers calls the cache: `cache` from 5.24 on (docs/decisions.md).
+_PARAMETERS = signature(LlavaForConditionalGeneration.forward).parameters
+CACHE = "cache" if "cache" in _PARAMETERS else "past_key_values"
 
 
 def encode_prompts(processor, image: Image.Image, questions: list[str]):
@@ -43,7 +47,7 @@ def run_and_capture(bridge, input_ids, cache, logits_to_keep: int = 1, **inputs)
     n_layers, device = bridge.cfg.n_layers, bridge.W_U.device
     names = [f"blocks.{block}.hook_resid_post" for block in range(n_layers)]
     names = ["blocks.0.hook_resid_pre", *names]
-    inputs |= dict(past_key_values=cache, logits_to_keep=logits_to_keep)
+    inputs |= {CACHE: cache, "logits_to_keep": logits_to_keep}
     logits, kept = bridge.run_with_cache(
         input_ids[None].to(bridge.cfg.device), names_filter=names, device=device, **inputs
     )
@@ -158,7 +162,7 @@ def run_rows(bridge, cache, rows: list[Row]) -> list[torch.Tensor]:
             resid[None],
             attention_mask=visible[None, None].to(resid.device),  # [1, head, pos, key]
             position_embeddings=tuple(part[:, :n_pos] for part in rotary),
-            past_key_values=cache,
+            **{CACHE: cache},
         )[0]
     residuals.append(resid.to(device))
     _check_finite(residuals, rows[0].layer, n_layers)
