@@ -14,6 +14,7 @@ from llava_lens.model.images import Reader, describe_run
 from llava_lens.model.read import read_image
 from tests.conftest import NOTHING_KNOWN, ROOT, TEXT, VISION
 from tests.model.plain_hf import hf_inputs, load_hf
+from tests.model.test_load import change_json
 
 QUESTIONS = ["What is this? 狗", kinds.question_of("relation", a="dog", b="cat")]
 CHOSEN = {"object": [0, 5, 6], "background": [3, 12, 15]}  # of the tiny model's 16 patches
@@ -26,24 +27,25 @@ TOLERANCE = {"float32": 2e-5, "float16": 3e-3}  # float16: mostly none, so one l
 BESIDE = {"float32": 1.6e-5, "float16": 1.4e-2}
 PROBABILITY = {"float32": 3e-6, "float16": 6e-4}
 WEIGHTS = {"float32": 1e-6, "float16": 7e-4}
+WINDOW = 44  # of the 53 positions of the longer prompt
 
 
 @pytest.fixture(scope="module")
-def gqa_folder(tmp_path_factory):
-    """A tiny LLaVA with two key-value heads for four heads (grouped-query attention)."""
-    folder, text = (
-        tmp_path_factory.mktemp("gqa"),
-        TEXT | {"num_key_value_heads": 2, "intermediate_size": 64},
-    )
-    torch.manual_seed(1)
+def mistral_folder(tmp_path_factory):
+    """A tiny LLaVA on Mistral: two key-value heads for four heads (grouped-query attention), and a
+    window of attention that is shorter than a prompt."""
+    folder, text = tmp_path_factory.mktemp("mistral"), TEXT | {"num_key_value_heads": 2}
+    torch.manual_seed(2)
     make_llava(folder, [kinds.CHAT, *QUESTIONS], 56, 14, vision=VISION, text=text)
+    of_mistral = {"model_type": "mistral", "sliding_window": WINDOW}
+    change_json(folder / "config.json", lambda config: config["text_config"].update(of_mistral))
     return folder
 
 
-@pytest.fixture(scope="module", params=["float32", "gqa", "float16"])
-def both(request, llava_folder, gqa_folder):
+@pytest.fixture(scope="module", params=["float32", "mistral", "float16"])
+def both(request, llava_folder, mistral_folder):
     """`((bridge, processor), plain HF's (model, processor), dtype)` with the same weights."""
-    folder = gqa_folder if request.param == "gqa" else llava_folder
+    folder = mistral_folder if request.param == "mistral" else llava_folder
     dtype = "float16" if request.param == "float16" else "float32"
     return load.load_llava(folder, dtype, "cpu"), load_hf(folder, getattr(torch, dtype)), dtype
 
@@ -95,7 +97,10 @@ class Hooked:
             "question_last": (last, question),
         }[cut]
         least = torch.finfo(self.model.dtype).min
-        plain = torch.full((self.n_pos, self.n_pos), least, dtype=self.model.dtype).triu(1)
+        reach = getattr(self.model.config.text_config, "sliding_window", None) or self.n_pos
+        position = torch.arange(self.n_pos)
+        back = position[:, None] - position
+        plain = torch.where((0 <= back) & (back < reach), 0.0, least).to(self.model.dtype)
         hiding = plain.clone()
         for query in queries:
             hiding[query, list(keys)] = least
