@@ -42,12 +42,14 @@ def mistral_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["float32", "mistral", "float16"])
+@pytest.fixture(scope="module", params=["float32", "mistral", "float16", "4bit"])
 def both(request, llava_folder, mistral_folder):
     """`((bridge, processor), plain HF's (model, processor), dtype)` with the same weights."""
     folder = mistral_folder if request.param == "mistral" else llava_folder
     dtype = "float16" if request.param == "float16" else "float32"
-    return load.load_llava(folder, dtype, "cpu"), load_hf(folder, getattr(torch, dtype)), dtype
+    quantize = request.param if request.param == "4bit" else None
+    llava = load.load_llava(folder, dtype, "cpu", quantize)
+    return llava, load_hf(folder, getattr(torch, dtype), quantize), dtype
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ class Hooked:
         reach = getattr(self.model.config.text_config, "sliding_window", None) or self.n_pos
         position = torch.arange(self.n_pos)
         back = position[:, None] - position
-        plain = torch.where((0 <= back) & (back < reach), 0.0, least).to(self.model.dtype)
+        plain = torch.where((back >= 0) & (back < reach), 0.0, least).to(self.model.dtype)
         hiding = plain.clone()
         for query in queries:
             hiding[query, list(keys)] = least
