@@ -88,6 +88,8 @@ def analyse(images: Images, results="results", **settings) -> None:
     on the first image. A run that was stopped goes on from what is there. Raises ValueError, which
     names it, for a setting or a folder that can't be used, and what `read_images` raises.
     """
+    if settings.get("quantize"):
+        kaggle.prepare_quantize()
     from accelerate import notebook_launcher
 
     from llava_lens.model.images import read_images
@@ -107,7 +109,7 @@ def analyse(images: Images, results="results", **settings) -> None:
     to_read = _unread(images, results, go_on_from)
     print(f"{len(to_read)} of {len(images.paths)} images are to be read into {results}")
     if not processes:
-        processes = 1 if settings.device else copies_that_fit(settings.model, settings.dtype)
+        processes = 1 if settings.device else copies_that_fit(settings)
     arguments = images.paths, images.annotations, results, settings
     with Results(results).held():
         if processes > 1:
@@ -158,7 +160,10 @@ def open_results(folder=None) -> Results:
     """
     results = Results.find(folder or (kaggle.KAGGLE_INPUT if kaggle.on_kaggle() else "results"))
     run = results.run
-    print(f"{len(results.names)} images read with {run['model']} ({run['dtype']})", end=", ")
+    print(
+        f"{len(results.names)} images read with {run['model']} ({schema.weights_label(run)})",
+        end=", ",
+    )
     print(f"results in {results.folder}")
     return results
 

@@ -8,9 +8,9 @@ from importlib import metadata
 from pathlib import Path
 
 KAGGLE_INPUT = Path("/kaggle/input")
-# Kaggle's image has an older transformers. Version 5.24 renamed its cache argument, so that
-# TransformerLens 4.3 fills no cache.
-PIP_LENS = ["transformer-lens==4.3.0", "transformers==5.23.0"]
+# Kaggle's image has an older transformers.
+PIP_LENS = ["transformer-lens==4.3.0", "transformers==5.24.0"]
+PIP_4BIT = ["bitsandbytes==0.50.2"]
 # Kaggle no longer offers the P100. The last torch with its kernels is 2.7.1; torchvision and
 # torchaudio must match it.
 PIP_P100 = ["torch==2.7.1", "torchvision==0.22.1", "torchaudio==2.7.1"]
@@ -79,12 +79,21 @@ def prepare_kaggle() -> None:
     if not machine["gpus"] or unfit and not old:
         what = f"{torch} can't compute on a {unfit[0]['name']}" if unfit else "There is no GPU"
         raise RuntimeError(f"{what}: {choose_t4}, {then}")
-    installed = {f"{package.name}=={package.version}" for package in metadata.distributions()}
-    if packages := PIP_P100 * old + [each for each in PIP_LENS if each not in installed]:
-        _install(packages)
+    _install(PIP_P100 * old + PIP_LENS)
+
+
+def prepare_quantize() -> None:
+    """On Kaggle, before torch is imported: install what 4 bit needs. Elsewhere: nothing."""
+    if on_kaggle():
+        _install(PIP_4BIT)
 
 
 def _install(packages: list[str]) -> None:
+    """Install those of `packages` that are missing here, or are of another version."""
+    installed = {f"{package.name}=={package.version}" for package in metadata.distributions()}
+    packages = [package for package in packages if package not in installed]
+    if not packages:
+        return
     if imported := sorted({"torch", "transformers"} & sys.modules.keys()):
         what = f"{', '.join(packages)} must be installed, but {' and '.join(imported)} was imported"
         remedy = "choose Run > Restart & clear cell outputs, then run all cells from the top."

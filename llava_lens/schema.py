@@ -64,7 +64,8 @@ RUN = {  # run.pkl: what the records have in common
     "format_version": Field(int, f"{FORMAT_VERSION}"),
     "model": Field(str, "hub id or folder"),
     "revision": Field(str, "commit on the hub, or a fingerprint of the weights"),
-    "dtype": Field(str, "of the weights"),
+    "dtype": Field(str, "of the weights, or of what is computed with them"),
+    "quantize": Field((str, type(None)), "how the blocks' weights are stored, if not in dtype"),
     "packages": Field(dict, "versions by name", ("package",)),
     "n_layers": Field(int, "blocks of the language tower", (), 1, MOST_LAYERS),
     "layers": Field(str, "labels: emb, or l for the state after block l", ("layer",)),
@@ -191,3 +192,8 @@ def layer_label(run: dict, number: float) -> str:
     if number >= layer_numbers(run)[-1] + 1:
         return "never"
     return "emb" if number == 0 else f"{number:.1f}".removesuffix(".0")
+
+
+def weights_label(run: dict) -> str:
+    """How the weights are stored, such as `float16` or `float16, 4 bit`."""
+    return f"{run['dtype']}, 4 bit" if run["quantize"] == "4bit" else run["dtype"]

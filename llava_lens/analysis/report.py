@@ -12,7 +12,7 @@ from llava_lens.analysis.per_kind import controls_table, settling_table
 from llava_lens.analysis.presence import presence_table
 from llava_lens.analysis.stats import LEAST_LIKELY, interval, peak_range, with_interval
 from llava_lens.kinds import KINDS
-from llava_lens.schema import DEMO_NOTE, SEGMENTS, layer_label
+from llava_lens.schema import DEMO_NOTE, SEGMENTS, layer_label, weights_label
 from llava_lens.text import (
     as_code,
     count_of,
@@ -165,8 +165,9 @@ def _procedure(run: dict, answers: pd.DataFrame) -> str:
     n, pieces = len(first), (~first["whole_word"].astype(bool)).sum()
     route = f"No route for {without} of {n} answers (no other image with another answer nearby, or "
     route += f"the two differ by less than {LEAST_DIFFERENCE} logits)"
+    weights = as_code(weights_label(run))
     return (
-        f"**Procedure.** {as_code(run['dtype'])}. On the first image the lens at the last layer "
+        f"**Procedure.** {weights}. On the first image the lens at the last layer "
         f"was {run['last_layer_jsd']:.1g} bits from the model's own distribution. "
         f"{route if run['route_layers'] else 'The route was not read (route = False)'}. "
         f"Not gradable: {ungraded.sum():.0f} answers. Left out of what the lens reads: {pieces} of "

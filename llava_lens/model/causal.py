@@ -48,9 +48,10 @@ class Run:
         """All positions from `layer` on, with `states` there."""
         return Row(states, layer, self.n_prefix, [*range(self.n_prefix)], hidden, until)
 
-    def last(self, states, layer: int, sees: list[int]) -> Row:
+    def last(self, states, layer: int, sees: list[int], hidden: list[int] = ()) -> Row:
         """The last position alone from `layer` on, with the last of `states` there."""
-        return Row(states[-1:], layer, self.n_prefix + len(self.places) - 1, sees)
+        at, n_layers = self.n_prefix + len(self.places) - 1, len(self.states) - 1
+        return Row(states[-1:], layer, at, sees, hidden, n_layers)
 
 
 def run_texts(side_by_side: Texts, texts: dict[int, torch.Tensor]) -> dict[int, Run]:
@@ -95,10 +96,10 @@ def cut_rows(own: Run, run: dict, patches: dict) -> dict[tuple, Row]:
             # Below the window nothing is disturbed: the row begins with the own run's states.
             rows[cut, window] = own.whole(own.states[first - 1], first - 1, hidden, last)
     embedded, n_layers = own.states[0], len(own.states) - 1
-    question, before = own.places[:-1], [*range(image[0])]
+    question, prefix = own.places[:-1], [*range(own.n_prefix)]
     rows["image", -1] = own.whole(embedded, 0, image, n_layers)
-    rows["image_last", -1] = own.last(embedded, 0, before + question)
-    rows["question_last", -1] = own.last(embedded, 0, before + image)
+    rows["image_last", -1] = own.last(embedded, 0, prefix + question, image)
+    rows["question_last", -1] = own.last(embedded, 0, prefix)
     return rows
 
 

@@ -27,7 +27,7 @@ from llava_lens.model.lens import LAST_LAYER_TOLERANCE
 from llava_lens.model.load import NUMBERS, Settings, grey_image, load_llava
 from llava_lens.model.read import check_last_layer, read_control, read_image_and_prefix, text_of
 from llava_lens.model.run import chat_of, encode_prompts, image_span, keep_prefix, patch_grid
-from llava_lens.schema import FORMAT_VERSION, SEGMENTS
+from llava_lens.schema import FORMAT_VERSION, SEGMENTS, weights_label
 from llava_lens.store import Results
 from llava_lens.text import require
 from llava_lens.words import WORDS_DIGEST, ids_by_label, token_labels, word_ids
@@ -54,6 +54,7 @@ def describe_run(
         "model": str(settings.model),
         "revision": getattr(config, "_commit_hash", None) or _fingerprint(bridge.original_model),
         "dtype": str(bridge.cfg.dtype).removeprefix("torch."),
+        "quantize": settings.quantize,
         "packages": {name: version(name) for name in packages},
         "n_layers": n_layers,
         "layers": ["emb", *map(str, range(1, n_layers + 1))],
@@ -105,14 +106,15 @@ def read_images(
         torch.set_num_threads(1)
     share = _share_of(image_paths, state, results)
     device = str(state.device) if state.num_processes > 1 else settings.device
-    model = bridge, processor = load_llava(settings.model, settings.dtype, device)
+    quantize = settings.quantize
+    model = bridge, processor = load_llava(settings.model, settings.dtype, device, quantize)
+    categories, vocabulary = annotations.categories, ids_by_label(processor.tokenizer)
+    run = describe_run(bridge, processor, settings, 0.0, categories)  # the JSD is not known yet
     shared = f", in {state.num_processes} processes" * (state.num_processes > 1)
     state.print(
         f"{settings.model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, vocabulary "
-        f"{bridge.cfg.d_vocab:,}, {bridge.cfg.dtype} on {bridge.W_U.device}{shared}"
+        f"{bridge.cfg.d_vocab:,}, {weights_label(run)} on {bridge.W_U.device}{shared}"
     )
-    categories, vocabulary = annotations.categories, ids_by_label(processor.tokenizer)
-    run = describe_run(bridge, processor, settings, 0.0, categories)  # the JSD is not known yet
     results.refuse_another(run)
     if wordless := [name for name in categories if not word_ids(vocabulary, name)]:
         state.print(

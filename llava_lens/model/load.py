@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
+from transformers import (
+    AutoProcessor,
+    BitsAndBytesConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PretrainedConfig,
+)
 
 from llava_lens.kaggle import on_kaggle, probe_gpus
 from llava_lens.kinds import DEFAULT_KINDS, MADE_KINDS, question_of
@@ -29,6 +36,9 @@ READABLE = (
     f"what can be read is model_type llava with a text model of {', '.join(TEXT_MODELS)} and a "
     f"vision tower of {' or '.join(VISION_TOWERS)}, as llava-hf/llava-1.5-7b-hf"
 )
+# What is not stored in 4 bit. The lens is exact only with the model's own unembedding; what makes
+# patches of an image is small.
+NOT_IN_4BIT = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Settings:
     max_new_tokens: int = 20
     knockout: bool = True
     route: bool = True
+    quantize: str | None = None  # "4bit": nf4 of bitsandbytes, which computes in `dtype`
     deadline: float = float("inf")  # `time.monotonic()` after which no image is begun
 
     def __post_init__(self):
@@ -61,6 +72,10 @@ class Settings:
         require(fits, f"kinds is {self.kinds!r}: it must be a list of some of {known}.")
         fits, known = self.dtype in LAST_LAYER_TOLERANCE, ", ".join(LAST_LAYER_TOLERANCE)
         require(fits, f"dtype is {self.dtype!r}: it must be one of {known}.")
+        fits, is_there = self.quantize in (None, "4bit"), find_spec("bitsandbytes") is not None
+        require(fits, f"quantize is {self.quantize!r}: it must be None or '4bit'.")
+        missing = "quantize is '4bit', which needs bitsandbytes: pip install bitsandbytes==0.50.2"
+        require(is_there or not self.quantize, f"{missing}, and restart the kernel.")
         if self.device not in (None, "cpu"):
             n_gpus = len(probe_gpus()["gpus"])
             usable = ["cuda"] * (n_gpus > 0) + [f"cuda:{gpu}" for gpu in range(n_gpus)]
@@ -68,15 +83,25 @@ class Settings:
             require(self.device in usable, f"{sees}: set it to one of {['None', 'cpu', *usable]}.")
 
 
-def _empty_llava(config: LlavaConfig, dtype: str) -> tuple[LlavaForConditionalGeneration, int]:
+def _empty_llava(
+    config: LlavaConfig, dtype: str, quantize: str | None
+) -> tuple[LlavaForConditionalGeneration, int]:
     """A LLaVA without memory for its weights, and how many bytes they would take."""
     with init_empty_weights():
         empty = LlavaForConditionalGeneration(config)
     empty.tie_weights()
+    for layer in empty.model.language_model.modules() if quantize else ():
+        if isinstance(layer, torch.nn.Linear):
+            # nf4 stores two weights in a byte, and a scale in float32 for each 64 of them.
+            n_bytes = layer.weight.numel() // 2 + 4 * math.ceil(layer.weight.numel() / 64)
+            packed = torch.empty(n_bytes, dtype=torch.uint8, device="meta")
+            layer.weight = torch.nn.Parameter(packed, requires_grad=False)
     return empty, compute_module_sizes(empty, getattr(torch, dtype))[""]
 
 
-def device_map_for(config: LlavaConfig, dtype: str, free: list[int]) -> dict:
+def device_map_for(
+    config: LlavaConfig, dtype: str, free: list[int], quantize: str | None = None
+) -> dict:
     """Where a LLaVA's modules go, on GPUs with `free` bytes each; nothing is allocated.
 
     All go to one GPU if HEADROOM is left there, else over all GPUs; without a GPU to the CPU. One
@@ -84,7 +109,7 @@ def device_map_for(config: LlavaConfig, dtype: str, free: list[int]) -> dict:
     """
     if not free:
         return {"": "cpu"}
-    empty, weights = _empty_llava(config, dtype)
+    empty, weights = _empty_llava(config, dtype, quantize)
     if weights + HEADROOM <= max(free):
         return {"": free.index(max(free))}
     room = {gpu: max(0, int(one) - HEADROOM) for gpu, one in enumerate(free)}
@@ -93,17 +118,19 @@ def device_map_for(config: LlavaConfig, dtype: str, free: list[int]) -> dict:
     if "disk" not in spread.values():
         return spread
     needed, more, *free = (f"{one / 2**30:.1f}" for one in (weights, HEADROOM, *free))
+    smaller = "" if quantize else "set quantize to 4bit, "
     raise MemoryError(
         f"The weights take {needed} GiB, and reading some {more} GiB more per GPU, but free are "
         f"only {' + '.join(free)} GiB: end what else uses the GPU (restart the kernel), take a "
-        "larger one, or set device to cpu."
+        f"larger one, {smaller}or set device to cpu."
     )
 
 
-def copies_that_fit(model: str, dtype: str = "float16") -> int:
+def copies_that_fit(settings: Settings) -> int:
     """How many processes can share the images: on so many GPUs the model has room; at least 1.
     Raises ValueError as `load_llava` does."""
-    _, weights = _empty_llava(_llava_config(model), dtype)
+    config = _llava_config(settings.model)
+    _, weights = _empty_llava(config, settings.dtype, settings.quantize)
     return max(1, sum(weights + HEADROOM <= gpu["free"] for gpu in probe_gpus()["gpus"]))
 
 
@@ -244,15 +271,23 @@ def _some_of(names) -> str:
     return ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
 
 
-def load_llava(model, dtype: str = "float16", device: str | None = None):
+def load_llava(
+    model, dtype: str = "float16", device: str | None = None, quantize: str | None = None
+):
     """`(bridge, processor)` of a LLaVA given as a hub id or a local folder.
 
-    The weights are loaded once, to `device` (default: `device_map_for`). Raises ValueError if
+    The weights are loaded once, to `device` (default: `device_map_for`). With `quantize` "4bit" the
+    blocks' weights are stored in nf4 (Dettmers et al., arXiv 2305.14314). Raises ValueError if
     `model` is no LLaVA or lacks weights, MemoryError if it has no room; config, processor and room
     are checked before the weights are downloaded.
     """
     model = str(model)
     config = _llava_config(model)
+    require(
+        not hasattr(config, "quantization_config"),
+        f"The weights of {model!r} are stored in fewer bits already, and perhaps the unembedding "
+        "too: take the checkpoint that they were made from, and set quantize to 4bit.",
+    )
     processor = load_processor(model, config)
     free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
     if on_kaggle() and not free and not device:
@@ -260,8 +295,19 @@ def load_llava(model, dtype: str = "float16", device: str | None = None):
             "torch sees no GPU: restart the kernel and run all cells from the top, or set device "
             "to cpu if that is meant."
         )
-    device_map = {"": device} if device else device_map_for(config, dtype, free)
-    hf_model = _load_weights(model, dtype=getattr(torch, dtype), device_map=device_map)
+    device_map = {"": device} if device else device_map_for(config, dtype, free, quantize)
+    options = dict(dtype=getattr(torch, dtype), device_map=device_map)
+    if quantize:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=NOT_IN_4BIT,
+        )
+    hf_model = _load_weights(model, **options)
+    for layer in hf_model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):  # Linear4bit, on some CPUs in bfloat16
+            layer.support_avx512bf16_for_cpu = False
     if hf_model.generation_config.eos_token_id is None:  # without it no answer would end
         hf_model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     bridge = TransformerBridge.boot_transformers(
@@ -272,4 +318,14 @@ def load_llava(model, dtype: str = "float16", device: str | None = None):
         # Without it the bridge takes a GPU for the model's device wherever there is one.
         device=hf_model.get_input_embeddings().weight.device,
     )
+    for block in bridge.blocks:
+        block.attn.register_forward_pre_hook(_name_the_cache, with_kwargs=True)
     return bridge.eval(), processor
+
+
+def _name_the_cache(attention, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """TransformerLens 4.3 looks for the cache under the name that transformers gave it before
+    5.24."""
+    if "cache" in kwargs:
+        kwargs["past_key_values"] = kwargs.pop("cache")
+    return args, kwargs

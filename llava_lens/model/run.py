@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from inspect import signature
 
 import numpy as np
 import torch
 from jinja2 import TemplateError
 from PIL import Image
-from transformers import DynamicCache
+from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from llava_lens.kinds import CHAT, question_of
 from llava_lens.model.lens import lens_logits, raise_not_finite
@@ -17,6 +18,9 @@ from llava_lens.model.lens import lens_logits, raise_not_finite
 # Tokens after the prefix that run at once. It bounds the memory: of LLaVA-1.5-7B in float16, their
 # residual streams at all layers take 66 MiB, and the attention scores of a block about as much.
 PIECE = 256
+# How transformers calls the cache: `cache` from 5.24 on (docs/decisions.md).
+_PARAMETERS = signature(LlavaForConditionalGeneration.forward).parameters
+CACHE = "cache" if "cache" in _PARAMETERS else "past_key_values"
 
 
 def has_template(processor) -> bool:
@@ -76,7 +80,7 @@ def run_and_capture(bridge, input_ids, cache, logits_to_keep: int = 1, **inputs)
     n_layers, device = bridge.cfg.n_layers, bridge.W_U.device
     names = [f"blocks.{block}.hook_resid_post" for block in range(n_layers)]
     names = ["blocks.0.hook_resid_pre", *names]
-    inputs |= dict(past_key_values=cache, logits_to_keep=logits_to_keep)
+    inputs |= {CACHE: cache, "logits_to_keep": logits_to_keep}
     logits, kept = bridge.run_with_cache(
         input_ids[None].to(bridge.cfg.device), names_filter=names, device=device, **inputs
     )
@@ -160,8 +164,8 @@ class Row:
     states: torch.Tensor  # [pos, d_model], the residual stream at `layer`
     layer: int
     position: int  # in the whole sequence, of the first of them
-    sees: list[int]  # places in the cache that they look at, besides themselves
-    hidden: list[int] = ()  # places that they don't look at in the blocks ...
+    sees: list[int]  # places in the cache of positions 0, 1, 2, ..., which they look at
+    hidden: list[int] = ()  # of these, what they don't look at in the blocks ...
     until: int = 0  # ... up to this one, counted from 1
 
 
@@ -174,35 +178,47 @@ def run_rows(bridge, cache, rows: list[Row]) -> list[torch.Tensor]:
     after what it held. Raises FloatingPointError.
     """
     n_cached, n_layers, device = cache.get_seq_length(), bridge.cfg.n_layers, bridge.W_U.device
-    lengths = [len(row.states) for row in rows]
-    row_of = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))  # [pos]
+    lengths = torch.tensor([len(row.states) for row in rows])
+    row_of = torch.arange(len(rows)).repeat_interleave(lengths)  # [pos]
+    position = torch.cat([torch.arange(len(row.states)) + row.position for row in rows])
     own = (row_of[:, None] == row_of).tril()  # [pos, pos]
-    seen = torch.zeros(len(rows), n_cached, dtype=torch.bool)
-    hidden = torch.zeros_like(seen)
+    place = torch.full((len(rows), n_cached), -1)  # [row, cached key]: position, -1 is not seen
+    hidden = torch.zeros_like(place, dtype=torch.bool)
     for number, row in enumerate(rows):
-        seen[number, row.sees] = True
+        place[number, row.sees] = torch.arange(len(row.sees))
         hidden[number, row.hidden] = True
     until = torch.tensor([row.until for row in rows])
     resid, residuals = rows[0].states[:0], []
-    positions = [torch.arange(row.position, row.position + len(row.states)) for row in rows]
-    rotary = bridge.rotary_emb(resid, torch.cat(positions)[None].to(resid.device))
+    rotary = bridge.rotary_emb(resid, position[None].to(resid.device))
     for block in range(rows[0].layer, n_layers):
+        run_block = bridge.blocks[block]
         begun = [row.states.to(resid.device) for row in rows if row.layer == block]
         resid = torch.cat([resid, *begun])  # [pos so far, d_model]
         residuals.append(resid.to(device))
         n_pos = len(resid)
-        visible = seen & ~(hidden & (until > block)[:, None])  # [row, cached key]
+        visible = (place >= 0) & ~(hidden & (until > block)[:, None])  # [row, cached key]
         visible = torch.cat([visible[row_of[:n_pos]], own[:n_pos, :n_pos]], dim=1)  # [pos, key]
-        run_block = bridge.blocks[block]
+        if window := _window(run_block):
+            of_own = position[:n_pos].expand(n_pos, -1)
+            of_key = torch.cat([place[row_of[:n_pos]], of_own], dim=1)  # [pos, key]
+            visible &= of_key > position[:n_pos, None] - window
         resid = run_block(
             resid[None],
             attention_mask=visible[None, None].to(resid.device),  # [1, head, pos, key]
             position_embeddings=tuple(part[:, :n_pos] for part in rotary),
-            past_key_values=cache,
+            **{CACHE: cache},
         )[0]
     residuals.append(resid.to(device))
     _check_finite(residuals, rows[0].layer, n_layers)
     return residuals
+
+
+def _window(block) -> int | None:
+    """How many positions a block's attention reaches, its own included; None: all before it."""
+    attention = block.attn.original_component
+    # Mistral's has no attribute: what its configuration says holds for all blocks.
+    of_all = getattr(attention.config, "sliding_window", None)
+    return getattr(attention, "sliding_window", of_all)
 
 
 class Texts:

@@ -2,15 +2,23 @@
 layers, one uncached pass."""
 
 import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration
 
 CHOSEN = {"object": [0, 5, 6], "background": [3, 12, 15]}  # of a tiny model's 16 patches
 
 
-def load_hf(folder, dtype):
+# The blocks in 4 bit, and no more.
+IN_4BIT = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
+IN_4BIT["llm_int8_skip_modules"] = [".*vision_tower", ".*multi_modal_projector", "lm_head"]
+
+
+def load_hf(folder, dtype, quantize=None):
+    options = {"quantization_config": BitsAndBytesConfig(**IN_4BIT)} if quantize else {}
     model = LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager"
+        folder, dtype=dtype, attn_implementation="eager", **options
     )
+    for layer in model.modules():  # else bitsandbytes computes in bfloat16 on some CPUs
+        layer.support_avx512bf16_for_cpu = False
     return model.eval(), AutoProcessor.from_pretrained(folder, backend="pil")
 
 
@@ -83,7 +91,10 @@ class Hooked:
             "question_last": (last, question),
         }[cut]
         least = torch.finfo(self.model.dtype).min
-        plain = torch.full((self.n_pos, self.n_pos), least, dtype=self.model.dtype).triu(1)
+        reach = getattr(self.model.config.text_config, "sliding_window", None) or self.n_pos
+        position = torch.arange(self.n_pos)
+        back = position[:, None] - position
+        plain = torch.where((back >= 0) & (back < reach), 0.0, least).to(self.model.dtype)
         hiding = plain.clone()
         for query in queries:
             hiding[query, list(keys)] = least

@@ -4,6 +4,7 @@ project's code."""
 import numpy as np
 import pytest
 import torch
+from tiny_llava import make_llava
 
 from llava_lens import kinds, schema
 from llava_lens.data.images import find_images, open_image
@@ -11,8 +12,9 @@ from llava_lens.data.prompts import as_prompts
 from llava_lens.model import causal, load, run
 from llava_lens.model.images import Reader, describe_run
 from llava_lens.model.read import read_image
-from tests.conftest import NOTHING_KNOWN, ROOT
+from tests.conftest import NOTHING_KNOWN, ROOT, TEXT, VISION
 from tests.model.plain_hf import CHOSEN, Hooked, hf_inputs, load_hf
+from tests.model.test_load import change_json
 
 QUESTIONS = ["What is this? 狗", kinds.question_of("relation", a="dog", b="cat")]
 PLACES = {"grid": [4, 4], "n_image_tokens": 16}  # of RUN
@@ -25,14 +27,29 @@ TOLERANCE = {"float32": 2e-5, "float16": 3e-3}  # float16: mostly none, so one l
 BESIDE = {"float32": 1.6e-5, "float16": 1.4e-2}
 PROBABILITY = {"float32": 3e-6, "float16": 6e-4}
 WEIGHTS = {"float32": 1e-6, "float16": 7e-4}
+WINDOW = 44  # of the 53 positions of the longer prompt
 
 
-@pytest.fixture(scope="module", params=["float32", "float16"])
-def both(request, llava_folder):
+@pytest.fixture(scope="module")
+def mistral_folder(tmp_path_factory):
+    """A tiny LLaVA on Mistral: two key-value heads for four heads (grouped-query attention), and a
+    window of attention that is shorter than a prompt."""
+    folder, text = tmp_path_factory.mktemp("mistral"), TEXT | {"num_key_value_heads": 2}
+    torch.manual_seed(2)
+    make_llava(folder, [kinds.CHAT, *QUESTIONS], 56, 14, vision=VISION, text=text)
+    of_mistral = {"model_type": "mistral", "sliding_window": WINDOW}
+    change_json(folder / "config.json", lambda config: config["text_config"].update(of_mistral))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["float32", "mistral", "float16", "4bit"])
+def both(request, llava_folder, mistral_folder):
     """`((bridge, processor), plain HF's (model, processor), dtype)` with the same weights."""
-    dtype = request.param
-    hf = load_hf(llava_folder, getattr(torch, dtype))
-    return load.load_llava(llava_folder, dtype, "cpu"), hf, dtype
+    folder = mistral_folder if request.param == "mistral" else llava_folder
+    dtype = "float16" if request.param == "float16" else "float32"
+    quantize = request.param if request.param == "4bit" else None
+    llava = load.load_llava(folder, dtype, "cpu", quantize)
+    return llava, load_hf(folder, getattr(torch, dtype), quantize), dtype
 
 
 @pytest.fixture(scope="module")

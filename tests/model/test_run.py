@@ -1,9 +1,12 @@
 """Running the model, against plain HF."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from llava_lens.model import lens, load, read, run
 from tests.conftest import PROMPTS
@@ -72,6 +75,13 @@ def test_answer_ends_with_the_end_token(llava, image, monkeypatch):
     end = free["answer_ids"].tolist().index(end_token) + 1
     assert stopped["answer_ids"].tolist() == free["answer_ids"].tolist()[:end]
     assert len(stopped["token_ids"]) == stopped["n_prompt"] + end - 1
+
+
+def test_a_window_may_hold_in_some_blocks_only():
+    """As with Qwen2; with Mistral it holds in all, which test_causal.py runs."""
+    config = Qwen2Config(use_sliding_window=True, sliding_window=7, max_window_layers=1)
+    blocks = [Mock(**{"attn.original_component": Qwen2Attention(config, at)}) for at in (0, 1)]
+    assert [run._window(block) for block in blocks] == [None, 7]
 
 
 def test_a_cache_that_stays_empty_is_an_error(llava, image, monkeypatch):
