@@ -73,11 +73,11 @@ function makeTextPane() {
 }
 
 function aboutPrompt(number) {
-  const { kind, question, answer, truth, right, layers } = data.prompts[number];
+  const { kind, question, answer, truth, right, layers_said } = data.prompts[number];
   const parts = [make("h2", {}, `Text: ${question}`)];
   const line = make("p", { className: "row" }, make("span", { className: "soft" }, kind));
   line.append(make("span", {}, "answer ", make("b", {}, answer || "(nothing)")));
-  line.append(truthOf({ truth, right }), layersOf(layers));
+  line.append(truthOf({ truth, right }), layersOf(layers_said));
   return [...parts, line];
 }
 
@@ -164,7 +164,7 @@ function greyPane() {
   const cell = { prompt: state.prompt, pos: n_prompt - 1 + word_at };
   const id = answer_ids[word_at];
   const own = range(nLayers()).map((layer) =>
-    state.rank ? rankOf(cell, layer, id) : probability(cell, layer, [id]),
+    state.rank ? rankOf(cell, layer, id) : valueOf(cell, layer, [id]),
   );
   const other = [
     ...(state.rank ? grey.target_rank : grey.target_log2.map((log2) => 2 ** log2)),
