@@ -239,3 +239,15 @@ def load_llava(model, dtype: str = "float16", device: str | None = None):
         device=hf_model.get_input_embeddings().weight.device,
     )
     return bridge.eval(), processor
+
+
+_KEPT: dict[tuple, tuple] = {}  # the one model of this process, by what it was loaded with
+
+
+def load_once(model: str, dtype: str, device: str | None):
+    """What `load_llava` returns, kept in this process until another model is asked for."""
+    wanted = model, dtype, device
+    if wanted not in _KEPT:
+        _KEPT.clear()  # first, because a GPU has no room for two
+        _KEPT[wanted] = load_llava(*wanted)
+    return _KEPT[wanted]

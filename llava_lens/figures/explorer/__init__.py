@@ -59,6 +59,13 @@ class Inline:
         return f"the explorer's page of {self.record['name']} (a notebook shows it)"
 
 
+def show(run: dict, record: dict) -> None:
+    """Show the page of an image in the output of the cell that runs."""
+    from IPython.display import display
+
+    display(Inline(run, record))
+
+
 def _still(run: dict, record: dict) -> bytes:
     """A picture (JPEG) of the top-1 words in the patches at the last layer."""
     # Here, because matplotlib takes a second and the pages themselves don't need it.

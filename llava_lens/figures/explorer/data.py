@@ -61,7 +61,7 @@ def summaries_of(record: dict, run: dict) -> list[dict]:
             "short": _shown(row["question"].strip().splitlines()[0]),
             **shown_fields(row, "answer", "truth"),
             "handed_over": None if np.isnan(row["handed_over"]) else row["handed_over"],
-            "layers_said": _layers_of(row, run),
+            "layers": _layers_of(row, run),
         }
         for row in rows
     ]
@@ -128,7 +128,7 @@ def _packed_ids(ids: np.ndarray) -> np.ndarray:
 
 
 def _sinks(norms: np.ndarray) -> list[int]:
-    """The patches whose norm `[layer, patch]` is above mean + 2 standard deviations over the patches
+    """Patches whose norm `[layer, patch]` is above mean + 2 standard deviations over all patches,
     at more than half of the layers."""
     norms = norms.astype(float)
     large = norms > norms.mean(1, keepdims=True) + 2 * norms.std(1, keepdims=True)

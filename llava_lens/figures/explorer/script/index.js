@@ -44,7 +44,7 @@ function imageCard({ name, page, thumbnail, prompts }) {
       make("br"),
       truthOf(one),
       make("span", { className: "soft" }, ` · ${one.kind} · `),
-      layersOf(one.layers_said),
+      layersOf(one.layers),
     );
   });
   const missing = "No page was made: add the name to `explorers` in Visualise_Analyse.";

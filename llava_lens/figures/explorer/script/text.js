@@ -73,11 +73,11 @@ function makeTextPane() {
 }
 
 function aboutPrompt(number) {
-  const { kind, question, answer, truth, right, layers_said } = data.prompts[number];
+  const { kind, question, answer, truth, right, layers } = data.prompts[number];
   const parts = [make("h2", {}, `Text: ${question}`)];
   const line = make("p", { className: "row" }, make("span", { className: "soft" }, kind));
   line.append(make("span", {}, "answer ", make("b", {}, answer || "(nothing)")));
-  line.append(truthOf({ truth, right }), layersOf(layers_said));
+  line.append(truthOf({ truth, right }), layersOf(layers));
   return [...parts, line];
 }
 
