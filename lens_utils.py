@@ -1,17 +1,11 @@
 """The pipeline on one page: what both notebooks call, in the order of the data's way.
 
-prepare()
-images = load_images("demo/scenes")
-analyse(images, "results", model="demo/model")
-what_was_saved("results", images)
-
-results = open_results("results")
-tables = tabulate(results)
+Make_Analyse: prepare, load_images, analyse, what_was_saved, look.
+Visualise_Analyse: prepare, open_results, tabulate.
 """
 
 import os
 import time
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +20,7 @@ from llava_lens.analysis.presence import category_confidence, watched_of
 from llava_lens.data.annotations import Annotations, annotate, find_data_set
 from llava_lens.data.images import digests_of, find_images
 from llava_lens.data.prompts import as_prompts
-from llava_lens.figures.explorer import index_entry
+from llava_lens.figures.explorer import Inline, index_entry, show
 from llava_lens.store import Results
 from llava_lens.text import require
 
@@ -35,6 +29,7 @@ from llava_lens.text import require
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 STARTED = time.monotonic()  # of the session, from which `hours` are counted
 DEMO, HUB = "demo/model", "llava-hf/llava-1.5-7b-hf"
+prepare = kaggle.prepare_kaggle
 
 
 class Images(NamedTuple):
@@ -45,38 +40,26 @@ class Images(NamedTuple):
     annotations: Annotations  # by name
 
 
-def prepare() -> None:
-    """On Kaggle: say what machine this is, and install what it lacks. Elsewhere: nothing.
-
-    Must run before torch is imported. Raises RuntimeError with the remedy if the machine can't do
-    the work.
-    """
-    # A widget for progress could not be seen in the saved page.
-    warnings.filterwarnings("ignore", message="IProgress not found")
-    kaggle.prepare_kaggle()
-
-
 def load_images(folder=None, limit: int | None = None) -> Images:
     """Find the images under `folder`, read their annotations, and say what was found.
 
     Without a folder: Kaggle's attached data set, or the demo's scenes. With `limit` only the first
     so many images. Raises ValueError for a bad `limit`, FileNotFoundError where there is no image.
     """
-    is_count = limit is None or type(limit) is int and limit >= 1
-    require(is_count, f"limit is {limit!r}: it must be None or a whole number of 1 or more.")
+    wrong = f"limit is {limit!r}: it must be None or a whole number of 1 or more."
+    require(limit is None or type(limit) is int and limit >= 1, wrong)
     folder = Path(folder or (find_data_set() if kaggle.on_kaggle() else "demo/scenes"))
     everything = find_images(folder)
     annotations = annotate(folder, everything)
     paths = dict(list(everything.items())[:limit])
     annotated, problems = len(annotations.objects.keys() & paths.keys()), annotations.problems
-    print(f"{len(paths)} images under {folder}", end=", ")
-    print(f"{annotated} of them annotated with {len(annotations.categories)} categories")
+    known = f"{annotated} of them annotated with {len(annotations.categories)} categories"
+    print(f"{len(paths)} images under {folder}, {known}")
     if annotations.files:
         print(annotations.files)
-    for problem in problems[:20]:
+    more = [f"{len(problems) - 20} more"] * (len(problems) > 20)
+    for problem in [*problems[:20], *more]:
         print(f"not used: {problem}")
-    if problems[20:]:
-        print(f"not used: {len(problems) - 20} more")
     return Images(folder, paths, annotations)
 
 
@@ -93,24 +76,17 @@ def analyse(images: Images, results="results", **settings) -> None:
     from accelerate import notebook_launcher
 
     from llava_lens.model.images import read_images
-    from llava_lens.model.load import Settings, copies_that_fit
+    from llava_lens.model.load import copies_that_fit
 
-    # None stands for a default, but prompts are a list.
-    given = {name: one for name, one in settings.items() if one is not None or name == "prompts"}
-    settings = {"model": HUB if kaggle.on_kaggle() else DEMO, "prompts": []} | given
-    settings |= {"model": str(settings["model"]), "prompts": as_prompts(settings["prompts"])}
-    processes, hours = settings.pop("processes", None), settings.pop("hours", 8.0)
-    go_on_from = settings.pop("go_on_from", None)
-    on_cpu = settings.get("device") == "cpu" or not kaggle.probe_gpus()["gpus"]
-    settings.setdefault("dtype", "float32" if on_cpu else "float16")
-    settings = Settings(**settings, deadline=STARTED + 3600 * hours)
-    if settings.model == DEMO:
-        print(schema.DEMO_NOTE)
+    apart = "processes", "hours", "go_on_from"  # what is no setting of the model's
+    processes, hours, go_on_from = (settings.pop(name, None) for name in apart)
+    settings["deadline"] = STARTED + 3600 * (8.0 if hours is None else hours)
+    settings = _settings(**settings)
     to_read = _unread(images, results, go_on_from)
     print(f"{len(to_read)} of {len(images.paths)} images are to be read into {results}")
     if not processes:
         processes = 1 if settings.device else copies_that_fit(settings)
-    arguments = images.paths, images.annotations, results, settings
+    arguments = images.paths, images.annotations, results, settings, show
     with Results(results).held():
         if processes > 1:
             notebook_launcher(read_images, arguments, num_processes=processes)
@@ -118,16 +94,45 @@ def analyse(images: Images, results="results", **settings) -> None:
             read_images(*arguments)
 
 
+def look(image, question, other=None, folder=None, **settings) -> Inline:
+    """Read one photograph with one question or several: the explorer's page, for a cell to show.
+
+    `image` is a path, a PIL image or an array `[height, width, rgb]` of uint8; so is `other`, whose
+    states are patched in for the route (None: a plain grey image). `settings` are those of
+    `analyse`. The model is loaded once and kept. Nothing is saved but, into a `folder`, the page.
+    Raises ValueError for an image or a question that can't be used, and what `read_one` raises.
+    """
+    from llava_lens.model.look import read_one
+
+    questions = list(question) if isinstance(question, (list, tuple)) else [question]
+    settings = _settings(**{"knockout": False, **settings, "prompts": questions})
+    page = Inline(*read_one(image, other, settings))
+    if folder:
+        page.save(folder)
+    return page
+
+
+def _settings(**given):
+    """The Settings of a run; None stands for a default, but prompts are a list."""
+    from llava_lens.model.load import Settings
+
+    given = {name: one for name, one in given.items() if one is not None or name == "prompts"}
+    given = {"model": HUB if kaggle.on_kaggle() else DEMO, "prompts": []} | given
+    given |= {"model": str(given["model"]), "prompts": as_prompts(given["prompts"])}
+    on_cpu = given.get("device") == "cpu" or not kaggle.probe_gpus()["gpus"]
+    settings = Settings(**{"dtype": "float32" if on_cpu else "float16", **given})
+    if settings.model == DEMO:
+        print(schema.DEMO_NOTE)
+    return settings
+
+
 def _unread(images: Images, results, go_on_from) -> dict[str, Path]:
-    """The images that have no record in `results` yet, by name. Raises ValueError where an image or
-    its annotations have changed since they were read."""
+    """The images without a record in `results`, by name; ValueError where one has changed since."""
     Results(results).continue_from(go_on_from)
-    earlier = Results(results)
-    objects, absent = images.annotations.objects, images.annotations.absent
+    earlier, (objects, absent, *_) = Results(results), images.annotations
     digests = {
-        name: digests_of(path, objects.get(name, []), absent.get(name, []))
-        for name, path in images.paths.items()
-        if name in earlier.names
+        name: digests_of(images.paths[name], objects.get(name, []), absent.get(name, []))
+        for name in images.paths.keys() & {*earlier.names}
     }
     return earlier.unread(images.paths, digests)
 
@@ -144,12 +149,8 @@ def what_was_saved(results, images: Images) -> None:
         print(f"skipped {name}: {reason}")
     if others := sorted(set(out.names) - images.paths.keys()):
         print(f"{len(others)} images there are not under {images.folder} ({others[0]} ...).")
-        print(
-            "They count in all statistics. For these images alone, set `results` to a new folder."
-        )
-    print(
-        "Next: Visualise_Analyse.ipynb. On Kaggle, save this version and attach its output there."
-    )
+        print("They count in all statistics. Without them: set `results` to a new folder.")
+    print("Next: Visualise_Analyse.ipynb. On Kaggle, save this version and attach its output.")
 
 
 def open_results(folder=None) -> Results:
@@ -159,12 +160,8 @@ def open_results(folder=None) -> Results:
     there are none, ValueError for several.
     """
     results = Results.find(folder or (kaggle.KAGGLE_INPUT if kaggle.on_kaggle() else "results"))
-    run = results.run
-    print(
-        f"{len(results.names)} images read with {run['model']} ({schema.weights_label(run)})",
-        end=", ",
-    )
-    print(f"results in {results.folder}")
+    model = f"{results.run['model']} ({schema.weights_label(results.run)})"
+    print(f"{len(results.names)} images read with {model}, results in {results.folder}")
     return results
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def probe_gpus() -> dict:
 def prepare_kaggle() -> None:
     """On Kaggle, before torch is imported: print what machine this is and install what is missing.
     Elsewhere: nothing. Raises RuntimeError with the remedy if the machine can't do the work."""
+    # A widget for progress could not be seen in the saved page.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     if not on_kaggle():
         print("Not on Kaggle: nothing to install here, requirements.txt has what is needed.")
         return

@@ -24,7 +24,7 @@ from llava_lens.data.watched import count_together, words_to_watch
 from llava_lens.kinds import KINDS, question_of
 from llava_lens.model.causal import knockout_windows, read_causal, route_layers
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
-from llava_lens.model.load import NUMBERS, Settings, grey_image, load_llava
+from llava_lens.model.load import NUMBERS, Settings, grey_image, load_once
 from llava_lens.model.read import check_last_layer, read_control, read_image_and_prefix, text_of
 from llava_lens.model.run import chat_of, encode_prompts, image_span, keep_prefix, patch_grid
 from llava_lens.schema import FORMAT_VERSION, SEGMENTS, weights_label
@@ -87,15 +87,15 @@ def _fingerprint(model) -> str:
 
 
 def read_images(
-    image_paths: dict[str, Path], annotations: Annotations, folder, settings: Settings
+    image_paths: dict[str, Path], annotations: Annotations, folder, settings: Settings, show=None
 ) -> None:
     """Load the model and read every image that has no record yet into the results in `folder`.
 
-    The lens is checked on the first image. Where accelerate has launched several processes, each
-    loads the model and takes its share of the images; none waits for another. `image_paths` has all
-    images, read or not: controls and counterfactuals are the images before. An image that can't be
-    read is skipped by name. Raises ValueError if none can, and what `load_llava`,
-    `check_last_layer` and `Results.begin` raise.
+    The lens is checked on the first image; after it `show(run, record)` is called. Where accelerate
+    has launched several processes, each loads the model and takes its share of the images; none
+    waits for another. `image_paths` has all images, read or not: controls and counterfactuals are
+    the images before. An image that can't be read is skipped by name. Raises ValueError if none
+    can, and what `load_llava`, `check_last_layer` and `Results.begin` raise.
     """
     # Else the state of an earlier run stays, of this process or of the one that launched it.
     PartialState._reset_state()
@@ -106,8 +106,7 @@ def read_images(
         torch.set_num_threads(1)
     share = _share_of(image_paths, state, results)
     device = str(state.device) if state.num_processes > 1 else settings.device
-    quantize = settings.quantize
-    model = bridge, processor = load_llava(settings.model, settings.dtype, device, quantize)
+    model = bridge, processor = load_once(settings.model, settings.dtype, device, settings.quantize)
     categories, vocabulary = annotations.categories, ids_by_label(processor.tokenizer)
     run = describe_run(bridge, processor, settings, 0.0, categories)  # the JSD is not known yet
     shared = f", in {state.num_processes} processes" * (state.num_processes > 1)
@@ -121,7 +120,7 @@ def read_images(
             f"{len(wordless)} of {len(categories)} categories have no word that is one token, so "
             f"they are not watched in the patches: {', '.join(wordless)}"
         )
-    _read_share(share, Reader(model, image_paths, annotations, run, settings), results)
+    _read_share(share, Reader(model, image_paths, annotations, run, settings), results, show)
     state.destroy_process_group()
 
 
@@ -229,7 +228,7 @@ class Reader:
         self.kept[name] = prefix
 
 
-def _read_share(share: list[str], reader: Reader, results: Results) -> None:
+def _read_share(share: list[str], reader: Reader, results: Results, show) -> None:
     """Read and save the images of one process, one after the other, until the deadline."""
     state, begun, seconds, skipped = PartialState(), False, [], {}
     quiet, bar = not state.is_main_process, dict(unit="image", file=sys.stdout, mininterval=5)
@@ -247,9 +246,11 @@ def _read_share(share: list[str], reader: Reader, results: Results) -> None:
         else:
             if not begun:
                 results.begin(run, state.process_index)
-                begun = True
             results.add(record, mean)
             seconds.append(time.monotonic() - start)
+            if not begun and show and state.is_main_process:
+                show(run, record)
+            begun = True
         while begun and skipped:
             results.skip(*skipped.popitem())
     if skipped:

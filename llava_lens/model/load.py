@@ -329,3 +329,15 @@ def _name_the_cache(attention, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     if "cache" in kwargs:
         kwargs["past_key_values"] = kwargs.pop("cache")
     return args, kwargs
+
+
+_KEPT: dict[tuple, tuple] = {}  # the one model of this process, by what it was loaded with
+
+
+def load_once(model: str, dtype: str, device: str | None, quantize: str | None):
+    """What `load_llava` returns, kept in this process until another model is asked for."""
+    wanted = model, dtype, device, quantize
+    if wanted not in _KEPT:
+        _KEPT.clear()  # first, because a GPU has no room for two
+        _KEPT[wanted] = load_llava(*wanted)
+    return _KEPT[wanted]

@@ -2,8 +2,10 @@
 
 function cellTitle(cell) {
   if (cell.prompt === PATCHES) {
-    const [row, column] = rowAndColumn(cell.pos);
-    return `Patch row ${row + 1}, column ${column + 1}`;
+    const columns = data.grid[1];
+    const [row, column] = [Math.floor(cell.pos / columns), cell.pos % columns];
+    const sink = data.sinks?.includes(cell.pos) ? " (sink)" : "";
+    return `Patch row ${row + 1}, column ${column + 1}${sink}`;
   }
   const { token_ids, n_prompt } = data.prompts[cell.prompt];
   const part = cell.pos < n_prompt ? "" : " (answer)";
@@ -26,19 +28,20 @@ function partsOf(cell, layer, number) {
     title.append(unpin);
   }
   const series = seriesOf(cell);
-  const left = make("div", {}, chart(series), keysOf(series));
+  const left = make("div", {}, chart(series, 300, 150, scaleOf(cell)), keysOf(series));
   return [title, make("div", { className: "halves" }, left, topList(cell, layer))];
 }
 
 function topList(cell, layer) {
-  const name = make("div", { className: "soft" }, `layer ${data.layers[layer]}`);
+  const what = byEmbedding(cell.prompt) ? "cosine" : "probability";
+  const name = make("div", { className: "soft" }, `layer ${data.layers[layer]}, ${what}`);
   return make("div", {}, name, make("ol", {}, ...rowsOf(cell, layer)));
 }
 
 const cards = new WeakMap(); // of pinned cells: from layer to layer little of one changes
 
 function pinCard(cell, number) {
-  const key = `${number} ${state.rank}`;
+  const key = `${number} ${state.rank} ${byEmbedding(cell.prompt)}`;
   let card = cards.get(cell);
   if (card?.dataset.key === key) {
     card.lastChild.lastChild.replaceWith(topList(cell, state.layer));
@@ -53,17 +56,19 @@ function pinCard(cell, number) {
 
 /** The top-k as rows; tokens that are spelt alike stand under the sum of them. */
 function rowsOf(cell, layer) {
-  const bySpelling = new Map();
+  const [bySpelling, embedded] = [new Map(), byEmbedding(cell.prompt)];
   for (const token of topOf(cell, layer)) {
     const name = spelling(token.id);
     bySpelling.set(name, [...(bySpelling.get(name) ?? []), token]);
   }
   const row = (name, p, className) => {
     const bar = make("span", { className: "bar" });
-    bar.style.width = `${100 * shade(p)}%`;
-    const parts = [make("span", { className: "label" }, name), make("span", {}, digits(p))];
+    bar.style.width = `${100 * shade(p, embedded)}%`;
+    const value = make("span", {}, shownAs(p, embedded));
+    const parts = [make("span", { className: "label" }, name), value];
     return make("li", { className, title: name }, bar, ...parts);
   };
+  if (embedded) return topOf(cell, layer).map(({ id, p }) => row(label(id), p, "numbers"));
   const sum = (tokens) => tokens.reduce((total, { p }) => total + p, 0);
   return [...bySpelling]
     .sort(([, a], [, b]) => sum(b) - sum(a))
@@ -75,9 +80,15 @@ function rowsOf(cell, layer) {
     });
 }
 
-let seen = null; // what the preview shows: `{ cell, layer, place, marker }`
+let seen = null; // what the mouse or the keys are at: `{ cell, layer, place, marker }`
 
-/** Show a cell as a preview, and mark it at its place; null: none. */
+/** The position at which the chosen prompt's answer is read. */
+function answerCell() {
+  const { n_prompt, word_at } = data.prompts[state.prompt];
+  return { prompt: state.prompt, pos: n_prompt - 1 + word_at };
+}
+
+/** Show a cell as a preview, and mark it at its place; null: where the answer is read. */
 function preview(hovered) {
   seen = hovered;
   for (const one of document.querySelectorAll(".marker")) one.hidden = one !== hovered?.marker;
@@ -85,10 +96,11 @@ function preview(hovered) {
     const [left, top, width, height] = hovered.place.map((length) => `${length}px`);
     Object.assign(hovered.marker.style, { left, top, width, height });
   }
-  const hint = "Hover over a patch or a text cell to look into it; click to pin it.";
-  byId("preview").replaceChildren(
-    ...(hovered ? partsOf(hovered.cell, hovered.layer) : [make("p", { className: "soft" }, hint)]),
-  );
+  const hint = "Where the answer is read. Hover over a patch or a text cell to look into it.";
+  const parts = hovered
+    ? partsOf(hovered.cell, hovered.layer)
+    : [...partsOf(answerCell(), state.layer), make("div", { className: "soft" }, hint)];
+  byId("preview").replaceChildren(...parts);
 }
 
 function showPins() {

@@ -2,24 +2,46 @@
 
 const FLOOR = 1e-4; // of charts of probabilities, and 1 over that of ranks
 
+// A scale: `at` is where a value is, 0 at the top and 1 at the bottom; `ticks` are `[value, name]`.
+const falling = (p) => Math.log10(clamp(p, FLOOR, 1)) / Math.log10(FLOOR);
+const POWERS = [1, 0.1, 0.01, 0.001];
+const PROBABILITIES = {
+  at: falling,
+  ticks: [...POWERS.map((p) => [p, p]), [FLOOR, "≤1e-4"]],
+};
+const RANKS = {
+  at: (rank) => falling(1 / rank),
+  ticks: [...POWERS.map((p) => [1 / p, Math.round(1 / p)]), [1 / FLOOR, "≥10000"]],
+};
+const EFFECTS = {
+  at: (effect) => (1.15 - clamp(effect, -0.15, 1.15)) / 1.3,
+  ticks: [0, 0.5, 1].map((effect) => [effect, effect]),
+};
+
+function cosineScale() {
+  const [least, most] = cosineRange();
+  const ticks = [0, 0.5, 1].map((share) => least + share * (most - least));
+  return {
+    at: (cosine) => 1 - shade(cosine, true),
+    ticks: ticks.map((cosine) => [cosine, cosine.toFixed(2)]),
+  };
+}
+
+const probabilitiesOrRanks = () => (state.rank ? RANKS : PROBABILITIES);
+
 /**
- * A chart of `series` (`{ name, values [layer], colour, dash }`) over layers, logarithmic:
- * probabilities, or ranks. `markLayer` of it moves the mark to the layer shown.
+ * A chart of `series` (`{ name, values [layer], colour, dash }`) over layers. `markLayer` of it
+ * moves the mark to the layer shown.
  */
-function chart(series, width = 300, height = 150, ranks = state.rank) {
+function chart(series, width = 300, height = 150, scale = probabilitiesOrRanks()) {
   const [left, right, top, bottom] = [38, 8, 6, 18];
   const x = (layer) => left + ((width - left - right) * layer) / (nLayers() - 1);
-  const y = (value) => {
-    const p = ranks ? 1 / value : value;
-    return (
-      top + ((height - top - bottom) * Math.log10(clamp(p, FLOOR, 1))) / Math.log10(FLOOR)
-    );
-  };
+  const y = (value) => top + (height - top - bottom) * scale.at(value);
   const text = { "font-size": 10.5, "font-family": "sans-serif", fill: "#5b6470" };
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" });
-  for (const p of [1, 0.1, 0.01, 0.001, FLOOR]) {
-    const value = ranks ? Math.round(1 / p) : p;
-    const name = p > FLOOR ? value : ranks ? `≥${value}` : "≤1e-4";
+  const names = series.filter((one) => !one.thin).map(({ name }) => name);
+  svg.setAttribute("aria-label", `Curves over layers: ${names.join(", ")}`);
+  for (const [value, name] of scale.ticks) {
     svg.append(
       draw("path", { d: `M${left} ${y(value)}H${width - right}`, stroke: "#e3e7eb" }),
     );
@@ -49,15 +71,17 @@ function chart(series, width = 300, height = 150, ranks = state.rank) {
   return svg;
 }
 
-/** One series: lines between layers that follow each other, dots at single ones. */
-function line({ name, values, colour, dash, thin }, x, y) {
+/** One series: lines between layers that follow each other, or `joined` over gaps; dots at single
+ * layers. */
+function line({ name, values, colour, dash, thin, joined }, x, y) {
   const group = draw("g", {}, draw("title", {}, name));
   const known = (layer) => values[layer] !== null && values[layer] !== undefined;
   let path = "";
   values.forEach((value, layer) => {
     if (!known(layer)) return;
-    path += `${known(layer - 1) ? "L" : "M"}${x(layer).toFixed(1)} ${y(value).toFixed(1)}`;
-    if (!known(layer - 1) && !known(layer + 1))
+    const goesOn = known(layer - 1) || (joined && path);
+    path += `${goesOn ? "L" : "M"}${x(layer).toFixed(1)} ${y(value).toFixed(1)}`;
+    if (!goesOn && !known(layer + 1) && !joined)
       group.append(
         draw("circle", { cx: x(layer), cy: y(value), r: thin ? 1.2 : 2.2, fill: colour }),
       );
@@ -88,11 +112,11 @@ function seriesOf(cell) {
   const series = ids.map((id) => ({
     id,
     name: label(id),
-    probs: range(nLayers()).map((layer) => probability(cell, layer, [id])),
+    probs: range(nLayers()).map((layer) => valueOf(cell, layer, [id])),
   }));
   series.sort((a, b) => Math.max(...b.probs) - Math.max(...a.probs));
   series.forEach((one, at) => {
-    one.values = state.rank
+    one.values = state.rank && !byEmbedding(cell.prompt)
       ? range(nLayers()).map((layer) => rankOf(cell, layer, one.id))
       : one.probs;
     one.thin = at >= LINES.length;
@@ -100,4 +124,30 @@ function seriesOf(cell) {
     one.dash = DASHES[at] ?? "";
   });
   return series;
+}
+
+const scaleOf = (cell) => (byEmbedding(cell.prompt) ? cosineScale() : probabilitiesOrRanks());
+
+/** The route of the chosen prompt's answer: what patching another image's states does to it. */
+function showRoute() {
+  const { route, answer } = data.prompts[state.prompt];
+  byId("route").hidden = !route;
+  if (!route) return;
+  if (showRoute.shown !== state.prompt) {
+    showRoute.shown = state.prompt;
+    const patched = { image: "image patches", question: "question", last: "last position" };
+    const series = Object.entries(patched).map(([group, name], number) => {
+      const values = Array(nLayers()).fill(null);
+      route.at.forEach((layer, at) => (values[layer] = route[group][at]));
+      return { name, values, colour: LINES[number], dash: DASHES[number], joined: true };
+    });
+    const about = `Effect of patching one layer's states from ${route.other}: 0 is the own answer, 1 is “${route.other_answer}”.`;
+    byId("route").replaceChildren(
+      make("h3", {}, `Route of “${answer}”`),
+      chart(series, 480, 110, EFFECTS),
+      keysOf(series),
+      make("div", { className: "soft" }, about),
+    );
+  }
+  byId("route").querySelector("svg").markLayer();
 }

@@ -29,7 +29,17 @@ function digits(p) {
   return p >= 0.0995 ? p.toFixed(2) : p >= 0.001 ? p.toPrecision(2) : p.toExponential(0);
 }
 
-const INTEGERS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array };
+/** A value as text: a probability, or a cosine. */
+function shownAs(value, embedded) {
+  return embedded && value !== null ? value.toFixed(3) : digits(value);
+}
+
+const ARRAYS = {
+  uint8: Uint8Array,
+  uint16: Uint16Array,
+  uint32: Uint32Array,
+  float16: Uint16Array,
+};
 
 /** float16 to numbers, through a table of all of them (browsers before 2025 lack Float16Array). */
 function fromFloat16(bits) {
@@ -43,7 +53,18 @@ function fromFloat16(bits) {
   return Float32Array.from(bits, (half) => fromFloat16.table[half]);
 }
 
-/** What Python's `_pack` packed: base64 of gzip of a line of JSON and the arrays' bytes. */
+/** Numbers whose bytes are in planes: first the low byte of each of them. */
+function fromPlanes(planes, type) {
+  const size = ARRAYS[type].BYTES_PER_ELEMENT;
+  const n = planes.length / size;
+  const bytes = new Uint8Array(planes.length);
+  for (let plane = 0; plane < size; plane++)
+    for (let i = 0; i < n; i++) bytes[i * size + plane] = planes[plane * n + i];
+  const numbers = new ARRAYS[type](bytes.buffer);
+  return type === "float16" ? fromFloat16(numbers) : numbers;
+}
+
+/** What Python's `pack` packed: base64 of gzip of a line of JSON and the arrays' bytes. */
 async function unpack(base64) {
   const text = atob(base64);
   const packed = new Uint8Array(text.length);
@@ -54,9 +75,9 @@ async function unpack(base64) {
   const json = new TextDecoder().decode(bytes.subarray(0, end));
   return JSON.parse(json, (_, value) => {
     if (!value || !Array.isArray(value.array)) return value;
-    const [type, from, to] = value.array;
-    const part = bytes.slice(end + 1 + from, end + 1 + to).buffer;
-    return type === "float16" ? fromFloat16(new Uint16Array(part)) : new INTEGERS[type](part);
+    const [type, from, to, shape] = value.array;
+    const numbers = fromPlanes(bytes.subarray(end + 1 + from, end + 1 + to), type);
+    return Object.assign(numbers, { shape });
   });
 }
 
@@ -68,10 +89,15 @@ const nLayers = () => data.layers.length;
 const readingsOf = (prompt) =>
   prompt === PATCHES ? data.patches : data.prompts[prompt].readings;
 const nPatches = () => data.grid[0] * data.grid[1];
-const rowAndColumn = (pos) => [Math.floor(pos / data.grid[1]), pos % data.grid[1]];
 const allPatches = () => range(nPatches()).map((pos) => ({ prompt: PATCHES, pos }));
 const positionsOf = (prompt) =>
   prompt === PATCHES ? nPatches() : data.prompts[prompt].token_ids.length;
+
+// With the embedding lens patches show the nearest input embeddings, with their cosines. Texts keep
+// the logit lens.
+const byEmbedding = (prompt) => prompt === PATCHES && state.lens === "embedding";
+const keptOf = (prompt) => (byEmbedding(prompt) ? data.embedding : readingsOf(prompt));
+const topK = (prompt) => keptOf(prompt).top_ids.shape[2];
 const label = (id) => data.tokens[id];
 const bare = (id) => label(id).replace(/^[▁Ġ](?=.)/, "");
 const spellings = new Map(); // by id
@@ -79,19 +105,21 @@ const groups = new Map(); // ids by spelling: tokens that differ in case or lead
 const spelling = (id) => spellings.get(id);
 
 /** Where the top-k of a cell begin at a layer. A cell is `{ prompt, pos }`. */
-const start = (cell, layer) => (layer * positionsOf(cell.prompt) + cell.pos) * data.top_k;
+const start = (cell, layer) =>
+  (layer * positionsOf(cell.prompt) + cell.pos) * topK(cell.prompt);
 
-/** The top-k of a cell at a layer, falling: `[{ id, p }]`. */
+/** The top-k of a cell at a layer, falling: `[{ id, p }]`, `p` a probability or a cosine. */
 function topOf(cell, layer) {
-  const { top_ids, top_probs } = readingsOf(cell.prompt);
-  const from = start(cell, layer);
-  return range(data.top_k).map((k) => ({ id: top_ids[from + k], p: top_probs[from + k] }));
+  const { top_ids, top_probs, cosines } = keptOf(cell.prompt);
+  const [from, values] = [start(cell, layer), cosines ?? top_probs];
+  return range(topK(cell.prompt)).map((k) => ({ id: top_ids[from + k], p: values[from + k] }));
 }
 
-const top1 = (cell, layer) => readingsOf(cell.prompt).top_ids[start(cell, layer)];
+const top1 = (cell, layer) => keptOf(cell.prompt).top_ids[start(cell, layer)];
 
 /** The token whose probability and rank are exact: the answer's next, else the last top-1. */
 function targetOf(cell) {
+  if (byEmbedding(cell.prompt)) return undefined;
   const prompt = data.prompts[cell.prompt];
   const answered = prompt ? cell.pos - prompt.n_prompt + 1 : -1;
   return answered >= 0 ? prompt.answer_ids[answered] : top1(cell, nLayers() - 1);
@@ -102,16 +130,23 @@ const watchedBy = (ids) => data.words.find((word) => sameIds(word.token_ids, ids
 
 /**
  * The probability of a word (ids) in a cell at a layer, null where none of it was kept. Exact for
- * watched words in patches and for a cell's target, else the sum of what is in the top-k.
+ * watched words in patches and for a cell's target, else the sum of what is in the top-k. With the
+ * embedding lens the largest cosine of its tokens.
  */
-function probability(cell, layer, ids) {
+function valueOf(cell, layer, ids) {
   const at = layer * positionsOf(cell.prompt) + cell.pos;
   const word = cell.prompt === PATCHES && watchedBy(ids);
+  if (byEmbedding(cell.prompt)) {
+    if (word?.cosines) return word.cosines[at];
+    const found = topOf(cell, layer).find(({ id }) => ids.includes(id)); // they fall
+    return found ? found.p : null;
+  }
   if (word) return 2 ** word.log2_probs[at];
   const { top_ids, top_probs, target_log2 } = readingsOf(cell.prompt);
   if (ids.length === 1 && ids[0] === targetOf(cell)) return 2 ** target_log2[at];
+  const from = start(cell, layer);
   let sum = null;
-  for (let k = at * data.top_k; k < (at + 1) * data.top_k; k++)
+  for (let k = from; k < from + topK(cell.prompt); k++)
     if (ids.includes(top_ids[k])) sum += top_probs[k];
   return sum;
 }
@@ -126,11 +161,12 @@ function rankOf(cell, layer, id) {
 
 /**
  * The tokens that are everywhere at a layer: among the top-k of at least half of all patches.
- * Per token its median probability over all patches.
+ * Per token its median probability (or cosine) over all patches.
  */
 function everywhere(layer) {
   everywhere.known ??= new Map();
-  if (!everywhere.known.has(layer)) {
+  const key = `${state.lens} ${layer}`;
+  if (!everywhere.known.has(key)) {
     const kept = new Map();
     for (const cell of allPatches())
       for (const { id, p } of topOf(cell, layer))
@@ -138,10 +174,11 @@ function everywhere(layer) {
     const half = Math.ceil(nPatches() / 2);
     const common = [...kept].filter(([, probs]) => probs.length >= half);
     const median = ([id, probs]) => [id, probs.sort((a, b) => b - a)[half - 1]];
-    everywhere.known.set(layer, new Map(common.map(median)));
+    everywhere.known.set(key, new Map(common.map(median)));
   }
-  return everywhere.known.get(layer);
+  return everywhere.known.get(key);
 }
 
-/** Whether a token with this probability in a patch is there just as in most others. */
-const isCommon = (layer, { id, p }) => p <= 2 * (everywhere(layer).get(id) ?? 0);
+/** Whether a token with this probability or cosine in a patch is there just as in most others. */
+const isCommon = (layer, { id, p }) =>
+  p <= (byEmbedding(PATCHES) ? 1.2 : 2) * (everywhere(layer).get(id) ?? -Infinity);

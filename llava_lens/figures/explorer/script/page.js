@@ -8,16 +8,12 @@ function show() {
     `Layer ${data.layers[state.layer]} of ${data.layers.at(-1)}`;
   byId("least").value = state.least;
   byId("least-shown").textContent = `Shown from ${digits(10 ** state.least)}`;
+  byId("least").disabled = byEmbedding(PATCHES); // its cosines are all shown
+  byId("lens").value = state.lens;
   byId("prompt").value = state.prompt;
   byId("pane").value = state.pane;
   for (const name of ["boxes", "grey", "fade", "rank"]) byId(name).checked = state[name];
-  byId("scale-of").textContent = state.word.length
-    ? `P(${wordName()}) per patch, logarithmic. In texts: the top-1, outlined where the word is kept`
-    : "Probability of the top-1 token, logarithmic";
-  const ticks = range(4).map((at) =>
-    make("span", {}, digits(10 ** (state.least * (1 - at / 3)))),
-  );
-  byId("ticks").replaceChildren(...ticks);
+  showLegend();
   drawPhoto();
   // Not put there anew each time, which would lose how far a text is scrolled.
   const second = data.prompts[state.pane] ? panes[1].element : null;
@@ -31,6 +27,44 @@ function show() {
   showWord();
   showCommon();
   showPins();
+  showRoute();
+}
+
+/** What the colours and marks mean. */
+function showLegend() {
+  const embedded = byEmbedding(PATCHES);
+  const ofWord = `${whatIsShown()} per patch`;
+  const inTexts = "In texts: the top-1, outlined where the word is kept";
+  const shown = state.word.length ? ofWord : "Probability of the top-1 token";
+  const cosine = state.word.length ? ofWord : "Cosine with the nearest input embedding";
+  byId("scale-of").textContent = embedded
+    ? `${cosine}, linear. A cosine is no probability. Texts keep the logit lens`
+    : `${shown}, logarithmic${state.word.length ? `. ${inTexts}` : ""}`;
+  const [least, most] = embedded ? cosineRange() : [];
+  const at = (share) =>
+    embedded
+      ? (least + share * (most - least)).toFixed(2)
+      : digits(10 ** (state.least * (1 - share)));
+  byId("ticks").replaceChildren(...range(4).map((tick) => make("span", {}, at(tick / 3))));
+  byId("top-k").textContent = topK(PATCHES);
+  byId("times").textContent = embedded ? "1.2 times its median cosine" : "twice its median";
+  byId("wordless").hidden = embedded;
+  const n = data.sinks?.length;
+  const sinks = `${n} sink${n === 1 ? "" : "s"}: patches whose states are far longer than the others' at most layers. They draw attention, whatever they show.`;
+  byId("sinks").textContent = n === undefined ? "" : n ? `◥ ${sinks}` : "No sinks here.";
+}
+
+/** Step through the layers, from the first where the last is shown, or stop. */
+function play() {
+  const isStart = !play.timer;
+  clearInterval(play.timer);
+  const next = () => {
+    update({ layer: state.layer + 1 });
+    if (state.layer === nLayers() - 1) play();
+  };
+  play.timer = isStart ? setInterval(next, 500) : 0;
+  byId("play").textContent = isStart ? "❚❚ Pause" : "▶ Play";
+  if (isStart && state.layer === nLayers() - 1) update({ layer: 0 });
 }
 
 /** Mouse and keys on a canvas of cells. `at(event)` finds what is under the mouse, `place` where
@@ -61,7 +95,7 @@ function listen(canvas, marker, { at, place, move }) {
       ArrowDown: [0, 1],
     };
     if (step[event.key]) hover(move(cursor, ...step[event.key]));
-    else if ((event.key === "Enter" || event.key === " ") && cursor) {
+    else if (event.key === "Enter" && cursor) {
       const target = cursor; // pinning clears the cursor
       pin(target);
       hover(target);
@@ -72,20 +106,19 @@ function listen(canvas, marker, { at, place, move }) {
 }
 
 function listenToPhoto() {
-  const last = data.grid.map((n) => n - 1);
-  const cellAt = (row, column) => {
-    const pos = clamp(row, 0, last[0]) * data.grid[1] + clamp(column, 0, last[1]);
+  const [rows, columns] = data.grid;
+  const cellAt = (column, row) => {
+    const pos = clamp(row, 0, rows - 1) * columns + clamp(column, 0, columns - 1);
     return { cell: { prompt: PATCHES, pos }, layer: state.layer };
   };
   listen(byId("photo"), byId("photo-marker"), {
-    at: ({ offsetX, offsetY }) => {
-      const [, , width, height] = placeOf(0, room.photo);
-      return cellAt(Math.floor(offsetY / height), Math.floor(offsetX / width));
-    },
-    place: ({ pos }) => placeOf(pos, room.photo),
+    at: ({ offsetX, offsetY }) =>
+      cellAt(...[offsetX, offsetY].map((at) => Math.floor(at / patchSide()))),
+    place: ({ pos }) => [...patchCorner(pos, patchSide()), patchSide(), patchSide()],
     move: (cursor, dx, dy) => {
-      const [row, column] = rowAndColumn(cursor?.cell.pos ?? 0);
-      return cursor ? cellAt(row + dy, column + dx) : cellAt(row, column);
+      if (!cursor) return cellAt(0, 0);
+      const { pos } = cursor.cell;
+      return cellAt((pos % columns) + dx, Math.floor(pos / columns) + dy);
     },
   });
 }
@@ -151,14 +184,19 @@ function listenToControls() {
   });
   byId("save-picture").onclick = savePicture;
   byId("save-numbers").onclick = saveNumbers;
+  byId("save-data").onclick = saveData;
+  byId("play").onclick = play;
+  byId("lens").addEventListener("change", ({ target }) => update({ lens: target.value }));
   document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
     if (
-      event.target.closest("input, select, canvas") ||
-      event.ctrlKey ||
-      event.altKey ||
-      event.metaKey
-    )
-      return;
+      event.key === " " &&
+      !event.target.closest("a, button, select, input:not([type=range])")
+    ) {
+      event.preventDefault(); // which would scroll
+      if (!event.repeat) play();
+    }
+    if (event.target.closest("input, select, canvas")) return;
     const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
     if (!step) return;
     event.preventDefault();
@@ -184,7 +222,9 @@ async function showImage() {
   }
   await preparePhoto();
   byId("name").textContent = byId("name").title = data.name;
-  byId("top-k").textContent = data.top_k;
+  byId("all-images").hidden = data.alone === true; // there is no index beside it
+  byId("address").hidden = framed;
+  byId("lens-label").hidden = !data.embedding;
   byId("layer").max = nLayers() - 1;
   byId("prompt").append(...promptOptions());
   const grey = make("option", { value: "grey" }, "the same with a grey image");

@@ -1,28 +1,24 @@
 // The photograph with its patches.
 
-/** Where a patch is in a photograph of `size` pixels: `[x, y, width, height]`. */
-function placeOf(pos, size) {
-  const [row, column] = rowAndColumn(pos);
-  const [height, width] = data.grid.map((n) => size / n);
-  return [column * width, row * height, width, height];
-}
+const patchSide = () => room.photo / data.grid[1];
+const scaleOfBoxes = () => patchSide() / data.patch_side;
 
-/** Decode the crop once, and keep it in colour, in grey, and as one brightness per patch. */
+/** Decode the crop once, and keep what the patches cover of it in colour, in grey, and as one
+ * brightness per patch. */
 async function preparePhoto() {
-  const size = data.image_size;
+  const [rows, columns] = data.grid;
+  const [width, height] = [columns, rows].map((n) => Math.round(n * data.patch_side));
   const bitmap = await createImageBitmap(new Blob([data.crop], { type: "image/jpeg" }));
-  const [colour, grey] = [make("canvas"), make("canvas")];
-  for (const canvas of [colour, grey]) canvas.width = canvas.height = size;
+  const [colour, grey] = [make("canvas", { width, height }), make("canvas", { width, height })];
   colour.getContext("2d").drawImage(bitmap, 0, 0);
-  const pixels = colour.getContext("2d").getImageData(0, 0, size, size);
+  const pixels = colour.getContext("2d").getImageData(0, 0, width, height);
   const brightness = new Float32Array(nPatches());
-  const [, , width, height] = placeOf(0, size);
-  for (let i = 0; i < size * size; i++) {
+  for (let i = 0; i < width * height; i++) {
     const [r, g, b] = pixels.data.subarray(4 * i, 4 * i + 3);
     const light = 0.299 * r + 0.587 * g + 0.114 * b;
     pixels.data.fill(light, 4 * i, 4 * i + 3);
-    const [row, column] = [Math.floor(i / size / height), Math.floor((i % size) / width)];
-    brightness[row * data.grid[1] + column] += light / (width * height);
+    const [row, column] = [i / width, i % width].map((at) => Math.floor(at / data.patch_side));
+    brightness[row * columns + column] += light / data.patch_side ** 2;
   }
   grey.getContext("2d").putImageData(pixels, 0, 0);
   photo = { colour, grey, brightness };
@@ -30,71 +26,98 @@ async function preparePhoto() {
 
 function drawPhoto() {
   const canvas = byId("photo");
-  const size = room.photo;
-  const context = fit(canvas, size, size);
-  context.drawImage(state.grey ? photo.grey : photo.colour, 0, 0, size, size);
-  const writeTexts = allPatches().map((cell) => drawPatch(context, cell, size));
-  drawGrid(context, size);
-  if (state.boxes) drawBoxes(context, size / data.image_size);
+  const side = patchSide();
+  const [height, width] = data.grid.map((n) => n * side);
+  const context = fit(canvas, width, height);
+  context.drawImage(state.grey ? photo.grey : photo.colour, 0, 0, width, height);
+  const writeTexts = allPatches().map((cell) => drawPatch(context, cell, side));
+  drawGrid(context, width, height);
+  if (state.boxes) drawBoxes(context, scaleOfBoxes());
   for (const writeText of writeTexts) writeText?.(); // over the boxes' lines
-  if (state.boxes) drawBoxNames(context, size / data.image_size, size);
+  if (state.boxes) drawBoxNames(context, scaleOfBoxes(), width);
+  for (const pos of data.sinks ?? []) drawSink(context, ...patchCorner(pos, side), side);
   state.pins.forEach((cell, number) => {
-    if (cell.prompt === PATCHES) drawBadge(context, ...placeOf(cell.pos, size), number);
+    if (cell.prompt === PATCHES)
+      drawBadge(context, ...patchCorner(cell.pos, side), side, side, number);
   });
-  const what = state.word.length ? `P(${wordName()})` : "top-1 token";
-  canvas.ariaLabel = `${data.name}: ${what} per patch at layer ${data.layers[state.layer]}`;
+  canvas.ariaLabel = `${data.name}: ${whatIsShown()} per patch at layer ${data.layers[state.layer]}`;
 }
 
-function drawGrid(context, size) {
+/** What the colours of the patches are about. */
+function whatIsShown() {
+  if (state.word.length) return `${nameOfValue()}(${wordName()})`;
+  return byEmbedding(PATCHES) ? "nearest input embedding" : "top-1 token";
+}
+
+/** A corner of a patch whose state is a sink. */
+function drawSink(context, x, y, side) {
+  const size = clamp(side / 3, 6, 14);
   context.beginPath();
+  context.moveTo(x + side, y);
+  context.lineTo(x + side - size, y);
+  context.lineTo(x + side, y + size);
+  context.closePath();
+  context.fillStyle = SINK;
+  context.strokeStyle = "#fff";
+  context.lineWidth = 1;
+  context.fill();
+  context.stroke();
+}
+
+function drawGrid(context, width, height) {
   const [rows, columns] = data.grid;
-  const [, , width, height] = placeOf(0, size);
+  context.beginPath();
   for (const line of range(columns - 1)) {
-    context.moveTo((line + 1) * width, 0);
-    context.lineTo((line + 1) * width, rows * height);
+    context.moveTo(((line + 1) * width) / columns, 0);
+    context.lineTo(((line + 1) * width) / columns, height);
   }
   for (const line of range(rows - 1)) {
-    context.moveTo(0, (line + 1) * height);
-    context.lineTo(columns * width, (line + 1) * height);
+    context.moveTo(0, ((line + 1) * height) / rows);
+    context.lineTo(width, ((line + 1) * height) / rows);
   }
   context.strokeStyle = "rgba(255, 255, 255, 0.2)";
   context.lineWidth = 1;
   context.stroke();
 }
 
+const patchCorner = (pos, side) => [
+  (pos % data.grid[1]) * side,
+  Math.floor(pos / data.grid[1]) * side,
+];
+
 /** Colour a patch; returns what writes its word, or null. */
-function drawPatch(context, cell, size) {
-  const place = placeOf(cell.pos, size);
+function drawPatch(context, cell, side) {
+  const [x, y] = patchCorner(cell.pos, side);
   const top = topOf(cell, state.layer)[0];
   const searched = state.word.length > 0;
-  const p = searched ? probability(cell, state.layer, state.word) : top.p;
+  const embedded = byEmbedding(PATCHES);
+  const p = searched ? valueOf(cell, state.layer, state.word) : top.p;
   if (p === null) {
     context.fillStyle = hatching(context);
-    context.fillRect(...place);
+    context.fillRect(x, y, side, side);
   }
-  if (p === null || p < 10 ** state.least) return null;
+  if (p === null || (!embedded && p < 10 ** state.least)) return null;
   const pale = !searched && state.fade && isCommon(state.layer, top);
-  const alpha = pale ? 0 : shade(p) * MOST_ALPHA;
+  const alpha = pale ? 0 : shade(p, embedded) * MOST_ALPHA;
   context.fillStyle = `rgba(${HEAT}, ${alpha})`;
-  context.fillRect(...place);
-  const text = searched ? digits(p).replace(/^0\./, ".") : bare(top.id);
+  context.fillRect(x, y, side, side);
+  const text = searched ? shownAs(p, embedded).replace(/^0\./, ".") : bare(top.id);
   const dark = photo.brightness[cell.pos] * (1 - alpha) + HEAT_BRIGHTNESS * alpha > 110;
-  return () => writeInPatch(context, place, text, { pale, dark });
+  return () => writeInPatch(context, [x, y, side], text, { pale, dark });
 }
 
-function writeInPatch(context, [x, y, width, height], text, { pale, dark }) {
+function writeInPatch(context, [x, y, side], text, { pale, dark }) {
   context.textAlign = "center";
   context.textBaseline = "middle";
-  const points = clamp(Math.round(height * 0.36), 8, 15);
-  const style = pale ? "italic" : "600";
-  const [shown, taken] = fitText(context, text, style, points, width - 2);
+  const points = clamp(Math.round(side * 0.36), 8, 15);
+  const [shown, width] = fitText(context, text, pale ? "italic" : "600", points, side - 2);
   if (!pale) {
     context.fillStyle = dark ? "rgba(255, 255, 255, 0.35)" : "rgba(0, 0, 0, 0.4)";
-    context.fillRect(x + (width - taken) / 2, y + (height - points) / 2 - 1, taken, points + 2);
+    context.fillRect(x + (side - width) / 2, y + (side - points) / 2 - 1, width, points + 2);
   }
   context.globalAlpha = pale ? 0.55 : 1;
   context.fillStyle = dark ? "#000" : "#fff";
-  context.fillText(shown, x + width / 2, y + height / 2);
+  context.fillText(shown, x + side / 2, y + side / 2);
   context.globalAlpha = 1;
 }
 

@@ -1,7 +1,11 @@
-// The state, which is in the address; colours: one logarithmic scale from the slider's probability to 1.
+// The state, which is in the address; colours: one logarithmic scale from the slider's probability
+// to 1, and a linear one of cosines.
+
+const framed = location.protocol === "about:"; // in a notebook a page has no address of its own
 
 const state = {
   layer: 0,
+  lens: "logit", // of the patches, or "embedding"
   prompt: 0,
   pane: "", // the second pane: a prompt's number, "grey", or nothing
   pins: [], // cells
@@ -21,6 +25,7 @@ function address() {
   const parts = [
     `layer=${data.layers[state.layer]}`,
     `prompt=${state.prompt}`,
+    byEmbedding(PATCHES) && "lens=embedding",
     state.pane !== "" && `pane=${state.pane}`,
     state.pins.length && `pins=${state.pins.map(cellName).join(",")}`,
     state.word.length && `word=${state.word.join(".")}`,
@@ -35,6 +40,7 @@ function address() {
 
 /** Put the state into the address, when it has come to rest: browsers limit how often. */
 function writeAddress() {
+  if (framed) return;
   clearTimeout(writeAddress.timer);
   writeAddress.timer = setTimeout(() => history.replaceState(null, "", address()), 200);
 }
@@ -48,6 +54,7 @@ function readAddress() {
   };
   const layer = data.layers.indexOf(said.get("layer"));
   state.layer = layer < 0 ? nLayers() - 1 : layer;
+  state.lens = data.embedding && said.get("lens") === "embedding" ? "embedding" : "logit";
   const lastPrompt = data.prompts.length - 1;
   state.prompt = integer("prompt", 0, lastPrompt);
   state.pane = said.get("pane") === "grey" ? "grey" : integer("pane", "", lastPrompt);
@@ -83,6 +90,7 @@ const HEAT = [230, 97, 0];
 const HEAT_BRIGHTNESS = 126; // as of a grey
 const MOST_ALPHA = 0.75; // so that the photograph stays visible
 const MARK = "#0b5cad";
+const SINK = "#7a1fa2";
 const FONT = '"Noto Sans", "DejaVu Sans", system-ui, sans-serif';
 // Okabe and Ito's colours, told apart by colour-blind people; lines differ in dashes as well.
 const LINES = [
@@ -97,9 +105,21 @@ const LINES = [
 ];
 const DASHES = ["", "6 3", "2 2", "8 2 2 2", "", "6 3", "2 2", "8 2 2 2"];
 
-/** Where a probability is on the scale, 0 to 1; null is 0. */
-function shade(p) {
-  return p ? clamp(1 - Math.log10(p) / state.least, 0, 1) : 0;
+/** The smallest and the largest of the cosines that were kept. */
+function cosineRange() {
+  cosineRange.known ??= data.embedding.cosines.reduce(
+    ([least, most], value) => [Math.min(least, value), Math.max(most, value)],
+    [1, -1],
+  );
+  return cosineRange.known;
+}
+
+/** Where a probability or a cosine is on its scale, 0 to 1; null is 0. */
+function shade(value, embedded = false) {
+  if (value === null) return 0;
+  if (!embedded) return value ? clamp(1 - Math.log10(value) / state.least, 0, 1) : 0;
+  const [least, most] = cosineRange();
+  return clamp((value - least) / (most - least), 0, 1);
 }
 
 const heat = (p) => `rgba(${HEAT}, ${(shade(p) * MOST_ALPHA).toFixed(3)})`;
@@ -139,7 +159,8 @@ function measureRoom() {
   const bar = `${byId("bar").offsetHeight + 12}px`;
   document.documentElement.style.setProperty("--bar", bar);
   room.text = byId("left").clientWidth - 26;
-  const beside = room.text >= 660; // the search and the rest stand beside the photograph
-  const most = Math.min(beside ? room.text - 204 : room.text, 760);
-  room.photo = Math.floor(clamp(window.innerHeight - 150, Math.min(320, most), most));
+  // The search and the rest stand beside the photograph and take what is left; where there is no
+  // room, below it.
+  const beside = clamp(window.innerHeight - 150, 0.6 * room.text, room.text - 206);
+  room.photo = Math.floor(room.text >= 560 ? beside : room.text);
 }

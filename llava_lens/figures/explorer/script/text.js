@@ -164,7 +164,7 @@ function greyPane() {
   const cell = { prompt: state.prompt, pos: n_prompt - 1 + word_at };
   const id = answer_ids[word_at];
   const own = range(nLayers()).map((layer) =>
-    state.rank ? rankOf(cell, layer, id) : probability(cell, layer, [id]),
+    state.rank ? rankOf(cell, layer, id) : valueOf(cell, layer, [id]),
   );
   const other = [
     ...(state.rank ? grey.target_rank : grey.target_log2.map((log2) => 2 ** log2)),

@@ -1,5 +1,8 @@
 // Words: search, and those that are common at the layer.
 
+/** What stands before a word in brackets. */
+const nameOfValue = () => (byEmbedding(PATCHES) ? "cosine" : "P");
+
 function wordName() {
   const watched = watchedBy(state.word);
   if (watched) return watched.category;
@@ -52,13 +55,13 @@ function showFound() {
   byId("found").replaceChildren(...found);
 }
 
-/** The largest probability of a word over all patches [layer], null where none kept it. */
+/** The largest value of a word over all patches [layer], null where none kept it. */
 function largestOf(ids) {
   largestOf.known ??= new Map();
-  const key = ids.join();
+  const key = [state.lens, ...ids].join();
   if (!largestOf.known.has(key)) {
     const largest = range(nLayers()).map((layer) => {
-      const kept = allPatches().map((cell) => probability(cell, layer, ids));
+      const kept = allPatches().map((cell) => valueOf(cell, layer, ids));
       return kept.every((p) => p === null) ? null : Math.max(...kept);
     });
     largestOf.known.set(key, largest);
@@ -68,7 +71,7 @@ function largestOf(ids) {
 
 /** The word that was searched for, or what can be: in words, and as curves over layers. */
 function showWord() {
-  const now = [state.word, state.pins.map(cellName)].join();
+  const now = [state.lens, state.word, state.pins.map(cellName)].join();
   byId("word-chart").hidden = !state.word.length;
   if (now !== showWord.shown) {
     showWord.shown = now;
@@ -86,9 +89,11 @@ function aboutWord() {
   const clear = make("button", {}, "Show top-1 again");
   clear.onclick = () => update({ word: [] });
   const labels = state.word.map(label).join(" + ");
-  const text = watchedBy(state.word)
-    ? `P(${labels}), exact at every patch. `
-    : `P(${labels}), what the top-${data.top_k} kept of it: hatched patches kept none, which is not 0. `;
+  const word = watchedBy(state.word);
+  const exact = byEmbedding(PATCHES) ? word?.cosines : word;
+  const text = exact
+    ? `${nameOfValue()}(${labels}), exact at every patch. `
+    : `${nameOfValue()}(${labels}), what the top-${topK(PATCHES)} kept of it: hatched patches kept none, which is not 0. `;
   return [make("b", {}, wordName()), ": ", text, clear];
 }
 
@@ -98,34 +103,37 @@ function wordCurves() {
     { name: "largest of all patches", values: largest, colour: LINES[0], dash: "" },
   ];
   state.pins.slice(0, LINES.length - 1).forEach((cell, number) => {
-    const values = range(nLayers()).map((layer) => probability(cell, layer, state.word));
+    if (byEmbedding(PATCHES) !== byEmbedding(cell.prompt)) return; // a text has no cosines
+    const values = range(nLayers()).map((layer) => valueOf(cell, layer, state.word));
     const [colour, dash] = [LINES[number + 1], DASHES[number + 1]];
     series.push({ name: `pin ${number + 1}`, values, colour, dash });
   });
-  const picture = chart(series, 480, 140, false); // a sum of tokens has no rank
-  return [make("h3", {}, `P(${wordName()}) over layers`), picture, keysOf(series)];
+  const scale = byEmbedding(PATCHES) ? cosineScale() : PROBABILITIES; // a sum has no rank
+  const picture = chart(series, 480, 140, scale);
+  const title = `${nameOfValue()}(${wordName()}) over layers`;
+  return [make("h3", {}, title), picture, keysOf(series)];
 }
 
 /** The top-1 words of the patches at the layer, by the number of patches. */
 function showCommon() {
   const byName = new Map();
   for (const cell of allPatches()) {
-    const at = start(cell, state.layer);
-    const [id, p] = [data.patches.top_ids[at], data.patches.top_probs[at]];
+    const [{ id, p }] = topOf(cell, state.layer);
     const name = spelling(id);
-    const one = byName.get(name) ?? { id, patches: 0, most: 0 };
+    const one = byName.get(name) ?? { id, patches: 0, most: -1 };
     byName.set(name, { id: one.id, patches: one.patches + 1, most: Math.max(one.most, p) });
   }
   const sorted = [...byName].sort(([, a], [, b]) => b.patches - a.patches || b.most - a.most);
   const buttons = sorted.slice(0, 25).map(([name, { id, patches, most }]) => {
-    const count = `${patches} × ≤ ${digits(most)}`;
+    const shown = shownAs(most, byEmbedding(PATCHES));
+    const count = `${patches} × ≤ ${shown}`;
     const button = make(
       "button",
       {},
       make("span", {}, name),
       make("span", { className: "numbers" }, count),
     );
-    button.title = `${name}: top-1 in ${patches} patches, at most ${digits(most)}. Click: show it everywhere.`;
+    button.title = `${name}: top-1 in ${patches} patches, at most ${shown}. Click: show it everywhere.`;
     if (isCommon(state.layer, { id, p: most })) button.className = "everywhere";
     button.onclick = () => update({ word: groups.get(name) });
     return button;
