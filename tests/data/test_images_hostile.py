@@ -9,7 +9,7 @@ from PIL import Image
 
 from llava_lens import checks
 from llava_lens.data import annotations, images
-from tests.hostile import PART, RUN, Within
+from tests.hostile import PART, RUN, within
 
 
 def test_a_pipe_and_a_file_of_gigabytes_are_refused_unread(tmp_path):
@@ -18,7 +18,7 @@ def test_a_pipe_and_a_file_of_gigabytes_are_refused_unread(tmp_path):
         with open(tmp_path / name, "wb") as file:
             file.truncate(3 * 2**30)  # takes no room
         for _ in range(2):
-            with Within():
+            with within():
                 if name == "a.png":
                     with pytest.raises(OSError, match="a.png.*(MiB|no file)"):
                         images.open_image(tmp_path / name)
@@ -46,10 +46,10 @@ def test_what_takes_much_longer_or_much_more_memory_than_a_photograph_is_refused
     path.write_bytes(progressive(10))
     assert images.open_image(path).size == (64, 64)
     path.write_bytes(progressive(2500))
-    with Within(), pytest.raises(OSError, match="a.jpg.*it has 2500 scans, more than 64.*replace"):
+    with within(), pytest.raises(OSError, match="a.jpg.*it has 2500 scans, more than 64.*replace"):
         images.open_image(path)
     Image.new("I;16", (13_300, 13_300)).save(tmp_path / "b.png")  # some 300 kB
-    with Within(), pytest.raises(OSError, match="b.png.*it has 176,890,000 pixels, more than 67"):
+    with within(), pytest.raises(OSError, match="b.png.*it has 176,890,000 pixels, more than 67"):
         images.open_image(tmp_path / "b.png")
 
 
