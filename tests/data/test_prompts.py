@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llava_lens import checks, kinds
-from llava_lens.data import colours, crop
+from llava_lens.data import crop
 from llava_lens.data import prompts as data_prompts
 from llava_lens.words import SPECIAL_TOKENS
 from tests.hostile import RUN
@@ -207,10 +207,3 @@ def test_a_category_of_the_same_name_makes_an_object_ambiguous():
     assert [p["question"].splitlines()[0] for p in made if p["kind"] == "colour"] == []
     about = {p["categories"][0]: p["truth"] for p in made if p["kind"] == "presence"}
     assert about == {"cat": "yes", "Cats": "yes", "cup": "yes", "dog": "no"}
-
-
-def test_a_colour_from_the_pixels_is_said_to_be_so():
-    assert not colours.may_have_colour(item("cup", (0, 0, 9, 9)))
-    clear = item("car", (0, 0, 99, 99), color="red") | {"color_from": "pixels"}
-    (colour,) = data_prompts.make_prompts([clear], [], kinds=["colour"])
-    assert (colour["truth"], colour["truth_from"]) == ("red", "pixels")
