@@ -19,8 +19,9 @@ SPECIAL_TOKENS = re.compile(r"<image>|</?s>|<unk>|<pad>|<\|[^<>|]+\|>")
 
 
 def plain(text: str) -> str:
-    """A text in lower case, with one space in place of spaces, hyphens and underscores."""
-    return re.sub(r"[\s_-]+", " ", text).strip().lower()
+    """A text without case or the way in which accents are coded (NFC), and with one space in place
+    of spaces, hyphens and underscores."""
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", text).casefold()).strip()
 
 
 def _parts(noun: str) -> tuple[str, str, str]:
@@ -39,10 +40,11 @@ def plural_of(noun: str) -> str:
     return before + (plural or head + ("es" if re.search("(s|sh|ch|x|z)$", head) else "s")) + after
 
 
-def names_of(category: str) -> list[str]:
+@lru_cache(maxsize=2**16)
+def names_of(category: str) -> tuple[str, ...]:
     """What a category is called, as `plain` text: name and synonyms (`WORDS`), with plurals."""
     nouns = [plain(category), *WORDS["categories"].get(plain(category), [])]
-    return list(dict.fromkeys(form for noun in nouns for form in (noun, plural_of(noun))))
+    return tuple(dict.fromkeys(form for noun in nouns for form in (noun, plural_of(noun))))
 
 
 def not_called(categories: Iterable[str], others: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ import pickle
 import pickletools
 import re
 import signal
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +17,6 @@ import pytest
 from llava_lens import checks, pickles, schema
 
 D_VOCAB, GRID, TOP_K, N_LAYERS = 20, 2, 2, 3
-# TODO lead: the literal once format 4 is merged.
-SAMPLING = "absent_sampling" if "absent_sampling" in schema.WORD else "way"
 
 
 def make_readings(n_pos):
@@ -65,10 +64,7 @@ def make_results():
         "route_layers": [],
         "last_layer_jsd": 0.0,
     }
-    word = {
-        "word_prob": np.full(N_LAYERS, 0.5, np.float32),
-        "word_rank": np.ones(N_LAYERS, np.uint8),
-    }
+    word = {"word_prob": np.full(N_LAYERS, 0.5, "f4"), "word_rank": np.ones(N_LAYERS, np.uint8)}
     control = {"target_prob": word["word_prob"], "target_rank": word["word_rank"], **word}
     windows = np.zeros(len(run["knockout_windows"]), np.float32)
     cuts = {cut: windows if field.kind == "f" else 0.0 for cut, field in schema.KNOCKOUT.items()}
@@ -78,7 +74,7 @@ def make_results():
         "truth": None,
         "truth_from": "",
         "categories": ["dog"],
-        SAMPLING: "",
+        "absent_sampling": "",
         "answer": "!",
         "token_ids": np.array([1, 2, 3]),
         "n_prompt": 2,
@@ -91,18 +87,10 @@ def make_results():
         "other": control,
         "knockout": cuts,
     }
-    seen = {
-        "category": "dog",
-        "box": [0.0, 1.0, 2.0, 3.0],
-        "crowd": False,
-        "cut_off": False,
-        "color": None,
-        "color_from": "",
-        "visible": 1.0,
-        "share": 0.1,
-    }
+    seen = {"category": "dog", "box": [0.0, 1.0, 2.0, 3.0], "crowd": False, "cut_off": False}
+    seen |= {"color": None, "color_from": "", "visible": 1.0, "share": 0.1}
     log2_probs = np.full((N_LAYERS, GRID**2), -3, np.float16)
-    watched = {"category": "dog", "present": True, "token_ids": [3, 4], SAMPLING: ""}
+    watched = {"category": "dog", "present": True, "token_ids": [3, 4], "absent_sampling": ""}
     record = {
         "name": "a.jpg",
         "image_digest": "0",
@@ -119,15 +107,15 @@ def make_results():
         "n_images": np.ones(3, int),
         "sums": np.full((3, N_LAYERS, D_VOCAB), 1 / D_VOCAB),
     }
-    # TODO lead: without these lines once all is merged.
-    run = {name: value for name, value in run.items() if name in schema.RUN}
-    for item, table in ((prompt, schema.PROMPT), (seen, schema.OBJECT)):
-        for name in item.keys() - table.keys():
-            del item[name]
     return run, copy.deepcopy(record), part
 
 
 RUN, RECORD, PART = make_results()
+RUN["route_layers"] = [0, 1, 2]
+LD = np.array([2.5, 0, -2.5], np.float32)
+NAMES = {"other": "china.jpg", "other_answer": "cat", "own_id": 3, "other_id": 4}
+ROUTE = {**NAMES, "own": 2.5, "counterfactual": -2.5, "mediated": 0.5}
+RECORD["prompts"][0]["route"] = ROUTE | dict.fromkeys(("image", "question", "last"), LD)
 CHECKS = {
     "run": (RUN, checks.check_run),
     "record": (RECORD, partial(checks.check_record, run=RUN, name="a.jpg")),
@@ -143,7 +131,7 @@ def save_results(folder, texts, names=None):
     run["packages"] = run["questions"] = {text: text for text in texts[:3]}
     run["categories"] = texts
     asked = {"kind": "own", "question": texts[0], "truth": texts[1], "categories": [texts[-1]]}
-    run["own_prompts"] = [asked | {"truth_from": texts[2 % len(texts)], SAMPLING: ""}]
+    run["own_prompts"] = [asked | {"truth_from": texts[2 % len(texts)], "absent_sampling": ""}]
     labels = (texts if names is None else names) * 20
     run["tokens"] = [label[: schema.MOST_LABEL] for label in labels[:D_VOCAB]]
     pickles.save(folder / "run.pkl", run, checks.check_run)
@@ -154,7 +142,7 @@ def save_results(folder, texts, names=None):
         said = {"question": text, "truth": text, "truth_from": text, "categories": [text]}
         prompt = record["prompts"][0] | said | {"answer": text + "!"}
         (seen,), (word,) = record["objects"], record["words"]
-        absent = {"category": texts[at - 1], "present": False, SAMPLING: "random"}
+        absent = {"category": texts[at - 1], "present": False, "absent_sampling": "random"}
         saved = record | {
             "name": name,
             "objects": [seen | {"category": text, "color": text, "color_from": text}],
@@ -168,37 +156,23 @@ def save_results(folder, texts, names=None):
     return folder
 
 
-class Memory:
-    """What is done within takes at most 1 GB of memory."""
-
-    def __enter__(self):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        self.before = self.peak()
-
-    def __exit__(self, *_):
-        assert self.peak() - self.before < 10**6
-
-    @staticmethod
-    def peak():
-        """KiB"""
-        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+def peak() -> int:
+    """Of this process's memory, in KiB."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-class Within(Memory):
-    """What is done within takes at most 20 seconds of the processor and 1 GB of memory."""
-
-    def __enter__(self):
-        super().__enter__()
-        signal.signal(signal.SIGPROF, self.too_long)
-        signal.setitimer(signal.ITIMER_PROF, 20)
-
-    def __exit__(self, *_):
+@contextmanager
+def within(seconds=20):
+    """What is done within takes at most so long of the processor, and 1 GB of memory."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = peak()
+    signal.signal(signal.SIGPROF, lambda *_: pytest.fail(f"it takes more than {seconds} s"))
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        super().__exit__()
-
-    @staticmethod
-    def too_long(*_):
-        pytest.fail("it takes more than 20 seconds")
+    assert peak() - before < 10**6
 
 
 def write(folder, pickled: bytes):
@@ -209,25 +183,18 @@ def write(folder, pickled: bytes):
 
 def refused(path, check=lambda value: None, why=""):
     """Assert that the file is refused with the one error that names it."""
-    message = (
-        r"file\.pkl.* is damaged, of another release, or no result of this project "
-        rf"\(.*(?:{why}).*get it again or delete it"
-    )
-    with pytest.raises(ValueError, match=message):
+    what = r"file\.pkl.* is damaged, of another release, or no result of this project "
+    with pytest.raises(ValueError, match=rf"{what}\(.*(?:{why}).*get it again or delete it"):
         pickles.load(path, check)
 
 
-def fast(value, protocol) -> bytes:
+def pickled(value, protocol=5) -> bytes:
     """A pickle without a memo, as `save` writes it, but not looked at."""
     file = io.BytesIO()
     pickler = pickle.Pickler(file, protocol)
     pickler.fast, pickler.dispatch_table = True, {np.ndarray: pickles._as_call}
     pickler.dump(value)
     return file.getvalue()
-
-
-def pickled(value) -> bytes:
-    return fast(value, 5)
 
 
 def unframed(data: bytes) -> bytes:
@@ -243,7 +210,7 @@ class Opcodes(bytes):
 
 def body(value) -> bytes:
     """The pickle of a plain value without its beginning and end, to be put into another."""
-    return value if type(value) is Opcodes else fast(value, 3)[2:-1]
+    return value if type(value) is Opcodes else pickled(value, 3)[2:-1]
 
 
 def string(text):
@@ -268,7 +235,7 @@ def with_value(value, where, new):
     """`value` with what is at `where` (a path of keys) replaced."""
     if not where:
         return new
-    new_value = value.copy() if isinstance(value, (dict, list)) else list(value)
+    new_value = value.copy()
     new_value[where[0]] = with_value(value[where[0]], where[1:], new)
     return new_value
 
@@ -276,5 +243,5 @@ def with_value(value, where, new):
 def places(value, where=()):
     """All paths of keys within a value."""
     items = value.items() if isinstance(value, dict) else []
-    items = enumerate(value) if isinstance(value, (list, tuple)) else items
+    items = enumerate(value) if isinstance(value, list) else items
     return [where, *(path for key, inner in items for path in places(inner, (*where, key)))]

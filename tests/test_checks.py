@@ -1,135 +1,248 @@
-"""A value against the schema: what may be missing or empty, knockout and route, bounds."""
+"""A value against the schema: what is out of shape, out of range or missing is named, when it is
+loaded and when it is saved; what may be missing or empty; bounds."""
+
+from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 
 from llava_lens import checks, pickles, schema
-from tests.hostile import N_LAYERS, RECORD, RUN, Within, pickled, write
+from tests.hostile import (
+    CHECKS,
+    N_LAYERS,
+    PART,
+    RECORD,
+    ROUTE,
+    RUN,
+    make_readings,
+    pickled,
+    places,
+    refused,
+    with_value,
+    within,
+    write,
+)
 
-LAYERS, WINDOWS = [0, 1, 2], [[1, 1], [1, 2]]
-ROUTE = {
-    "other": "china.jpg",
-    "other_answer": "cat",
-    "own_id": 3,
-    "other_id": 4,
-    "own": 2.5,
-    "counterfactual": -2.5,
-    **{name: np.array([2.5, 0, -2.5], np.float32) for name in ("image", "question", "last")},
-    "mediated": 0.5,
-}
-KNOCKOUT = {
-    "object": np.array([0.5, 0.25], np.float32),
-    "background": np.array([0.5, 0.5], np.float16),
-    **dict.fromkeys(("image", "image_last", "question_last"), 0.25),
-}
-NO_OBJECT = {name: KNOCKOUT[name] for name in KNOCKOUT.keys() - {*schema.OF_OBJECTS}}
+
+def changed(array, at, new):
+    array = array.copy()
+    array[at] = new
+    return array
+
+
+def long_prompts() -> list[dict]:
+    """A prompt of more positions than figures can show."""
+    long = {"token_ids": np.full(400_000, 1), "n_prompt": 399_999}
+    return [RECORD["prompts"][0] | long | {"readings": make_readings(400_000)}]
+
+
+READINGS, CROP = RECORD["patches"], RECORD["crop"]
+BOXES_OF_NO_PATCH = [[9.0, 9.0, 2.0, 2.0], [8.0, 1.0, 2.0, 2.0], [7.0, 7.0, 2.0, 0.5]]
+BOXES_OF_NO_PATCH += [[1.0, 1.0, 1e-9, 4.0], [1.0, 1.0, 4.0, 1e-3], [0.0, 0.0, 1e4, 1e4]]
+OLD_VERSION = f"format version is 1, this release reads {schema.FORMAT_VERSION}"
+IN_RUN = [
+    ("format_version", 1, OLD_VERSION),
+    ("grid", 2, "grid is no list"),
+    ("grid", [2], "grid has 1 items, not 2"),
+    ("grid", [2, 10**6], "grid 1 is no int"),
+    ("grid", [2, 9], "grid is larger than image_size"),
+    ("n_image_tokens", 3, "n_image_tokens are neither"),
+    ("n_image_tokens", 6, "n_image_tokens are neither"),
+    ("top_k", 21, "top_k"),
+    ("tokens", ["a", 1], "tokens"),
+    ("layers", ["emb", "1"], "layers"),
+    ("layers", ["emb", "3"], "layers"),
+    ("segments", ["image"], "segments"),
+    ("last_layer_jsd", float("nan"), "jsd"),
+    ("model", 3, "model"),
+    ("model", "half \ud800", "model"),
+    ("top_k", True, "top_k"),
+    ("n_layers", 3, "layers end before the last"),
+    ("n_layers", 10**9, "n_layers"),
+    ("layers", ["2"], "layers"),
+    ("layers", ["emb", "2", "1"], "layers"),
+    ("image_size", 1, "image_size"),
+    ("image_size", 10**6, "image_size"),
+    ("tokens", ["a" * 101], "tokens"),
+    ("own_prompts", {}, "own_prompts"),
+    ("questions", [], "questions"),
+    ("chat", "a" * 100_000, "chat"),
+    ("seed", "0", "seed"),
+    ("packages", None, "packages"),
+    ("packages", {"a": "b" * 100_000}, "packages"),
+    ("knockout_windows", [[0, 2]], "knockout_windows"),
+    ("knockout_windows", [[1, 1]], "the last of knockout_windows is not all blocks"),
+    *(
+        ("route_layers", odd, "route_layers are not in order from 0 to 2")
+        for odd in ([0, 2, 1], [0, 1, 1, 2], [1, 2], [0, 1], [0, 2, 3])
+    ),
+    ("route_layers", [0, 1.0, 2], "route_layers 1 is no int"),
+    ("route_layers", None, "route_layers is no list"),
+    ("categories", ["dog", 1], "categories"),
+]
+IN_RECORD = [
+    ("name", "../../evil", "name"),
+    ("image_digest", "a" * 100_000, "image_digest"),
+    ("objects 0 category", 5, "category"),
+    ("objects 0 box", [0.0, 0.0, float("inf"), 1.0], "box"),
+    ("objects 0 box", (0.0, 0.0, 1.0, 1.0), "TUPLE"),
+    ("objects 0 box", [0.0, 0.0, 1.0], "box"),
+    ("objects 0 box", [0.0, 0.0, 1, 1.0], "box"),
+    # The box of a present word is in the crop.
+    *(("objects 0 box", box, "box|no object's") for box in BOXES_OF_NO_PATCH),
+    ("objects 0 visible", 2.0, "visible"),
+    ("objects 0 share", float("nan"), "share"),
+    ("objects 0 crowd", 1, "crowd"),
+    ("objects 0 color", 1, "color"),
+    ("objects", np.zeros(0), "objects is no list"),
+    ("prompts", [], "no prompts"),
+    ("prompts", long_prompts(), "prompts"),
+    ("prompts 0 kind", "evil", "kind"),
+    ("prompts 0 n_prompt", 3, "lengths"),
+    ("prompts 0 token_ids", np.array([1, 2, 20]), "token_ids"),
+    ("prompts 0 answer_ids", np.array([3, -1]), "answer_ids"),
+    ("prompts 0 question", None, "question"),
+    ("prompts 0 question", " ", "question"),
+    ("prompts 0 absent_sampling", "evil", "prompt 0 has no known absent_sampling"),
+    ("prompts 0 word_ids", [4], "word_ids of prompt 0 don't have the answer's"),
+    ("prompts 0 other word_prob", np.full(3, np.nan, "f4"), "other"),
+    ("prompts 0 other", None, "other is no dict"),
+    ("prompts 0 grey target_prob", np.full(3, np.nan), "grey"),
+    ("prompts 0 knockout image", np.zeros(2, "f4"), "knockout, image is no float from 0 to 1"),
+    ("prompts 0 knockout image", np.float32(0.5), "numpy|image is no float"),
+    ("prompts 0 knockout image", float("nan"), "image is no float"),
+    ("prompts 0 knockout image", "evil", "image is no float"),
+    ("prompts 0 knockout image_last", 1.5, "image_last is no float from 0 to 1"),
+    ("prompts 0 knockout object", np.zeros(3, "f4"), "object has 3 items, .* more than 2"),
+    ("prompts 0 knockout object", 0.5, "object is no array"),
+    ("prompts 0 knockout object", np.array([0.5, np.nan]), "object has numbers that are not from"),
+    ("prompts 0 route own", float("inf"), "own is no float from -1000000 to 1000000"),
+    ("prompts 0 route own", np.float64(1), "numpy|own is no float"),
+    ("prompts 0 route mediated", float("nan"), "mediated is no float"),
+    ("prompts 0 route counterfactual", 1, "counterfactual is no float"),
+    ("prompts 0 route image", np.array([0, np.nan, 1]), "image has numbers that are not from"),
+    ("prompts 0 route last", np.array([0, np.inf, 1]), "last has numbers that are not from"),
+    ("prompts 0 route question", np.zeros(2), "question has 2 items, not 3"),
+    ("prompts 0 route question", [0.0, 0.0, 0.0], "question is no array"),
+    ("prompts 0 route own_id", 10**6, "own_id is no int from 0"),
+    ("prompts 0 route other_id", 3, "route of prompt 0 has one token for both answers"),
+    ("prompts 0 route other", " ", "other is no text"),
+    ("prompts 0 route other_answer", None, "other_answer is no str"),
+    ("prompts 0 categories", "dog", "categories is no list"),
+    ("prompts 0 categories", [1], "categories"),
+    ("prompts 0 truth", 1, "truth"),
+    ("prompts 0 answer", None, "answer"),
+    ("prompts 0 readings top_probs", READINGS["top_probs"].astype(int), "top_probs"),
+    ("words 0 token_ids", [20], "token_ids 0 is no int from 0 to 19"),
+    ("words 0 log2_probs", np.ones((3, 4), np.float16), "log2_probs"),
+    ("words 0 present", 1, "words 0, present is no bool"),
+    ("words 0 absent_sampling", "random", "word 0 has no known absent_sampling"),
+    ("words 0 category", " ", "words 0, category is no text"),
+    ("words 0 category", "cat", "word 0 is no object's"),
+    ("words 0 token_ids", [], "no tokens"),
+    ("patches", make_readings(5), "patches"),
+    ("patches top_ids", changed(READINGS["top_ids"], (0, 0, 0), 20), "top_ids"),
+    ("patches top_probs", changed(READINGS["top_probs"], (1, 1, 1), 1.5), "top_probs"),
+    ("patches jsd_final", changed(READINGS["jsd_final"], (1, 1), np.nan), "jsd_final"),
+    ("patches entropy", READINGS["entropy"] + 5, "entropy"),
+    ("patches jsd_prev", changed(READINGS["jsd_prev"], (0, 0), 0), "jsd_prev"),
+    ("patches target_rank", READINGS["target_rank"] * 0, "target_rank"),
+    ("patches target_prob", READINGS["target_prob"][:, :3].copy(), "target_prob"),
+    ("crop", CROP.astype(np.uint16), "crop is no array"),
+    *(
+        ("crop", CROP[part].copy(), "crop has")
+        for part in (np.s_[:7], np.s_[:, :7], np.s_[..., :2])
+    ),
+    ("crop", CROP[0].copy(), "crop is no array"),
+]
+IN_PART = [
+    ("images", ("a.jpg",), "TUPLE1"),
+    ("images", {"a.jpg": 1}, "images is no list"),
+    ("images", ["../../evil"], "name of a file"),
+    ("images", ["a", "a"], "twice"),
+    ("images", ["a\\b"], "name of a file"),
+    ("images", [".."], "name of a file"),
+    ("images", ["a" * 251 + ".jpg"], "name of a file"),
+    # Each image adds a distribution, whose sum is 1.
+    *(("sums", PART["sums"] * factor, "sums") for factor in (-1, 0, 0.5, 1.01)),
+    ("sums", PART["sums"][:2], "sums"),
+    ("n_images", np.array([9, 9, 9]), "n_images"),
+    ("skipped", {"a": 1}, "skipped"),
+    ("skipped", {"a": "half \ud800"}, "skipped"),
+]
+WRONG = [
+    (what, [int(key) if key.isdigit() else key for key in where.split()], new, message)
+    for what, rows in (("run", IN_RUN), ("record", IN_RECORD), ("part", IN_PART))
+    for where, new, message in rows
+]
+
+
+@pytest.mark.parametrize("what, where, new, message", WRONG)
+def test_what_is_out_of_shape_or_range_is_named(tmp_path, what, where, new, message):
+    (value, check), path = CHECKS[what], tmp_path / "file.pkl"
+    wrong = with_value(value, where, new)
+    with within(), pytest.raises(ValueError, match=message):
+        pickles.save(path, wrong, check)
+    assert not path.exists()
+    try:
+        write(tmp_path, pickled(wrong))
+    except UnicodeEncodeError:  # not to be said in a pickle
+        return
+    with within():
+        refused(path, check, why=message)
+
+
+@pytest.mark.parametrize("what", CHECKS)
+def test_what_is_missing_or_unknown_is_named(tmp_path, what):
+    value, check = CHECKS[what]
+    for where in places(value):
+        if not where or not isinstance(where[-1], str) or where[0] in ("packages", "questions"):
+            continue
+        *above, key = where
+        if where[0] == "skipped" and above or key == "route" or above[-1:] + [key] == [0, "other"]:
+            continue  # may be missing
+        holder = value
+        for name in above:
+            holder = holder[name]
+        less = {name: inner for name, inner in holder.items() if name != key}
+        why = f"no {key}|only one of object and background" if "knockout" in above else key
+        refused(write(tmp_path, pickled(with_value(value, above, less))), check, why=why)
+        if holder is not value.get("skipped"):
+            more = with_value(value, above, {**holder, "evil": 1})
+            why = "has a field that results never have: evil"
+            refused(write(tmp_path, pickled(more)), check, why=why)
 
 
 def check(of_run=None, **of_prompt):
     """Check a record with other values for its prompt, or for the run."""
-    prompt = {**RECORD["prompts"][0], "knockout": KNOCKOUT, "route": ROUTE, **of_prompt}
-    run = {**RUN, "knockout_windows": WINDOWS, "route_layers": LAYERS, **(of_run or {})}
+    run, prompt = RUN | (of_run or {}), RECORD["prompts"][0] | of_prompt
     checks.check_run(run)
-    checks.check_record({**RECORD, "prompts": [prompt]}, run, RECORD["name"])
+    checks.check_record(RECORD | {"prompts": [prompt]}, run, RECORD["name"])
 
 
 def test_knockout_and_route_may_be_there_or_not():
-    check()
-    check(route={})
-    check(knockout={})
-    check(knockout=NO_OBJECT)
+    cuts = RECORD["prompts"][0]["knockout"]
+    no_object = {name: cuts[name] for name in cuts.keys() - {*schema.OF_OBJECTS}}
+    check(knockout=no_object)
+    check(knockout={}, route={})
     check({"knockout_windows": [], "route_layers": []}, knockout={}, route={})
-    checks.check_record(RECORD, RUN, RECORD["name"])  # the route is missing
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"image": np.zeros(2, np.float32)}, "knockout, image is no float from 0 to 1"),
-        ({"image": np.float32(0.5)}, "image is no float"),
-        ({"image": float("nan")}, "image is no float"),
-        ({"image_last": 1.5}, "image_last is no float from 0 to 1"),
-        ({"object": np.zeros(3, np.float32)}, "object has 3 items, .* more than 2"),
-        ({"object": 0.5}, "object is no array"),
-        ({"object": np.array([0.5, np.nan], np.float32)}, "object has numbers that are not from"),
-        ({"evil": 0.5}, "knockout has a field that results never have: evil"),
-    ],
-)
-def test_a_knockout_out_of_shape_or_range_is_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        check(knockout={**KNOCKOUT, **change})
-
-
-@pytest.mark.parametrize("name", KNOCKOUT)
-def test_a_cut_that_is_missing_is_named(name):
-    less = {key: value for key, value in KNOCKOUT.items() if key != name}
-    with pytest.raises(ValueError, match=f"no {name}|only one of object and background"):
-        check(knockout=less)
-
-
-@pytest.mark.parametrize("name", ROUTE)
-def test_a_part_of_the_route_that_is_missing_is_named(name):
-    with pytest.raises(ValueError, match=f"prompts 0, route has no {name}"):
-        check(route={key: value for key, value in ROUTE.items() if key != name})
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"own": float("inf")}, "own is no float from -1000000 to 1000000"),
-        ({"mediated": float("nan")}, "mediated is no float"),
-        ({"counterfactual": 1}, "counterfactual is no float"),
-        ({"own": np.float64(1)}, "own is no float"),
-        ({"image": np.array([0, np.nan, 1])}, "image has numbers that are not from"),
-        ({"last": np.array([0, np.inf, 1])}, "last has numbers that are not from"),
-        ({"question": np.zeros(2)}, "question has 2 items, not 3"),
-        ({"question": [0.0, 0.0, 0.0]}, "question is no array"),
-        ({"own_id": 10**6}, "own_id is no int from 0"),
-        ({"other_id": 3}, "route of prompt 0 has one token for both answers"),
-        ({"other": " "}, "other is no text"),
-        ({"other_answer": None}, "other_answer is no str"),
-        ({"grey": 1}, "route has a field that results never have: grey"),
-    ],
-)
-def test_a_route_out_of_shape_or_range_is_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        check(route={**ROUTE, **change})
-
-
-@pytest.mark.parametrize(
-    "of_run, message",
-    [
-        *(
-            ({"route_layers": odd}, "route_layers are not in order from 0 to 2")
-            for odd in ([0, 2, 1], [0, 1, 1, 2], [1, 2], [0, 1], [0, 2, 3])
-        ),
-        ({"route_layers": [0, 1.0, 2]}, "route_layers 1 is no int"),
-        ({"route_layers": None}, "route_layers is no list"),
-        ({"knockout_windows": [[1, 1]]}, "the last of knockout_windows is not all blocks"),
-        ({"evil": 1}, "run has a field that results never have: evil"),
-        ({"format_version": 3}, "format version is 3, this release reads 5: read the images again"),
-    ],
-)
-def test_a_run_and_its_records_agree(of_run, message):
-    with pytest.raises(ValueError, match=message):
-        check(of_run)
-
-
-def test_a_run_without_knockout_or_route_has_none_in_its_records():
     with pytest.raises(ValueError, match="prompt 0 has a knockout, but its run has none"):
-        check({"knockout_windows": []}, knockout=NO_OBJECT)
+        check({"knockout_windows": []}, knockout=no_object)
     empty = {name: np.zeros(0, np.float32) for name in ("image", "question", "last")}
     with pytest.raises(ValueError, match="prompt 0 has a route, but its run has none"):
-        check({"route_layers": []}, route={**ROUTE, **empty})
+        check({"route_layers": []}, route=ROUTE | empty)
+    prompt = {name: value for name, value in RECORD["prompts"][0].items() if name != "route"}
+    checks.check_record(RECORD | {"prompts": [prompt]}, RUN, RECORD["name"])
 
 
 @pytest.mark.parametrize("sampling", schema.ABSENT_SAMPLINGS)
 def test_how_an_absent_category_was_drawn_is_known(sampling):
     check(absent_sampling=sampling)
-    with pytest.raises(ValueError, match="prompt 0 has no known absent_sampling"):
-        check(absent_sampling=f"{sampling}ly")
+
+
+def test_what_has_no_positions_adds_nothing_to_the_sums():
+    none = {"n_images": np.array([1, 1, 0]), "sums": PART["sums"] * [[[1]], [[1]], [[0]]]}
+    checks.check_part(PART | none, RUN)  # no answer has positions
 
 
 # ---- Bounds -------------------------------------------------------------------------------------
@@ -137,12 +250,8 @@ def test_how_an_absent_category_was_drawn_is_known(sampling):
 
 def run_of(n_tokens=20, n_categories=1, n_prompts=0, most_new=2, text=1):
     asked = {key: RECORD["prompts"][0][key] for key in schema.ASKED}
-    return RUN | {
-        "tokens": ["a"] * n_tokens,
-        "categories": ["dog" * text] * n_categories,
-        "own_prompts": [asked] * n_prompts,
-        "max_new_tokens": most_new,
-    }
+    sizes = {"tokens": ["a"] * n_tokens, "categories": ["dog" * text] * n_categories}
+    return RUN | sizes | {"own_prompts": [asked] * n_prompts, "max_new_tokens": most_new}
 
 
 def record_of(n_prompts=1, n_answer=2, n_words=1, n_objects=1, n_text=3, n_about=1):
@@ -168,75 +277,38 @@ def record_of(n_prompts=1, n_answer=2, n_words=1, n_objects=1, n_text=3, n_about
 
 OTHERS, MOST = schema.MOST_OF_AXIS, schema.MOST
 # Each with its bound. Beyond the bounds are the sizes that took minutes or gigabytes.
-OF_RUN = {
-    "n_tokens": MOST["d_vocab"],
-    "n_categories": MOST["category"],
-    "n_prompts": OTHERS,
-    "most_new": MOST["answer"],
-    "text": schema.MOST_TEXT // 3,
-}
-OF_RECORD = {
-    "n_prompts": OTHERS,
-    "n_answer": MOST["answer"],
-    "n_words": OTHERS,
-    "n_objects": MOST["object"],
-    "n_text": 4000,
-    "n_about": OTHERS,
-}
+OF_RUN = {"n_tokens": MOST["d_vocab"], "n_categories": MOST["category"], "n_prompts": OTHERS}
+OF_RUN |= {"most_new": MOST["answer"], "text": schema.MOST_TEXT // 3}
+OF_RECORD = {"n_prompts": OTHERS, "n_answer": MOST["answer"], "n_words": OTHERS, "n_about": OTHERS}
+OF_RECORD |= {"n_objects": MOST["object"], "n_text": MOST["pos"] - 1}
+# Each within its bound, but not together: the whole file, cells, and rows of the tables.
+TOGETHER = [(run_of, {"n_categories": 5000, "text": 5000})]
+TOGETHER += [(record_of, {"n_prompts": 205, "n_text": 1705})]
+TOGETHER += [(record_of, {"n_prompts": 23, "n_answer": MOST["answer"]})]
+NOT_BEYOND = [(record_of, {"n_prompts": 205, "n_text": 1704})]
+NOT_BEYOND += [(record_of, {"n_prompts": 22, "n_answer": MOST["answer"]})]
+SIZES = [(make, sizes, True) for make, sizes in TOGETHER]
+SIZES += [(make, sizes, False) for make, sizes in NOT_BEYOND]
+SIZES += [
+    (make, {name: size}, size > most)
+    for make, bounds in ((run_of, OF_RUN), (record_of, OF_RECORD))
+    for name, most in bounds.items()
+    for size in (most, most + 1, 3 * most)
+]
 
 
-def sizes_of(bounds):
-    """Within the bounds and beyond; most of them small, or nothing would ever be within."""
-    few = {
-        name: st.sampled_from([2, 3, 2, 3, 2, 3, most, most + 1, 3 * most])
-        for name, most in bounds.items()
-    }
-    return st.fixed_dictionaries(few)
-
-
-def quick(n_cases):
-    only = {"deadline": None, "derandomize": True, "database": None, "phases": [Phase.generate]}
-    return settings(max_examples=n_cases, **only)
-
-
-def is_refused(folder, value, check) -> bool:
-    path = write(folder, pickled(value))
-    with Within():
-        try:
-            pickles.load(path, check)
-        except ValueError as error:
-            assert "file.pkl" in str(error) and len(str(error)) < 1000
-            refused = True
-        else:
-            refused = False
-    return refused
-
-
-@quick(30)
-@given(sizes_of(OF_RUN))
-def test_a_run_is_taken_within_the_bounds_and_only_there(tmp_path_factory, sizes):
-    beyond = any(sizes[name] > most for name, most in OF_RUN.items())
-    beyond |= 3 * sizes["text"] * sizes["n_categories"] > pickles.MOST_BYTES
-    folder = tmp_path_factory.mktemp("run")
-    assert is_refused(folder, run_of(**sizes), checks.check_run) == beyond
-
-
-@quick(40)
-@given(sizes_of(OF_RECORD))
-def test_a_record_is_taken_within_the_bounds_and_only_there(tmp_path_factory, sizes):
-    cells = N_LAYERS * sizes["n_prompts"] * (sizes["n_text"] - 1 + sizes["n_answer"])
-    if cells > 2**24:  # a file of gigabytes: `load` has a bound for that
-        return
-    beyond = any(sizes[name] > most for name, most in OF_RECORD.items() if name != "n_text")
-    beyond |= sizes["n_text"] - 1 + sizes["n_answer"] > MOST["pos"] or cells > schema.MOST_CELLS
-    rows = sizes["n_prompts"] * sizes["n_answer"] + sizes["n_words"]
-    beyond |= (N_LAYERS + 20) * rows > schema.MOST_ROWS_OF_ONE
+@pytest.mark.parametrize("make, sizes, beyond", SIZES)
+def test_what_is_within_the_bounds_is_taken_and_nothing_else(tmp_path, make, sizes, beyond):
     run = run_of(most_new=MOST["answer"])
-
-    def check(record):
-        checks.check_record(record, run, RECORD["name"])
-
-    assert is_refused(tmp_path_factory.mktemp("record"), record_of(**sizes), check) == beyond
+    check = checks.check_run
+    if make is record_of:
+        check = partial(checks.check_record, run=run, name=RECORD["name"])
+    path = write(tmp_path, pickled(make(**sizes)))
+    with within():
+        if beyond:
+            refused(path, check)
+        else:
+            pickles.load(path, check)
 
 
 def test_an_answer_is_no_longer_than_its_run_allows():

@@ -38,10 +38,8 @@ def test_a_folder_that_cannot_be_read_is_named_with_what_to_do(tmp_path, monkeyp
     (tmp_path / "a").touch()
     assert list(files.files_under(tmp_path / "none")) == []
 
-    def access(path, mode):
-        return str(path) != str(tmp_path / "b")
-
-    monkeypatch.setattr(os, "access", access)  # root may read anything
+    # Root may read anything.
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path / "b"))
     with pytest.raises(PermissionError, match="b' can't be used .*: change its permissions, or"):
         list(files.files_under(tmp_path))
 

@@ -1,4 +1,4 @@
-"""Both notebooks, run top to bottom in a fresh kernel."""
+"""Both notebooks, run top to bottom in fresh kernels, in an imitation of Kaggle's folders."""
 
 import shutil
 
@@ -6,9 +6,11 @@ import nbformat
 import pandas as pd
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from llava_lens import store
 from tests.conftest import ROOT
+from tests.test_kaggle import T4_X2
 
 
 def executed(path, folder, upto=None, **parameters):
@@ -35,40 +37,113 @@ def shown_by(notebook):
     return printed + texts, sum("image/png" in each for each in data)
 
 
+# Where Kaggle mounts the images, and the code: from a zip, and from the GitHub repository.
+LAYOUTS = {
+    "zip": ("coco-data-100", "llava-lens"),
+    "owner": ("datasets/someone/coco-data-100", "datasets/someone/llava-lens"),
+    "github": ("coco-data-100", "llava-lens/llava-logit-lens-main"),
+}
+NOTEBOOKS = "Make_Analyse.ipynb", "Visualise_Analyse.ipynb"
+
+
+def files_under(folder):
+    """The content of each file, by path."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture
-def tmp_path(tmp_path):
-    """A folder with the project's code in it, as the notebooks need it beside them."""
-    shutil.copy(ROOT / "lens_utils.py", tmp_path)
-    shutil.copytree(ROOT / "llava_lens", tmp_path / "llava_lens")
-    return tmp_path
+def kaggle_folders(request, tmp_path, photographs, monkeypatch):
+    """`/kaggle` below tmp_path, read-only inputs mounted in one of LAYOUTS, and copies of the
+    notebooks that look there: its `input` and `working`."""
+    inputs, working = tmp_path / "kaggle/input", tmp_path / "kaggle/working"
+    mounted, code = (inputs / place for place in LAYOUTS[request.param])
+    shutil.copytree(photographs, mounted / "val2017")
+    broken = (photographs / "china.jpg").read_bytes()[:5000]
+    (mounted / "val2017/aaa_broken.jpg").write_bytes(broken)
+    (mounted / "val2017/instances_test.json").rename(mounted / "instances_val2017.json")
+    (mounted.parent / "aaa-pictures").mkdir()
+    shutil.copy(photographs / "flower.jpg", mounted.parent / "aaa-pictures")
+
+    shutil.copytree(ROOT / "llava_lens", code / "llava_lens")
+    shutil.copy(ROOT / "lens_utils.py", code)
+    # The data set with the code holds annotated images too, which aren't meant.
+    scenes = "annotations.json", "scene_00.png", "scene_01.png"
+    (code / "demo/scenes").mkdir(parents=True)
+    for name in scenes:
+        shutil.copy(ROOT / "demo/scenes" / name, code / "demo/scenes")
+    for path in (code / "llava_lens/kaggle.py", *(tmp_path / name for name in NOTEBOOKS)):
+        source = path if path.exists() else ROOT / path.name
+        path.write_text(source.read_text().replace("/kaggle/input", str(inputs)))
+    with (code / "llava_lens/kaggle.py").open("a") as machine:
+        machine.write(f"\n\nprobe_gpus = lambda: {T4_X2!r}\n")  # this machine has no GPU
+    before = files_under(inputs)
+    working.mkdir()
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.chdir(tmp_path)
+    yield inputs, working
+    # What is attached is read-only on Kaggle: nothing may have been written to it.
+    results = inputs / "make-analyse"
+    for path, content in files_under(inputs).items():
+        assert before.get(path) == content or path.suffix == ".pyc" or results in path.parents
 
 
 @pytest.mark.timeout(300)
-def test_from_photographs_to_figures(tmp_path, llava_folder, photographs, blocked, monkeypatch):
-    """A broken image among them is named and skipped; the second notebook has no torch."""
-    images = shutil.copytree(photographs, tmp_path / "images")
-    (images / "aaa_broken.jpg").write_bytes((photographs / "china.jpg").read_bytes()[:5000])
-    parameters = dict(model=str(llava_folder), images=str(images), max_new_tokens=4)
-    text, _ = shown_by(executed("Make_Analyse.ipynb", tmp_path, **parameters))
-    assert "4 images" in text and "3 images read" in text and "skipped aaa_broken.jpg" in text
+@pytest.mark.parametrize("kaggle_folders", ["owner"], indirect=True)
+def test_from_photographs_to_figures(kaggle_folders, blocked, monkeypatch):
+    """Modules, images and results found by what is in the attached folders; a broken image is named
+    and skipped; a run out of time goes on from its attached output; the second notebook has no
+    torch."""
+    inputs, working = kaggle_folders
+    make, visualise = (working.parents[1] / name for name in NOTEBOOKS)
+    settings = dict(model=str(ROOT / "demo/model"), max_new_tokens=3)
+    text, _ = shown_by(executed(make, working, hours=0.0, device="cpu", **settings))
+    assert "Tesla T4" in text and "4 images under" in text
     assert "1 of them annotated with 3 categories" in text
-    records = {record["name"]: record for record in store.Results(tmp_path / "results").records()}
-    assert list(records) == ["china.jpg", "flower.jpg", "grace_hopper.jpg"]
-    kinds = [prompt["kind"] for prompt in records["china.jpg"]["prompts"]]
+    assert "The time is over with 2 images left" in text
+    with pytest.raises(CellExecutionError, match="torch sees no GPU"):
+        executed(make, working, processes=1, **settings)
+
+    attached = shutil.move(working / "results", inputs / "make-analyse/results")
+    settings |= dict(go_on_from=str(inputs / "make-analyse"), device="cpu")
+    before = files_under(attached)
+    text, _ = shown_by(executed(make, working, **settings))
+    assert "3 of 4 images are to be read" in text and "3 images read" in text
+    assert "skipped aaa_broken.jpg" in text and files_under(attached) == before
+    shutil.rmtree(attached)
+    shutil.move(working / "results", attached)
+    records = {record["name"]: record for record in store.Results(attached).records()}
+    names = ["china.jpg", "flower.jpg", "grace_hopper.jpg"]
+    assert list(records) == [f"val2017__{name}" for name in names]
+    kinds = [prompt["kind"] for prompt in records["val2017__china.jpg"]["prompts"]]
     assert kinds == ["object", "presence", "presence", "colour", "relation", "description"]
 
     monkeypatch.setenv("PYTHONPATH", str(blocked))
-    parameters = dict(image="china.jpg", prompt=4)
-    text, figures = shown_by(executed("Visualise_Analyse.ipynb", tmp_path, **parameters))
+    parameters = dict(image="val2017__china.jpg", prompt=4)
+    text, figures = shown_by(executed(visualise, working, **parameters))
     # The crop, top-1, both JSDs, entropy, patches, top tokens of three segments, means by segment
     # and kind, answers, settling, route, knockout; no category has a word in this vocabulary.
     assert figures == 15
-    assert "3 images with 10 prompts" in text
-    saved = {path.name for path in (tmp_path / "report/figures").iterdir()}
-    of_image = {"china.jpg_4_top1.png", "china.jpg_patches.png"}
+    assert "3 images read with" in text and "3 images with 10 prompts" in text
+    saved = {path.name for path in (working / "report/figures").iterdir()}
+    of_image = {"val2017__china.jpg_4_top1.png", "val2017__china.jpg_patches.png"}
     assert of_image | {"settling.png", "mean_series.png"} <= saved
-    pages = {path.name for path in (tmp_path / "report/explorer").iterdir()}
-    assert {"china.jpg.html", "index.html"} <= pages
-    summary = pd.read_csv(tmp_path / "report/summary.csv")
+    pages = {path.name for path in (working / "report/explorer").iterdir()}
+    assert {"val2017__china.jpg.html", "index.html"} <= pages
+    summary = pd.read_csv(working / "report/summary.csv")
     prompts = [prompt for record in records.values() for prompt in record["prompts"]]
-    assert len(summary) == 6 * sum(len(prompt["answer_ids"]) for prompt in prompts)
+    n_layers = len(store.Results(attached).run["layers"])
+    assert len(summary) == n_layers * sum(len(prompt["answer_ids"]) for prompt in prompts)
+
+
+@pytest.mark.parametrize("kaggle_folders", ["zip", "github"], indirect=True)
+def test_the_code_and_the_images_are_found_or_the_remedy_is_said(kaggle_folders):
+    """The demo's scenes beside the code are not taken for them."""
+    inputs, working = kaggle_folders
+    make = working.parents[1] / NOTEBOOKS[0]
+    text, _ = shown_by(executed(make, working, upto="lens.load_images("))
+    assert "lens_utils.py" in text and "4 images under" in text and "1 of them annotated" in text
+    for path in inputs.rglob("*.jpg"):
+        path.unlink()
+    with pytest.raises(CellExecutionError, match="choose Add Input, search for COCO-data-100"):
+        executed(make, working, upto="lens.load_images(")

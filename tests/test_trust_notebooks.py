@@ -16,7 +16,6 @@ from llava_lens import schema
 from tests import test_notebooks as notebooks
 from tests.conftest import ROOT
 from tests.hostile import save_results
-from tests.test_notebooks_on_kaggle import files_under
 
 # ---- Code from a stranger's data set ------------------------------------------------------------
 
@@ -50,7 +49,9 @@ def start(tmp_path):
     printed, by line, and the error."""
 
     def start(more=""):
-        cell = first_cell("Make_Analyse.ipynb").replace("/kaggle", str(tmp_path / "kaggle"))
+        cell = first_cell("Make_Analyse.ipynb")
+        assert cell == first_cell("Visualise_Analyse.ipynb")
+        cell = cell.replace("/kaggle", str(tmp_path / "kaggle"))
         command = [sys.executable, "-c", f"{cell}\n{more}"]
         at = tmp_path / "kaggle/working"
         done = subprocess.run(command, cwd=at, capture_output=True, text=True)
@@ -59,22 +60,12 @@ def start(tmp_path):
     return start
 
 
-def test_both_notebooks_find_the_code_alike():
-    assert first_cell("Make_Analyse.ipynb") == first_cell("Visualise_Analyse.ipynb")
-
-
 @pytest.mark.parametrize("place", PLACES)
-def test_the_code_is_found_and_named(put, start, place):
-    code = put(place, "lens_utils.py")
-    said, error = start()
-    assert said == [code, code], error  # it ran, and is named
-
-
-@pytest.mark.parametrize("place", PLACES[1:])
-def test_own_files_come_first(put, start, place):
-    put(place, "lens_utils.py")
-    own = put(PLACES[0], "lens_utils.py")
-    assert start()[0] == [own, own]
+def test_the_code_is_found_and_named_and_own_files_come_first(put, start, place):
+    for where in (place, PLACES[0]):
+        code = put(where, "lens_utils.py")
+        said, error = start()
+        assert said == [code, code], error  # it ran, and is named
 
 
 def test_nothing_of_attached_results_is_imported(put, start):
@@ -197,7 +188,7 @@ def executed(tmp_path_factory, host):
     (results / "summary.csv").symlink_to(victim / "file")
     for name in ("figures", "explorer", "report"):
         (results / name).symlink_to(victim / "folder")
-    before = files_under(folder)
+    before = notebooks.files_under(folder)
     shutil.copy(ROOT / "lens_utils.py", folder)
     (folder / "llava_lens").symlink_to(ROOT / "llava_lens")
     notebook = notebooks.executed(
@@ -211,7 +202,11 @@ def executed(tmp_path_factory, host):
 @pytest.mark.timeout(600)
 def test_nothing_is_written_to_results_nor_through_their_links(executed):
     folder, page, before, names = executed
-    written = {path for path, content in files_under(folder).items() if before.get(path) != content}
+    written = {
+        path
+        for path, content in notebooks.files_under(folder).items()
+        if before.get(path) != content
+    }
     written -= {page, folder / "lens_utils.py", *folder.glob("__pycache__/*")}
     assert {path.relative_to(folder).parts[0] for path in written} == {"my"}
     victim = folder / "victim"

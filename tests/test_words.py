@@ -38,6 +38,8 @@ AMBIGUOUS = {"bag", "wine", "meter", "mitt", "bat", "glass", "traffic", "stop", 
 def test_of_cocos_80_categories_33_have_a_word_in_llamas_vocabulary():
     assert len(words_py.WORDS["categories"]) == 80 and len(WITH_A_WORD) == 33
     assert [name for name in words_py.WORDS["categories"] if watched(name)] == WITH_A_WORD
+    names = [name for word in words_py.WORDS["categories"] for name in words_py.names_of(word)]
+    assert len(names) == len(set(names))  # each belongs to one category
 
 
 @pytest.mark.parametrize(
@@ -77,11 +79,6 @@ def test_other_categories_get_singular_plural_and_capitals():
     vocabulary = {"▁berry": 4, "▁berries": 5, "▁Berry": 6, "berry": 7, "▁Berries": 8, "▁ber": 9}
     assert words_py.word_ids(vocabulary, "Berry") == [4, 5, 6, 8]
     assert words_py.word_ids(vocabulary, "cranberry") == []
-
-
-def test_each_name_belongs_to_one_category():
-    names = [name for word in words_py.WORDS["categories"] for name in words_py.names_of(word)]
-    assert len(names) == len(set(names))
 
 
 def test_tokens_that_differ_in_space_and_capital_alone_spell_one_word():
@@ -166,13 +163,7 @@ def test_the_word_of_an_answer_against_sums_over_the_whole_softmax(llava, record
 def test_a_word_that_follows_a_space_is_read_where_it_is_said(llava, photographs, monkeypatch):
     """As if the first token were a space: answer and controls are read one position later."""
     bridge, processor = llava
-    ids_of = {}
-
-    def second(labels, answer_ids):
-        ids_of["word"] = [int(answer_ids[1])]
-        return 1, ids_of["word"]
-
-    monkeypatch.setattr(model_read, "first_word", second)
+    monkeypatch.setattr(model_read, "first_word", lambda _, ids: (1, [int(ids[1])]))
     settings = load.Settings("a model", max_new_tokens=3)
     image = data_images.open_image(photographs / "china.jpg")
     prompts = data_prompts.as_prompts(["How many?"])
@@ -184,8 +175,8 @@ def test_a_word_that_follows_a_space_is_read_where_it_is_said(llava, photographs
     assert prompt["word_prob"] == pytest.approx(of_token, rel=1e-4)
     own = model_run.keep_prefix(bridge, processor, image)
     (control,) = model_read.read_control(bridge, own, [prompt])  # its own image: the same
-    assert control["target_prob"] == pytest.approx(of_token, rel=1e-3)
-    assert control["word_prob"] == pytest.approx(of_token, rel=1e-3)
+    for name in ("target_prob", "word_prob"):
+        assert control[name] == pytest.approx(of_token, rel=1e-3)
 
 
 TEXTS = {  # how GPT-2's byte-level vocabulary writes a token, and its text

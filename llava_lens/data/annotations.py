@@ -19,18 +19,6 @@ OTHER_KINDS = {".txt", ".xml", ".csv", ".gz", ".zip", ".bz2", ".xz", ".tar"}
 CALLED = re.compile("annot|instance|label|box", re.I)
 
 
-# What reading a file of another kind raises; SyntaxError is what XML parsers raise.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    SyntaxError,
-)
-
-
 class Annotations(NamedTuple):
     """What is known about the images of a folder. `objects` and `absent` are by image.
 
@@ -91,11 +79,10 @@ def annotate(folder, image_paths: dict[str, Path]) -> Annotations:
         for path in later:
             _read(path, folder, by_stem, told)
         later = []
-    for path in files if not told.files else ():
-        if path.suffix.lower() in OTHER_KINDS - PARSERS.keys():
-            told.unknown.extend(
-                [path.name] * bool(path.stem in by_stem or CALLED.search(path.name))
-            )
+    if not told.files:
+        others = [path for path in files if path.suffix.lower() in OTHER_KINDS - PARSERS.keys()]
+        meant = [path for path in others if path.stem in by_stem or CALLED.search(path.name)]
+        told.unknown.extend(path.name for path in meant)
     masks = [path.name for path in images_and_masks(folder, files)[1]]
     if told.unknown:
         told.problems.append(
@@ -116,15 +103,15 @@ def _and_more(names: list[str]) -> str:
 
 
 def _read(path: Path, folder, by_stem: dict[str, set[str]], told: _Told) -> None:
-    """Add to `told` what a file tells, of paths below its folder. An image without a name of its
-    own is the one that is called as the file is, by the names of images `by_stem`."""
+    """Add to `told` what a file tells, of paths below its folder."""
+    # An image without a name of its own is the one that is called as the file is.
     alike = by_stem.get(path.stem, ())
     try:
         check_file(path, MOST_JSON_BYTES)
         image = min(alike) if len(alike) == 1 else None
         data = PARSERS[path.suffix.lower()](path.read_bytes(), image)
         images, categories, problems = read_file(path.name, data)
-    except UNREADABLE as error:
+    except Exception as error:  # a file of another kind can raise nearly anything
         told.unknown.append(f"{path.name} ({type(error).__name__}: {str(error)[:80]})")
         return
     below = normalize("NFC", path.relative_to(folder).parent.as_posix()).removeprefix(".")
@@ -136,10 +123,7 @@ def _read(path: Path, folder, by_stem: dict[str, set[str]], told: _Told) -> None
 
 def _claims(told: _Told, n_first: int, image_paths: dict[str, Path]) -> dict[str, list[tuple]]:
     """By image, what may be told of it: pairs of a score, higher if surer, and of an Annotated.
-
-    The first files come before others. Then a path belongs to the image with which it shares the
-    longest end, a whole path before all. What could be any of several images has an empty score.
-    """
+    What could be of any of several images has an empty score."""
     ends, on_disk, claims, unmatched = {}, defaultdict(list), defaultdict(list), []
     for name, path in image_paths.items():
         ends[name] = normalize("NFC", path.as_posix()).split("/")[::-1]  # from the file's name up
@@ -149,6 +133,7 @@ def _claims(told: _Told, n_first: int, image_paths: dict[str, Path]) -> dict[str
         for name in on_disk.get(parts[0], ()):
             same = len(os.path.commonprefix([parts, ends[name]]))
             is_whole = one.file.replace("/", "__") == normalize("NFC", name)
+            # The first files come before others, then who shares the longest end of a path.
             scores[name] = number < n_first, same, is_whole
         best = [name for name, score in scores.items() if score == max(scores.values())]
         if len(best) > 1:

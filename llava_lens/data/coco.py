@@ -2,13 +2,12 @@
 
 import re
 from collections import Counter
-from functools import lru_cache
 from typing import NamedTuple
 from unicodedata import normalize
 
 from llava_lens.schema import MOST, MOST_LABEL
 from llava_lens.text import is_text, require
-from llava_lens.words import SPECIAL_TOKENS, names_of, plain
+from llava_lens.words import SPECIAL_TOKENS, not_called, plain
 
 MOST_BOX = 1e6  # pixels of a box's place or size: beyond that it is a mistake
 # Names that tools give to what is no object, or to one that nobody could tell.
@@ -27,20 +26,7 @@ class Annotated(NamedTuple):
 
 def known_absent(categories: set[str], possible: list[set[str] | None]) -> list[str]:
     """Those of `categories` that share no name with any of the `possible` ones, sorted."""
-    if None in possible:
-        return []
-    taken = frozenset().union(*(_names(name) for names in possible for name in names))
-    return sorted(name for name in categories if taken.isdisjoint(_names(name)))
-
-
-@lru_cache(maxsize=2**16)
-def _names(category: str) -> frozenset[str]:
-    return frozenset(names_of(_folded(category)))
-
-
-def _folded(name) -> str:
-    """A name without what tells no two categories apart, such as case and how accents are coded."""
-    return plain(normalize("NFC", name).casefold()) if isinstance(name, str) else ""
+    return [] if None in possible else not_called(categories, set().union(*possible))
 
 
 def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[str]]:
@@ -49,14 +35,15 @@ def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[st
 
     Raises ValueError, KeyError, TypeError or AttributeError for another format.
     """
-    annotations, odd = _entries(data["annotations"]), []
+    annotations = [one if isinstance(one, dict) else {} for one in _entries(data["annotations"])]
     images, problems = _by_id(data, "images", "file_name")
     if "categories" in data:
         listed, odd = _by_id(data, "categories", "name")
     else:
-        named = (item["category_id"] for item in annotations)
+        named, odd = [item["category_id"] for item in annotations], []
         listed = {same_id(category): {"name": category} for category in named}
-    categories, relatives, nameless = _categories(listed, annotations)
+    used = {same_id(item.get("category_id")) for item in annotations}
+    categories, relatives, nameless = _categories(listed, used)
     objects, possible, unused = _read_objects(annotations, images, categories)
 
     def names(ids) -> set[str]:
@@ -80,16 +67,13 @@ def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[st
 
 
 def _read_objects(annotations: list, images: dict, categories: dict) -> tuple[dict, dict, list]:
-    """`(objects, possible, problems)`, the first two by image id, as of Annotated.
-
-    The category of an annotation that can't be used is possible all the same. If that can't be
-    told, any category is; if the image can't be told, any is in every image. Copies count once.
-    """
+    """`(objects, possible, problems)`, the first two by image id, as of Annotated."""
+    # The category of an annotation that can't be used is possible all the same. If that can't be
+    # told, any category is; if the image can't be told, any is in every image.
     objects = {image_id: [] for image_id in images}
     possible = {image_id: set() for image_id in images}
     problems, unsure = [], set()
     for number, entry in enumerate(annotations):
-        entry = entry if isinstance(entry, dict) else {}
         image_id, category_id = same_id(entry.get("image_id")), same_id(entry.get("category_id"))
         if image_id not in images or category_id not in categories:
             unsure.add(image_id)
@@ -111,24 +95,20 @@ def _read_objects(annotations: list, images: dict, categories: dict) -> tuple[di
     return objects, possible, problems
 
 
-def _categories(entries: dict, annotations: list) -> tuple[dict, dict[str, set[str]], list[str]]:
-    """Names by id, the relatives of each name, and a sentence for each that can't be used.
-
-    Relatives are the category itself, those that it is a kind of, and those that are a kind of it
-    (by `supercategory`): where one is, the others may be. Names that are alike are one category. A
-    supercategory without an annotation is only a heading.
-    """
-    used = {same_id(item.get("category_id")) for item in annotations if isinstance(item, dict)}
-    parents = {_folded(e["name"]): _folded(e.get("supercategory")) for e in entries.values()}
+def _categories(entries: dict, used: set) -> tuple[dict, dict[str, set[str]], list[str]]:
+    """Names by id, the relatives of each name, and a sentence for each that can't be used."""
+    parents = {plain(e["name"]): plain(str(e.get("supercategory", ""))) for e in entries.values()}
     headings = {parent for key, parent in parents.items() if parent != key}
     names, spelling, problems = {}, {}, []
     for category_id, entry in entries.items():
-        name, key = entry["name"], _folded(entry["name"])
+        name, key = entry["name"], plain(entry["name"])
         is_name = is_text(name) and len(name) <= MOST_LABEL and not name.startswith("_")
         if not is_name or key in NO_CATEGORIES or SPECIAL_TOKENS.search(name):
             problems.append(f", category {category_id}: {name!r:.50} can't be asked about")
-        elif category_id in used or key not in headings:
+        elif category_id in used or key not in headings:  # without annotations only a heading
+            # Names that are alike are one category, as the first is spelled.
             names[category_id] = spelling.setdefault(key, " ".join(name.split()))
+    # Itself, what it is a kind of, and what is a kind of it: where one is, the others may be.
     relatives = {name: {name} for name in spelling.values()}
     for key, name in spelling.items():
         above = [key]
@@ -157,10 +137,8 @@ def same_id(value) -> int | str | None:
 
 
 def _by_id(data: dict, key: str, name: str) -> tuple[dict, list[str]]:
-    """The entries of `data[key]` with a `name`, by id, and a sentence for each that can't be used.
-
-    Entries that share an id are not used: what refers to it could mean any of them.
-    """
+    """The entries of `data[key]` with a `name`, by id, and a sentence for each that can't be used:
+    also for those that share an id, as what refers to it could mean any of them."""
     entries, by_id, problems = _entries(data[key]), {}, []
     ids = [same_id(entry.get("id")) if isinstance(entry, dict) else None for entry in entries]
     times = Counter(ids)

@@ -18,6 +18,7 @@ from llava_lens.text import is_text, require
 IMAGE_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"}
 IMAGE_SUFFIXES |= {".tif", ".tiff"}
+HIDDEN = ".", "__MACOSX", "@eaDir"  # how the names begin of what a user does not see
 # Folders of masks (COCO's panoptic_val2017, VOC's SegmentationClass), beside those of photographs.
 MASK_FOLDER = re.compile(r"/(panoptic|masks?|seg|semantic|stuff|labels?|annotations|gt)")
 MOST_IMAGE_BYTES, MOST_JSON_BYTES = 2**29, 2**30  # COCO's largest annotations have 0.45 GB
@@ -58,12 +59,10 @@ def data_files(folder) -> list[Path]:
 
     def is_left_out(path: Path) -> bool:
         is_report = (path / "explorer").is_dir() and (path / "figures").is_dir()
-        return is_hidden(path) or is_report or (path / "run.pkl").exists()
+        return path.name.startswith(HIDDEN) or is_report or (path / "run.pkl").exists()
 
-    def is_hidden(path: Path) -> bool:
-        return path.name.startswith((".", "__MACOSX", "@eaDir"))
-
-    return sorted(path for path in files_under(folder, is_left_out) if not is_hidden(path))
+    found = files_under(folder, is_left_out)
+    return sorted(path for path in found if not path.name.startswith(HIDDEN))
 
 
 def images_and_masks(folder, files: list[Path]) -> tuple[list[Path], list[Path]]:
@@ -106,7 +105,14 @@ def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
     try:
         check_file(path, MOST_IMAGE_BYTES)
         with Image.open(path, formats=IMAGE_FORMATS) as stored:
-            _check_cost(path, stored)
+            # Checked before it is decoded: some kB can have any number of pixels or of JPEG scans.
+            n_pixels, n_scans = stored.width * stored.height, 1
+            if stored.format in ("JPEG", "MPO"):
+                n_scans = Path(path).read_bytes().count(b"\xff\xda")
+            require(
+                n_pixels <= MOST_PIXELS, f"it has {n_pixels:,} pixels, more than {MOST_PIXELS:,}"
+            )
+            require(n_scans <= MOST_SCANS, f"it has {n_scans} scans, more than {MOST_SCANS}")
             stored.load()
             image = ImageOps.exif_transpose(stored)
             if size == stored.size != image.size:
@@ -126,19 +132,8 @@ def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
         ) from error
 
 
-def _check_cost(path, stored: Image.Image) -> None:
-    """Raise ValueError, before it is decoded, for an image that takes much longer or much more
-    memory than a photograph: some kB can have any number of pixels, or of a JPEG's scans."""
-    n_pixels, n_scans = stored.width * stored.height, 1
-    if stored.format in ("JPEG", "MPO"):
-        n_scans = Path(path).read_bytes().count(b"\xff\xda")
-    require(n_pixels <= MOST_PIXELS, f"it has {n_pixels:,} pixels, more than {MOST_PIXELS:,}")
-    require(n_scans <= MOST_SCANS, f"it has {n_scans} scans, more than {MOST_SCANS}")
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB, on white where it is transparent. Raises ValueError for pixels of an
-    unknown range."""
+    """The image in RGB. Raises ValueError for pixels of an unknown range."""
     require(image.mode != "F", "its pixels are floating-point numbers of an unknown range")
     if image.mode.startswith("I"):  # whole numbers, which convert() would clip, not scale
         pixels = np.asarray(image)

@@ -44,12 +44,7 @@ def _first(entry: dict, keys: tuple[str, ...]):
 
 
 def _as_coco(entries: list[dict], image: str | None) -> dict:
-    """Entries about an image, or about a box in one, in COCO's instances format.
-
-    An entry has the image's name (else it is that of `image`), perhaps `width` and `height`, and a
-    list of objects, or lists of their categories and boxes, or is the object itself. Raises
-    ValueError if an entry lacks a name, a category or a box, or boxes are two corners.
-    """
+    """Entries about an image, or about a box in one, in COCO's instances format."""
     images, annotations = {}, []
     for entry in entries:
         about = entry["image"] if isinstance(entry.get("image"), dict) else entry
@@ -57,7 +52,7 @@ def _as_coco(entries: list[dict], image: str | None) -> dict:
         require(is_text(file), f"no image's name among {', '.join(map(repr, entry))}")
         size = {side: about.get(side) for side in ("width", "height")}
         images.setdefault(file, {"id": file, "file_name": file, **size})
-        if isinstance(found, dict):
+        if isinstance(found, dict):  # lists of categories and boxes, side by side
             pairs = zip(_first(found, CATEGORY_KEYS), _first(found, BOX_KEYS), strict=True)
             found = [{"category": category, "bbox": box} for category, box in pairs]
         for item in [entry] if found is None else found:

@@ -35,12 +35,12 @@ def draw_absent(  # noqa: PLR0913 (all that POPE's ways depend on)
     `present` ones (`count_together`). Without such counts all are random. Source: POPE (Li et al.,
     arXiv 2305.10355), which takes the three.
     """
-    counts = {name: together.get(name, {}) for name in absent}
-    beside = {name: sum(counts[name].get(other, 0) for other in present) for name in counts}
+    counts = {name: together.get(name, Counter()) for name in absent}
     turn = ABSENT_SAMPLINGS.index(after) + 1 if after else rng.randrange(len(ABSENT_SAMPLINGS))
     left, drawn = sorted(absent), []
-    frequent = sorted(left, key=lambda name: -counts[name].get(name, 0))
-    company = sorted(frequent, key=lambda name: -beside[name])  # stable: then the most frequent
+    frequent = sorted(left, key=lambda name: -counts[name][name])
+    # Stable: then the most frequent.
+    company = sorted(frequent, key=lambda name: -sum(counts[name][other] for other in present))
     while left and len(drawn) < n:
         in_turn = ABSENT_SAMPLINGS[(turn + len(drawn)) % len(ABSENT_SAMPLINGS)]
         sampling = in_turn if together else "random"

@@ -6,20 +6,29 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llava_lens.data import annotations, images, parsers
+from llava_lens.data import annotations, parsers
 
 DOG = {"category": "dog", "bbox": [10, 20, 30, 40]}
 CAT = {"category": "cat", "bbox": [50, 5, 6, 7]}
 
 
+B = {"category": "cat", "bbox": [1, 2, 3, 4]}
+FOUND = {
+    "a.jpg": [("dog", [10, 20, 30, 40]), ("cat", [50, 5, 6, 7])],
+    "b.jpg": [("cat", [1, 2, 3, 4])],
+}
+
+
 def write(folder, name, content) -> None:
-    text = content if isinstance(content, str) else json.dumps(content)
-    (folder / name).write_text(text)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
 
 def read(folder, *files):
     """The annotations of images at these paths under `folder`; they need not be there."""
-    return annotations.annotate(folder, {file: folder / file for file in files})
+    found = annotations.annotate(folder, {f.replace("/", "__"): folder / f for f in files})
+    assert found.objects.keys() == found.absent.keys()
+    return found
 
 
 def lines(*entries) -> str:
@@ -28,34 +37,45 @@ def lines(*entries) -> str:
 
 def boxes(folder, *files) -> dict:
     objects, _, categories, problems, _ = read(folder, *files or FOUND)
-    assert problems == [] and categories == sorted(
-        {o["category"] for v in objects.values() for o in v}
-    )
+    named = {item["category"] for items in objects.values() for item in items}
+    assert problems == [] and categories == sorted(named)
     return {
-        file.split("/")[-1]: [(item["category"], item["box"]) for item in items]
+        file: [(item["category"], item["box"]) for item in items]
         for file, items in sorted(objects.items())
     }
 
 
-FOUND = {
-    "a.jpg": [("dog", [10, 20, 30, 40]), ("cat", [50, 5, 6, 7])],
-    "b.jpg": [("cat", [1, 2, 3, 4])],
-}
-B = {"category": "cat", "bbox": [1, 2, 3, 4]}
+def found_for(folder, names):
+    """Categories by image, and the sentences."""
+    found = read(folder, *names)
+    by_image = found.objects.items()
+    return {name: [item["category"] for item in items] for name, items in by_image}, found.problems
 
 
-def test_instances_under_any_name(tmp_path):
-    """As FiftyOne exports them: labels.json beside data/."""
-    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
-    categories = [{"id": 0, "name": "dog", "supercategory": "animal"}, {"id": 1, "name": "cat"}]
-    annotations = [
-        {"id": 1, "image_id": 1, "category_id": 0, "bbox": DOG["bbox"], "supercategory": "animal"},
-        {"id": 2, "image_id": 1, "category_id": 1, "bbox": CAT["bbox"], "iscrowd": 0},
-        {"id": 3, "image_id": 2, "category_id": 1, "bbox": B["bbox"], "area": 12},
-    ]
-    data = {"info": {}, "images": images, "categories": categories, "annotations": annotations}
-    write(tmp_path, "labels.json", data)
-    assert boxes(tmp_path) == FOUND
+def annotated(folder, file_names, at="instances.json", more=()):
+    """A COCO file in `folder` with an object, in a category of its own number, per file name."""
+    numbered = [*enumerate(file_names)]
+    size, box = {"width": 90, "height": 60}, {"bbox": [1, 2, 30, 40]}
+    data = {
+        "images": [{"id": n, "file_name": name, **size} for n, name in numbered],
+        "annotations": [{"id": n, "image_id": n, "category_id": n, **box} for n, _ in numbered],
+        "categories": [{"id": n, "name": f"object {n}"} for n, _ in numbered],
+    }
+    for key, entries in dict(more).items():
+        data[key] += entries
+    write(folder, at, data)
+    return data
+
+
+BY_IMAGE = [("a.jpg", [DOG, CAT]), ("b.jpg", [B])]
+IMAGES = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
+LISTED = [{"id": 0, "name": "dog", "supercategory": "animal"}, {"id": 1, "name": "cat"}]
+BOXES = [
+    {"id": 1, "image_id": 1, "category_id": 0, "bbox": DOG["bbox"], "supercategory": "animal"},
+    {"id": 2, "image_id": 1, "category_id": 1, "bbox": CAT["bbox"], "iscrowd": 0},
+    {"id": 3, "image_id": 2, "category_id": 1, "bbox": B["bbox"], "area": 12},
+]
+BESIDE = {"bbox": [DOG["bbox"], CAT["bbox"]], "categories": ["dog", "cat"]}
 
 
 @pytest.mark.parametrize(
@@ -69,25 +89,11 @@ def test_instances_under_any_name(tmp_path):
         {"a.json": {"annotations": [DOG, CAT]}, "b.json": [B]},
         {"a.json": {"image": {"file_name": "x/a.jpg"}, "annotations": [DOG, CAT]}, "b.json": [B]},
         # JSON lines, per image, per box, and with lists side by side as Hugging Face has them.
+        {"m.jsonl": lines(*({"file_name": name, "objects": items} for name, items in BY_IMAGE))},
+        {"m.json": lines(*({"image": name, **item} for name, items in BY_IMAGE for item in items))},
         {
-            "metadata.jsonl": lines(
-                {"file_name": "a.jpg", "objects": [DOG, CAT]},
-                {"file_name": "b.jpg", "objects": [B]},
-            )
-        },
-        {
-            "boxes.json": lines(
-                {"image": "a.jpg", **DOG}, {"image": "a.jpg", **CAT}, {"image": "b.jpg", **B}
-            )
-        },
-        {
-            "metadata.jsonl": lines(
-                {
-                    "file_name": "a.jpg",
-                    "objects": {"bbox": [DOG["bbox"], CAT["bbox"]], "categories": ["dog", "cat"]},
-                },
-                {"file_name": "b.jpg", "objects": {"bbox": [B["bbox"]], "category": ["cat"]}},
-            )
+            "m.jsonl": lines({"file_name": "a.jpg", "objects": BESIDE})
+            + lines({"file_name": "b.jpg", "objects": {"bbox": [B["bbox"]], "category": ["cat"]}})
         },
         # One list of boxes, other names of the keys.
         {
@@ -97,10 +103,12 @@ def test_instances_under_any_name(tmp_path):
                 {"filename": "b.jpg", "category_name": "cat", "bbox": B["bbox"]},
             ]
         },
+        # COCO's under any name, with more fields, as FiftyOne exports them.
+        {"labels.json": {"info": {}, "images": IMAGES, "categories": LISTED, "annotations": BOXES}},
     ],
 )
 def test_exports_with_image_category_and_box(tmp_path, files):
-    for name, content in [("a.jpg", ""), ("b.jpg", ""), *files.items()]:
+    for name, content in files.items():
         write(tmp_path, name, content)
     assert boxes(tmp_path) == FOUND
 
@@ -115,6 +123,9 @@ def test_sizes_crowds_colours_polygons_and_images_without_objects_are_kept(tmp_p
     assert found["polygons"] == dog["segmentation"] and len(objects) == 1 and not problems
 
 
+SIZE, CORNERS = {"width": 90, "height": 60}, [{**DOG, "bbox": [n, 9, 60, 50]} for n in (1, 50)]
+
+
 @pytest.mark.parametrize(
     "name, content, reason",
     [
@@ -122,15 +133,7 @@ def test_sizes_crowds_colours_polygons_and_images_without_objects_are_kept(tmp_p
         ("a.json", {"shapes": [{"label": "dog", "points": [[1, 2]]}]}, "no category's name"),
         ("a.json", {"objects": [{"label": "dog", "points": [[1, 2], [3, 4]]}]}, "no box"),
         ("x.json", [DOG], "no image's name among 'category', 'bbox'"),
-        (
-            "a.json",
-            {
-                "width": 90,
-                "height": 60,
-                "objects": [{**DOG, "bbox": [n, 9, 60, 50]} for n in (1, 50)],
-            },
-            "two corners: some leave their image",
-        ),
+        ("a.json", SIZE | {"objects": CORNERS}, "two corners: some leave their image"),
         ("m.jsonl", '{"file_name": "a.jpg"\n', "JSONDecodeError"),
         ("a.xml", "<annotation/>", "a.xml"),
         ("a.txt", "0 0.5 0.5 0.1 0.1", "a.txt"),
@@ -162,34 +165,6 @@ def test_notes_beside_annotations_that_were_read_are_no_problem(tmp_path):
     assert list(boxes(tmp_path, "a.jpg")) == ["a.jpg"]
 
 
-def annotated(folder, file_names, at="instances.json", more=()):
-    """A COCO file in `folder` with an object, in a category of its own number, per file name."""
-    boxes = [*enumerate(file_names)]
-    data = {
-        "images": [{"id": n, "file_name": name, "width": 90, "height": 60} for n, name in boxes],
-        "annotations": [
-            {"id": n, "image_id": n, "category_id": n, "bbox": [1, 2, 30, 40]} for n, _ in boxes
-        ],
-        "categories": [{"id": n, "name": f"object {n}"} for n, _ in boxes],
-    }
-    for key, entries in dict(more).items():
-        data[key] += entries
-    (folder / at).parent.mkdir(parents=True, exist_ok=True)
-    (folder / at).write_text(json.dumps(data))
-    return data
-
-
-def found_for(folder, names):
-    """Categories by image, and the sentences, of images in `folder` made empty."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    found = annotations.annotate(folder, images.find_images(folder))
-    assert found.objects.keys() == found.absent.keys()
-    by_image = found.objects.items()
-    return {name: [item["category"] for item in items] for name, items in by_image}, found.problems
-
-
 def test_annotations(photographs):
     objects, absent, categories, problems, files = read(photographs, "china.jpg")
     assert absent == {"china.jpg": ["umbrella"]} and "instances_test.json" in files
@@ -200,26 +175,15 @@ def test_annotations(photographs):
     ]
 
 
-def test_keypoints_beside_instances_are_not_counted_twice(photographs, tmp_path):
-    text = (photographs / "instances_test.json").read_text()
-    for name in ["instances_val.json", "person_keypoints_val.json"]:
-        (tmp_path / name).write_text(text)
-    (tmp_path / "captions_val.json").write_text('{"images": [], "annotations": []}')
-    assert len(read(tmp_path, "china.jpg").objects["china.jpg"]) == 2
-
-
 def test_other_files_and_odd_annotations_are_passed_over(photographs, tmp_path):
     """JSON lines, annotations of images that are not listed (a subset), without a box, and twice
     the same."""
     data = json.loads((photographs / "instances_test.json").read_text())
     first = data["annotations"][0]
-    data["annotations"] += [
-        {**first, "id": 8, "image_id": 99},
-        {key: first[key] for key in ("image_id", "category_id")},
-        first,
-    ]
-    (tmp_path / "instances_subset.json").write_text(json.dumps(data))
-    (tmp_path / "instances_lines.json").write_text('{"a": 1}\n{"a": 2}\n')
+    without_box = {key: first[key] for key in ("image_id", "category_id")}
+    data["annotations"] += [{**first, "id": 8, "image_id": 99}, without_box, first]
+    write(tmp_path, "instances_subset.json", data)
+    write(tmp_path, "instances_lines.json", '{"a": 1}\n{"a": 2}\n')
     objects, _, _, problems, _ = read(tmp_path, "china.jpg")
     assert len(objects["china.jpg"]) == 2 and len(problems) == 3
 
@@ -240,45 +204,37 @@ def test_what_is_named_twice_is_left_out_and_said(photographs, tmp_path):
     assert found.objects == {} and found.problems == [
         "china.jpg: annotated more than once, not alike (china.jpg), left out"
     ]
-    odd = tmp_path / "odd"
-    odd.mkdir()
-    twice = {
-        **data,
-        "images": data["images"] + [{"id": 7, "file_name": "b.jpg"}],
-        "categories": data["categories"] + [{"id": 1, "name": "x"}],
-    }
-    write(odd, "instances.json", twice)
-    objects, _, _, problems, _ = read(odd, "china.jpg", "b.jpg")
+    data["images"].append({"id": 7, "file_name": "b.jpg"})
+    data["categories"].append({"id": 1, "name": "x"})
+    write(tmp_path, "odd/instances.json", data)
+    objects, _, _, problems, _ = read(tmp_path / "odd", "china.jpg", "b.jpg")
     assert objects == {} and sum("no id of its own" in said for said in problems) == 4
 
 
 TWO = [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 2)]
+DEEP = [{"id": 1, "file_name": "x/1.jpg"}]
 
 
 @pytest.mark.parametrize(
-    "files, images",
+    "files, names",
     [
         # Cats are told by another file, in another folder or of a lower rank; by another path.
         ({"instances_a.json": TWO[:1], "y/instances_b.json": TWO[:1]}, ["1.jpg"]),
         ({"instances.json": TWO[:1], "labels.json": TWO}, ["1.jpg", "2.jpg"]),
         ({"a.json": TWO[:1], "sub/b.json": TWO}, ["1.jpg", "2.jpg"]),
-        ({"a.json": TWO[:1], "b.json": [{"id": 1, "file_name": "x/1.jpg"}]}, ["1.jpg"]),
+        ({"a.json": TWO[:1], "b.json": DEEP}, ["1.jpg"]),
         # Any of two images may have the cat.
-        (
-            {"a.json": [{"id": 1, "file_name": "x/1.jpg"}], "b.json": TWO[:1]},
-            ["x/1.jpg", "y/1.jpg"],
-        ),
+        ({"a.json": DEEP, "b.json": TWO[:1]}, ["x/1.jpg", "y/1.jpg"]),
     ],
 )
-def test_what_any_file_tells_of_an_image_is_not_absent(tmp_path, files, images):
+def test_what_any_file_tells_of_an_image_is_not_absent(tmp_path, files, names):
     categories = [{"id": n, "name": name} for n, name in enumerate(("dog", "cat", "cow"))]
     for number, (name, listed) in enumerate(files.items()):
         found = [{"image_id": 1, "category_id": n, "bbox": DOG["bbox"]} for n in range(number + 1)]
-        (tmp_path / name).parent.mkdir(exist_ok=True)
         data = {"images": listed, "annotations": found, "categories": categories}
         write(tmp_path, name, data)
-    found = read(tmp_path, *images)
-    assert len(found.objects[images[0]]) == 1 and found.absent[images[0]] == ["cow"]
+    found, first = read(tmp_path, *names), names[0].replace("/", "__")
+    assert len(found.objects[first]) == 1 and found.absent[first] == ["cow"]
 
 
 @pytest.mark.parametrize(
@@ -288,12 +244,7 @@ def test_what_any_file_tells_of_an_image_is_not_absent(tmp_path, files, images):
         (["train/0.png", "val/0.png"], ["train/0.png"], "a.json", {"train__0.png": 0}),
         (["train/0.png", "val/0.png"], ["0.png"], "a.json", {}),
         (["train/0.png", "val/0.png"], ["0.png"], "train/a.json", {"train__0.png": 0}),
-        (
-            ["train/0.png", "val/0.png"],
-            ["val/0.png", "train/0.png"],
-            "a.json",
-            {"train__0.png": 1, "val__0.png": 0},
-        ),
+        (["t/0.png", "v/0.png"], ["v/0.png", "t/0.png"], "a.json", {"t__0.png": 1, "v__0.png": 0}),
         (["0.png"], ["train/0.png", "val/0.png"], "a.json", {}),
         (["val/0.png"], ["train/0.png", "val/0.png"], "a.json", {"val__0.png": 1}),
         # As COCO's folders are, as an archive of another machine's was, and as links are.
@@ -320,8 +271,7 @@ def test_a_suffix_in_capitals_is_a_suffix(tmp_path):
 def test_good_boxes_near_the_corner_are_no_two_corners(tmp_path):
     """A width may be larger than x in every box."""
     good = [{**DOG, "bbox": [9 * n, 5, 9 * n + 20, 30]} for n in range(5)]
-    write(tmp_path, "a.jpg", "")
-    write(tmp_path, "a.json", {"width": 90, "height": 60, "objects": good})
+    write(tmp_path, "a.json", SIZE | {"objects": good})
     assert [box for _, box in boxes(tmp_path, "a.jpg")["a.jpg"]] == [item["bbox"] for item in good]
 
 
@@ -330,9 +280,8 @@ def parse_voc(content, image):
     root = ElementTree.fromstring(content)
     file, found = root.findtext("filename"), []
     for item in root.iter("object"):
-        x0, y0, x1, y1 = (
-            float(item.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")
-        )
+        corners = [item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+        x0, y0, x1, y1 = map(float, corners)
         place = {"image_id": file, "category_id": item.findtext("name")}
         found.append({**place, "bbox": [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1]})
     return {"images": [{"id": file, "file_name": file}], "annotations": found}
@@ -345,49 +294,38 @@ def test_a_format_more_is_one_parser(tmp_path, monkeypatch):
         item = f"<object><name>{category}</name><bndbox>{box}</bndbox></object>"
         voc = f"<annotation><filename>{name}.jpg</filename>{item}</annotation>"
         write(tmp_path, f"{name}.xml", voc)
-    found = annotated_as(tmp_path, "0.jpg", "1.jpg")
+    found = read(tmp_path, "0.jpg", "1.jpg")
     assert found.objects["0.jpg"][0]["box"] == [1, 2, 10, 20] and found.problems == []
     assert found.absent == {"0.jpg": ["cat"], "1.jpg": ["dog"]}
 
 
-def annotated_as(folder, *names):
-    """The annotations of images in `folder` made empty."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return annotations.annotate(folder, images.find_images(folder))
-
-
 def test_what_is_called_otherwise_on_disk_is_said_in_one_sentence(tmp_path):
     annotated(tmp_path, ["COCO_val2014_01.jpg", "2.JPG", "3.jpg"])
-    found = annotated_as(tmp_path, "01.jpg", "2.jpg", "3.jpg")
+    found = read(tmp_path, "01.jpg", "2.jpg", "3.jpg")
     assert list(found.objects) == ["3.jpg"] and found.problems == [
         "2 annotated names match no image, for instance COCO_val2014_01.jpg; "
         "2 images have no annotations, for instance 01.jpg"
     ]
     # Of a subset of COCO every image has annotations: nothing to say.
-    (tmp_path / "01.jpg").unlink(), (tmp_path / "2.jpg").unlink()
-    assert annotated_as(tmp_path).problems == []
+    assert read(tmp_path, "3.jpg").problems == []
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
 def test_accents_written_as_one_or_two_characters_are_the_same_name(tmp_path, forms):
     listed, stored = (normalize(form, "caf\xe9/\xfc.jpg") for form in forms)
     annotated(tmp_path, [listed])
-    assert list(annotated_as(tmp_path, stored).objects) == [stored.replace("/", "__")]
+    assert list(read(tmp_path, stored).objects) == [stored.replace("/", "__")]
 
 
 def test_files_are_read_until_every_image_is_named_and_it_is_said_which(tmp_path):
     """Instances of other images hide no annotations of these; keypoints add nothing to them."""
     annotated(tmp_path, ["other.jpg"], "instances_val2017.json")
     annotated(tmp_path, ["other.jpg", "mine.jpg"], "labels.json")
-    found = annotated_as(tmp_path, "mine.jpg")
+    found = read(tmp_path, "mine.jpg")
     assert [item["category"] for item in found.objects["mine.jpg"]] == ["object 1"]
     assert found.files == "Annotations were read from instances_val2017.json and 1 more files"
-    found = annotated_as(tmp_path, "other.jpg")
+    found = read(tmp_path, "other.jpg")
     assert [item["category"] for item in found.objects["other.jpg"]] == ["object 0"]
-    (tmp_path / "mine.jpg").unlink()
-    found = annotated_as(tmp_path)
     assert found.files == (
         "Annotations were read from instances_val2017.json"
         "; not opened, as these name every image: labels.json"
@@ -398,8 +336,8 @@ def test_categories_of_another_file_were_not_looked_for(tmp_path):
     annotated(tmp_path, ["a.jpg"], "a.json")
     data = annotated(tmp_path, ["b.jpg", "c.jpg"], "b.json")
     data["categories"] = [{**entry, "name": "x" + entry["name"]} for entry in data["categories"]]
-    (tmp_path / "b.json").write_text(json.dumps(data))
-    found = annotated_as(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    write(tmp_path, "b.json", data)
+    found = read(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     assert found.categories == ["object 0", "xobject 0", "xobject 1"]
     assert found.absent == {"a.jpg": [], "b.jpg": ["xobject 1"], "c.jpg": ["xobject 0"]}
 
@@ -407,12 +345,13 @@ def test_categories_of_another_file_were_not_looked_for(tmp_path):
 def test_two_files_alike_in_content_tell_of_the_images_that_they_are_called_as(tmp_path):
     write(tmp_path, "a.json", [DOG])
     write(tmp_path, "b.json", [DOG])
-    assert list(annotated_as(tmp_path, "a.jpg", "b.jpg").objects) == ["a.jpg", "b.jpg"]
+    assert list(read(tmp_path, "a.jpg", "b.jpg").objects) == ["a.jpg", "b.jpg"]
 
 
 def test_masks_are_said(tmp_path):
     annotated(tmp_path, ["1.jpg"])
-    found = annotated_as(tmp_path, "1.jpg", "1.png")
+    write(tmp_path, "1.jpg", ""), write(tmp_path, "1.png", "")
+    found = read(tmp_path, "1.jpg", "1.png")
     assert list(found.objects) == ["1.jpg"] and found.problems == [
         "1.png: left out, as masks of other images"
     ]

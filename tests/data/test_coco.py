@@ -5,6 +5,7 @@ import json
 import pytest
 
 from llava_lens.data import coco
+from llava_lens.words import SPECIAL_TOKENS
 from tests.data.test_annotations import annotated, found_for, read, write
 
 
@@ -30,7 +31,7 @@ def test_an_annotation_that_cannot_be_used_is_named_and_left_out(
 ):
     data = json.loads((photographs / "instances_test.json").read_text())
     data["annotations"].append({**data["annotations"][0], "id": 3, **change})
-    (tmp_path / "instances_odd.json").write_text(json.dumps(data))
+    write(tmp_path, "instances_odd.json", data)
     objects, _, categories, (said,), _ = read(tmp_path, "china.jpg")
     assert said.startswith("instances_odd.json, annotation 2: ") and problem in said
     whole = read(photographs, "china.jpg")
@@ -51,29 +52,22 @@ def test_an_annotation_that_cannot_be_used_is_named_and_left_out(
     ],
 )
 def test_a_file_that_is_not_coco_is_named(tmp_path, data):
-    (tmp_path / "odd.json").write_text(json.dumps(data))
-    objects, _, categories, problems, _ = read(tmp_path, "china.jpg")
-    assert (
-        objects == {}
-        and categories == []
-        and len(problems) == 1
-        and problems[0].startswith("odd.json (")
-        and "not understood as annotations; expected is COCO's instances format" in problems[0]
-    )
+    write(tmp_path, "odd.json", data)
+    objects, _, categories, (problem,), _ = read(tmp_path, "china.jpg")
+    assert objects == {} and categories == [] and problem.startswith("odd.json (")
+    assert "not understood as annotations; expected is COCO's instances format" in problem
 
 
-@pytest.mark.parametrize("name", ["", " ", "<image>", "half \ud800", "a" * 101, 7, None])
+@pytest.mark.parametrize(
+    "name", ["", " ", *SPECIAL_TOKENS, "a <s>", "half \ud800", "a" * 101, 7, None]
+)
 def test_a_category_that_cannot_be_asked_about_is_left_out(photographs, tmp_path, name):
     data = json.loads((photographs / "instances_test.json").read_text())
     data["categories"][2]["name"] = name
-    (tmp_path / "instances.json").write_text(json.dumps(data))
-    objects, _, categories, problems, _ = read(tmp_path, "china.jpg")
-    assert (
-        categories == ["temple", "tree"]
-        and len(objects["china.jpg"]) == 2
-        and len(problems) == 1
-        and ("can't be asked about" in problems[0] or "no name" in problems[0])
-    )
+    write(tmp_path, "instances.json", data)
+    objects, _, categories, (problem,), _ = read(tmp_path, "china.jpg")
+    assert categories == ["temple", "tree"] and len(objects["china.jpg"]) == 2
+    assert "can't be asked about" in problem or "no name" in problem
 
 
 def test_odd_paths_and_sizes_of_images_are_read_and_crowds_are_kept(tmp_path):
@@ -94,7 +88,7 @@ def test_a_broken_file_hides_no_good_one_and_a_bad_entry_no_file(tmp_path):
         "annotations": [None, 3, {"id": [2]}],
     }
     annotated(tmp_path, ["0.png"], "boxes.json", more=bad)
-    (tmp_path / "instances_val.json").write_text("{")
+    write(tmp_path, "instances_val.json", "{")
     categories, problems = found_for(tmp_path, ["0.png"])
     assert categories == {"0.png": ["object 0"]} and len(problems) == 1 + 4 + 4 + 3
 
@@ -116,7 +110,7 @@ def test_odd_boxes_and_sizes_are_read_right_or_named(tmp_path, change, size, pro
     data = annotated(tmp_path, ["0.png"])
     data["annotations"][0] |= change
     data["images"][0] |= dict(zip(("width", "height"), size, strict=True))
-    (tmp_path / "instances.json").write_text(json.dumps(data))
+    write(tmp_path, "instances.json", data)
     categories, problems = found_for(tmp_path, ["0.png"])
     assert categories == ({} if problem else {"0.png": ["object 0"]})
     assert len(problems) == bool(problem) and (problem or "") in "".join(problems)
@@ -130,14 +124,15 @@ BOX = [1, 2, 30, 40]
 
 def absent_of(folder, *more, categories=("dog", "cat", "cow"), image=(), first=True):
     """What `1.jpg` is known not to have: `first` a dog is annotated in it, then `more`."""
-    annotations_ = [{"id": 1, "image_id": 1, "category_id": 0, "bbox": BOX}] * first
-    entries = [
+    data = annotated(folder, ["1.jpg", "2.jpg"])
+    for number, entry in enumerate(data["images"], 1):
+        entry["id"] = number
+    data["images"][0] |= dict(image)
+    data["annotations"] = [*[another(0, id=1)] * first, *more]
+    data["categories"] = [
         {"id": n, **(entry if isinstance(entry, dict) else {"name": entry})}
         for n, entry in enumerate(categories)
     ]
-    images_ = [{"id": n, "file_name": f"{n}.jpg", "width": 90, "height": 60} for n in (1, 2)]
-    images_[0] |= dict(image)
-    data = {"images": images_, "annotations": [*annotations_, *more], "categories": entries}
     write(folder, "instances.json", data)
     return read(folder, "1.jpg", "2.jpg").absent["1.jpg"]
 
@@ -185,8 +180,18 @@ def test_what_of_an_annotation_cannot_be_used_is_not_absent(tmp_path, entry, abs
 )
 def test_crowds_as_exports_write_them(tmp_path, crowd, is_crowd):
     absent_of(tmp_path, another(iscrowd=crowd))
-    (_, found) = read(tmp_path, "1.jpg", "2.jpg").objects["1.jpg"]
-    assert found["crowd"] is is_crowd
+    assert read(tmp_path, "1.jpg", "2.jpg").objects["1.jpg"][1]["crowd"] is is_crowd
+
+
+KINDS = [
+    {"name": name, "supercategory": above}
+    for name, above in (
+        ("dog", "animal"),
+        ("Animal", "being"),
+        ("poodle", "dog"),
+        ("cat", "animal"),
+    )
+]
 
 
 @pytest.mark.parametrize(
@@ -201,16 +206,7 @@ def test_crowds_as_exports_write_them(tmp_path, crowd, is_crowd):
         ([{"name": "fish", "supercategory": "fish"}, "cat"], ["cat"]),
         (["dog", "cat", "background", "_background_", "__ignore__", "Unlabeled"], ["cat"]),
         # What the dog is a kind of, and the kinds of it: it may be one.
-        (
-            [
-                {"name": "dog", "supercategory": "animal"},
-                {"name": "Animal", "supercategory": "being"},
-                {"name": "poodle", "supercategory": "dog"},
-                {"name": "cat", "supercategory": "animal"},
-                "being",
-            ],
-            ["cat"],
-        ),
+        ([*KINDS, "being"], ["cat"]),
     ],
 )
 def test_what_may_be_the_same_is_not_absent(tmp_path, categories, absent):
@@ -251,8 +247,8 @@ def test_an_annotation_needs_no_id(tmp_path, ids):
     """CVAT writes 0 everywhere; other tools count per image. Exact copies count once."""
     found = [another(n % 2, bbox=[n, 2, 30, 40], id=id_) for n, id_ in enumerate(ids)]
     absent_of(tmp_path, *found, found[0] | {"id": 99}, first=False)
-    (whole,) = (read(tmp_path, "1.jpg", "2.jpg").objects.values(),)
-    boxes = [item["box"] for items in whole for item in items]
+    whole = read(tmp_path, "1.jpg", "2.jpg").objects
+    boxes = [item["box"] for items in whole.values() for item in items]
     assert boxes == [[0, 2, 30, 40], [1, 2, 30, 40], [2, 2, 30, 40]]
 
 
@@ -262,7 +258,7 @@ def test_an_id_is_the_same_as_text_and_as_number(tmp_path, one, other):
     data = annotated(tmp_path, ["0.png"])
     data["images"][0]["id"], data["annotations"][0]["image_id"] = one, other
     data["categories"][0]["id"], data["annotations"][0]["category_id"] = other, one
-    (tmp_path / "instances.json").write_text(json.dumps(data))
+    write(tmp_path, "instances.json", data)
     assert found_for(tmp_path, ["0.png"]) == ({"0.png": ["object 0"]}, [])
 
 
@@ -271,11 +267,9 @@ def test_a_dict_of_entries_is_its_values(tmp_path, keys):
     data = annotated(tmp_path, ["0.png", "1.png"])
     for key in keys:
         data[key] = {str(n): entry for n, entry in enumerate(data[key])}
-    (tmp_path / "instances.json").write_text(json.dumps(data))
-    assert found_for(tmp_path, ["0.png", "1.png"])[0] == {
-        "0.png": ["object 0"],
-        "1.png": ["object 1"],
-    }
+    write(tmp_path, "instances.json", data)
+    both = {"0.png": ["object 0"], "1.png": ["object 1"]}
+    assert found_for(tmp_path, both) == (both, [])
     data["categories"] = {"0": "object 0", "1": "object 1"}
-    (tmp_path / "instances.json").write_text(json.dumps(data))
-    assert found_for(tmp_path, [])[0]["1.png"] == ["object 1"]
+    write(tmp_path, "instances.json", data)
+    assert found_for(tmp_path, both) == (both, [])

@@ -88,17 +88,12 @@ def test_colours_against_judgements_by_eye(half, n):
     assert len({word for _, word in said}) >= 4 and "gray" not in {word for _, word in said}
 
 
-@pytest.mark.parametrize(
-    "rgb",
-    [
-        (12, 34, 34),  # a teal car in shade, not black
-        (128, 150, 182),  # a white toilet in the light of the sky, not blue
-        (140, 105, 30),  # a yellow taxi in shade, not brown
-    ],
-)
-def test_what_shade_makes_of_another_colour_is_none(rgb):
-    assert term_of(rgb) == data_colours.UNSURE
-    assert data_colours.colour_of(np.full((9, 3), rgb, np.uint8)) is None
+def test_what_shade_makes_of_another_colour_is_none():
+    """A teal car in shade is not black, a white toilet in the light of the sky not blue, a yellow
+    taxi in shade not brown."""
+    for rgb in ((12, 34, 34), (128, 150, 182), (140, 105, 30)):
+        assert term_of(rgb) == data_colours.UNSURE
+        assert data_colours.colour_of(np.full((9, 3), rgb, np.uint8)) is None
 
 
 def noise(image: Image.Image, spread: int) -> Image.Image:
@@ -201,24 +196,21 @@ LEFT = [rectangle(0, 0, 20, 100)]
 def test_the_annotations_own_colour_goes_first_then_the_pixels(item, color, color_from):
     (found,) = data_colours.with_colours([item], picture(["red"] + ["white"] * 9))
     assert (found["color"], found["color_from"]) == (color, color_from)
-
-
-def test_there_is_no_truth_in_coloured_light():
-    light = picture(["red"] * 10)
-    (found,) = data_colours.with_colours([an_object([rectangle(0, 0, 100, 100)])], light)
-    assert found["color"] is None and data_colours.tint_of(light) is None
+    light = picture(["red"] * 10)  # coloured light tells no truth
+    (found,) = data_colours.with_colours([item], light)
+    assert found["color"] == item["color"] and data_colours.tint_of(light) is None
 
 
 def test_colour_questions_go_first_to_objects_whose_colour_is_known():
     clear = {"visible": 1.0, "share": 0.1, "crowd": False, "box": [0, 0, 9, 9]}
+    known = [("car", None, ""), ("dog", "black", "pixels"), ("bus", None, "")]
     objects = [
-        {"category": "car", "color": None, "color_from": "", **clear},
-        {"category": "dog", "color": "black", "color_from": "pixels", **clear},
-        {"category": "bus", "color": None, "color_from": "", **clear},
+        clear | dict(zip(("category", "color", "color_from"), of, strict=True)) for of in known
     ]
     for seed in range(9):
         asked = [p for p in prompts.make_prompts(objects, [], seed) if p["kind"] == "colour"]
         assert [(p["truth"], p["truth_from"]) for p in asked] == [("black", "pixels")]
+    assert not data_colours.may_have_colour({**objects[0], "category": "cup"})
     objects.append({**objects[0], "category": "person"})  # never asked about
     asked = [p for p in prompts.make_prompts(objects, [], 0, per_kind=9) if p["kind"] == "colour"]
     assert [p["truth_from"] for p in asked] == ["pixels", "", ""]
@@ -227,11 +219,9 @@ def test_colour_questions_go_first_to_objects_whose_colour_is_known():
 
 
 def test_polygons_are_read_and_masks_and_odd_ones_are_not():
-    def read(segmentation):
-        entry = {"bbox": [1, 2, 3, 4], "segmentation": segmentation}
-        return coco._read_object(entry, "dog", None)["polygons"]
-
     good = rectangle(0, 0, 9, 9)
-    assert read([good, good]) == [good, good]
-    for odd in (None, {"counts": [1, 2], "size": [3, 4]}, [good[:5]], [good[:4]], [["a"] * 6], "x"):
-        assert read(odd) == []
+    odd = [None, {"counts": [1, 2], "size": [3, 4]}, [good[:5]], [good[:4]], [["a"] * 6], "x"]
+    for segmentation in ([good, good], *odd):
+        entry = {"bbox": [1, 2, 3, 4], "segmentation": segmentation}
+        polygons = coco._read_object(entry, "dog", None)["polygons"]
+        assert polygons == ([] if segmentation in odd else segmentation)

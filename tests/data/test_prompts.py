@@ -1,10 +1,13 @@
 """Questions made from annotations, and the user's own."""
 
+import numpy as np
 import pytest
 
-from llava_lens import kinds
-from llava_lens.data import colours, crop
+from llava_lens import checks, kinds
+from llava_lens.data import crop
 from llava_lens.data import prompts as data_prompts
+from llava_lens.words import SPECIAL_TOKENS
+from tests.hostile import RUN
 
 
 def item(category, box, crowd=False, color=None, visible=1.0, cut_off=False):
@@ -86,7 +89,7 @@ def test_relation(a, b, relation):
     [
         ([""], "Prompt 0 is empty"),
         (["a", " \n"], "Prompt 1 is empty"),
-        (["What is <image>?"], "own <image>"),
+        *(([f"What is {token}?"], f"Prompt 0 .*has its own {token}") for token in SPECIAL_TOKENS),
         ("What is it?", "it must be a list of questions"),
         ([{"question": None}], "Prompt 0 is empty"),
         ([None], "Prompt 0 is empty or no text"),
@@ -99,6 +102,21 @@ def test_relation(a, b, relation):
 def test_bad_prompts(prompts, message):
     with pytest.raises(ValueError, match=message):
         data_prompts.as_prompts(prompts)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        list(np.array(["What is it?", "Where?"])),
+        np.array(["What is it?", "Where?"]),
+        [{"question": np.str_("What is it?"), "kind": np.str_("object"), "truth": np.str_("a")}],
+        [{np.str_("question"): "What is it?"}],
+    ],
+)
+def test_texts_of_numpy_are_made_plain(asked):
+    plain = data_prompts.as_prompts(asked)
+    assert all({type(key) for key in prompt} == {str} for prompt in plain)
+    checks.check_run(RUN | {"own_prompts": plain})
 
 
 DOG, FRISBEE = item("dog", (50, 50, 250, 250)), item("frisbee", (200, 150, 80, 60))
@@ -189,10 +207,3 @@ def test_a_category_of_the_same_name_makes_an_object_ambiguous():
     assert [p["question"].splitlines()[0] for p in made if p["kind"] == "colour"] == []
     about = {p["categories"][0]: p["truth"] for p in made if p["kind"] == "presence"}
     assert about == {"cat": "yes", "Cats": "yes", "cup": "yes", "dog": "no"}
-
-
-def test_a_colour_from_the_pixels_is_said_to_be_so():
-    assert not colours.may_have_colour(item("cup", (0, 0, 9, 9)))
-    clear = item("car", (0, 0, 99, 99), color="red") | {"color_from": "pixels"}
-    (colour,) = data_prompts.make_prompts([clear], [], kinds=["colour"])
-    assert (colour["truth"], colour["truth_from"]) == ("red", "pixels")

@@ -55,12 +55,9 @@ def annotated(scenes) -> dict[str, list[dict]]:
     return {f"{i}.jpg": list(map(box_of, scene)) for i, scene in enumerate(scenes)}
 
 
-def test_categories_are_counted_together():
+def test_absent_categories_are_drawn_in_popes_three_ways_in_turn():
     together = watched.count_together(annotated([["dog", "dog", "cat"], ["dog"], []]))
     assert together == {"dog": Counter(dog=2, cat=1), "cat": Counter(dog=1, cat=1)}
-
-
-def test_absent_categories_are_drawn_in_popes_three_ways_in_turn():
     together = watched.count_together(annotated(SCENES))
     drawn = {way: Counter() for way in ABSENT_SAMPLINGS}
     absent = [name for name in ALL if name not in ("cup", "bed")]
@@ -79,9 +76,7 @@ def test_absent_categories_are_drawn_in_popes_three_ways_in_turn():
     assert set(drawn["popular"]) == {"person", "dog", "book"}
     assert drawn["adversarial"]["fork"] > 20 and len(drawn["adversarial"]) == 3
     assert min(sum(names.values()) for names in drawn.values()) > 70
-
-
-def test_without_counts_absent_categories_are_random():
+    # Without counts all are random.
     rows = watched.draw_absent(ALL, set(), {}, 99, random.Random(0))
     assert sorted(name for name, _ in rows) == ALL and {way for _, way in rows} == {"random"}
 
@@ -130,11 +125,9 @@ def test_what_shares_a_name_with_something_there_is_no_control(name):
         assert "no" not in {prompt["truth"] for prompt in prompts}
 
 
-def test_a_byte_level_vocabulary_is_watched_too():
-    class Bytes(Llama):
-        def get_vocab(self):
-            return {label.replace("▁", "Ġ"): token_id for label, token_id in LLAMA.items()}
-
-    objects = [box_of("dog"), box_of("cup")]
-    as_llama = watched.words_to_watch(Llama(), objects, ["fork", "cat"])
-    assert watched.words_to_watch(Bytes(), objects, ["fork", "cat"]) == as_llama != []
+def test_a_byte_level_vocabulary_is_watched_too(monkeypatch):
+    objects, absent = [box_of("dog"), box_of("cup")], ["fork", "cat"]
+    as_llama = watched.words_to_watch(Llama(), objects, absent)
+    as_bytes = {label.replace("▁", "Ġ"): token_id for label, token_id in LLAMA.items()}
+    monkeypatch.setattr(Llama, "get_vocab", lambda _: as_bytes)
+    assert watched.words_to_watch(Llama(), objects, absent) == as_llama != []
