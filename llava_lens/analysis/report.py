@@ -7,10 +7,10 @@ import pandas as pd
 
 from llava_lens.analysis.causal import LEAST_DIFFERENCE
 from llava_lens.analysis.curves import bias_curve, first_tokens, per_image
-from llava_lens.analysis.findings import LEVEL, ORDER, OWN, THERE, WINDOW, findings
+from llava_lens.analysis.findings import LEVEL, ORDER, OWN, THERE, WINDOW, findings, peak_layers
 from llava_lens.analysis.per_kind import controls_table, settling_table
 from llava_lens.analysis.presence import presence_table
-from llava_lens.analysis.stats import LEAST_LIKELY, interval, peak_range, with_interval
+from llava_lens.analysis.stats import LEAST_LIKELY, interval, with_interval
 from llava_lens.kinds import KINDS
 from llava_lens.schema import DEMO_NOTE, SEGMENTS, layer_label
 from llava_lens.text import (
@@ -217,11 +217,7 @@ def report_changes(run: dict, layers: pd.DataFrame) -> str:
         of_segment = layers[layers["segment"] == segment]
         change = per_image(of_segment, "jsd_prev").dropna(axis=1, how="all")
         distance = per_image(of_segment, "jsd_final").mean()
-        peak, numbers = peak_range(change.to_numpy()), change.columns
-        where = "no clear peak"
-        if peak is not None:
-            first, last = (layer_label(run, numbers[at]) for at in peak)
-            where = first if first == last else f"some layer from {first} to {last}"
+        where = peak_layers(run, change.columns, change.to_numpy()) or "no clear peak"
         far = distance.index[distance > 0.1]
         last = layer_label(run, far.max()) if len(far) else "none"
         rows.append([segment, f"{len(change)}", where, two_decimals(change.mean().max()), last])

@@ -22,7 +22,8 @@ def test_the_sentences_are_those_of_the_tables(demo, demo_tables):
     whole, absent, *_ = findings.own_words(demo.run, table)
     assert whole["outcome"] == "shown" and whole["sentence"] in text
     assert absent["value"] == pytest.approx(above.max()) and absent["n"] == 24
-    assert f"absent words in the same boxes, an AUROC higher by {above.max():.2f} (" in text
+    assert f"Its AUROC is higher by {above.max():.2f} (" in absent["sentence"]
+    assert ") than that of absent words in the same boxes, at some layer from " in text
     row = presence.presence_table(demo_tables.confident).loc["all"]
     assert "The patches tell whether a category is there." in text
     assert f"{row['within']:.2f} ({row['within_low']:.2f} to" in text
@@ -92,7 +93,7 @@ def test_a_peak_has_a_range(run):
     sure[:, 4] += 1
     sure[:, 0] = np.nan  # as at the embedding, which has no layer before it
     plateau[:, 2:4] += 1
-    assert "| image | 30 | 4 | 1.0" in sentence(sure)
+    assert "| image | 30 | layer 4 | 1.0" in sentence(sure)
     assert "| image | 30 | some layer from 2 to 3 | 1.0" in sentence(plateau)
     assert "| image | 30 | no clear peak |" in sentence(flat)
 
