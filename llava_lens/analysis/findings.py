@@ -47,7 +47,7 @@ def save_findings(path, run: dict, tables) -> None:
 def measured(answers: pd.DataFrame) -> list[dict]:
     """The medians over images of where answers are, and what the image adds to P(answer)."""
     found = []
-    for column in ("readable_layer", "leaves_image", "handed_over", "mediated"):
+    for column in ("settling_layer", "readable_layer", "leaves_image", "handed_over", "mediated"):
         for kind, row in settling_table(answers, column).iterrows():
             ends = row[["median", "low", "high"]].set_axis(["value", "low", "high"])
             found.append(finding(column, kind, MEASURED, n=row["n_images_with_layer"], **ends))
@@ -253,10 +253,16 @@ def present_or_absent(confident: pd.DataFrame) -> list[dict]:
     claim = claim.capitalize() if outcome == SHOWN else f"{outcome.capitalize()}: {claim}"
     sentence = (
         f"{claim}. One category at a time, over images, the AUROC of the largest P(word) is "
-        f"{with_interval(area, (low, high), two_decimals)}. Within {count_of(n, 'image')}, P(word) "
-        f"of what is there is {_times(above)} that of absent categories of the same scene. Theirs "
-        f"is {_times(scene)} that of absent categories drawn at random."
+        f"{with_interval(area, (low, high), two_decimals)}. "
     )
+    if n:
+        sentence += (
+            f"Within {count_of(n, 'image')}, P(word) of what is there is {_times(above)} that of "
+            f"absent categories of the same scene. Theirs is {_times(scene)} that of absent "
+            "categories drawn at random."
+        )
+    else:
+        sentence += "No image has absent categories of the same scene."
     numbers = {"value": area, "low": low, "high": high, "n": confident["image"].nunique()}
     return [finding(THERE, "all categories", outcome, sentence, **numbers)]
 

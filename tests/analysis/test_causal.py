@@ -250,7 +250,8 @@ def test_cuts_in_all_blocks_stand_in_a_table():
         for cut, change in (("image_last", -0.1), ("question_last", -0.5), ("image", -0.7))
     ]  # fmt: skip
     text = report._cuts(RUN, pd.DataFrame(rows))
-    assert "| colours | 24 | -0.10 (-0.10 to -0.10) | -0.50 (-0.50 to -0.50) | -0.70 (" in text
+    assert "| asked about | images | last to patches | text to patches | last to text |" in text
+    assert "| colours | 24 | -0.10 (-0.10 to -0.10) | -0.70 (-0.70 to -0.70) | -0.50 (" in text
 
 
 # ---- The demo -----------------------------------------------------------------------------------
