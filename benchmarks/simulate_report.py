@@ -1,16 +1,21 @@
 """Plant truths, let the report speak, and count what it claims.
 
-    python benchmarks/simulate_report.py [number of data sets per row, 200] [images ...]
+    python benchmarks/simulate_report.py [data sets per cell, 200] [images, 12 24 100] > tables.md
 
 prints the tables of docs/claims.md: how often each claim of the report is made where it is true and
-where it is not, and how often intervals hold the true value. Routes and patches are made as
-Make_Analyse saves them, with timing, height and noise as chosen, and go through the same tables and
-sentences as the notebook's. `tests/benchmarks/test_simulate_report.py` runs a short form.
+where it is not, and how often intervals hold the true value. Each cell is written to `counts.csv`
+as soon as it is counted, and a later start takes it from there: delete the file when the code has
+changed. Routes and patches are made as Make_Analyse saves them, with timing, height and noise as
+chosen, and go through the same tables and sentences as the notebook's.
+`tests/benchmarks/test_simulate_report.py` runs a short form.
 """
 
+import csv
+import itertools
+import os
 import re
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from llava_lens.analysis import causal, findings, grounding, presence, report, stats
 from llava_lens.data import crop
+from llava_lens.text import markdown_table
 
 N_LAYERS, GRID = 33, 6
 CATEGORIES = [f"thing{number}" for number in range(12)]
@@ -89,7 +95,7 @@ def answer(rng, layer: float, how: dict) -> dict:
     return {"right": not is_wrong, "token": 0, "word_at": 0, "layer": 0, **found}
 
 
-def orders(rng, n: int, colour=(), others=(), **images) -> set[str]:
+def orders(number: int, n: int, colour=(), others=(), **images) -> set[str]:
     """The outcomes of the order of colours, objects and relations on `n` images: answers are PLAIN
     but for what `colour` and `others` (of the two other kinds) say.
 
@@ -99,21 +105,21 @@ def orders(rng, n: int, colour=(), others=(), **images) -> set[str]:
     image_effect, n_prompts = images.get("image_effect", 2.0), images.get("n_prompts", 1)
     plans = dict.fromkeys(findings.COMPARED, PLAIN | dict(others))
     plans["colour"] = PLAIN | dict(colour)
-    rows = []
-    for number in range(n):
+    rng, rows = np.random.default_rng([number, n]), []
+    for image in range(n):
         middle = 16 + rng.normal(0, image_effect)
-        kinds = [*plans][number % 3 :][:1] if images.get("apart") else [*plans]
+        kinds = [*plans][image % 3 :][:1] if images.get("apart") else [*plans]
         rows += [
-            {"image": number, "kind": kind, **answer(rng, middle + rng.normal(0, 1.5), plans[kind])}
+            {"image": image, "kind": kind, **answer(rng, middle + rng.normal(0, 1.5), plans[kind])}
             for kind in kinds
             for _ in range(n_prompts)
         ]
     return {each["outcome"] for each in findings.order_of_kinds(pd.DataFrame(rows))}
 
 
-def claims_an_order(rng, n: int, **plan) -> bool:
+def claims_an_order(number: int, n: int, **plan) -> bool:
     """Whether any order is claimed."""
-    return findings.SHOWN in orders(rng, n, **plan)
+    return findings.SHOWN in orders(number, n, **plan)
 
 
 def half_and_half(rng) -> float:
@@ -174,12 +180,12 @@ def patches_of(rng, n: int, **added) -> list:
             objects.append(
                 {"category": CATEGORIES[at], "box": boxes[at], "share": share, "crowd": False}
             )
-        inside = {at: patches_in(box) for at, box in boxes.items()}
+        inside = {at: patches_in(*box[:2]) for at, box in boxes.items()}
         anywhere, words = np.any(list(inside.values()), axis=0), []
         for position, at in enumerate([*present, *absent]):
             logs = -12 + 0.5 * shared + rng.normal(0, 1, shape) + added["category"] * constant[at]
             logs[:, anywhere] += added["any_word"]
-            logs[:, patches_in([*usual[at], 20.0, 20.0])] += added["place"]
+            logs[:, patches_in(*usual[at])] += added["place"]
             logs += added["busy"] * (len(present) == 3)
             logs += added["scene"] * (position < 3)
             if at in boxes:
@@ -203,14 +209,16 @@ def patches_of(rng, n: int, **added) -> list:
     return records
 
 
-def patches_in(box) -> np.ndarray:
-    """The patches `[patch]` in a box that ends at their edges."""
-    return crop.patch_coverage(box, RUN) > 0.5
+@cache
+def patches_in(x: float, y: float) -> np.ndarray:
+    """The patches `[patch]` in a box of 20 pixels, with this corner at the edges of patches."""
+    return crop.patch_coverage([x, y, 20.0, 20.0], RUN) > 0.5
 
 
-def of_patches(rng, n, claim: str, **plan) -> list[dict]:
-    """The findings on patches with that name."""
-    records = patches_of(rng, n, **plan)
+@cache  # several rows count what is said of one data set
+def of_patches(number: int, n: int, claim: str, **plan) -> list[dict]:
+    """The findings on patches with that name, of data set `number` with `n` images."""
+    records = patches_of(np.random.default_rng([number, n]), n, **plan)
     if claim == THERE:
         confident = presence.category_confidence([presence.watched_of(each) for each in records])
         return findings.present_or_absent(confident)
@@ -220,26 +228,26 @@ def of_patches(rng, n, claim: str, **plan) -> list[dict]:
     return findings.own_words(FEW_LAYERS, grounded.table())
 
 
-def claims_where(rng, n, claim: str, **plan) -> bool:
+def claims_where(number: int, n: int, claim: str, **plan) -> bool:
     """Whether the claim is made, against all its controls."""
-    return of_patches(rng, n, claim, **plan)[0]["outcome"] == findings.SHOWN
+    return of_patches(number, n, claim, **plan)[0]["outcome"] == findings.SHOWN
 
 
-def says_of_own_words(rng, n, pattern: str, **plan) -> bool:
+def says_of_own_words(number: int, n: int, pattern: str, **plan) -> bool:
     """Whether the claim on own words is made, in a sentence that has `pattern`."""
-    found = of_patches(rng, n, OWN, **plan)[0]
+    found = of_patches(number, n, OWN, **plan)[0]
     return found["outcome"] == findings.SHOWN and bool(re.search(pattern, found["sentence"]))
 
 
 OWN, THERE = findings.OWN, findings.THERE
-NO_LAYER = r"absent words in the same boxes, an AUROC higher by [^%]*? at no layer"
-A_LAYER = r"absent words in the same boxes, an AUROC higher by \S+ \(\S+ to \S+\) at (layer|some)"
+SAME_BOXES = "absent words in the same boxes, at "
 
 # ---- Peaks and knockout ------------------------------------------------------------------------
 
 
-def claims_a_peak(rng, n, height=0.0, width=1) -> str:
+def claims_a_peak(number: int, n: int, height=0.0, width=1) -> str:
     """Whether a peak is claimed of the change per layer; `wrong` if the true one lies outside."""
+    rng = np.random.default_rng([number, n])
     change = rng.beta(1, 5, (n, N_LAYERS)) + rng.normal(0, 0.05, (n, 1))
     change[:, 16 : 16 + width] += height * rng.random((n, 1)) * 2
     layers = pd.DataFrame({
@@ -256,9 +264,9 @@ def claims_a_peak(rng, n, height=0.0, width=1) -> str:
     return "right" if numbers[0] <= 16 and 16 + width - 1 <= numbers[-1] else "wrong"
 
 
-def names_a_window(rng, n, effect=0.0) -> bool:
+def names_a_window(number: int, n: int, effect=0.0) -> bool:
     """Whether the report names a window in which the object's patches matter."""
-    windows, rows = len(RUN["knockout_windows"]), []
+    rng, windows, rows = np.random.default_rng([number, n]), len(RUN["knockout_windows"]), []
     for cut in ("object", "background"):
         change = rng.standard_t(3, (n, windows)) * 0.05 + rng.normal(0, 0.05, (n, 1))
         if cut == "object":
@@ -274,8 +282,9 @@ def names_a_window(rng, n, effect=0.0) -> bool:
 # ---- Intervals ---------------------------------------------------------------------------------
 
 
-def holds(rng, n, kind: str, truth: float = 0.5) -> bool | None:
+def holds(number: int, n: int, kind: str, truth: float = 0.5) -> bool | None:
     """Whether an interval holds the true value; None where there is none."""
+    rng = np.random.default_rng([number, n])
     if kind == "mean":  # of skewed values, of which three are in an image
         ends, truth = stats.interval(rng.beta(1, 9, (n, 3)).mean(axis=1)), 0.1
     elif kind == "change":  # of P, on a tenth of the images alone
@@ -303,7 +312,7 @@ def holds(rng, n, kind: str, truth: float = 0.5) -> bool | None:
 ORDER = "an order of kinds"
 HIGH, LOW, LATER = {"height": 0.98}, {"height": 0.6}, {"later": 4.0}
 NOISY = {"colour": HIGH | {"noise": 0.6}, "others": LOW | {"noise": 0.6}}
-FALSE = [  # claim, what is planted, how it is counted
+FALSE = [  # claim, what is planted, whether it is made in data set `number` with `n` images
     (ORDER, "equal layers", claims_an_order),
     (ORDER, "equal layers, several prompts of a kind", partial(claims_an_order, n_prompts=3)),
     (ORDER, "equal layers, large image effect", partial(claims_an_order, image_effect=6.0)),
@@ -327,16 +336,17 @@ FALSE = [  # claim, what is planted, how it is counted
     ("... small objects' words", "large objects' words alone",
      partial(says_of_own_words, pattern=r"^The own word of small|sizes", own=2.0, large_only=True)),
     ("... at some layer", "own word at all layers alike",
-     partial(says_of_own_words, pattern=A_LAYER, own=2.0)),
+     partial(says_of_own_words, pattern=SAME_BOXES + "(layer|some)", own=2.0)),
     (THERE, "nothing", partial(claims_where, claim=THERE)),
     (THERE, "a constant per category", partial(claims_where, claim=THERE, category=2.0)),
     (THERE, "a busy scene raises every word", partial(claims_where, claim=THERE, busy=2.0)),
     (THERE, "both", partial(claims_where, claim=THERE, busy=2.0, category=2.0)),
     (THERE, "a scene raises its own words", partial(claims_where, claim=THERE, scene=2.0)),
-    ("a peak of change", "none", lambda rng, n: claims_a_peak(rng, n) != ""),
-    ("a peak at another layer", "one layer", lambda rng, n: claims_a_peak(rng, n, 0.2) == "wrong"),
+    ("a peak of change", "none", lambda number, n: claims_a_peak(number, n) != ""),
+    ("a peak at another layer", "one layer",
+     lambda number, n: claims_a_peak(number, n, 0.2) == "wrong"),
     ("a part of a plateau", "four layers",
-     lambda rng, n: claims_a_peak(rng, n, 0.2, 4) == "wrong"),
+     lambda number, n: claims_a_peak(number, n, 0.2, 4) == "wrong"),
     ("a window of blocks", "no window", names_a_window),
 ]  # fmt: skip
 TRUE = [
@@ -346,66 +356,78 @@ TRUE = [
     (ORDER, "four layers later, wrong answers six more",
      partial(claims_an_order, colour={"wrong": 0.05}, others=LATER | {"wrong": 0.4})),
     ("... not tested", "kinds on different images",
-     lambda rng, n: orders(rng, n, apart=True) == {findings.NOT_TESTED}),
+     lambda number, n: orders(number, n, apart=True) == {findings.NOT_TESTED}),
     (OWN, "own word likelier by two doublings", partial(claims_where, claim=OWN, own=2.0)),
     ("... large objects' words", "large objects' words alone",
      partial(says_of_own_words, pattern="^The own word of large objects", own=2.0,
              large_only=True)),
     ("... at no layer in particular", "own word at all layers alike",
-     partial(says_of_own_words, pattern=NO_LAYER, own=2.0)),
+     partial(says_of_own_words, pattern=SAME_BOXES + "no layer", own=2.0)),
     ("... at layer 16", "own word at layer 16",
-     partial(says_of_own_words, pattern="boxes, an AUROC higher .*? at layer 16", own=2.0,
-             one_layer=True)),
+     partial(says_of_own_words, pattern=SAME_BOXES + "layer 16", own=2.0, one_layer=True)),
     (THERE, "by two doublings", partial(claims_where, claim=THERE, there=2.0)),
-    ("a peak of change", "one layer", lambda rng, n: claims_a_peak(rng, n, 0.2) == "right"),
+    ("a peak of change", "one layer, 0.9 standard deviations",
+     lambda number, n: claims_a_peak(number, n, 0.2) == "right"),
+    ("a peak of change", "one layer, 1.3 standard deviations",
+     lambda number, n: claims_a_peak(number, n, 0.4) == "right"),
     ("a window of blocks", "one that takes a fifth", partial(names_a_window, effect=0.2)),
 ]  # fmt: skip
-HELD = [("mean", 0.1), ("change", 0.09), ("median", 16)]
-HELD += [
-    (kind, truth)
-    for kind in ("share", "share of three prompts", "AUROC", "AUROC, image effect")
-    for truth in (0.5, 0.9, 0.98)
+SHARES = ("share", "share of three prompts", "AUROC", "AUROC, image effect")
+HELD = [  # the interval of what, its true value, whether it holds that
+    (kind, truth, partial(holds, kind=kind, truth=truth))
+    for kind, truth in (
+        *(("mean", 0.1), ("change", 0.09), ("median", 16.0)),
+        *itertools.product(SHARES, (0.5, 0.9, 0.98)),
+    )
 ]
 
 
-SIZES = [8, 12, 24, 100]  # images
-
-
-def count(rows: list, sizes: list[int], n_sets: int, seed: int = 0) -> pd.DataFrame:
-    """How often each of `rows` claims, per number of images, in `n_sets` data sets. A cell is the
-    same whichever other sizes are asked for."""
-    table = []
-    for claim, plant, claims in rows:
-        rngs = {n: np.random.default_rng([seed, n]) for n in sizes}
-        shares = [np.mean([bool(claims(rngs[n], n)) for _ in range(n_sets)]) for n in sizes]
-        table.append((claim, plant, *shares))
-        print(*table[-1], file=sys.stderr, flush=True)
+def count(rows: list, sizes: list[int], n_sets: int, path=os.devnull) -> pd.DataFrame:
+    """In which share of `n_sets` data sets each of `rows` claims, per number of images; NaN where
+    there is no interval. A cell that the file `path` has is taken from there, others are added."""
+    with open(path, "a+", newline="") as file:
+        file.seek(0)
+        known = {tuple(cell[:4]): cell[4] for cell in csv.reader(file)}
+        for (claim, plant, claims), n in itertools.product(rows, sizes):
+            cell = claim, str(plant), str(n), str(n_sets)
+            if cell not in known:
+                made = [claims(number, n) for number in range(n_sets)]
+                known[cell] = np.nan if None in made else sum(made)
+                csv.writer(file).writerow([*cell, known[cell]])
+                file.flush()
+    table = [
+        (
+            claim,
+            plant,
+            *(float(known[claim, str(plant), str(n), str(n_sets)]) / n_sets for n in sizes),
+        )
+        for claim, plant, _ in rows
+    ]
     return pd.DataFrame(table, columns=["claim", "planted", *sizes])
 
 
-def cover(sizes: list[int], n_sets: int, seed: int = 0) -> pd.DataFrame:
-    """How often each interval holds the true value; NaN where there is none."""
-    table = []
-    for kind, truth in HELD:
-        rng = np.random.default_rng(seed)
-        held = [[holds(rng, n, kind, truth) for _ in range(n_sets)] for n in sizes]
-        shares = [np.nan if None in each else np.mean(each) for each in held]
-        table.append((kind, truth, *shares))
-    return pd.DataFrame(table, columns=["interval of", "truth", *sizes])
+def main() -> None:
+    n_sets = int(sys.argv[1]) if sys.argv[1:] else 200
+    sizes = [int(size) for size in sys.argv[2:]] or [12, 24, 100]
+    for title, rows, n in (
+        ("made where it is false", FALSE, n_sets),
+        ("made where it is true", TRUE, n_sets),
+        ("holds the true value", HELD, 5 * n_sets),
+    ):
+        table = count(rows, sizes, n, "counts.csv")
+        cells = [
+            [
+                claim,
+                f"{plant}",
+                *("none" if np.isnan(share) else f"{share:.1%}" for share in shares),
+            ]
+            for claim, plant, *shares in table.itertuples(index=False)
+        ]
+        print(
+            f"\n{title}, of {n} data sets\n\n{markdown_table([*map(str, table)], cells)}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
-    n_sets = int(sys.argv[1]) if sys.argv[1:] else 200
-    SIZES = [int(size) for size in sys.argv[2:]] or SIZES
-    for title, table in (
-        ("made where it is false", count(FALSE, SIZES, n_sets)),
-        ("made where it is true", count(TRUE, SIZES, n_sets)),
-        ("holds the true value", cover(SIZES, 5 * n_sets)),
-    ):
-        print(f"\n{title}\n")
-        print("|", " | ".join(map(str, table.columns)), "|")
-        print("|", " | ".join(["---"] * table.shape[1]), "|")
-        for row in table.itertuples(index=False):
-            cells = [each if isinstance(each, str) else f"{each:g}" for each in row[:2]]
-            cells += ["none" if np.isnan(share) else f"{share:.1%}" for share in row[2:]]
-            print("|", " | ".join(cells), "|")
+    main()

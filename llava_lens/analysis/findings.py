@@ -17,7 +17,7 @@ from llava_lens.analysis.stats import MIN_IMAGES, interval, peak_range, signed_r
 from llava_lens.files import write_whole
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, layer_label, layer_numbers
-from llava_lens.text import count_of, two_decimals
+from llava_lens.text import count_of, one_decimal, two_decimals
 
 SHOWN, NOT_SHOWN, UNDECIDED = "shown", "not shown", "undecided"
 NOT_TESTED, MEASURED = "not tested", "measured"
@@ -47,7 +47,7 @@ def save_findings(path, run: dict, tables) -> None:
 def measured(answers: pd.DataFrame) -> list[dict]:
     """The medians over images of where answers are, and what the image adds to P(answer)."""
     found = []
-    for column in ("readable_layer", "leaves_image", "handed_over", "mediated"):
+    for column in ("settling_layer", "readable_layer", "leaves_image", "handed_over", "mediated"):
         for kind, row in settling_table(answers, column).iterrows():
             ends = row[["median", "low", "high"]].set_axis(["value", "low", "high"])
             found.append(finding(column, kind, MEASURED, n=row["n_images_with_layer"], **ends))
@@ -89,27 +89,29 @@ def _order_of_two(layers: pd.DataFrame) -> dict:
         have = f"{count_of(n, 'image')} {'has' if n == 1 else 'have'} right answers about both"
         sentence = f"Not tested, {a} against {b}: {have}, a test needs {MIN_IMAGES}."
         return finding(ORDER, about, NOT_TESTED, sentence, n=n)
-    later = (layers.iloc[:, 1] - layers.iloc[:, 0]).to_numpy(float)
+    later, sign = (layers.iloc[:, 1] - layers.iloc[:, 0]).to_numpy(float), 1
     # The direction is the test's: the side with the larger ranks.
-    is_first, sign = signed_rank(later, "greater") <= 0.5, 1
-    if not is_first:
+    if signed_rank(later, "greater") > 0.5:
         a, b, later, sign = b, a, -later, -1
-    middle, p, n_later = np.median(later), signed_rank(later), (later > 0).sum()
-    signs = binomtest(n_later, max((later != 0).sum(), 1), alternative="greater")
+    n_later, n_earlier = (later > 0).sum(), (later < 0).sum()
+    middle, (low, high), p = np.median(later), interval(later, "median"), signed_rank(later)
+    signs = binomtest(n_later, max(n_later + n_earlier, 1), alternative="greater")
     p_signs = min(1, 2 * signs.pvalue)
     outcome, claim = NOT_SHOWN, f"No order is shown between {a} and {b}"
     if p < LEVEL and p_signs < LEVEL and middle > 0:
         outcome, claim = SHOWN, f"Answers about {a} are handed over before answers about {b}"
     elif p < LEVEL:
         outcome = UNDECIDED
-        claim = f"Undecided: in some images only, answers about {a} are handed over before {b}"
+        claim = f"Undecided: answers about {a} are handed over before {b} in some images only"
+    by = f"{count_of(middle, 'layer')} ({one_decimal(low)} to {one_decimal(high)})"
     sentence = (
-        f"{claim}: by {count_of(middle, 'layer')} in the median of {n} images, {a} earlier on "
-        f"{n_later} and later on {(later < 0).sum()} (p = {p:.2g}, by signs alone {p_signs:.2g})."
+        f"{claim}: {a} earlier by {by} in the median of {n} images, earlier in {n_later} and later "
+        f"in {n_earlier} (Wilcoxon p = {p:.2g}, sign test p = {p_signs:.2g})."
     )
-    low, high = sorted(sign * interval(later, "median"))
-    numbers = {"value": sign * middle, "low": low, "high": high}
-    return finding(ORDER, about, outcome, sentence, n=n, p=p, **numbers)
+    low, high = sorted((sign * low, sign * high))
+    return finding(
+        ORDER, about, outcome, sentence, value=sign * middle, low=low, high=high, n=n, p=p
+    )
 
 
 # ---- Attention knockout ------------------------------------------------------------------------
@@ -123,44 +125,46 @@ WINDOW = "a window of blocks"
 def where_taken(run: dict, knocked: pd.DataFrame) -> list[dict]:
     """In which window of blocks answers are taken from their objects' patches, from `knockouts`,
     for each kind of MIN_IMAGES images or more."""
-    found, of_objects = [], knocked[knocked["cut"].isin(OF_OBJECTS)]
+    found = []
     for kind in GRADABLE:
-        table = of_objects[of_objects["kind"] == kind]
+        table = knocked[knocked["cut"].isin(OF_OBJECTS) & (knocked["kind"] == kind)]
         if table["image"].nunique() >= MIN_IMAGES:
-            cuts = (changes_by_window(table, run, cut).to_numpy() for cut in OF_OBJECTS)
-            found.append(_where_taken(run, kind, *cuts))
+            own, control = (changes_by_window(table, run, cut).to_numpy() for cut in OF_OBJECTS)
+            found.append(_where_taken(run, kind, control - own))
     return found
 
 
-def window_of_use(own: np.ndarray, control: np.ndarray) -> tuple[int, str, float]:
-    """The window in which the mean losses differ most, the outcome and p; from the changes
-    `[image, window]` for the object's patches and for as many others.
+def window_of_use(more: np.ndarray) -> tuple[int, str, float, np.ndarray]:
+    """The window in which `more` `[image, window]` is most in the mean, the outcome, p and the
+    interval there, for how much more P falls without the object's patches than without as many
+    others. p and the interval allow for the choice of the window (Bonferroni).
 
-    Two tests must agree: the largest loss over windows is larger for the object's patches
-    (Wilcoxon, one-sided), and the difference in the window has an `interval` above LEAST_LOSS.
+    Two tests must agree: Wilcoxon's, one-sided, and the interval of the mean, above LEAST_LOSS.
     """
-    p, more = signed_rank(control.min(axis=1) - own.min(axis=1), "greater"), control - own
-    best = int(more.mean(axis=0).argmax())
-    passed = int(p < MOST_P) + int(interval(more[:, best])[0] > LEAST_LOSS)
-    return best, (NOT_SHOWN, UNDECIDED, SHOWN)[passed], p
+    n_windows, best = more.shape[1], int(more.mean(axis=0).argmax())
+    p = min(1, n_windows * signed_rank(more[:, best], "greater"))
+    ends = interval(more, n_chosen_from=n_windows)[:, best].clip(-1, 1)
+    passed = int(p < MOST_P) + int(ends[0] > LEAST_LOSS)
+    return best, (NOT_SHOWN, UNDECIDED, SHOWN)[passed], p, ends
 
 
-def _where_taken(run: dict, kind: str, own: np.ndarray, control: np.ndarray) -> dict:
-    best, outcome, p = window_of_use(own, control)
-    more, windows = control - own, run["knockout_windows"]
-    ends = interval(more[:, best], "change")
+def _where_taken(run: dict, kind: str, more: np.ndarray) -> dict:
+    best, outcome, p, ends = window_of_use(more)
+    windows, peak, title = run["knockout_windows"], peak_range(more), KINDS[kind].title
     where = "blocks {} to {}".format(*windows[best])
-    peak = peak_range(more)
     if peak is None:
         where += ", but no window in particular"
     elif peak[0] != peak[1]:
         where += f" (or another window of {windows[peak[0]][0]} to {windows[peak[1]][1]})"
     by = f"by {with_interval(more[:, best].mean(), ends, two_decimals)} in {where}"
-    says = {SHOWN: by, UNDECIDED: f"undecided, {by}", NOT_SHOWN: "not shown in any window"}
-    sentence = f"{KINDS[kind].title}, {says[outcome]}, on {len(own)} images (p = {p:.2g})."
-    sentence = sentence[0].upper() + sentence[1:]
+    says = {
+        SHOWN: f" {by}",
+        UNDECIDED: f": undecided, {by}",
+        NOT_SHOWN: ": not shown in any window",
+    }
+    sentence = f"{title[0].upper()}{title[1:]}{says[outcome]}, on {len(more)} images (p = {p:.2g})."
     numbers = {"value": more[:, best].mean(), "low": ends[0], "high": ends[1]}
-    return finding(WINDOW, kind, outcome, sentence, n=len(own), p=p, **numbers)
+    return finding(WINDOW, kind, outcome, sentence, n=len(more), p=p, **numbers)
 
 
 # ---- Patches -----------------------------------------------------------------------------------
@@ -179,11 +183,11 @@ def own_words(run: dict, grounded: pd.DataFrame) -> list[dict]:
     found = [_above(run, grounded, name) for name in COMPARED_WITH]
     outcomes = {each["outcome"] for each in found}
     outcome = outcomes.pop() if len(outcomes) == 1 else UNDECIDED
-    start = f"{outcome.capitalize()}: an object's own word marks its patches"
+    start = f"{outcome.capitalize()}: an object's own word marks its patches."
     if outcome == SHOWN:
-        start = f"The own word of {_sizes(grounded)} marks their patches"
-    sentence = ". ".join([start, *(each["sentence"] for each in found)])
-    return [finding(OWN, "all controls", outcome, f"{sentence}."), *found]
+        start = f"The own word of {_sizes(grounded)} marks their patches."
+    sentence = " ".join([start, *(each["sentence"] for each in found)])
+    return [finding(OWN, "all controls", outcome, sentence), *found]
 
 
 def _above(run: dict, grounded: pd.DataFrame, name: str) -> dict:
@@ -192,45 +196,43 @@ def _above(run: dict, grounded: pd.DataFrame, name: str) -> dict:
     above = differences(grounded, name).to_numpy()
     n = len(above)
     if n < MIN_IMAGES:
-        sentence = f"Not tested against {name} ({count_of(n, 'image')})"
+        sentence = f"Not tested against {name} ({count_of(n, 'image')})."
         return finding(OWN, name, NOT_TESTED, sentence, n=n)
     best = above.mean(axis=0).argmax()
-    low, high = interval(above, n_chosen_from=above.shape[1])[:, best]
-    outcome = SHOWN if low > 0 else NOT_SHOWN
-    by = with_interval(above[:, best].mean(), (low, high), two_decimals)
-    sentence = f"{outcome.capitalize()} against {name}, an AUROC higher by {by}"
-    sentence += f" {_layers(run, above)} on {n} images"
-    return finding(
-        OWN, name, outcome, sentence, value=above[:, best].mean(), low=low, high=high, n=n
-    )
+    value, ends = above[:, best].mean(), interval(above, n_chosen_from=above.shape[1])[:, best]
+    outcome, its = (SHOWN, "Its") if ends[0] > 0 else (NOT_SHOWN, "Not shown: its")
+    by = with_interval(value, ends, two_decimals)
+    where = peak_layers(run, layer_numbers(run), above, 0.75) or "no layer in particular"
+    sentence = f"{its} AUROC is higher by {by} than that of {name}, at {where}, on {n} images."
+    return finding(OWN, name, outcome, sentence, value=value, low=ends[0], high=ends[1], n=n)
 
 
-def _layers(run: dict, above: np.ndarray) -> str:
-    """Where a difference `[image, layer]` is largest, as far as it can be told."""
-    peak, numbers = peak_range(above, 0.75), layer_numbers(run)
+def peak_layers(run: dict, numbers, values: np.ndarray, widest: float = 0.5) -> str:
+    """`layer 4`, `some layer from 4 to 6`: where `values` `[image, layer]` are largest, as far as
+    it can be told (`peak_range`); empty where it can't."""
+    peak = peak_range(values, widest)
     if peak is None:
-        return "at no layer in particular"
+        return ""
     first, last = (layer_label(run, numbers[at]) for at in peak)
-    return f"at layer {first}" if first == last else f"at some layer from {first} to {last}"
+    return f"layer {first}" if first == last else f"some layer from {first} to {last}"
 
 
 def _sizes(grounded: pd.DataFrame) -> str:
     """The sizes of objects for which the own word is shown to be above absent words."""
-    by_size = {
+    of_size = {
         size: differences(grounded[grounded["size"] == size], next(iter(COMPARED_WITH))).to_numpy()
         for size in SIZES
+        if (grounded["size"] == size).any()
     }
-    by_size = {size: above for size, above in by_size.items() if len(above)}
-    is_shown = {
-        size: (interval(above, n_chosen_from=3 * above.shape[1])[0] > 0).any()
-        for size, above in by_size.items()
-    }
-    shown, others = ([size for size in by_size if is_shown[size] == each] for each in (True, False))
-    if not shown:
-        return "objects, at no size by itself,"
-    counts = (f"{size}, {count_of(len(by_size[size]), 'image')}" for size in others)
-    rest = f" (not shown: {'. '.join(counts)})" if others else ""
-    return f"{' and '.join(shown)} objects{rest}"
+    shown, others = [], []
+    for size, above in of_size.items():
+        low, _ = interval(above, n_chosen_from=len(of_size) * above.shape[1])
+        if (low > 0).any():
+            shown.append(size)
+        else:
+            others.append(f"{size}, {count_of(len(above), 'image')}")
+    rest = f" (not shown: {'. '.join(others)})" if others else ""
+    return f"{' and '.join(shown)} objects{rest}" if shown else "objects, at no size by itself,"
 
 
 def present_or_absent(confident: pd.DataFrame) -> list[dict]:
@@ -246,21 +248,25 @@ def present_or_absent(confident: pd.DataFrame) -> list[dict]:
     n, values = within_images(confident)
     above, scene = values["above"].to_numpy(), values["scene"].to_numpy()
     passed = int(low > 0.5) + int(interval(above)[0] > 0)
-    outcome = (NOT_SHOWN, UNDECIDED, SHOWN)[passed]
-    if n < MIN_IMAGES:
-        outcome = NOT_TESTED
+    outcome = NOT_TESTED if n < MIN_IMAGES else (NOT_SHOWN, UNDECIDED, SHOWN)[passed]
     claim = "the patches tell whether a category is there"
     claim = claim.capitalize() if outcome == SHOWN else f"{outcome.capitalize()}: {claim}"
-    parts = [
-        f"{claim}. One category at a time, the AUROC of the largest P(word) is "
-        f"{with_interval(area, (low, high), two_decimals)}",
-        f"Within {count_of(n, 'image')}, what is there is above absent categories of the "
-        f"same scene by {_doublings(above)}",
-        f"The scene alone raises a word by {_doublings(scene)}",
-    ]
+    sentence = (
+        f"{claim}. One category at a time, over images, the AUROC of the largest P(word) is "
+        f"{with_interval(area, (low, high), two_decimals)}. "
+    )
+    if n:
+        sentence += (
+            f"Within {count_of(n, 'image')}, P(word) of what is there is {_times(above)} that of "
+            f"absent categories of the same scene. Theirs is {_times(scene)} that of absent "
+            "categories drawn at random."
+        )
+    else:
+        sentence += "No image has absent categories of the same scene."
     numbers = {"value": area, "low": low, "high": high, "n": confident["image"].nunique()}
-    return [finding(THERE, "all categories", outcome, f"{'. '.join(parts)}.", **numbers)]
+    return [finding(THERE, "all categories", outcome, sentence, **numbers)]
 
 
-def _doublings(values: np.ndarray) -> str:
-    return f"{with_interval(values.mean(), interval(values), two_decimals)} doublings"
+def _times(doublings: np.ndarray) -> str:
+    """`4 (2 to 8) times`: the geometric mean."""
+    return with_interval(2 ** doublings.mean(), 2 ** interval(doublings), one_decimal) + " times"

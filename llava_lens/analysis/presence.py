@@ -83,25 +83,31 @@ def within_images(table: pd.DataFrame) -> tuple[int, pd.DataFrame]:
     other images, is taken: categories differ whatever the image shows. That mean ties images to
     each other, so the values are the jackknife's, over up to 24 groups of images.
     """
-    of_image = _above_and_scene(table)
-    groups = pd.factorize(table["image"])[0] % 24
-    means, n_groups = of_image.mean(), len(set(groups))
-    without = pd.DataFrame([_above_and_scene(table[groups != each]).mean() for each in set(groups)])
+    image, category = (pd.factorize(table[name])[0] for name in ("image", "category"))
+    logs, sampling = np.log2(table["confidence"].to_numpy(float)), table["absent_sampling"]
+    is_absent = ~table["present"].to_numpy(bool)
+    side = np.select([~is_absent, sampling == "adversarial", sampling == "random"], [0, 1, 2], 3)
+
+    def differences(kept: np.ndarray) -> pd.DataFrame:  # per image, of the rows that are kept
+        counted = kept & is_absent
+        sums, counts = (np.bincount(category, each)[category] for each in (counted * logs, counted))
+        counts = counts - counted  # without the row itself
+        usual = (sums - counted * logs) / np.where(counts > 0, counts, np.nan)
+        read = kept & (counts > 0)
+        at = 4 * image[read] + side[read]
+        sums, counts = (
+            np.bincount(at, each, 4 * image.max() + 4) for each in ((logs - usual)[read], None)
+        )
+        means = (sums / np.where(counts > 0, counts, np.nan)).reshape(-1, 4)  # [image, side]
+        return pd.DataFrame(
+            {"above": means[:, 0] - means[:, 1], "scene": means[:, 1] - means[:, 2]}
+        )
+
+    of_image, groups = differences(np.ones(len(image), bool)), image % 24
+    means, n_groups = of_image.mean(), groups.max() + 1
+    without = pd.DataFrame([differences(groups != each).mean() for each in range(n_groups)])
     values = means - (n_groups - 1) * (without - without.mean())
     return int(of_image["above"].notna().sum()), values
-
-
-def _above_and_scene(table: pd.DataFrame) -> pd.DataFrame:
-    """`above` and `scene` of `within_images` per image; NaN where nothing can be compared."""
-    logs, is_absent = np.log2(table["confidence"].astype(float)), ~table["present"].astype(bool)
-    sums = logs.where(is_absent).groupby(table["category"]).transform("sum")
-    counts = is_absent.groupby(table["category"]).transform("sum") - is_absent
-    usual = (sums - logs.where(is_absent, 0)) / counts.where(counts > 0)
-    groups = table["absent_sampling"].where(is_absent, "present")
-    means = (logs - usual).groupby([table["image"], groups]).mean().unstack()
-    means = means.reindex(columns=["present", "adversarial", "random"])
-    scene = means["adversarial"] - means["random"]
-    return pd.DataFrame({"above": means["present"] - means["adversarial"], "scene": scene})
 
 
 def presence_table(table: pd.DataFrame) -> pd.DataFrame:

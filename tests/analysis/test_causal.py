@@ -92,7 +92,8 @@ def test_an_order_is_claimed_only_where_a_paired_test_allows_it():
     assert colours_objects.startswith("No order is shown between")
     assert colours_relations.startswith(
         "Answers about colours are handed over before answers about the arrangement of objects: "
-        "by 3 layers in the median of 20 images, colours earlier on 20 and later on 0 (p = "
+        "colours earlier by 3 layers (3 to 3) in the median of 20 images, earlier in 20 and later "
+        "in 0 (Wilcoxon p = "
     )
     assert "objects are handed over before answers about the arr" in objects_relations
 
@@ -101,14 +102,15 @@ def test_an_order_is_found_in_either_direction_and_not_from_few_images():
     def sentence(**layers):
         return findings.order_of_kinds(handed_over(**layers))[0]["sentence"]
 
-    earlier = "objects are handed over before answers about colours: by 3 layers in the median of "
-    assert f"{earlier}20 images, objects earlier on 20" in sentence(
-        colour=6 + NOISE, object=3 + NOISE
+    earlier = "objects are handed over before answers about colours: objects earlier by 3 layers "
+    assert (
+        f"{earlier}(3 to 3) in the median of 20 images, earlier in 20 and later in 0"
+        in sentence(colour=6 + NOISE, object=3 + NOISE)
     )
     few = "Not tested, colours against objects: 11 images have right answers about both, a test"
     assert sentence(colour=[3] * 11, object=[6] * 11).startswith(few)
     assert "1 image has right answers" in sentence(colour=[3], object=[6])
-    assert "earlier on 0 and later on 0 (p = 1, by signs alone 1)" in sentence(
+    assert "earlier in 0 and later in 0 (Wilcoxon p = 1, sign test p = 1)" in sentence(
         colour=[3] * 12, object=[3] * 12
     )
 
@@ -117,15 +119,15 @@ def test_an_order_in_some_images_only_is_undecided_with_both_tests():
     layers = {"colour": [3.0] * 60, "object": [3.0] * 30 + [2.0] * 10 + [15.0] * 20}
     (found, *_) = findings.order_of_kinds(handed_over(**layers))
     assert found["outcome"] == "undecided" and found["p"] < findings.LEVEL
-    assert found["sentence"].startswith("Undecided: in some images only, answers about colours")
-    assert "colours earlier on 20 and later on 10" in found["sentence"]
-    assert "by signs alone 0.099" in found["sentence"]
+    assert found["sentence"].startswith("Undecided: answers about colours are handed over")
+    assert "earlier in 20 and later in 10 (Wilcoxon p = " in found["sentence"]
+    assert "sign test p = 0.099)" in found["sentence"]
     # Ties: all that differ are later, but most do not differ.
     layers = {"colour": [3.0] * 60, "object": [3.0] * 36 + [15.0] * 24}
     (found, *_) = findings.order_of_kinds(handed_over(**layers))
     assert found["outcome"] == "undecided"
-    assert "by 0 layers in the median of 60 images" in found["sentence"]
-    assert "colours earlier on 24 and later on 0" in found["sentence"]
+    assert "colours earlier by 0 layers (0 to 12) in the median of 60 images" in found["sentence"]
+    assert "earlier in 24 and later in 0" in found["sentence"]
     # Most a little earlier, some far later: the two tests point to different sides.
     layers = {"colour": [3.0] * 60, "object": [2.9] * 40 + [15.0] * 20}
     (found, *_) = findings.order_of_kinds(handed_over(**layers))
@@ -204,15 +206,15 @@ def test_a_window_that_does_nothing_is_named_in_fewer_than_1_in_20_data_sets():
         def changes(n_images=n_images):
             shaken = rng.lognormal(-3, 1.5, n_images)
             shape = 2, n_images, len(CENTRES)
-            return -np.round((shaken[:, None] * rng.normal(0.2, 1, shape)).clip(-1, 1), 3)
+            return np.round((shaken[:, None] * rng.normal(0.2, 1, shape)).clip(-1, 1), 3)
 
         of_kinds = [changes() for _ in WITH_OBJECTS]
-        expected = [findings.window_of_use(*both[:, :, :-1])[1] for both in of_kinds]
+        expected = [findings.window_of_use((own - control)[:, :-1])[1] for own, control in of_kinds]
         named += "shown" in expected
         if number % 50 == 0:  # the report says what `window_of_use` says
 
             def loss_of(image, cut, kind, of_kinds=of_kinds):
-                return -of_kinds[WITH_OBJECTS.index(kind)][schema.OF_OBJECTS.index(cut), image]
+                return of_kinds[WITH_OBJECTS.index(kind)][schema.OF_OBJECTS.index(cut), image]
 
             found = findings.where_taken(RUN, simulated(n_images, loss_of))
             outcomes = [each["outcome"] for each in found]
@@ -248,7 +250,8 @@ def test_cuts_in_all_blocks_stand_in_a_table():
         for cut, change in (("image_last", -0.1), ("question_last", -0.5), ("image", -0.7))
     ]  # fmt: skip
     text = report._cuts(RUN, pd.DataFrame(rows))
-    assert "| colours | 24 | -0.10 (-0.10 to -0.10) | -0.50 (-0.50 to -0.50) | -0.70 (" in text
+    assert "| asked about | images | last to patches | text to patches | last to text |" in text
+    assert "| colours | 24 | -0.10 (-0.10 to -0.10) | -0.70 (-0.70 to -0.70) | -0.50 (" in text
 
 
 # ---- The demo -----------------------------------------------------------------------------------

@@ -2,13 +2,14 @@
 
 import html
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from llava_lens import text as text_py
-from llava_lens.analysis import findings, presence, report
+from llava_lens.analysis import curves, findings, presence, report
 from tests.analysis.made import tables_of
 from tests.conftest import ROOT
 from tests.hostile import make_results
@@ -22,7 +23,8 @@ def test_the_sentences_are_those_of_the_tables(demo, demo_tables):
     whole, absent, *_ = findings.own_words(demo.run, table)
     assert whole["outcome"] == "shown" and whole["sentence"] in text
     assert absent["value"] == pytest.approx(above.max()) and absent["n"] == 24
-    assert f"absent words in the same boxes, an AUROC higher by {above.max():.2f} (" in text
+    assert f"Its AUROC is higher by {above.max():.2f} (" in absent["sentence"]
+    assert ") than that of absent words in the same boxes, at some layer from " in text
     row = presence.presence_table(demo_tables.confident).loc["all"]
     assert "The patches tell whether a category is there." in text
     assert f"{row['within']:.2f} ({row['within_low']:.2f} to" in text
@@ -60,7 +62,7 @@ def test_findings_come_back_as_data(demo, demo_tables, tmp_path):
 def test_without_annotations_nothing_is_claimed(run, tables):
     assert findings.own_words(run, tables.grounded) == []
     assert findings.present_or_absent(tables.confident) == []
-    assert "no object is in the images" in report.summary(run, tables)
+    assert "no object is in the images." in report.summary(run, tables)
 
 
 def test_the_report_cuts_long_texts():
@@ -92,7 +94,7 @@ def test_a_peak_has_a_range(run):
     sure[:, 4] += 1
     sure[:, 0] = np.nan  # as at the embedding, which has no layer before it
     plateau[:, 2:4] += 1
-    assert "| image | 30 | 4 | 1.0" in sentence(sure)
+    assert "| image | 30 | layer 4 | 1.0" in sentence(sure)
     assert "| image | 30 | some layer from 2 to 3 | 1.0" in sentence(plateau)
     assert "| image | 30 | no clear peak |" in sentence(flat)
 
@@ -111,6 +113,23 @@ def test_report_counts_what_was_loaded(run, tables):
     assert f"{len(wrong)} of {objects['right'].notna().sum()} graded answers are wrong" in below
     assert all(text_py.as_code(image) in below for image in wrong["image"])
     assert "| image | 3 | no clear peak |" in report.report_changes(run, tables.layers)
+
+
+def test_what_is_in_bits_says_so_beside_the_number(run, tables):
+    """A label of another unit would not match. The numbers are those of the tables."""
+    at = tables.layers.groupby(["segment", "image", "layer"])[["jsd_prev", "jsd_final"]].mean()
+    by = at.groupby(["segment", "layer"]).mean()["jsd_prev"].groupby("segment").max()
+    below = report.report_changes(run, tables.layers)
+    assert "| by (bits) | last layer over 0.1 bits from the output |" in below
+    for segment, most in by.items():
+        assert re.search(rf"\| {segment} \| 3 \| [^|]+ \| {most:.2f} \|", below)
+    run = {**run, "last_layer_jsd": 0.25}
+    assert "was 0.2 bits from the model's own distribution" in report.report(run, tables)
+    certain = tables.mean_probability.copy()
+    certain[1, 0] = np.eye(certain.shape[2])[0]
+    bias = curves.bias_curve(certain, run).query("segment == 'prompt'")["bias"].max()
+    text = report.summary(run, tables._replace(mean_probability=certain))
+    assert re.search(rf"is over 1 bit from the last layer's \({bias:.1f} bits at most\)", text)
 
 
 def test_an_answer_that_is_never_readable_is_named(run, tables):

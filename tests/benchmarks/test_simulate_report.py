@@ -38,8 +38,17 @@ def test_what_is_true_is_found(row):
 
 
 def test_intervals_hold_the_true_value_and_do_not_exist_below_twelve_images():
-    table = sim.cover([11, 24], 400)
+    table = sim.count(sim.HELD, [11, 24], 400)
     assert table[11].isna().all()
     low, high = scipy.stats.binom.ppf([0.0005, 0.9999], 400, [0.93, 0.97]) / 400
-    assert (table[24] >= low).all() and (table["truth"] < 0.9)[table[24] > high].sum() <= 1
+    assert (table[24] >= low).all() and (table["planted"] < 0.9)[table[24] > high].sum() <= 1
     assert np.isfinite(table[24].to_numpy(float)).all()
+
+
+def test_a_cell_that_was_counted_is_not_counted_again(tmp_path):
+    rows, path = [("a peak", 0.5, lambda number, n: number % 3 == 0)], tmp_path / "counts.csv"
+    first = sim.count(rows, [12], 50, path)
+    kept = path.read_bytes()
+    assert first[12].tolist() == [17 / 50] and kept.decode().strip() == "a peak,0.5,12,50,17"
+    again = sim.count([("a peak", 0.5, None)], [12], 50, path)
+    assert again.equals(first) and path.read_bytes() == kept
