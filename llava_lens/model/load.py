@@ -37,6 +37,7 @@ class Settings:
     seed: int = 0
     top_k: int = 10
     max_new_tokens: int = 20
+    embedding_lens: bool = True
     knockout: bool = True
     route: bool = True
     deadline: float = float("inf")  # `time.monotonic()` after which no image is begun
