@@ -274,6 +274,8 @@ def make_run(rng) -> dict:
         "words": "",
         "questions": {name: kind.template for name, kind in kinds.KINDS.items() if kind.template},
         "max_new_tokens": 20,
+        "embedding_lens": False,
+        "tied": False,
         "knockout_windows": knockout_windows(),
         "route_layers": route_layers().tolist(),
         "last_layer_jsd": 0.0,

@@ -42,7 +42,7 @@ The format version is {schema.FORMAT_VERSION}. Other versions are refused.
 - `two`: rows, columns
 - `segment`: {", ".join(schema.SEGMENTS)}
 - `d_vocab`: the vocabulary; `last_id` is its last token id, `most_bits` its logarithm
-- `top_k`: the most probable tokens of a reading
+- `top_k`: the most probable tokens of a reading; `nearest`: those of the embedding lens
 - `window`: the windows in `run["knockout_windows"]`
 - `route_layer`: the layers in `run["route_layers"]`
 
@@ -84,6 +84,11 @@ TABLES = {
     "READINGS": (
         "A reading is about the token that follows its position. The target is the token of the "
         "answer that follows; elsewhere it is the last layer's top-1."
+    ),
+    "PATCHES": (
+        "They have the fields of [READINGS](#readings) too. The embedding lens compares the state "
+        "with the input embedding of each token that spells something, by cosine. It is no "
+        "probability. A norm above float16's largest number is that number."
     ),
     "CONTROL": (
         "The same prompt with another image. The values are of the token at `word_at` of the "
@@ -141,8 +146,8 @@ def bounds_of(field: schema.Field) -> str:
 def section(name: str) -> str:
     """A heading, a few sentences and the table of a dict's fields."""
     fields = getattr(schema, name)
-    if name == "PROMPT":
-        fields = {key: field for key, field in fields.items() if key not in schema.ASKED}
+    others = {"PROMPT": schema.ASKED, "PATCHES": schema.READINGS}.get(name, ())
+    fields = {key: field for key, field in fields.items() if key not in others}
     rows = [
         [
             f"`{key}`" + " (optional)" * field.optional,

@@ -45,6 +45,8 @@ def check_record(record, run: dict, name: str) -> None:
     require(few, "prompts have too many positions to be shown")
     for number, prompt in enumerate(record["prompts"]):
         _check_prompt(prompt, run, f"prompt {number}")
+    both = len(record["patches"].keys() & {"embedding_ids", "embedding_cosines"}) != 1
+    require(both, "patches have only one of embedding_ids and embedding_cosines")
     seen = set()
     for number, item in enumerate(record["objects"]):
         x, y, width, height = item["box"]
@@ -109,6 +111,7 @@ def _sizes_of(run: dict) -> dict[str, float]:
     sizes |= {"segment": len(schema.SEGMENTS), "top_k": run["top_k"]}
     sizes |= {"patch": math.prod(run["grid"]), "two": 2}
     sizes |= {"d_vocab": d_vocab, "last_id": d_vocab - 1, "most_bits": np.log2(d_vocab) + ROUNDING}
+    sizes |= {"nearest": schema.N_NEAREST}
     return sizes | {"row": side, "column": side, "rgb": 3, "xywh": 4, "side": side + ROUNDING}
 
 

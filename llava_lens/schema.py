@@ -52,6 +52,7 @@ MOST |= {"image": 100_000, "skipped": 100_000}
 MOST_CELLS = 2**20  # layers x text positions of a record; of LLaVA-1.5-7B a prompt has some 1,500
 MOST_ROWS, MOST_ROWS_OF_ONE = 2**24, 2**19  # of tables, by `checks.n_rows`; an image has 2,000
 MOST_LOGIT = 1e6  # far above any; it leaves out infinity and NaN
+LARGEST_NORM = 65504  # of float16
 ASKED = {  # a prompt before it is read
     "kind": Field(str, "one of KINDS"),
     "question": Field("text", "as asked, without the template around it"),
@@ -85,6 +86,8 @@ RUN = {  # run.pkl: what the records have in common
     "seed": Field(int, "of the choice among candidates"),
     "top_k": Field(int, "tokens kept per layer and position", (), 1, "d_vocab"),
     "max_new_tokens": Field(int, "of an answer", (), 1, MOST["answer"]),
+    "embedding_lens": Field(bool, "whether patches were read with the embedding lens"),
+    "tied": Field(bool, "whether the input embedding is the unembedding too"),
     "knockout_windows": Field(list, "windows of blocks", ("window",)),
     "route_layers": Field(int, "layers that were patched", ("route_layer",), 0, MOST_LAYERS),
     "last_layer_jsd": Field(float, "of lens and model on the first image, bits", (), 0, 1),
@@ -98,6 +101,15 @@ READINGS = {  # at each layer and position; a reading is about the token that fo
     "entropy": Field("f", "in bits", LAYER_POS, -ROUNDING, "most_bits"),
     "target_prob": Field("f", "probability of the target", LAYER_POS, *SHARE),
     "target_rank": Field("u", "rank of the target, 1 = top", LAYER_POS, 1, "d_vocab"),
+}
+COSINE = -1 - 1e-2, 1 + 1e-2  # bounds; float16 and bfloat16 round
+N_NEAREST = 5
+NEAREST = ("layer", "patch", "nearest")
+PATCHES = {
+    **READINGS,
+    "norms": Field("f", "of the residual states", ("layer", "patch"), 0, LARGEST_NORM, True),
+    "embedding_ids": Field("u", "ids of the nearest input embeddings", NEAREST, 0, "last_id", True),
+    "embedding_cosines": Field("f", "their cosines to the state, falling", NEAREST, *COSINE, True),
 }
 OBJECT = {
     "category": Field(str, "its name"),
@@ -115,6 +127,7 @@ WORD = {
     "absent_sampling": Field(str, "how an absent one was drawn; empty: present"),
     "token_ids": Field(int, "its word, whole: their probabilities add", ("token",), 0, "last_id"),
     "log2_probs": Field("f", "log2 of the sum, in float16", ("layer", "patch"), -127, 0.01),
+    "cosines": Field("f", "the best of its input embeddings", ("layer", "patch"), *COSINE, True),
 }
 CONTROL = {  # of the token at word_at of the answer that the image got, where it would be said
     "target_prob": Field("f", "its probability", LAYER, *SHARE),
@@ -169,7 +182,7 @@ RECORD = {  # images/<name>.pkl: one image with its prompts
     "objects": Field([OBJECT], "annotated objects", ("object",)),
     "words": Field([WORD], "categories watched in the patches", ("word",)),
     "prompts": Field([PROMPT], "one or more", ("prompt",)),
-    "patches": Field(READINGS, "positions are patches, row by row", ("patch",)),
+    "patches": Field(PATCHES, "positions are patches, row by row", ("patch",)),
     "crop": Field("|u1", "the image as the model saw it", ("row", "column", "rgb"), 0, 255),
 }
 PART = {  # parts/<process>.pkl: what one process has read; an image counts once it is here

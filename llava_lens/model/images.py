@@ -23,7 +23,7 @@ from llava_lens.data.prompts import make_prompts
 from llava_lens.data.watched import count_together, words_to_watch
 from llava_lens.kinds import KINDS, question_of
 from llava_lens.model.causal import knockout_windows, read_causal, route_layers
-from llava_lens.model.lens import LAST_LAYER_TOLERANCE
+from llava_lens.model.lens import LAST_LAYER_TOLERANCE, is_tied
 from llava_lens.model.load import NUMBERS, Settings, grey_image, load_once
 from llava_lens.model.read import check_last_layer, read_control, read_image_and_prefix, text_of
 from llava_lens.model.run import chat_of, encode_prompts, image_span, keep_prefix, patch_grid
@@ -69,6 +69,8 @@ def describe_run(
         "own_prompts": settings.prompts,
         "categories": list(categories),
         **{name: getattr(settings, name) for name in NUMBERS},
+        "embedding_lens": settings.embedding_lens,
+        "tied": is_tied(bridge.original_model),
         "knockout_windows": windows,
         "route_layers": route_layers(n_layers) if settings.route else [],
         "last_layer_jsd": last_layer_jsd,

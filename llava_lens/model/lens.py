@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from llava_lens.schema import SEGMENTS
+from llava_lens.schema import LARGEST_NORM, N_NEAREST, SEGMENTS
 from llava_lens.words import labels_and_words
 
 # In bits. Entropies in float32 leave 2e-6; logits that are rounded otherwise by one unit in the
@@ -50,8 +50,8 @@ def top_k_of(p, k: int):
 
 def rank_of(p, prob):
     """Rank `[pos]` (1 = top) of the probability `prob` `[pos, 1]` in `p` `[pos, d_vocab]`."""
-    # As bytes: torch sums booleans slowly on a CPU.
-    return (p > prob).view(torch.int8).sum(-1, dtype=torch.int32) + 1
+    # As floats, exact up to 2^24: torch compares and sums booleans slowly on a CPU.
+    return torch.gt(p, prob, out=torch.empty_like(p)).sum(-1).int() + 1
 
 
 SLICE = 64  # positions whose distributions are held at once: of a whole image they are 2.5 GB
@@ -87,7 +87,7 @@ def read_positions(  # noqa: PLR0913 (what one pass over the distributions reads
         final = final_logits.softmax(-1)
         final_entropy = entropy_bits(final)
         target = torch.where(targets[here] >= 0, targets[here], final.argmax(-1))[:, None]
-        before, entropy_before, layers = final, final_entropy * torch.nan, []
+        before, entropy_before, layers, zeros = final, final_entropy, [], final_entropy * 0
         for layer, resid in enumerate(residuals):
             is_last = layer == len(residuals) - 1
             logits = final_logits if is_last else lens_logits(bridge, resid[here])
@@ -97,8 +97,8 @@ def read_positions(  # noqa: PLR0913 (what one pass over the distributions reads
             layers.append({
                 "top_ids": top_ids.int(),
                 "top_probs": top_probs,
-                "jsd_prev": jsd_bits(p, before, entropy, entropy_before),
-                "jsd_final": jsd_bits(p, final, entropy, final_entropy),
+                "jsd_prev": jsd_bits(p, before, entropy, entropy_before) if layer else zeros / 0,
+                "jsd_final": zeros if is_last else jsd_bits(p, final, entropy, final_entropy),
                 "entropy": entropy,
                 "target_prob": target_prob[:, 0],
                 "target_rank": rank_of(p, target_prob),
@@ -116,6 +116,56 @@ def read_positions(  # noqa: PLR0913 (what one pass over the distributions reads
         raise_not_finite(f"the lens's logits, first at layer {broken[0]} of {len(residuals) - 1}")
     id_type = np.min_scalar_type(bridge.cfg.d_vocab)  # uint16 for LLaVA-1.5
     return arrays | {name: arrays[name].astype(id_type) for name in ("top_ids", "target_rank")}
+
+
+def read_embeddings(bridge, residuals: list, word_ids=()) -> dict[str, np.ndarray]:
+    """Embedding lens: the tokens whose input embeddings are nearest to the states `residuals`
+    (`[pos, d_model]` per layer), by cosine. The product runs in the model's dtype, on states of
+    norm 1; nothing is subtracted. Rows that spell nothing are left out: rows past the tokenizer's
+    last token, and its special tokens. Returns, with float16 cosines,
+
+    - `embedding_ids`, `embedding_cosines` `[layer, pos, N_NEAREST]`: the nearest, falling
+    - `cosines` `[word, layer, pos]`: of the nearest token of each of `word_ids` (lists of ids)
+
+    Sources: "EmbeddingLens" in Krojer et al., "LatentLens", arXiv 2602.00462; "EmbedLens", Fan et
+    al., arXiv 2603.00510.
+    """
+    weight = bridge.original_model.get_input_embeddings().weight  # [d_vocab, d_model]
+    tokenizer, config = bridge.tokenizer, bridge.original_model.config
+    lengths = torch.linalg.vector_norm(weight, dim=-1, dtype=torch.float32)
+    lengths = lengths.clamp_min_(torch.finfo(torch.float32).tiny)  # the padding's may be 0
+    unspelled = {*tokenizer.all_special_ids, config.image_token_id}
+    unspelled = torch.tensor([*unspelled, *range(len(tokenizer), len(weight))])
+    unspelled, layers = unspelled.to(weight.device), []
+    for resid in residuals:
+        pieces = []
+        for states in resid.to(weight.device).split(SLICE):
+            states = torch.nn.functional.normalize(states.float(), dim=-1)  # half would overflow
+            cosines = (states.to(weight.dtype) @ weight.T).float().div_(lengths)  # [pos, d_vocab]
+            of_words = [cosines[:, ids].amax(-1) for ids in word_ids]
+            cosines[:, unspelled] = -2
+            nearest = top_k_of(cosines, N_NEAREST)
+            pieces.append((*nearest, torch.stack(of_words, 1) if of_words else states[:, :0]))
+        layers.append([torch.cat(parts) for parts in zip(*pieces, strict=True)])
+    cosines, ids, of_words = (torch.stack(parts).cpu() for parts in zip(*layers, strict=True))
+    return {
+        "embedding_ids": ids.numpy().astype(np.min_scalar_type(bridge.cfg.d_vocab)),
+        "embedding_cosines": cosines.numpy().astype(np.float16),
+        "cosines": np.ascontiguousarray(of_words.numpy().transpose(2, 0, 1), np.float16),
+    }
+
+
+def is_tied(model) -> bool:
+    """Whether the input embedding is the unembedding too: one matrix, or two equal ones."""
+    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return inputs.shape == outputs.shape and bool((inputs == outputs.to(inputs.device)).all())
+
+
+def norms_of(residuals: list) -> np.ndarray:
+    """The norms `[layer, pos]` of states `[pos, d_model]` per layer, in float16, whose largest
+    number stands for larger ones."""
+    norms = torch.stack([resid.float().norm(dim=-1) for resid in residuals])
+    return norms.clamp_max(LARGEST_NORM).cpu().numpy().astype(np.float16)
 
 
 def read_answer(

@@ -55,6 +55,7 @@ class Settings:
     seed: int = 0
     top_k: int = 10
     max_new_tokens: int = 20
+    embedding_lens: bool = True
     knockout: bool = True
     route: bool = True
     quantize: str | None = None  # "4bit": nf4 of bitsandbytes, which computes in `dtype`

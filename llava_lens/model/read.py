@@ -13,7 +13,9 @@ from llava_lens.model.lens import (
     SLICE,
     jsd_bits,
     lens_logits,
+    norms_of,
     read_answer,
+    read_embeddings,
     read_positions,
 )
 from llava_lens.model.load import Settings
@@ -87,7 +89,11 @@ def read_image_and_prefix(
         n_patches, n_prefix = len(residuals[0]), cache.get_seq_length()
         watched = [word["token_ids"] for word in words]
         patches = read(residuals, [IMAGE] * n_patches, [-1] * n_patches, words=watched)
-        log2_probs = _as_log2(patches.pop("words", None))
+        patches["norms"] = norms_of(residuals)
+        of_words = {"log2_probs": _as_log2(patches.pop("words"))} if words else {}
+        if settings.embedding_lens:
+            patches |= read_embeddings(bridge, residuals, watched)
+            of_words["cosines"] = patches.pop("cosines")
         texts = [sequence[n_prefix:] for sequence in sequences]
         answers = _read_prompts(bridge, cache, texts, settings.max_new_tokens, read)
     for answer in answers:
@@ -96,7 +102,10 @@ def read_image_and_prefix(
     seen = vision.image_size // vision.patch_size * vision.patch_size
     record = {
         "patches": patches,
-        "words": [{**word, "log2_probs": log2_probs[i]} for i, word in enumerate(words)],
+        "words": [
+            word | {name: values[number] for name, values in of_words.items()}
+            for number, word in enumerate(words)
+        ],
         "prompts": [{**prompt, **answer} for prompt, answer in zip(prompts, answers, strict=True)],
         "crop": crop_pixels(pixel_values[0].numpy(), processor.image_processor, seen),
     }
@@ -121,11 +130,9 @@ def _check_request(bridge, sequences: list, settings: Settings) -> None:
     )
 
 
-def _as_log2(probs: np.ndarray | None) -> np.ndarray:
+def _as_log2(probs: np.ndarray) -> np.ndarray:
     """`probs` `[layer, patch, word]` as log2 `[word, layer, patch]` in float16: right to 1 % of the
     probability above 2^-64, and to 2 % below."""
-    if probs is None:
-        return np.zeros((0, 0, 0), np.float16)
     log2_probs = np.log2(np.maximum(probs, np.float32(2**-126))).astype(np.float16)
     return np.ascontiguousarray(log2_probs.transpose(2, 0, 1))
 

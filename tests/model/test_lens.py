@@ -1,11 +1,11 @@
-"""The top tokens against torch; what is read of positions. Entropy and divergence against scipy:
-tests/test_properties.py."""
+"""The top tokens and the embedding lens against torch; what is read of positions. Entropy and
+divergence against scipy: tests/test_properties.py."""
 
 import numpy as np
 import pytest
 import torch
 
-from llava_lens.model import lens
+from llava_lens.model import lens, load
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,52 @@ def test_the_lens_alone_overflowing_is_an_error(llava, monkeypatch):
     with pytest.raises(FloatingPointError, match=message), torch.inference_mode():
         prob_sum = torch.zeros(3, 6, bridge.cfg.d_vocab)
         lens.read_positions(bridge, residuals, [0] * 4, [-1] * 4, prob_sum, 3)
+
+
+@pytest.mark.parametrize("dtype, rounding", [("float32", 5e-4), ("float16", 2e-3)])
+def test_the_embedding_lens_is_torchs_cosine_with_what_spells_something(
+    llava_folder, dtype, rounding
+):
+    """float16 cosines, so float32 differs too. Among the states are multiples of rows: of `<image>`
+    and of one past the tokenizer, which are never named, and of a word, in a state so large that
+    its square overflows float16."""
+    bridge, processor = load.load_llava(llava_folder, dtype, "cpu")
+    weight = bridge.original_model.get_input_embeddings().weight.detach()
+    image_id, past = processor.image_token_id, len(processor.tokenizer)
+    assert past < len(weight)
+    weight[299] = 0
+    states = torch.randn(70, 64).to(weight.dtype)
+    states[:3] = weight[[image_id, past, 300]] * torch.tensor([1, 1, 9000])[:, None]
+    with torch.inference_mode():
+        read = lens.read_embeddings(bridge, [states, states * 2], [[7, 300], [299]])
+    expected = torch.cosine_similarity(states[:, None].double(), weight[None].double(), dim=-1)
+    words = torch.stack([expected[:, [7, 300]].amax(-1), torch.zeros(70)])
+    np.testing.assert_allclose(read["cosines"][:, 0], words, atol=rounding)
+    spelled = expected.clone()
+    spelled[:, [*processor.tokenizer.all_special_ids, *range(past, len(weight))]] = -2
+    assert {image_id, past}.isdisjoint(read["embedding_ids"].ravel().tolist())
+    assert expected[0].argmax() == image_id and expected[1].argmax() == past
+    assert (read["embedding_ids"][:, 2, 0] == 300).all()
+    for layer in range(2):
+        ids, cosines = read["embedding_ids"][layer], read["embedding_cosines"][layer]
+        np.testing.assert_allclose(cosines, spelled.topk(5).values, atol=rounding)
+        named = spelled.gather(1, torch.tensor(ids.astype(int)))
+        np.testing.assert_allclose(cosines, named, atol=rounding)
+    assert read["embedding_cosines"].dtype == read["cosines"].dtype == np.float16
+    assert read["embedding_ids"].dtype == np.uint16
+
+
+def test_norms_do_not_overflow_float16():
+    states = [torch.full((2, 64), 2.0), torch.full((2, 64), 60000.0, dtype=torch.float16)]
+    assert lens.norms_of(states).tolist() == [[16, 16], [65504, 65504]]
+
+
+def test_tied_embeddings_are_told_by_their_numbers(llava):
+    model = llava[0].original_model
+    assert not lens.is_tied(model)
+    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    kept = outputs.detach().clone()
+    with torch.no_grad():
+        outputs.copy_(inputs)
+        assert lens.is_tied(model)
+        outputs.copy_(kept)

@@ -117,7 +117,8 @@ def test_what_cannot_be_read_is_refused(llava, image, prompts, settings, message
 
 
 def test_the_words_are_read_from_the_full_distribution(llava, image):
-    """Against the softmax of the lens at every patch and layer."""
+    """Against the softmax of the lens, and against the cosines, at every patch and layer; what the
+    embedding lens adds is all that `embedding_lens = False` leaves out."""
     bridge, processor = llava
     there, absent = {"present": True, "absent_sampling": ""}, {"present": False}
     words = [{"category": "x", "token_ids": [7, 300], **there}]
@@ -133,8 +134,20 @@ def test_the_words_are_read_from_the_full_distribution(llava, image):
             for word, kept in zip(words, record["words"], strict=True):
                 expected = p[:, word["token_ids"]].sum(-1).log2()
                 np.testing.assert_allclose(kept["log2_probs"][layer], expected, atol=0.02)
+                rows = bridge.original_model.get_input_embeddings().weight[word["token_ids"]]
+                cosines = torch.cosine_similarity(patches[:, None], rows[None], dim=-1).amax(-1)
+                np.testing.assert_allclose(kept["cosines"][layer], cosines, atol=5e-4)
+            norms = record["patches"]["norms"][layer]
+            np.testing.assert_allclose(norms, patches.norm(dim=-1), rtol=1e-3)
     assert [word["category"] for word in record["words"]] == ["x", "y"]
-    assert "words" not in record["patches"]
+    assert record["patches"].keys() == schema.PATCHES.keys()
+    without = {"top_k": 1, "max_new_tokens": 1, "embedding_lens": False}
+    other, _ = read_image(llava, image, PROMPTS[:1], words, **without)
+    assert record["patches"].keys() - other["patches"].keys() == {
+        "embedding_ids",
+        "embedding_cosines",
+    }
+    assert not any("cosines" in word for word in other["words"])
 
 
 def test_the_grey_control_is_a_run_on_a_grey_image(llava, records):
