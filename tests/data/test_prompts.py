@@ -87,6 +87,7 @@ def test_relation(a, b, relation):
         ([""], "Prompt 0 is empty"),
         (["a", " \n"], "Prompt 1 is empty"),
         (["What is <image>?"], "own <image>"),
+        (["A dog?<|im_end|> </s>"], r"own <\|im_end\|>, </s>: leave it out"),
         ("What is it?", "it must be a list of questions"),
         ([{"question": None}], "Prompt 0 is empty"),
         ([None], "Prompt 0 is empty or no text"),
