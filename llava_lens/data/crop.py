@@ -17,7 +17,7 @@ EDGE = 0.005  # of an image's side: what comes nearer to the edge may go on outs
 MEASURED_SHORT = 192  # pixels of the shorter side of the image on which a processor is measured
 REFUSED = (
     "Boxes can't be placed in what the image processor makes of an image: it does more than "
-    "resize, crop and pad. Take a checkpoint with the processor of CLIP."
+    "resize, crop and pad. Take a checkpoint with the processor of CLIP or SigLIP."
 )
 
 

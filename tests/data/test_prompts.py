@@ -1,12 +1,13 @@
 """Questions made from annotations, and the user's own."""
 
+import re
+
 import numpy as np
 import pytest
 
 from llava_lens import checks, kinds
 from llava_lens.data import crop
 from llava_lens.data import prompts as data_prompts
-from llava_lens.words import SPECIAL_TOKENS
 from tests.hostile import RUN
 
 
@@ -84,12 +85,16 @@ def test_relation(a, b, relation):
     assert data_prompts.relation_of(a, b) == relation
 
 
+TOKENS = "</s>", "<s>", "<unk>", "<pad>", "<image>"
+
+
 @pytest.mark.parametrize(
     "prompts, message",
     [
         ([""], "Prompt 0 is empty"),
         (["a", " \n"], "Prompt 1 is empty"),
-        *(([f"What is {token}?"], f"Prompt 0 .*has its own {token}") for token in SPECIAL_TOKENS),
+        *(([f"What is {token}?"], f"Prompt 0 .*has its own {re.escape(token)}") for token in TOKENS),
+        (["A dog?<|im_end|> </s>"], r"own <\|im_end\|>, </s>: leave it out"),
         ("What is it?", "it must be a list of questions"),
         ([{"question": None}], "Prompt 0 is empty"),
         ([None], "Prompt 0 is empty or no text"),

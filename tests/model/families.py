@@ -17,7 +17,6 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -58,7 +57,7 @@ SIGLIP_SO400M = SiglipVisionConfig(
 )  # fmt: skip
 QWEN_1_5 = dict(
     hidden_size=1024, intermediate_size=2816, num_hidden_layers=24, num_attention_heads=16,
-    num_key_value_heads=16, max_position_embeddings=32_768, rms_norm_eps=1e-6,
+    num_key_value_heads=16, max_position_embeddings=32_768, rms_norm_eps=1e-6, rope_theta=1e6,
 )  # fmt: skip
 
 
@@ -93,8 +92,9 @@ def _qwen_tokenizer(n_tokens: int = 0):
     vocab = trained["vocab"]
     vocab |= {f"Ġ{'unused' * 3}{n}": n for n in range(len(vocab), n_tokens)}
     tokenizer = Qwen2Tokenizer(**trained)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<image>"]})
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
     return tokenizer
 
 
@@ -109,6 +109,8 @@ def make_family(folder: Path, name: str, exact: bool = False) -> None:
         tokenizer = _llama_3_tokenizer()
     rows = {"vocab_size": 64 * (len(tokenizer) // 64 + 1), "pad_token_id": tokenizer.pad_token_id}
     rows |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    if exact:
+        rows |= {"vocab_size": 152_000, "bos_token_id": 151_643}
     text = LlamaConfig(**TEXT, **rows)
     if name == "bakLlava-v1":
         text = MistralConfig(**TEXT, **rows, num_key_value_heads=2, sliding_window=4096)
@@ -138,20 +140,22 @@ def make_family(folder: Path, name: str, exact: bool = False) -> None:
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config).eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    if "llama-3" in name:  # as xtuner has it: no file of a processor, and two ends
+    # Files as the hub has them: the template and the processor's sizes in files of their own.
+    image_processor.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if "llama-3" in name:  # xtuner's has neither; and two tokens end an answer
         ends = tokenizer.convert_tokens_to_ids(["<|end_of_text|>", "<|eot_id|>"])
         model.generation_config.eos_token_id = ends
-        image_processor.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        template = {"chat_template": TEMPLATES["llama-3"]}
         path = folder / "tokenizer_config.json"
-        settings = json.loads(path.read_text("utf-8")) | {"chat_template": TEMPLATES["llama-3"]}
-        path.write_text(json.dumps(settings))
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | template))
     else:
-        options = {"patch_size": 14, "num_additional_image_tokens": int(not is_siglip)}
-        options["vision_feature_select_strategy"] = config.vision_feature_select_strategy
-        template = TEMPLATES.get(name, TEMPLATES["llava-1.5-7b"])
-        processor = LlavaProcessor(image_processor, tokenizer, chat_template=template, **options)
-        processor.save_pretrained(folder)
+        template = {"chat_template": TEMPLATES.get(name, TEMPLATES["llava-1.5-7b"])}
+        (folder / "chat_template.json").write_text(json.dumps(template, indent=2))
+        sizes = {"patch_size": 14, "num_additional_image_tokens": int(not is_siglip)}
+        sizes["vision_feature_select_strategy"] = config.vision_feature_select_strategy
+        sizes |= {"processor_class": "LlavaProcessor", "image_token": "<image>"}
+        (folder / "processor_config.json").write_text(json.dumps(sizes, indent=2))
     model.save_pretrained(folder)
 
 

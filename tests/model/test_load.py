@@ -13,8 +13,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from llava_lens import kinds
 from llava_lens.model import load
 from llava_lens.model.read import read_image
-from llava_lens.model.run import encode_prompts
+from llava_lens.model.run import chat_of, encode_prompts
 from tests.conftest import PROMPTS
+from tests.model.families import make_family
 
 
 def test_the_model_is_where_its_weights_are(llava_folder, monkeypatch):
@@ -244,6 +245,34 @@ def test_a_processor_without_a_crop_must_give_squares(checkpoint, size):
         grey = load.grey_image(config.vision_config.image_size)
         pixels, _ = encode_prompts(processor, grey, [])
         assert pixels.shape == (1, 3, 56, 56) and (pixels == pixels[:, :, :1, :1]).all()
+
+
+def test_image_tokens_that_are_not_the_features_are_refused(checkpoint, no_weights):
+    """With `full` CLIP's class token is a feature; SigLIP has none for `default` to leave out."""
+    name = {"vision_feature_select_strategy": "full"}
+    change_json(checkpoint / "config.json", lambda values: values.update(name))
+    with pytest.raises(ValueError, match="16 image tokens, where the .* makes 17 features"):
+        load.load_llava(checkpoint)
+    make_family(checkpoint / "siglip", "llava-interleave-qwen-0.5b")
+    name = {"vision_feature_select_strategy": "default"}
+    for file in ("config.json", "processor_config.json"):
+        change_json(checkpoint / "siglip" / file, lambda values: values.update(name))
+    with pytest.raises(ValueError, match="makes 15 features of 16 patches, so it is not known"):
+        load.load_llava(checkpoint / "siglip")
+
+
+def test_a_chat_template_must_place_image_and_question(checkpoint, no_weights):
+    config = LlavaConfig.from_pretrained(checkpoint)
+    path = checkpoint / "chat_template.jinja"
+    path.write_text("{% for m in messages %}Q: {{ m['content'] }} {A}{% endfor %}")  # text alone
+    processor = load.load_processor(str(checkpoint), config)
+    assert chat_of(processor) == "Q: <image>\n{question} {A}"
+    # The image after the question: nothing before it would be the same for all prompts.
+    path.write_text("{% for m in messages %}{{ m['content'][1]['text'] }}<image>{% endfor %}")
+    for template in (path.read_text(), "<image>", "{{ broken"):
+        path.write_text(template)
+        with pytest.raises(ValueError, match="its chat template has not one place for an image"):
+            load.load_processor(str(checkpoint), config)
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(checkpoint, no_weights):

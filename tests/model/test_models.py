@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import lens_utils
+from llava_lens import kinds
 from llava_lens.data.images import open_image
 from llava_lens.figures import explorer, one_image
 from llava_lens.model import lens, load, run
 from llava_lens.model.read import check_last_layer
 from llava_lens.store import Results
-from tests.model.families import CHATS, make_family
+from tests.model.families import CHATS, VICUNA, make_family
 from tests.model.plain_hf import CHOSEN, Hooked, hf_inputs, hf_lens, load_hf
 from tests.model.test_causal import causal_of, prefix_of, routes_of, text_ids
 
@@ -40,6 +41,7 @@ def family(request, tmp_path_factory, photographs):
 
 
 def test_ids_are_the_processors_own(family):
+    assert VICUNA == kinds.CHAT  # what LLaVA-1.5 is asked with where no template says it
     run_, chat = family.results.run, CHAT_OF.get(family.name, family.chat)
     assert run_["chat"] == chat and run_["grid"] == [4, 4] and run_["image_size"] == 56
     assert run_["n_image_tokens"] == 16 + (family.name == "clip-full")
