@@ -88,8 +88,7 @@ def analyse(images: Images, results="results", **settings) -> None:
     on the first image. A run that was stopped goes on from what is there. Raises ValueError, which
     names it, for a setting or a folder that can't be used, and what `read_images` raises.
     """
-    if settings.get("quantize"):
-        kaggle.prepare_quantize()
+    kaggle.prepare_quantize(settings.get("quantize"))
     from accelerate import notebook_launcher
 
     from llava_lens.model.images import read_images
@@ -159,12 +158,8 @@ def open_results(folder=None) -> Results:
     there are none, ValueError for several.
     """
     results = Results.find(folder or (kaggle.KAGGLE_INPUT if kaggle.on_kaggle() else "results"))
-    run = results.run
-    print(
-        f"{len(results.names)} images read with {run['model']} ({schema.weights_label(run)})",
-        end=", ",
-    )
-    print(f"results in {results.folder}")
+    read = f"{len(results.names)} images read with {results.run['model']}"
+    print(f"{read} ({schema.weights_label(results.run)}), results in {results.folder}")
     return results
 
 

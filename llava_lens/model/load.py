@@ -13,13 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import (
-    AutoProcessor,
-    BitsAndBytesConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PretrainedConfig,
-)
+from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
 
 from llava_lens.kaggle import on_kaggle, probe_gpus
 from llava_lens.kinds import DEFAULT_KINDS, MADE_KINDS, question_of
@@ -29,9 +23,9 @@ from llava_lens.text import require
 
 NUMBERS = ["per_kind", "top_k", "max_new_tokens", "seed"]  # of Settings
 HEADROOM = 5 * 2**28  # bytes that reading needs on a GPU beside the weights
-# What is not stored in 4 bit. The lens is exact only with the model's own unembedding; what makes
-# patches of an image is small.
-NOT_IN_4BIT = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
+# Of transformers, for the blocks alone: the unembedding stays exact, what sees the image is small.
+IN_4BIT = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+IN_4BIT["llm_int8_skip_modules"] = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
 
 
 @dataclass(frozen=True)
@@ -65,10 +59,10 @@ class Settings:
         require(fits, f"kinds is {self.kinds!r}: it must be a list of some of {known}.")
         fits, known = self.dtype in LAST_LAYER_TOLERANCE, ", ".join(LAST_LAYER_TOLERANCE)
         require(fits, f"dtype is {self.dtype!r}: it must be one of {known}.")
-        fits, is_there = self.quantize in (None, "4bit"), find_spec("bitsandbytes") is not None
-        require(fits, f"quantize is {self.quantize!r}: it must be None or '4bit'.")
-        missing = "quantize is '4bit', which needs bitsandbytes: pip install bitsandbytes==0.50.2"
-        require(is_there or not self.quantize, f"{missing}, and restart the kernel.")
+        wrong = f"quantize is {self.quantize!r}: it must be None or '4bit'."
+        require(self.quantize in (None, "4bit"), wrong)
+        missing = "quantize needs bitsandbytes: pip install bitsandbytes==0.50.2, then restart."
+        require(not self.quantize or find_spec("bitsandbytes"), missing)
         if self.device not in (None, "cpu"):
             n_gpus = len(probe_gpus()["gpus"])
             usable = ["cuda"] * (n_gpus > 0) + [f"cuda:{gpu}" for gpu in range(n_gpus)]
@@ -265,16 +259,10 @@ def load_llava(
     device_map = {"": device} if device else device_map_for(config, dtype, free, quantize)
     options = dict(dtype=getattr(torch, dtype), device_map=device_map)
     if quantize:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=NOT_IN_4BIT,
-        )
+        options["quantization_config"] = IN_4BIT | {"bnb_4bit_compute_dtype": dtype}
     hf_model = _load_weights(model, **options)
-    for layer in hf_model.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):  # Linear4bit, on some CPUs in bfloat16
-            layer.support_avx512bf16_for_cpu = False
+    for layer in hf_model.modules():  # bitsandbytes would compute in bfloat16 on some CPUs
+        layer.support_avx512bf16_for_cpu = False
     if hf_model.generation_config.eos_token_id is None:  # without it no answer would end
         hf_model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     bridge = TransformerBridge.boot_transformers(

@@ -4,7 +4,6 @@ layers, one uncached pass."""
 import torch
 from transformers import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration
 
-
 # The blocks in 4 bit, and no more.
 IN_4BIT = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
 IN_4BIT["llm_int8_skip_modules"] = [".*vision_tower", ".*multi_modal_projector", "lm_head"]
