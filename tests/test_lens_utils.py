@@ -121,6 +121,7 @@ def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
         ({"top_k": 0}, "top_k is 0"),
         ({"top_k": "5"}, "top_k is '5': it must be a whole number"),
         ({"dtype": "fp16"}, "dtype is 'fp16': it must be one of float32"),
+        ({"quantize": "8bit"}, "quantize is '8bit': it must be None or '4bit'"),
         ({"device": "cuda"}, "device is 'cuda', and torch sees 0 GPUs"),
         ({"model": "demo"}, "'demo' is neither"),
         ({"model": "demo/none"}, "'demo' has no 'none' in it"),

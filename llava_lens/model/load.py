@@ -70,9 +70,7 @@ class Settings:
             require(self.device in usable, f"{sees}: set it to one of {['None', 'cpu', *usable]}.")
 
 
-def _empty_llava(
-    config: LlavaConfig, dtype: str, quantize: str | None
-) -> tuple[LlavaForConditionalGeneration, int]:
+def _empty_llava(config: LlavaConfig, dtype: str, quantize: str | None) -> tuple:
     """A LLaVA without memory for its weights, and how many bytes they would take."""
     with init_empty_weights():
         empty = LlavaForConditionalGeneration(config)
@@ -86,9 +84,7 @@ def _empty_llava(
     return empty, compute_module_sizes(empty, getattr(torch, dtype))[""]
 
 
-def device_map_for(
-    config: LlavaConfig, dtype: str, free: list[int], quantize: str | None = None
-) -> dict:
+def device_map_for(config, dtype: str, free: list[int], quantize: str | None) -> dict:
     """Where a LLaVA's modules go, on GPUs with `free` bytes each; nothing is allocated.
 
     All go to one GPU if HEADROOM is left there, else over all GPUs; without a GPU to the CPU. One
@@ -232,9 +228,7 @@ def _some_of(names) -> str:
     return ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
 
 
-def load_llava(
-    model, dtype: str = "float16", device: str | None = None, quantize: str | None = None
-):
+def load_llava(model, dtype="float16", device: str | None = None, quantize: str | None = None):
     """`(bridge, processor)` of a LLaVA-1.5 given as a hub id or a local folder.
 
     The weights are loaded once, to `device` (default: `device_map_for`). With `quantize` "4bit" the
@@ -252,10 +246,8 @@ def load_llava(
     processor = load_processor(model, config)
     free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
     if on_kaggle() and not free and not device:
-        raise RuntimeError(
-            "torch sees no GPU: restart the kernel and run all cells from the top, or set device "
-            "to cpu if that is meant."
-        )
+        remedy = "restart the kernel and run all cells from the top, or set device to cpu"
+        raise RuntimeError(f"torch sees no GPU: {remedy} if that is meant.")
     device_map = {"": device} if device else device_map_for(config, dtype, free, quantize)
     options = dict(dtype=getattr(torch, dtype), device_map=device_map)
     if quantize:
