@@ -71,8 +71,7 @@ def analyse(images: Images, results="results", **settings) -> None:
     on the first image. A run that was stopped goes on from what is there. Raises ValueError, which
     names it, for a setting or a folder that can't be used, and what `read_images` raises.
     """
-    if settings.get("quantize"):
-        kaggle.prepare_quantize()
+    kaggle.prepare_quantize(settings.get("quantize"))
     from accelerate import notebook_launcher
 
     from llava_lens.model.images import read_images

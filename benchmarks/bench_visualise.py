@@ -261,6 +261,7 @@ def make_crop() -> np.ndarray:
 
 def make_run(rng) -> dict:
     fixed = {"model": "synthetic", "revision": "", "dtype": "float16", "packages": {}}
+    fixed["quantize"] = None
     fixed |= {"own_prompts": [], "categories": ["dog"], "per_kind": 1, "seed": 0, "top_k": TOP_K}
     return {
         **fixed,

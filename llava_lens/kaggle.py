@@ -85,9 +85,9 @@ def prepare_kaggle() -> None:
     _install(PIP_P100 * old + PIP_LENS)
 
 
-def prepare_quantize() -> None:
-    """On Kaggle, before torch is imported: install what 4 bit needs. Elsewhere: nothing."""
-    if on_kaggle():
+def prepare_quantize(quantize: str | None) -> None:
+    """On Kaggle, before torch is imported: install what `quantize` needs. Elsewhere: nothing."""
+    if quantize and on_kaggle():
         _install(PIP_4BIT)
 
 

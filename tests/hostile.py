@@ -43,6 +43,7 @@ def make_results():
         "model": "m",
         "revision": "r",
         "dtype": "float32",
+        "quantize": None,
         "packages": {},
         "n_layers": N_LAYERS - 1,
         "layers": ["emb", "1", "2"],

@@ -31,17 +31,18 @@ P100 = machine("2.10.0+cu128", gpu("Tesla P100-PCIE-16GB", [6, 0], 16_384, works
 P100_WITH_ITS_TORCH = machine("2.7.1+cu126", gpu("Tesla P100-PCIE-16GB", [6, 0], 16_384))
 NEW_GPU = machine("2.10.0+cu128", T4, gpu("New GPU", [13, 0], 99_999, works=False))
 KAGGLES_OWN = {"transformers": "5.0.0"}
-PREPARED = {"transformers": "5.23.0", "transformer-lens": "4.3.0"}
+PREPARED = {"transformers": "5.24.0", "transformer-lens": "4.3.0"}
 PIP_P100 = ["torch==2.7.1", "torchvision==0.22.1", "torchaudio==2.7.1"]
-PIP_LENS = ["transformer-lens==4.3.0", "transformers==5.23.0"]
+PIP_LENS = ["transformer-lens==4.3.0", "transformers==5.24.0"]
+PIP_4BIT = ["bitsandbytes==0.50.2"]
 
 
 @pytest.fixture
 def kaggle(monkeypatch):
-    """Runs `prepare_kaggle` on a made-up machine and returns the packages that pip was asked
-    for."""
+    """Runs `prepare_kaggle`, or `prepare_quantize`, on a made-up machine and returns the packages
+    that pip was asked for."""
 
-    def prepare(probed, packages, imported=(), pip_status=0):
+    def prepare(probed, packages, imported=(), pip_status=0, quantize=None):
         monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
         monkeypatch.delenv("HF_HOME", raising=False)
         found = [SimpleNamespace(name=name, version=packages[name]) for name in packages]
@@ -59,7 +60,7 @@ def kaggle(monkeypatch):
             return subprocess.CompletedProcess(command, pip_status, "", error)
 
         monkeypatch.setattr(kaggle_py.subprocess, "run", fake_run)
-        kaggle_py.prepare_kaggle()
+        kaggle_py.prepare_quantize(quantize) if quantize else kaggle_py.prepare_kaggle()
         return asked
 
     return prepare
@@ -86,15 +87,27 @@ def test_nothing_is_installed_twice(kaggle, probed):
 @pytest.mark.parametrize(
     "packages, asked",
     [
-        ({**PREPARED, "transformers": "5.24.0"}, ["transformers==5.23.0"]),
-        ({**PREPARED, "transformers": "5.23.1"}, ["transformers==5.23.0"]),
+        ({**PREPARED, "transformers": "5.23.0"}, ["transformers==5.24.0"]),
+        ({**PREPARED, "transformers": "5.24.1"}, ["transformers==5.24.0"]),
         ({**PREPARED, "transformer-lens": "4.2.0"}, ["transformer-lens==4.3.0"]),
-        ({"transformers": "5.23.0"}, ["transformer-lens==4.3.0"]),
+        ({"transformers": "5.24.0"}, ["transformer-lens==4.3.0"]),
         ({**PREPARED, None: None}, []),  # what is left of a package that was removed
     ],
 )
 def test_only_the_tested_versions_will_do(kaggle, packages, asked):
     assert kaggle(T4_X2, packages) == asked
+
+
+@pytest.mark.parametrize(
+    "packages, asked",
+    [
+        (PREPARED, PIP_4BIT),
+        ({**PREPARED, "bitsandbytes": "0.49.0"}, PIP_4BIT),
+        ({**PREPARED, "bitsandbytes": "0.50.2"}, []),
+    ],
+)
+def test_4_bit_needs_bitsandbytes(kaggle, packages, asked):
+    assert kaggle(T4_X2, packages, quantize="4bit") == asked
 
 
 RESTART = "imported already: choose Run > Restart"
@@ -108,6 +121,7 @@ FACTORY_RESET = "torch none can't be used, or has no code for any GPU: choose Ru
         ((machine("2.10.0+cu128"), PREPARED), "There is no GPU: choose GPU T4 x2 under"),
         ((P100, PREPARED, ["torch"]), f"torch==2.7.1.* {RESTART}"),
         ((T4_X2, KAGGLES_OWN, ["transformers"]), f"transformer-lens==4.3.0.* {RESTART}"),
+        ((T4_X2, PREPARED, ["torch"], 0, "4bit"), f"bitsandbytes==0.50.2.* {RESTART}"),
         ((T4_X2, KAGGLES_OWN, [], 1), "turn the internet on(.|\n)*name resolution failed"),
         ((NEW_GPU, PREPARED), "can't compute on a New GPU: choose GPU T4 x2"),
         ((NO_TORCH, PREPARED), FACTORY_RESET),
@@ -121,7 +135,9 @@ def test_what_cannot_work_is_said_with_its_remedy(kaggle, arguments, message):
 def test_off_kaggle_nothing_is_looked_at(monkeypatch, capsys):
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
     monkeypatch.setattr(kaggle_py.subprocess, "run", None)
+    monkeypatch.setattr(kaggle_py.metadata, "distributions", None)
     kaggle_py.prepare_kaggle()
+    kaggle_py.prepare_quantize("4bit")
     assert "Not on Kaggle" in capsys.readouterr().out
 
 

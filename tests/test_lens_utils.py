@@ -93,18 +93,22 @@ def test_no_other_run_writes_to_the_folder_meanwhile(whole, tmp_path, monkeypatc
 def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
     whole, llava_folder, photographs, tmp_path, capsys
 ):
+    """Of a run in 4 bit."""
     folder = whole[1]
     for name, upto in (("aaa_broken.jpg", 5000), ("flower.jpg", None)):
         (tmp_path / name).write_bytes((photographs / "flower.jpg").read_bytes()[:upto])
     mine = lens.load_images(tmp_path)
     settings = dict(model=llava_folder, device="cpu", prompts=["What is it?"], max_new_tokens=1)
-    lens.analyse(mine, tmp_path / "results", **settings)
+    lens.analyse(mine, tmp_path / "results", **settings, quantize="4bit")
     lens.what_was_saved(tmp_path / "results", mine)
     said = capsys.readouterr().out
     assert "1 images read" in said and "skipped aaa_broken.jpg: " in said
     lens.what_was_saved(folder, mine)
     said = capsys.readouterr().out
     assert "2 images there are not under" in said and "china.jpg" in said
+    run = lens.open_results(tmp_path / "results").run
+    assert "(float32, 4 bit), results in" in capsys.readouterr().out
+    assert run["quantize"] == "4bit" and run["last_layer_jsd"] <= 1e-5
     (prompt,) = Results(tmp_path / "results").record("flower.jpg")["prompts"]
     assert (prompt["kind"], prompt["question"]) == ("own", "What is it?")
 
@@ -117,6 +121,7 @@ def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
         ({"top_k": 0}, "top_k is 0"),
         ({"top_k": "5"}, "top_k is '5': it must be a whole number"),
         ({"dtype": "fp16"}, "dtype is 'fp16': it must be one of float32"),
+        ({"quantize": "8bit"}, "quantize is '8bit': it must be None or '4bit'"),
         ({"device": "cuda"}, "device is 'cuda', and torch sees 0 GPUs"),
         ({"model": "demo"}, "'demo' is neither"),
         ({"model": "demo/none"}, "'demo' has no 'none' in it"),

@@ -22,6 +22,11 @@ def test_layers_have_numbers_and_labels():
     assert labels == ["emb", "3", "4.5", "6", "never", "not known"]
 
 
+def test_what_the_weights_are_is_said():
+    labels = [schema.weights_label({"dtype": "x", "quantize": how}) for how in (None, "4bit")]
+    assert labels == ["x", "x, 4 bit"]
+
+
 @pytest.mark.parametrize("table", [schema.READINGS, schema.RUN])
 def test_bits_stand_beside_the_numbers_that_they_name(table):
     """So that nats can't be had by changing a word."""

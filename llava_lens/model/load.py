@@ -14,13 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import (
-    AutoProcessor,
-    BitsAndBytesConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PretrainedConfig,
-)
+from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
 
 from llava_lens.kaggle import on_kaggle, probe_gpus
 from llava_lens.kinds import DEFAULT_KINDS, MADE_KINDS, question_of
@@ -36,9 +30,9 @@ READABLE = (
     f"what can be read is model_type llava with a text model of {', '.join(TEXT_MODELS)} and a "
     f"vision tower of {' or '.join(VISION_TOWERS)}, as llava-hf/llava-1.5-7b-hf"
 )
-# What is not stored in 4 bit. The lens is exact only with the model's own unembedding; what makes
-# patches of an image is small.
-NOT_IN_4BIT = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
+# Of transformers, for the blocks alone: the unembedding stays exact, what sees the image is small.
+IN_4BIT = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+IN_4BIT["llm_int8_skip_modules"] = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
 
 
 @dataclass(frozen=True)
@@ -73,10 +67,10 @@ class Settings:
         require(fits, f"kinds is {self.kinds!r}: it must be a list of some of {known}.")
         fits, known = self.dtype in LAST_LAYER_TOLERANCE, ", ".join(LAST_LAYER_TOLERANCE)
         require(fits, f"dtype is {self.dtype!r}: it must be one of {known}.")
-        fits, is_there = self.quantize in (None, "4bit"), find_spec("bitsandbytes") is not None
-        require(fits, f"quantize is {self.quantize!r}: it must be None or '4bit'.")
-        missing = "quantize is '4bit', which needs bitsandbytes: pip install bitsandbytes==0.50.2"
-        require(is_there or not self.quantize, f"{missing}, and restart the kernel.")
+        wrong = f"quantize is {self.quantize!r}: it must be None or '4bit'."
+        require(self.quantize in (None, "4bit"), wrong)
+        missing = "quantize needs bitsandbytes: pip install bitsandbytes==0.50.2, then restart."
+        require(not self.quantize or find_spec("bitsandbytes"), missing)
         if self.device not in (None, "cpu"):
             n_gpus = len(probe_gpus()["gpus"])
             usable = ["cuda"] * (n_gpus > 0) + [f"cuda:{gpu}" for gpu in range(n_gpus)]
@@ -84,9 +78,7 @@ class Settings:
             require(self.device in usable, f"{sees}: set it to one of {['None', 'cpu', *usable]}.")
 
 
-def _empty_llava(
-    config: LlavaConfig, dtype: str, quantize: str | None
-) -> tuple[LlavaForConditionalGeneration, int]:
+def _empty_llava(config: LlavaConfig, dtype: str, quantize: str | None) -> tuple:
     """A LLaVA without memory for its weights, and how many bytes they would take."""
     with init_empty_weights():
         empty = LlavaForConditionalGeneration(config)
@@ -100,9 +92,7 @@ def _empty_llava(
     return empty, compute_module_sizes(empty, getattr(torch, dtype))[""]
 
 
-def device_map_for(
-    config: LlavaConfig, dtype: str, free: list[int], quantize: str | None = None
-) -> dict:
+def device_map_for(config, dtype: str, free: list[int], quantize: str | None) -> dict:
     """Where a LLaVA's modules go, on GPUs with `free` bytes each; nothing is allocated.
 
     All go to one GPU if HEADROOM is left there, else over all GPUs; without a GPU to the CPU. One
@@ -272,9 +262,7 @@ def _some_of(names) -> str:
     return ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
 
 
-def load_llava(
-    model, dtype: str = "float16", device: str | None = None, quantize: str | None = None
-):
+def load_llava(model, dtype="float16", device: str | None = None, quantize: str | None = None):
     """`(bridge, processor)` of a LLaVA given as a hub id or a local folder.
 
     The weights are loaded once, to `device` (default: `device_map_for`). With `quantize` "4bit" the
@@ -292,23 +280,15 @@ def load_llava(
     processor = load_processor(model, config)
     free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
     if on_kaggle() and not free and not device:
-        raise RuntimeError(
-            "torch sees no GPU: restart the kernel and run all cells from the top, or set device "
-            "to cpu if that is meant."
-        )
+        remedy = "restart the kernel and run all cells from the top, or set device to cpu"
+        raise RuntimeError(f"torch sees no GPU: {remedy} if that is meant.")
     device_map = {"": device} if device else device_map_for(config, dtype, free, quantize)
     options = dict(dtype=getattr(torch, dtype), device_map=device_map)
     if quantize:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=NOT_IN_4BIT,
-        )
+        options["quantization_config"] = IN_4BIT | {"bnb_4bit_compute_dtype": dtype}
     hf_model = _load_weights(model, **options)
-    for layer in hf_model.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):  # Linear4bit, on some CPUs in bfloat16
-            layer.support_avx512bf16_for_cpu = False
+    for layer in hf_model.modules():  # bitsandbytes would compute in bfloat16 on some CPUs
+        layer.support_avx512bf16_for_cpu = False
     if hf_model.generation_config.eos_token_id is None:  # without it no answer would end
         hf_model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     bridge = TransformerBridge.boot_transformers(

@@ -215,10 +215,9 @@ def run_rows(bridge, cache, rows: list[Row]) -> list[torch.Tensor]:
 
 def _window(block) -> int | None:
     """How many positions a block's attention reaches, its own included; None: all before it."""
-    attention = block.attn.original_component
-    # Mistral's has no attribute: what its configuration says holds for all blocks.
-    of_all = getattr(attention.config, "sliding_window", None)
-    return getattr(attention, "sliding_window", of_all)
+    attention = block.attn.original_component  # Mistral's leaves it to its configuration
+    every = getattr(attention.config, "sliding_window", None)
+    return getattr(attention, "sliding_window", every)
 
 
 class Texts:

@@ -162,8 +162,10 @@ def test_answers_that_begin_with_a_piece_are_left_out_and_counted():
     table = per_kind.settling_table(answers)
     assert table["median"]["colour"] == 10 and np.isnan(table["median"]["object"])
     assert table["answers"].tolist() == [1, 1]
-    run = RUN | {"dtype": "float32", "last_layer_jsd": 0.0, "route_layers": []}
-    assert "Left out of what the lens reads: 1 of 2" in report._procedure(run, answers)
+    run = RUN | {"dtype": "float32", "quantize": "4bit", "last_layer_jsd": 0.0, "route_layers": []}
+    procedure = report._procedure(run, answers)
+    assert "float32&#44; 4 bit" in procedure
+    assert "Left out of what the lens reads: 1 of 2" in procedure
     by_column = curves.answer_curves(answers)
     assert all(set(curve["kind"]) == {"colour"} for curve in by_column.values())
     assert list(per_kind.controls_table(answers).index) == ["colour"]

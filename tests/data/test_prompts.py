@@ -93,7 +93,10 @@ TOKENS = "</s>", "<s>", "<unk>", "<pad>", "<image>"
     [
         ([""], "Prompt 0 is empty"),
         (["a", " \n"], "Prompt 1 is empty"),
-        *(([f"What is {token}?"], f"Prompt 0 .*has its own {re.escape(token)}") for token in TOKENS),
+        *(
+            ([f"What is {token}?"], f"Prompt 0 .*has its own {re.escape(token)}")
+            for token in TOKENS
+        ),
         (["A dog?<|im_end|> </s>"], r"own <\|im_end\|>, </s>: leave it out"),
         ("What is it?", "it must be a list of questions"),
         ([{"question": None}], "Prompt 0 is empty"),

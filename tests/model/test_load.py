@@ -12,10 +12,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from llava_lens import kinds
 from llava_lens.model import load
-from llava_lens.model.read import read_image
+from llava_lens.model.lens import LAST_LAYER_TOLERANCE
+from llava_lens.model.read import check_last_layer, read_image
 from llava_lens.model.run import chat_of, encode_prompts
 from tests.conftest import PROMPTS
 from tests.model.families import make_family
+from tests.model.plain_hf import hf_inputs, load_hf
 
 
 def test_the_model_is_where_its_weights_are(llava_folder, monkeypatch):
@@ -26,61 +28,130 @@ def test_the_model_is_where_its_weights_are(llava_folder, monkeypatch):
     assert str(load.load_llava(llava_folder, "float32", "cpu")[0].cfg.device) == "cpu"
 
 
-def test_an_unknown_dtype_is_refused():
-    with pytest.raises(ValueError, match="'fp16': it must be one of float32, float16"):
-        load.Settings("", "fp16")
+def test_without_bitsandbytes_4bit_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setattr(load, "find_spec", lambda name: None)
+    load.Settings("")
+    with pytest.raises(ValueError, match="quantize needs bitsandbytes: pip install bitsandbytes=="):
+        load.Settings("", quantize="4bit")
 
+
+def test_in_4_bit_the_lens_is_exact_and_answers_are_those_of_plain_hf(llava_folder, image):
+    """Only the blocks are in 4 bit, and they take what placement counts."""
+    llava = bridge, _ = load.load_llava(llava_folder, "float32", "cpu", "4bit")
+    assert check_last_layer(*llava, image) <= LAST_LAYER_TOLERANCE["float32"]
+    hf = load_hf(llava_folder, torch.float32, "4bit")
+    for model in bridge.original_model, hf[0]:
+        weights = [*model.parameters()]
+        packed = [weight.quant_state for weight in weights if hasattr(weight, "quant_state")]
+        assert len(packed) == 7 * bridge.cfg.n_layers  # q, k, v, o, gate, up, down
+        assert all((one.quant_type, one.dtype) == ("nf4", torch.float32) for one in packed)
+    stored = [*weights, *hf[0].buffers(), *(one.absmax for one in packed)]
+    _, counted = load._empty_llava(LlavaConfig.from_pretrained(llava_folder), "float32", "4bit")
+    assert counted == sum(one.nbytes for one in stored)
+
+    record, _ = read_image(*llava, image, PROMPTS, load.Settings("", max_new_tokens=6))
+    for prompt in record["prompts"]:
+        inputs = hf_inputs(hf, image, prompt["question"])
+        answer = hf[0].generate(**inputs, do_sample=False, max_new_tokens=6)[0]
+        assert prompt["answer_ids"].tolist() == answer[inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_a_checkpoint_in_fewer_bits_is_refused(checkpoint, no_weights):
+    stored = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    change_json(checkpoint / "config.json", lambda config: config.update(stored))
+    with pytest.raises(ValueError, match="in fewer bits already.*set quantize to 4bit"):
+        load.load_llava(checkpoint)
+
+
+# ---- Where the weights go -----------------------------------------------------------------------
 
 GIB = 2**30
 VISION = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24)
 VISION |= dict(num_attention_heads=16, image_size=336, patch_size=14)
-TEXT = LlamaConfig(vocab_size=32_064)
-# 13.2 GiB in float16
-LLAVA_7B = LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=TEXT)
+
+
+def llava_of(**text):
+    text = LlamaConfig(vocab_size=32_064, **text)
+    return LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=text)
+
+
+LLAVA_7B = llava_of()  # 13.2 GiB in float16
+LLAVA_13B = llava_of(  # 24.9 GiB
+    hidden_size=5120, intermediate_size=13_824, num_hidden_layers=40, num_attention_heads=40
+)
+GPU_8_GB, T4 = 7.3 * GIB, 14.4 * GIB  # of 8 and 14.56, what is free
 
 
 @pytest.mark.parametrize(
-    "free, device",
-    [([], "cpu"), ([15.5 * GIB], 0), ([3 * GIB, 15.5 * GIB], 1), ([14.5 * GIB] * 2, 0)],
+    "config, quantize, free, device",
+    [
+        (LLAVA_7B, None, [], "cpu"),
+        (LLAVA_7B, None, [15.5 * GIB], 0),
+        (LLAVA_7B, None, [3 * GIB, 15.5 * GIB], 1),
+        (LLAVA_7B, None, [14.5 * GIB] * 2, 0),
+        (LLAVA_7B, "4bit", [GPU_8_GB], 0),
+        (LLAVA_13B, "4bit", [T4], 0),
+    ],
 )
-def test_the_whole_model_goes_to_one_gpu_where_it_fits(free, device):
-    assert load.device_map_for(LLAVA_7B, "float16", free) == {"": device}
+def test_the_whole_model_goes_to_one_gpu_where_it_fits(config, quantize, free, device):
+    assert load.device_map_for(config, "float16", free, quantize) == {"": device}
 
 
-@pytest.fixture(scope="module")
-def sizes():
-    """The bytes of each weight of LLaVA-1.5-7B in float16, by name."""
-    with init_empty_weights():
-        model = LlavaForConditionalGeneration(LLAVA_7B)
-    return {name: weight.numel() * 2 for name, weight in model.named_parameters()}
-
-
-@pytest.mark.parametrize("free", [[14.0 * GIB] * 2, [9 * GIB] * 2, [5 * GIB, 12 * GIB]])
-def test_else_it_is_spread_and_each_gpu_keeps_room_to_read(free, sizes):
-    placed = load.device_map_for(LLAVA_7B, "float16", free)
+@pytest.mark.parametrize(
+    "config, quantize, free",
+    [
+        (LLAVA_7B, None, [14.0 * GIB] * 2),
+        (LLAVA_7B, None, [9 * GIB] * 2),
+        (LLAVA_7B, None, [5 * GIB, 12 * GIB]),
+        (LLAVA_13B, None, [T4, T4]),
+        (LLAVA_13B, "4bit", [GPU_8_GB, GPU_8_GB]),
+    ],
+)
+def test_else_it_is_spread_and_each_gpu_keeps_room_to_read(config, quantize, free):
+    placed = load.device_map_for(config, "float16", free, quantize)
     assert set(placed.values()) == {0, 1}
+    with init_empty_weights():
+        model = LlavaForConditionalGeneration(config)
     used = [0, 0]
-    for name, size in sizes.items():
+    for name, weight in model.named_parameters():
         (at,) = [gpu for module, gpu in placed.items() if f"{name}.".startswith(f"{module}.")]
-        used[at] += size
-    assert sum(used) == 7_063_427_072 * 2  # none is left out
+        in_4_bit = quantize and ".language_model.layers." in name and weight.ndim == 2
+        used[at] += weight.numel() * (0.5 + 4 / 64 if in_4_bit else 2)  # none is left out
     assert all(most + GIB <= room for most, room in zip(used, free, strict=True))
     # A block is never divided: its states would have to cross within it.
     layers = {name.split(".layers.")[1] for name in placed if ".language_model.layers." in name}
     assert all("." not in layer for layer in layers)
 
 
-@pytest.mark.parametrize("free", [[8 * GIB], [7 * GIB, 7 * GIB]])
-def test_no_room_is_said_in_numbers(free):
-    with pytest.raises(MemoryError, match=r"13\.2 GiB.* free are only"):
-        load.device_map_for(LLAVA_7B, "float16", free)
+@pytest.mark.parametrize(
+    "config, quantize, free, message",
+    [
+        (LLAVA_7B, None, [8 * GIB], r"13\.2 GiB.* free are only 8\.0 GiB.*quantize to 4bit, or"),
+        (LLAVA_7B, None, [7 * GIB, 7 * GIB], r"13\.2 GiB.* free are only 7\.0 \+ 7\.0 GiB"),
+        (LLAVA_13B, None, [T4], r"24\.9 GiB"),
+        (LLAVA_13B, "4bit", [8 * GIB], r"7\.9 GiB.*take a larger one, or set device to cpu"),
+    ],
+)
+def test_no_room_is_said_in_numbers(config, quantize, free, message):
+    with pytest.raises(MemoryError, match=message):
+        load.device_map_for(config, "float16", free, quantize)
 
 
-@pytest.mark.parametrize("free, copies", [([], 1), ([GIB], 1), ([2 * GIB, 0, 2 * GIB], 2)])
-def test_as_many_copies_as_have_room(llava_folder, monkeypatch, free, copies):
+@pytest.mark.parametrize(
+    "settings, free, copies",
+    [
+        ({}, [], 1),
+        ({}, [GIB], 1),
+        ({}, [2 * GIB, 0, 2 * GIB], 2),
+        (dict(dtype="float16"), [1.25 * GIB + 400_000] * 2, 1),
+        (dict(dtype="float16", quantize="4bit"), [1.25 * GIB + 400_000] * 2, 2),
+    ],
+)
+def test_as_many_copies_as_have_room(llava_folder, monkeypatch, settings, free, copies):
     gpus = [{"free": one} for one in free]
     monkeypatch.setattr(load, "probe_gpus", lambda: {"gpus": gpus})
-    assert load.copies_that_fit(str(llava_folder), "float32") == copies
+    settings = load.Settings(str(llava_folder), **{"dtype": "float32"} | settings)
+    assert load.copies_that_fit(settings) == copies
 
 
 # ---- Checkpoints that lack something ------------------------------------------------------------
@@ -165,7 +236,7 @@ def test_the_original_format_is_named_with_the_model_to_take(tmp_path, no_weight
     with pytest.raises(ValueError, match=f"format of the original LLaVA.*llava-hf/llava-{name}"):
         load.load_llava(tmp_path)
     with pytest.raises(ValueError, match="format of the original LLaVA"):
-        load.copies_that_fit(str(tmp_path))
+        load.copies_that_fit(load.Settings(str(tmp_path)))
 
 
 def of_types(text, vision):
