@@ -8,6 +8,7 @@ import pandas as pd
 from llava_lens.analysis.causal import LEAST_DIFFERENCE
 from llava_lens.analysis.curves import bias_curve, first_tokens, per_image
 from llava_lens.analysis.findings import LEVEL, ORDER, OWN, THERE, WINDOW, findings
+from llava_lens.analysis.lenses import FINDS, SINKS
 from llava_lens.analysis.per_kind import controls_table, settling_table
 from llava_lens.analysis.presence import presence_table
 from llava_lens.analysis.stats import LEAST_LIKELY, interval, peak_range, with_interval
@@ -39,7 +40,9 @@ def summary(run: dict, tables) -> str:
     lines = [
         f"**Read**: {n} with {prompts}, {as_code(run['model'])}, {run['n_layers']} layers.{demo}",
         "**Order**: " + " ".join(order),
-        "**In the patches**: " + (said(OWN) or ["no object is in the images."])[0],
+        "**In the patches**: "
+        + (said(OWN) or ["no object is in the images."])[0]
+        + ". ".join(["", *said(FINDS), *said(SINKS)]),
         "**Present or absent**: " + " ".join(said(THERE) or ["nothing to compare."]),
         "**Taken from the object's patches** (P(answer) without them falls more than without as "
         "many others, attention cut in some blocks): " + " ".join(windows),
