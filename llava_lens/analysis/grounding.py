@@ -1,5 +1,6 @@
 """Patches against boxes: where in the image a category's word is read."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,7 @@ from llava_lens.schema import layer_numbers
 
 # Of an object: below 1 %, below 10 %, and from 10 % of the crop.
 SIZES = ["small", "medium", "large"]
-# The other groups of `grounding_curves`.
-ALL_SIZES = "all sizes"
-ABSENT_WORDS = "control: absent words, same boxes"
-OTHER_BOXES = "control: own word, another image's boxes"
-NO_WORD = "all patches: no word at all"
+NO_WORD = "all patches: no word at all"  # the lens's top-1
 
 
 def word_probability(record: dict, category: str) -> np.ndarray:
@@ -51,9 +48,10 @@ def sink_patches(record: dict) -> np.ndarray | None:
 
 
 MEASURES = ["auroc", "top1_hit_rate"]  # of a word against a mask
-# What each lens reads of a word, by the end of its columns' names.
+# The end of the names of each lens's columns, and what it reads of a word.
+LENSES = {"logit lens": "", "embedding lens": "_embedding"}
 VALUES = {"": "log2_probs", "_embedding": "cosines"}
-CONTROLS = {"_absent": ABSENT_WORDS, "_other_image": OTHER_BOXES}
+CONTROLS = {"_absent": ", absent words", "_other_image": ", another image's boxes"}
 COMPARED_WITH = {  # what would be as high by itself: columns of `Grounding.table`, own and control
     "absent words in the same boxes": ("auroc", "auroc_absent"),
     "the words of other objects of the image": ("auroc_objects", "auroc_objects_swapped"),
@@ -206,12 +204,16 @@ def difference(grounded: pd.DataFrame, own: str, control: str) -> pd.DataFrame:
 
 
 def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """MEASURES as curves (`layer_curve`) by `size`: SIZES, ALL_SIZES and CONTROLS. `top1_hit_rate`
-    has NO_WORD too, the share of patches that decode to no word, from `layers_table`."""
-    groups = [table, table.assign(size=ALL_SIZES)]
-    for control, name in CONTROLS.items():
-        of_control = {column: table[f"{column}{control}"] for column in MEASURES}
-        groups.append(table.assign(size=name, **of_control).dropna(subset="auroc"))
+    """MEASURES as curves (`layer_curve`) by `size`: SIZES (of the logit lens), and LENSES, of all
+    sizes, without and with the names of CONTROLS. `top1_hit_rate` has NO_WORD too, the share of
+    patches that decode to no word, from `layers_table`."""
+    groups = [table]
+    for (lens, column), (control, name) in itertools.product(
+        LENSES.items(), [("", ""), *CONTROLS.items()]
+    ):
+        if f"auroc{column}" in table:
+            of_lens = {each: table[f"{each}{column}{control}"] for each in MEASURES}
+            groups.append(table.assign(size=lens + name, **of_lens).dropna(subset="auroc"))
     patches = layers[layers["segment"] == "image"]
     no_word = patches.assign(size=NO_WORD, top1_hit_rate=patches["no_word"])
     rows = pd.concat(groups)

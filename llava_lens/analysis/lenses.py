@@ -4,14 +4,12 @@ whether sinks matter for that."""
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.grounding import difference
+from llava_lens.analysis.grounding import LENSES, difference
 from llava_lens.analysis.stats import MIN_IMAGES, interval
 from llava_lens.schema import layer_label, layer_numbers
 from llava_lens.text import count_of, one_decimal
 
 FINDS, SINKS = "a lens finds objects", "sinks"
-# The ends of the names of their columns in `Grounding.table`.
-LENSES = {"the logit lens": "", "the embedding lens": "_embedding"}
 TIED = (
     " The input embedding is the unembedding here: the lenses differ by the final norm, the "
     "lengths of its rows and the softmax only."
@@ -44,7 +42,7 @@ def lenses(run: dict, grounded: pd.DataFrame) -> list[dict]:
     read = {lens: column for lens, column in LENSES.items() if _known(grounded, f"auroc{column}")}
     found = {lens: _found(run, grounded, lens, column, len(read)) for lens, column in read.items()}
     if run.get("tied") and len(read) == 2:
-        found["the embedding lens"]["sentence"] += TIED
+        found["embedding lens"]["sentence"] += TIED
     if not _known(grounded, "sinks"):
         return [*found.values()]
     without = {
@@ -65,20 +63,20 @@ def _found(
     rows = grounded.dropna(subset=[own, absent]).assign(chance=0.5)
     above = [difference(rows, own, control).to_numpy() for control in (absent, "chance")]
     n, n_layers = above[0].shape
-    told = {"claim": FINDS, "about": lens.removeprefix("the "), "n": n}
+    told = {"claim": FINDS, "about": lens, "n": n}
     if n < MIN_IMAGES:
-        sentence = f"Not tested: {lens} ({count_of(n, 'image')} with a control)."
+        sentence = f"Not tested: the {lens} ({count_of(n, 'image')} with a control)."
         return told | {"outcome": "not tested", "sentence": sentence}
     lows = [interval(each, n_chosen_from=n_lenses * n_layers)[0] for each in above]
     shown = longest_run(np.min(lows, axis=0) > 0)
     if shown is None:
-        sentence = f"Not shown: that {lens} finds objects at any layer ({n} images)."
+        sentence = f"Not shown: that the {lens} finds objects at any layer ({n} images)."
         return told | {"outcome": "not shown", "sentence": sentence}
     first, last = layer_numbers(run)[[*shown]]
     labels = [layer_label(run, number) for number in (first, last)]
     where = f"at layers {labels[0]} to {labels[1]}" if first < last else f"at layer {labels[0]}"
     where = f"from layer {labels[0]} on" if shown[1] == n_layers - 1 else where
-    sentence = f"{lens.capitalize()} finds objects {where} ({n} images)."
+    sentence = f"The {lens} finds objects {where} ({n} images)."
     return told | {"outcome": "shown", "sentence": sentence, "value": first, "high": last}
 
 
