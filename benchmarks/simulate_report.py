@@ -23,7 +23,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from llava_lens.analysis import causal, findings, grounding, presence, report, stats
+from llava_lens.analysis import causal, findings, grounding, lenses, presence, report, stats
 from llava_lens.data import crop
 from llava_lens.text import markdown_table
 
@@ -146,6 +146,7 @@ NOTHING = {
     "scene": 0.0,  # the words of an image's scene, whether the category is there or not
     "large_only": False,  # half of the objects are small, without `own`
     "one_layer": False,  # `own` at layer 16 alone
+    "later_layers": False,  # `own` from layer 16 on
 }
 
 
@@ -163,13 +164,15 @@ def chosen_categories(rng, chance, plan: dict) -> tuple[list[int], list[int]]:
 
 def patches_of(rng, n: int, **added) -> list:
     """Records of `n` images with objects and two absent words each. Added to the normal noise of
-    log2 P(word), which the words of an image share in part: see NOTHING."""
+    log2 P(word), which the words of an image share in part: see NOTHING. Cosines are the same with
+    as much noise of their own; two patches in each image are sinks."""
     added = NOTHING | added
     usual = rng.integers(0, 4, (len(CATEGORIES), 2)) * 10.0
     constant = rng.normal(0, 1, len(CATEGORIES))
     chance = np.arange(1, len(CATEGORIES) + 1) / sum(range(1, len(CATEGORIES) + 1))
     shape, records = (len(FEW_LAYERS["layers"]), GRID**2), []
     layers = [2] if added["one_layer"] else [*range(shape[0])]
+    layers, own_noise = layers[2:] if added["later_layers"] else layers, rng.spawn(1)[0]
     for number in range(n):
         present, absent = chosen_categories(rng, chance, added)
         shared, objects, boxes = rng.normal(0, 1, shape), [], {}
@@ -201,9 +204,11 @@ def patches_of(rng, n: int, **added) -> list:
                 ),
                 "token_ids": [6 + at],
                 "log2_probs": logs.clip(-126, 0).astype(np.float16),
+                "cosines": (0.01 * (logs + own_noise.normal(0, 1, shape))).astype(np.float16),
             })  # fmt: skip
         top_ids = rng.integers(0, 6, (*shape, 1)).astype(np.uint16)
-        patches = {"top_ids": top_ids}
+        norms = 1 + 9.0 * (own_noise.permutation(GRID**2) < 2)
+        patches = {"top_ids": top_ids, "norms": np.tile(norms, (shape[0], 1))}
         records.append({"name": f"{number:03}", "objects": objects, "words": words, "prompts": [],
                         "patches": patches})  # fmt: skip
     return records
@@ -225,6 +230,8 @@ def of_patches(number: int, n: int, claim: str, **plan) -> list[dict]:
     grounded = grounding.Grounding(FEW_LAYERS)
     for record in records:
         grounded.add(record)
+    if claim == FINDS:
+        return lenses.lenses(FEW_LAYERS, grounded.table())
     return findings.own_words(FEW_LAYERS, grounded.table())
 
 
@@ -239,8 +246,25 @@ def says_of_own_words(number: int, n: int, pattern: str, **plan) -> bool:
     return found["outcome"] == findings.SHOWN and bool(re.search(pattern, found["sentence"]))
 
 
-OWN, THERE = findings.OWN, findings.THERE
+OWN, THERE, FINDS = findings.OWN, findings.THERE, lenses.FINDS
 SAME_BOXES = "absent words in the same boxes, at "
+
+
+def lenses_find(number: int, n: int, first=(0, 32), **plan) -> list[bool]:
+    """Whether each lens is said to find objects, at a first layer from one of `first` to the
+    other."""
+    found = [each for each in of_patches(number, n, FINDS, **plan) if each["claim"] == FINDS]
+    shown = (each.get("value", np.nan) for each in found)
+    return [bool(first[0] <= value <= first[1]) for value in shown]
+
+
+def a_lens_finds(number: int, n: int, **plan) -> bool:
+    return any(lenses_find(number, n, **plan))
+
+
+def both_find(number: int, n: int, **plan) -> bool:
+    return all(lenses_find(number, n, **plan))
+
 
 # ---- Peaks and knockout ------------------------------------------------------------------------
 
@@ -348,6 +372,12 @@ FALSE = [  # claim, what is planted, whether it is made in data set `number` wit
     ("a part of a plateau", "four layers",
      lambda number, n: claims_a_peak(number, n, 0.2, 4) == "wrong"),
     ("a window of blocks", "no window", names_a_window),
+    (FINDS, "nothing", a_lens_finds),
+    (FINDS, "any word likelier on any object", partial(a_lens_finds, any_word=3.0)),
+    (FINDS, "absent words rarer on any object",
+     partial(a_lens_finds, any_word=-2.0, objects=2.0)),
+    ("... from an earlier layer on", "own word from layer 16 on",
+     partial(a_lens_finds, first=(0, 8), own=2.0, later_layers=True)),
 ]  # fmt: skip
 TRUE = [
     (ORDER, "four layers later", partial(claims_an_order, others=LATER)),
@@ -371,6 +401,9 @@ TRUE = [
     ("a peak of change", "one layer, 1.3 standard deviations",
      lambda number, n: claims_a_peak(number, n, 0.4) == "right"),
     ("a window of blocks", "one that takes a fifth", partial(names_a_window, effect=0.2)),
+    (FINDS, "own word likelier by two doublings", partial(both_find, own=2.0)),
+    ("... from layer 16 on", "own word from layer 16 on",
+     partial(both_find, first=(16, 16), own=2.0, later_layers=True)),
 ]  # fmt: skip
 SHARES = ("share", "share of three prompts", "AUROC", "AUROC, image effect")
 HELD = [  # the interval of what, its true value, whether it holds that

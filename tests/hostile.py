@@ -62,6 +62,8 @@ def make_results():
         "top_k": TOP_K,
         "max_new_tokens": 2,
         "knockout_windows": [[1, 1], [1, N_LAYERS - 1]],
+        "embedding_lens": True,
+        "tied": False,
         "route_layers": [],
         "last_layer_jsd": 0.0,
     }
@@ -92,12 +94,16 @@ def make_results():
     seen |= {"color": None, "color_from": "", "visible": 1.0, "share": 0.1}
     log2_probs = np.full((N_LAYERS, GRID**2), -3, np.float16)
     watched = {"category": "dog", "present": True, "token_ids": [3, 4], "absent_sampling": ""}
+    watched["cosines"] = np.full_like(log2_probs, 0.1)
+    cosines = np.full((N_LAYERS, GRID**2, schema.N_NEAREST), 0.1, np.float16)
+    nearest = {"embedding_ids": np.zeros_like(cosines, np.uint8), "embedding_cosines": cosines}
+    nearest["norms"] = np.full_like(log2_probs, 9)
     record = {
         "name": "a.jpg",
         "image_digest": "0",
         "annotations_digest": "0",
         "objects": [seen],
-        "patches": make_readings(GRID**2),
+        "patches": make_readings(GRID**2) | nearest,
         "crop": np.zeros((8, 8, 3), np.uint8),
         "prompts": [prompt],
         "words": [{**watched, "log2_probs": log2_probs}],

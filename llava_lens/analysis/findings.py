@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from llava_lens.analysis.causal import changes_by_window
 from llava_lens.analysis.curves import first_tokens
 from llava_lens.analysis.grounding import COMPARED_WITH, SIZES, differences
+from llava_lens.analysis.lenses import lenses
 from llava_lens.analysis.per_kind import controls_table, settling_table
 from llava_lens.analysis.presence import presence_areas, within_images
 from llava_lens.analysis.stats import MIN_IMAGES, interval, peak_range, signed_rank, with_interval
@@ -35,6 +36,7 @@ def findings(run: dict, tables) -> list[dict]:
     """All findings, from the `Tables` of `lens_utils.tabulate`."""
     found = measured(tables.answers) + order_of_kinds(tables.answers)
     found += own_words(run, tables.grounded) + present_or_absent(tables.confident)
+    found += [finding(**each) for each in lenses(run, tables.grounded)]
     return found + where_taken(run, tables.knocked)
 
 

@@ -1,5 +1,6 @@
 """Patches against boxes: where in the image a category's word is read."""
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -13,11 +14,7 @@ from llava_lens.schema import layer_numbers
 
 # Of an object: below 1 %, below 10 %, and from 10 % of the crop.
 SIZES = ["small", "medium", "large"]
-# The other groups of `grounding_curves`.
-ALL_SIZES = "all sizes"
-ABSENT_WORDS = "control: absent words, same boxes"
-OTHER_BOXES = "control: own word, another image's boxes"
-NO_WORD = "all patches: no word at all"
+NO_WORD = "all patches: no word at all"  # the lens's top-1
 
 
 def word_probability(record: dict, category: str) -> np.ndarray:
@@ -39,8 +36,23 @@ def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
     return np.any(masks, axis=0)
 
 
+def sink_patches(record: dict) -> np.ndarray | None:
+    """Mask `[patch]` of the sinks: the norm of their state is above the mean of the image's patches
+    by two standard deviations at more than half of the layers. They draw attention whatever they
+    show. None where the norms were not saved. Sources: Darcet et al., arXiv 2309.16588 (tokens of
+    large norm); Fan et al., arXiv 2603.00510 (sinks among LLaVA's patches)."""
+    if "norms" not in record["patches"]:
+        return None
+    norms = record["patches"]["norms"].astype(float)  # [layer, patch]
+    bound = norms.mean(axis=1, keepdims=True) + 2 * norms.std(axis=1, keepdims=True)
+    return (norms > bound).mean(axis=0) > 0.5
+
+
 MEASURES = ["auroc", "top1_hit_rate"]  # of a word against a mask
-CONTROLS = {"_absent": ABSENT_WORDS, "_other_image": OTHER_BOXES}
+# The end of the names of each lens's columns, and what it reads of a word.
+LENSES = {"logit lens": "", "embedding lens": "_embedding"}
+VALUES = {"": "log2_probs", "_embedding": "cosines"}
+CONTROLS = {"_absent": ", absent words", "_other_image": ", another image's boxes"}
 COMPARED_WITH = {  # what would be as high by itself: columns of `Grounding.table`, own and control
     "absent words in the same boxes": ("auroc", "auroc_absent"),
     "the words of other objects of the image": ("auroc_objects", "auroc_objects_swapped"),
@@ -56,8 +68,9 @@ class Case(NamedTuple):
     size: str
     word: dict  # of the record's words
     absent: dict | None  # an absent category's
-    top1: np.ndarray  # [layer, patch]
+    top1: dict[str, np.ndarray]  # [layer, patch] by lens, of VALUES
     inside: np.ndarray  # mask [patch]
+    sinks: np.ndarray | None  # mask [patch]
 
 
 def cases_of(record: dict, run: dict) -> list[Case]:
@@ -66,14 +79,17 @@ def cases_of(record: dict, run: dict) -> list[Case]:
     tests suppose a symmetric difference."""
     absent = [word for word in record["words"] if not word["present"]] or [None]
     present = [word for word in record["words"] if word["present"]]
-    top1, found = record["patches"]["top_ids"][:, :, 0], []
+    patches, sinks, found = record["patches"], sink_patches(record), []
+    ids = {"": patches["top_ids"], "_embedding": patches.get("embedding_ids")}
+    top1 = {lens: of_lens[:, :, 0] for lens, of_lens in ids.items() if of_lens is not None}
     for number, word in enumerate(present):
         category, inside = word["category"], patches_of(record, run, word["category"])
         share = max(item["share"] for item in record["objects"] if item["category"] == category)
         size = SIZES[int(share >= 0.01) + int(share >= 0.1)]
         of_absent = absent[number % len(absent)]
         if inside.any() and not inside.all():
-            found.append(Case(record["name"], category, size, word, of_absent, top1, inside))
+            case = Case(record["name"], category, size, word, of_absent, top1, inside, sinks)
+            found.append(case)
     return found
 
 
@@ -93,14 +109,16 @@ class Grounding:
         for number, case in enumerate(cases):
             mask = self.masks.get(case.category)
             if mask is None:
-                # A copy, since `top1` is a view of all top-k tokens of the record.
-                waiting = case._replace(top1=case.top1.copy())
+                # Copies, since `top1` has views of all top-k tokens of the record.
+                copies = {lens: ids.copy() for lens, ids in case.top1.items()}
+                waiting = case._replace(top1=copies)
                 self.first_cases[case.category] = len(self.rows), waiting
             self.masks[case.category] = case.inside
             columns = {
                 **_measured(case.word, case.top1, case.inside),
                 **_measured(case.absent, case.top1, case.inside, "_absent"),
                 **_measured(case.word, case.top1, mask, "_other_image"),
+                **_without_sinks(case),
                 **_against_objects(case, cases[:number] + cases[number + 1 :]),
             }
             self.rows.append((dict(zip(Case._fields[:3], case[:3], strict=True)), columns))
@@ -119,6 +137,9 @@ class Grounding:
           equal where any object's word is likelier on all objects
         - `auroc_other_image`, `top1_hit_rate_other_image`: of the own word against the patches of
           the category in another image. What it has above 0.5 comes from usual places
+        - `..._embedding`, `..._embedding_absent`, `..._embedding_other_image`: the same of the
+          embedding lens, by the word's cosine in place of P(word)
+        - `sinks`: how many patches are `sink_patches`; `auroc..._no_sinks`: without them
 
         A control is NaN where there is no such word, object or image. Sources: AUROC against boxes
         is this project's; patches that decode to the word of their object: Neo et al., arXiv
@@ -129,24 +150,39 @@ class Grounding:
                 self.rows[row][1].update(_measured(case.word, case.top1, mask, "_other_image"))
         if self.rows:
             return repeat_over_layers(self.rows, layer_numbers(self.run))
-        names = [f"{name}{control}" for control in ("", *CONTROLS) for name in MEASURES]
-        names += COMPARED_WITH["the words of other objects of the image"]
-        return pd.DataFrame(columns=[*Case._fields[:3], "layer", *names])
+        return pd.DataFrame(columns=[*Case._fields[:3], "layer"])
 
 
-def _measured(word: dict | None, top1: np.ndarray, mask: np.ndarray | None, control="") -> dict:
-    """MEASURES `[layer]` by column: AUROC of P(word) in the patches of `mask`, and the share of
-    these whose `top1` `[layer, patch]` is a token of the word. NaN without a word or a mask."""
-    area = hits = np.full(len(top1), np.nan)
-    if word is not None and mask is not None:
-        area = auroc(word["log2_probs"], mask)
-        hits = np.isin(top1[:, mask], word["token_ids"]).mean(axis=1)
-    return {f"auroc{control}": area, f"top1_hit_rate{control}": hits}
+def _measured(word: dict | None, top1: dict, mask: np.ndarray | None, control="") -> dict:
+    """MEASURES `[layer]` by column, of each lens: AUROC of the word in the patches of `mask`, and
+    the share of these whose `top1` is a token of the word. NaN without a word or a mask."""
+    columns = {}
+    for lens, values in VALUES.items():
+        area = hits = np.full(len(top1[""]), np.nan)
+        if word is not None and mask is not None and values in word and lens in top1:
+            area = auroc(word[values], mask)
+            hits = np.isin(top1[lens][:, mask], word["token_ids"]).mean(axis=1)
+        columns |= {f"auroc{lens}{control}": area, f"top1_hit_rate{lens}{control}": hits}
+    return columns
+
+
+def _without_sinks(case: Case) -> dict:
+    """`sinks` and, by lens, `auroc_no_sinks` and `auroc_absent_no_sinks` `[layer]`."""
+    nothing, is_known = np.full(len(case.top1[""]), np.nan), case.sinks is not None
+    columns = {"sinks": np.full_like(nothing, case.sinks.sum()) if is_known else nothing}
+    kept = ~case.sinks if is_known else np.zeros_like(case.inside)
+    mask = case.inside[kept]
+    for lens, values in VALUES.items():
+        for word, control in ((case.word, ""), (case.absent, "_absent")):
+            has_both = word is not None and values in word and mask.any() and not mask.all()
+            area = auroc(word[values][:, kept], mask) if has_both else nothing
+            columns[f"auroc{lens}{control}_no_sinks"] = area
+    return columns
 
 
 def _against_objects(case: Case, others: list[Case]) -> dict:
     """`auroc_objects` and `auroc_objects_swapped` `[layer]`. Patches of both count for neither."""
-    own, swapped = (np.full(len(case.top1), np.nan) for _ in range(2))
+    own, swapped = (np.full(len(case.top1[""]), np.nan) for _ in range(2))
     of_others = np.any([np.zeros_like(case.inside), *(other.inside for other in others)], axis=0)
     either = case.inside ^ of_others
     mask = case.inside[either]
@@ -159,18 +195,26 @@ def _against_objects(case: Case, others: list[Case]) -> dict:
 
 def differences(grounded: pd.DataFrame, name: str) -> pd.DataFrame:
     """The own word's AUROC minus that of a control of COMPARED_WITH `[image, layer]`."""
-    own, control = COMPARED_WITH[name]
+    return difference(grounded, *COMPARED_WITH[name])
+
+
+def difference(grounded: pd.DataFrame, own: str, control: str) -> pd.DataFrame:
+    """One column of `Grounding.table` minus another `[image, layer]`, of images that have both."""
     above = (grounded[own] - grounded[control]).astype(float)
     return per_image(grounded.assign(above=above).dropna(subset="above"), "above")
 
 
 def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """MEASURES as curves (`layer_curve`) by `size`: SIZES, ALL_SIZES and CONTROLS. `top1_hit_rate`
-    has NO_WORD too, the share of patches that decode to no word, from `layers_table`."""
-    groups = [table, table.assign(size=ALL_SIZES)]
-    for control, name in CONTROLS.items():
-        of_control = {column: table[f"{column}{control}"] for column in MEASURES}
-        groups.append(table.assign(size=name, **of_control).dropna(subset="auroc"))
+    """MEASURES as curves (`layer_curve`) by `size`: SIZES (of the logit lens), and LENSES, of all
+    sizes, without and with the names of CONTROLS. `top1_hit_rate` has NO_WORD too, the share of
+    patches that decode to no word, from `layers_table`."""
+    groups = [table]
+    for (lens, column), (control, name) in itertools.product(
+        LENSES.items(), [("", ""), *CONTROLS.items()]
+    ):
+        if f"auroc{column}" in table:
+            of_lens = {each: table[f"{each}{column}{control}"] for each in MEASURES}
+            groups.append(table.assign(size=lens + name, **of_lens).dropna(subset="auroc"))
     patches = layers[layers["segment"] == "image"]
     no_word = patches.assign(size=NO_WORD, top1_hit_rate=patches["no_word"])
     rows = pd.concat(groups)

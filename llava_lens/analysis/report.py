@@ -18,6 +18,7 @@ from llava_lens.analysis.findings import (
     findings,
     peak_layers,
 )
+from llava_lens.analysis.lenses import FINDS, SINKS
 from llava_lens.analysis.per_kind import controls_table, settling_table
 from llava_lens.analysis.presence import presence_table
 from llava_lens.analysis.stats import LEAST_LIKELY, interval, with_interval
@@ -49,7 +50,8 @@ def summary(run: dict, tables) -> str:
         f"**Read**: {n} with {prompts}, {as_code(run['model'])}, {run['n_layers']} layers.{demo}",
         f"**Order**: {said(ORDER, 'Not tested: no right answer has a route.')}",
         "**In the patches** (AUROC of P(word) inside the object's boxes against outside): "
-        + (own[0]["sentence"] if own else "Not tested: no object is in the images."),
+        + (own[0]["sentence"] if own else "Not tested: no object is in the images.")
+        + "".join(f" {each['sentence']}" for each in found if each["claim"] in (FINDS, SINKS)),
         f"**Present or absent**: {said(THERE, 'Not tested: nothing to compare.')}",
         "**Taken from the object's patches** (how much more P(answer) falls without attention to "
         "them than without attention to as many other patches): "

@@ -32,6 +32,21 @@ CUTS = {
     "image_last": ("last position to all patches", style.YELLOW, "^"),
     "question_last": ("last position to the question", style.PURPLE, "v"),
 }
+# Colour, marker and line of the groups of `grounding_curves`; a lens has one colour.
+OF_LENSES = {
+    "logit lens": (style.BLUE, "o", "-"),
+    "logit lens, absent words": (style.BLUE, "^", "--"),
+    "logit lens, another image's boxes": (style.BLUE, "", ":"),
+    "embedding lens": (style.ORANGE, "s", "-"),
+    "embedding lens, absent words": (style.ORANGE, "v", "--"),
+    "embedding lens, another image's boxes": (style.ORANGE, "", ":"),
+    grounding.NO_WORD: ("0.35", "x", "-"),
+}
+OF_SIZES = {
+    "small": (style.GREEN, "o", "-"),
+    "medium": (style.YELLOW, "s", "-"),
+    "large": (style.PURPLE, "^", "-"),
+}
 
 
 def plot_route(routes: pd.DataFrame, answers: pd.DataFrame, run: dict):
@@ -182,20 +197,28 @@ def plot_knockout(table: pd.DataFrame, run: dict):
 
 
 def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
-    """From `grounded` and `layers` of `tabulate`: AUROC of P(word) inside against outside boxes,
-    and the share of an object's patches whose top-1 token is its word, with 95 % bands."""
+    """From `grounded` and `layers` of `tabulate`: AUROC of an object's own word inside against
+    outside its boxes, and the share of an object's patches whose top token is its word, with 95 %
+    bands. Above both lenses with their controls, below the logit lens by the object's size."""
     curves = grounding.grounding_curves(table, layers)
-    controls = [grounding.ABSENT_WORDS, grounding.OTHER_BOXES, grounding.NO_WORD]
-    order = [grounding.ALL_SIZES, *grounding.SIZES, *controls]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    for axis, column in zip(axes, ("auroc", "top1_hit_rate"), strict=True):
-        style.draw_layer_curves(axis, run, curves[column], "size", order)
-        axis.set_ylim(0, 1.02)
-    style.legend_below(figure, axes[1], columns=4)
-    axes[0].axhline(0.5, color=style.GREY, linewidth=1, linestyle=":")
-    axes[0].set(title="P(word) inside against outside its boxes", ylabel="AUROC (0.5 = chance)")
-    title = "Patches whose top-1 token is their object's word"
-    axes[1].set(title=title, ylabel="share of the patches")
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7))
+    of_lenses, of_sizes = axes
+    for row, groups in ((of_lenses, OF_LENSES), (of_sizes, OF_SIZES)):
+        for axis, curve in zip(row, curves.values(), strict=True):
+            for group in filter(set(curve["size"]).__contains__, groups):
+                color, marker, line = groups[group]
+                points = {"marker": marker, "markersize": 4, "linestyle": line, "label": group}
+                style.draw_curve(axis, curve[curve["size"] == group], color, **points)
+            style.layer_axis(axis, run)
+            axis.set(ylim=(0, 1.02), ylabel="share of the patches")
+        row[0].axhline(0.5, color=style.GREY, linewidth=1, linestyle=":")
+        row[0].set_ylabel("AUROC (0.5 = chance)")
+    of_lenses[0].set_title("The own word inside against outside its boxes")
+    of_lenses[1].set_title("Patches whose top token is their object's word")
+    of_sizes[0].set_title("The same by size of the object, logit lens")
+    of_sizes[1].set_title("The same by size of the object, logit lens")
+    of_sizes[1].legend(fontsize=8)
+    style.legend_below(figure, of_lenses[1], columns=3)
     return figure
 
 

@@ -1,0 +1,95 @@
+"""The logit lens and the embedding lens on patches: at which layers each finds objects, and
+whether sinks matter for that."""
+
+import numpy as np
+import pandas as pd
+
+from llava_lens.analysis.grounding import LENSES, difference
+from llava_lens.analysis.stats import MIN_IMAGES, interval
+from llava_lens.schema import layer_label, layer_numbers
+from llava_lens.text import count_of, one_decimal
+
+FINDS, SINKS = "a lens finds objects", "sinks"
+TIED = (
+    " The input embedding is the unembedding here: the lenses differ by the final norm, the "
+    "lengths of its rows and the softmax only."
+)
+
+
+def longest_run(holds: np.ndarray) -> tuple[int, int] | None:
+    """The first and last position of the longest run of True in `holds` `[layer]`, the later one of
+    two that are as long; None without any."""
+    ends = np.flatnonzero(np.diff([False, *holds, False]))
+    runs = ends.reshape(-1, 2)  # [run, first and one past the last]
+    if not len(runs):
+        return None
+    first, end = max(runs.tolist(), key=lambda run: (run[1] - run[0], run[0]))
+    return first, end - 1
+
+
+def lenses(run: dict, grounded: pd.DataFrame) -> list[dict]:
+    """What `findings.finding` takes: for each lens the layers at which it finds objects, then the
+    sinks, with the same layers without them.
+
+    A lens finds objects at a layer where the AUROC of their own words in their boxes is above 0.5,
+    and above that of absent words there: a word may be rarer in all boxes, and rarest where it is
+    absent. The intervals hold at all layers of both lenses at once (Bonferroni). The longest run of
+    such layers is named; `value` is its first layer and `high` its last. Empty without boxes; a
+    lens that was not read is left out.
+    """
+    if grounded.empty:
+        return []
+    read = {lens: column for lens, column in LENSES.items() if _known(grounded, f"auroc{column}")}
+    found = {lens: _found(run, grounded, lens, column, len(read)) for lens, column in read.items()}
+    if run.get("tied") and len(read) == 2:
+        found["embedding lens"]["sentence"] += TIED
+    if not _known(grounded, "sinks"):
+        return [*found.values()]
+    without = {
+        lens: _found(run, grounded, lens, column, len(read), "_no_sinks")
+        for lens, column in read.items()
+    }
+    return [*found.values(), _sinks(grounded, found, without)]
+
+
+def _known(grounded: pd.DataFrame, column: str) -> bool:
+    return column in grounded and grounded[column].notna().any()
+
+
+def _found(
+    run: dict, grounded: pd.DataFrame, lens: str, column: str, n_lenses: int, end=""
+) -> dict:
+    own, absent = f"auroc{column}{end}", f"auroc{column}_absent{end}"
+    rows = grounded.dropna(subset=[own, absent]).assign(chance=0.5)
+    above = [difference(rows, own, control).to_numpy() for control in (absent, "chance")]
+    n, n_layers = above[0].shape
+    told = {"claim": FINDS, "about": lens, "n": n}
+    if n < MIN_IMAGES:
+        sentence = f"Not tested: the {lens} ({count_of(n, 'image')} with a control)."
+        return told | {"outcome": "not tested", "sentence": sentence}
+    lows = [interval(each, n_chosen_from=n_lenses * n_layers)[0] for each in above]
+    shown = longest_run(np.min(lows, axis=0) > 0)
+    if shown is None:
+        sentence = f"Not shown: that the {lens} finds objects at any layer ({n} images)."
+        return told | {"outcome": "not shown", "sentence": sentence}
+    first, last = layer_numbers(run)[[*shown]]
+    labels = [layer_label(run, number) for number in (first, last)]
+    where = f"at layers {labels[0]} to {labels[1]}" if first < last else f"at layer {labels[0]}"
+    where = f"from layer {labels[0]} on" if shown[1] == n_layers - 1 else where
+    sentence = f"The {lens} finds objects {where} ({n} images)."
+    return told | {"outcome": "shown", "sentence": sentence, "value": first, "high": last}
+
+
+def _sinks(grounded: pd.DataFrame, found: dict, without: dict) -> dict:
+    """How many patches are sinks, and which of the lenses' sentences change without them."""
+    counts = grounded.groupby("image")["sinks"].first().dropna()
+    sentence = f"Sinks: {one_decimal(counts.mean())} patches per image on average"
+    ends = ("outcome", "value", "high")
+    changed = [
+        each["sentence"] for lens, each in without.items()
+        if [each.get(end) for end in ends] != [found[lens].get(end) for end in ends]
+    ]  # fmt: skip
+    same = "without them the lenses find objects at the same layers."
+    sentence += f". Without them: {' '.join(changed)}" if changed else f"; {same}"
+    told = {"claim": SINKS, "about": "patches", "outcome": "measured", "sentence": sentence}
+    return told | {"value": counts.mean(), "n": len(counts)}
