@@ -53,6 +53,26 @@ def test_each_kind_that_is_made_has_candidates_and_only_those_named_are_asked():
             load.Settings("a model", kinds=wrong)
 
 
+def test_the_truths_of_every_kind_are_graded_in_a_sentence():
+    """So a kind whose rule says truths that its meanings don't know is noticed. In a sentence, as a
+    truth that is no term is compared as text."""
+    about = [("dog", "brown", (0, 90)), ("cat", "black", (200, 99)), ("cup", "red", (9, 250))]
+    scene = [
+        {"category": name, "color": colour, "box": [*at, 120, 120], "visible": 1.0, "share": share}
+        for (name, colour, at), share in zip(about, (0.3, 0.1, 0.1), strict=True)
+    ]
+    scene = [item | {"crowd": False, "cut_off": False} for item in scene]
+    made = prompts.make_prompts(scene, ["bed", "fork"], per_kind=9, kinds=kinds.MADE_KINDS)
+    truths = {
+        kind: {prompt["truth"] for prompt in made if prompt["kind"] == kind} for kind in kinds.KINDS
+    }
+    assert all(truths[kind] for kind in kinds.MADE_KINDS) and truths["description"] == {None}
+    for kind, known in truths.items():
+        for truth in known - {None}:
+            for said in known - {None}:
+                assert grading.is_right(kind, f"It is {said}.", truth) is (said == truth), kind
+
+
 def test_a_seventh_kind_is_one_entry_and_one_rule(monkeypatch):
     meanings = {"big": "large", "large": "large", "small": "small", "tiny": "small"}
     size = kinds.Kind("sizes", "How big is the {category}?", meanings=meanings, in_order=True)
