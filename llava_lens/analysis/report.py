@@ -1,4 +1,4 @@
-"""The written report in Markdown. Every number is computed from the results, but for `THEIRS`."""
+"""The written report in Markdown. Every number is computed from the results."""
 
 import itertools
 from functools import partial
@@ -129,12 +129,11 @@ erred there."""
 
 
 def report(run: dict, tables) -> str:
-    """What `summary` does not say: the rules of claims, cuts in all blocks, what others measured
-    and the procedure."""
+    """What `summary` does not say: the rules of claims, cuts in all blocks, and the procedure."""
     cuts = _cuts(run, tables.knocked)
     title = "**Attention cut in all blocks at once**: the mean change of P(answer). *Last* is the "
     title += "last position of the prompt, *text* all positions after the image.\n\n"
-    sections = [RULES, title + cuts if cuts else "", THEIRS, _procedure(run, tables.answers)]
+    sections = [RULES, title + cuts if cuts else "", _procedure(run, tables.answers)]
     return "\n\n".join(filter(None, sections))
 
 
@@ -155,26 +154,6 @@ def _cuts(run: dict, knocked: pd.DataFrame) -> str:
         ]
         rows.append([KINDS[kind].title, f"{len(changes)}", *cells])
     return markdown_table(["asked about", "images", *AT_ONCE.values()], rows) if rows else ""
-
-
-# Not computed: from arXiv 2602.00462 (`paper_plots/data.json` of its repository) and from table 13
-# of Salazar et al. (2026).
-THEIRS = """**What others measured on LLaVA-1.5-7B** (theirs, with other prompts and measures).
-Salazar et al. (2026), "Pathways of Visual Information Flow in Vision-Language Models", change of \
-accuracy in points with attention cut in all blocks:
-
-| asked about | accuracy | last to patches | text to patches | last to text |
-| --- | --- | --- | --- | --- |
-| relations (COCO_two) | 55.2% | -0.9 | -26.1 | -22.7 |
-| places (COCO_one) | 46.4% | +0.3 | -21.1 | -19.6 |
-| shapes | 100% | -0.5 | -75.5 | -16.5 |
-
-LatentLens (arXiv 2602.00462), share of patches whose logit lens a judge calls interpretable (100 \
-patches a layer):
-
-| layer | emb | 1 | 2 | 4 | 8 | 16 | 24 | 30 | 31 |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-| share | 13% | 13% | 9% | 11% | 20% | 42% | 71% | 74% | 61% |"""
 
 
 def _procedure(run: dict, answers: pd.DataFrame) -> str:
