@@ -221,15 +221,11 @@ def peak_layers(run: dict, numbers, values: np.ndarray, widest: float = 0.5) -> 
 
 def _sizes(grounded: pd.DataFrame) -> str:
     """The sizes of objects for which the own word is shown to be above absent words."""
-    of_size = {
-        size: differences(grounded[grounded["size"] == size], next(iter(COMPARED_WITH))).to_numpy()
-        for size in SIZES
-        if (grounded["size"] == size).any()
-    }
-    shown, others = [], []
-    for size, above in of_size.items():
-        low, _ = interval(above, n_chosen_from=len(of_size) * above.shape[1])
-        if (low > 0).any():
+    sizes, shown, others = grounded["size"].unique(), [], []
+    for size in filter(set(sizes).__contains__, SIZES):
+        of_size = grounded[grounded["size"] == size]
+        above = differences(of_size, next(iter(COMPARED_WITH))).to_numpy()
+        if (interval(above, n_chosen_from=len(sizes) * above.shape[1])[0] > 0).any():
             shown.append(size)
         else:
             others.append(f"{size}, {count_of(len(above), 'image')}")

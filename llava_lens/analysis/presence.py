@@ -62,8 +62,6 @@ def presence_areas(table: pd.DataFrame) -> dict[str, tuple[float, np.ndarray]]:
     `interval` `[2]`: of the `confidence`, of the `frequency`, and of the confidence `within` one
     category at a time, where any constant per category has 0.5. NaN where nothing is compared."""
     names = {"confidence": "confidence", "frequency": "frequency", "within": "confidence"}
-    if table.empty:
-        return dict.fromkeys(names, (np.nan, np.full(2, np.nan)))
     present, images = table["present"].to_numpy(bool), pd.factorize(table["image"])[0]
     areas = {}
     for name, column in names.items():

@@ -1,23 +1,14 @@
-"""The written report in Markdown. Every number is computed from the results, but for `THEIRS`."""
+"""The written report in Markdown. Every number is computed from the results."""
 
+import itertools
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
+from llava_lens.analysis import findings
 from llava_lens.analysis.causal import LEAST_DIFFERENCE
 from llava_lens.analysis.curves import bias_curve, first_tokens, per_image
-from llava_lens.analysis.findings import (
-    LEAST_LOSS,
-    LEVEL,
-    MOST_P,
-    ORDER,
-    OWN,
-    THERE,
-    WINDOW,
-    findings,
-    peak_layers,
-)
 from llava_lens.analysis.lenses import FINDS, SINKS
 from llava_lens.analysis.per_kind import controls_table, settling_table
 from llava_lens.analysis.presence import presence_table
@@ -37,7 +28,7 @@ from llava_lens.text import (
 
 def summary(run: dict, tables) -> str:
     """The first screen: a table of all kinds of question, and a line per claim."""
-    found = findings(run, tables)
+    found = findings.findings(run, tables)
 
     def said(claim, otherwise):
         return " ".join(each["sentence"] for each in found if each["claim"] == claim) or otherwise
@@ -45,17 +36,17 @@ def summary(run: dict, tables) -> str:
     n = count_of(tables.layers["image"].nunique(), "image")
     prompts = count_of(len(first_tokens(tables.answers)), "prompt")
     demo = f" {DEMO_NOTE}" if run["model"] == "demo/model" else ""
-    own = [each for each in found if each["claim"] == OWN][:1]
+    own = [each for each in found if each["claim"] == findings.OWN][:1]
     lines = [
         f"**Read**: {n} with {prompts}, {as_code(run['model'])}, {run['n_layers']} layers.{demo}",
-        f"**Order**: {said(ORDER, 'Not tested: no right answer has a route.')}",
+        f"**Order**: {said(findings.ORDER, 'Not tested: no right answer has a route.')}",
         "**In the patches** (AUROC of P(word) inside the object's boxes against outside): "
         + (own[0]["sentence"] if own else "Not tested: no object is in the images.")
         + "".join(f" {each['sentence']}" for each in found if each["claim"] in (FINDS, SINKS)),
-        f"**Present or absent**: {said(THERE, 'Not tested: nothing to compare.')}",
+        f"**Present or absent**: {said(findings.THERE, 'Not tested: nothing to compare.')}",
         "**Taken from the object's patches** (how much more P(answer) falls without attention to "
         "them than without attention to as many other patches): "
-        + said(WINDOW, "Not tested: too few images, or attention was not cut."),
+        + said(findings.WINDOW, "Not tested: too few images, or attention was not cut."),
         f"**Not shown**: what the model knows before the lens can read it.{_bias(run, tables)}",
     ]
     lines = [f"- {line}" for line in lines]
@@ -127,24 +118,24 @@ word. That comes late where the last layers sharpen. An answer that ends below P
 is readable nowhere.
 
 - An order needs Wilcoxon's test and the sign test, on right answers within images, each with \
-p < {LEVEL:.2g} (0.05, Bonferroni over the pairs), and a median that differs. The sign test leaves \
-out images without a difference, so an interval can reach 0. One test alone: undecided.
+p < {findings.LEVEL:.2g} (0.05, Bonferroni over the pairs), and a median that differs. The sign \
+test leaves out images without a difference, so an interval can reach 0. One alone: undecided.
 - An own word must be above all three controls. The interval allows for the choice of the layer.
 - What is there must be told in both comparisons: over images, and within them.
-- A window of blocks needs Wilcoxon's test with p < {MOST_P:.2g} (0.05, Bonferroni over the kinds) \
-and an interval above {LEAST_LOSS}. Both allow for the choice of the window. One alone: undecided.
+- A window of blocks needs Wilcoxon's test with p < {findings.MOST_P:.2g} (0.05, Bonferroni over \
+the kinds) and an interval above {findings.LEAST_LOSS}. Both allow for the choice of the window. \
+One alone: undecided.
 
 Each claim was tried on made-up data: `docs/claims.md` lists what was planted, and how often it \
 erred there."""
 
 
 def report(run: dict, tables) -> str:
-    """What `summary` does not say: the rules of claims, cuts in all blocks, what others measured
-    and the procedure."""
+    """What `summary` does not say: the rules of claims, cuts in all blocks, and the procedure."""
     cuts = _cuts(run, tables.knocked)
     title = "**Attention cut in all blocks at once**: the mean change of P(answer). *Last* is the "
     title += "last position of the prompt, *text* all positions after the image.\n\n"
-    sections = [RULES, title + cuts if cuts else "", THEIRS, _procedure(run, tables.answers)]
+    sections = [RULES, title + cuts if cuts else "", _procedure(run, tables.answers)]
     return "\n\n".join(filter(None, sections))
 
 
@@ -167,32 +158,13 @@ def _cuts(run: dict, knocked: pd.DataFrame) -> str:
     return markdown_table(["asked about", "images", *AT_ONCE.values()], rows) if rows else ""
 
 
-# Not computed: from arXiv 2602.00462 (`paper_plots/data.json` of its repository) and from table 13
-# of Salazar et al. (2026).
-THEIRS = """**What others measured on LLaVA-1.5-7B** (theirs, with other prompts and measures).
-Salazar et al. (2026), "Pathways of Visual Information Flow in Vision-Language Models", change of \
-accuracy in points with attention cut in all blocks:
-
-| asked about | accuracy | last to patches | text to patches | last to text |
-| --- | --- | --- | --- | --- |
-| relations (COCO_two) | 55.2% | -0.9 | -26.1 | -22.7 |
-| places (COCO_one) | 46.4% | +0.3 | -21.1 | -19.6 |
-| shapes | 100% | -0.5 | -75.5 | -16.5 |
-
-LatentLens (arXiv 2602.00462), share of patches whose logit lens a judge calls interpretable (100 \
-patches a layer):
-
-| layer | emb | 1 | 2 | 4 | 8 | 16 | 24 | 30 | 31 |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-| share | 13% | 13% | 9% | 11% | 20% | 42% | 71% | 74% | 61% |"""
-
-
 def _procedure(run: dict, answers: pd.DataFrame) -> str:
     """One line on what was checked and left out."""
     first = first_tokens(answers)
     without, ungraded = first["handed_over"].isna().sum(), settling_table(answers)["not_gradable"]
     n, pieces = len(first), (~first["whole_word"].astype(bool)).sum()
-    route = f"No route for {without} of {n} answers (no other image with another answer nearby, or "
+    route = f"The route was read at {len(run['route_layers'])} of {len(run['layers'])} layers. No "
+    route += f"route for {without} of {n} answers (no other image with another answer nearby, or "
     route += f"the two differ by less than {LEAST_DIFFERENCE} logits)"
     weights = as_code(weights_label(run))
     return (
@@ -210,20 +182,19 @@ def _procedure(run: dict, answers: pd.DataFrame) -> str:
 
 def report_answers(run: dict, answers: pd.DataFrame) -> str:
     """Right and wrong answers apart, and the first wrong ones."""
-    first, label = first_tokens(answers), partial(layer_label, run)
-    graded, rows = answers.dropna(subset="right"), []
-    for right, name in ((True, "right"), (False, "wrong")):
-        alone = graded[graded["right"].eq(right)]
-        gains = controls_table(alone)
-        for kind, row in settling_table(alone, "readable_layer").iterrows():
-            readable = with_interval(row["median"], row[["low", "high"]], label)
-            gain = gains.reindex(columns=["gain", "low", "high"]).reindex([kind]).iloc[0]
-            gain = with_interval(gain["gain"], gain[["low", "high"]], two_decimals)
-            rows.append([KINDS[kind].title, name, f"{row['images']:.0f}", readable, gain])
+    rows, sides = [], ((True, "right"), (False, "wrong"))
+    for kind, (right, name) in itertools.product(KINDS, sides):
+        alone = answers[(answers["kind"] == kind) & answers["right"].eq(right)]
+        if alone.empty:
+            continue
+        row = settling_table(alone, "readable_layer").loc[kind]
+        readable = with_interval(row["median"], row[["low", "high"]], partial(layer_label, run))
+        gain = controls_table(alone).reindex([kind]).iloc[0]
+        gain = with_interval(gain["gain"], gain[["low", "high"]], two_decimals)
+        rows.append([KINDS[kind].title, name, f"{row['images']:.0f}", readable, gain])
     header = ["asked about", "answers", "images", "readable from layer", "P above another image"]
-    order = [KINDS[kind].title for kind in KINDS]
-    rows.sort(key=lambda row: order.index(row[0]))
-    return "\n\n".join(filter(None, [markdown_table(header, rows), _what_was_wrong(first)]))
+    wrong = _what_was_wrong(first_tokens(answers))
+    return "\n\n".join(filter(None, [markdown_table(header, rows), wrong]))
 
 
 def _what_was_wrong(first: pd.DataFrame) -> str:
@@ -247,17 +218,22 @@ def report_changes(run: dict, layers: pd.DataFrame) -> str:
         of_segment = layers[layers["segment"] == segment]
         change = per_image(of_segment, "jsd_prev").dropna(axis=1, how="all")
         distance = per_image(of_segment, "jsd_final").mean()
-        where = peak_layers(run, change.columns, change.to_numpy()) or "no clear peak"
+        where = findings.peak_layers(run, change.columns, change.to_numpy()) or "no clear peak"
         far = distance.index[distance > 0.1]
         last = layer_label(run, far.max()) if len(far) else "none"
         rows.append([segment, f"{len(change)}", where, two_decimals(change.mean().max()), last])
-    header = ["positions", "images", "change most at layer", "by (bits)"]
+    header = ["positions", "images", "change most at", "by (bits)"]
     return markdown_table([*header, "last layer over 0.1 bits from the output"], rows)
 
 
 def report_presence(confident: pd.DataFrame) -> str:
     """`presence_table` of `category_confidence`."""
-    header = ["absent categories", "images", "AUROC of the largest P(word)", "of a constant"]
+    header = [
+        "absent categories",
+        "images",
+        "AUROC of the largest P(word)",
+        "of a constant per category",
+    ]
     header += ["one category at a time", "says yes to the present", "no to the absent"]
     shows = dict.fromkeys(("confidence", "frequency", "within"), two_decimals)
     shows |= dict.fromkeys(("sensitivity", "specificity"), percent)

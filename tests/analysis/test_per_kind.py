@@ -1,5 +1,7 @@
 """Statistics of answers per kind of prompt."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -63,19 +65,12 @@ def test_right_and_wrong_answers_apart_by_hand():
 
 
 def test_controls_by_hand():
-    answers = pd.DataFrame(
-        {
-            "token": 0,
-            "word_at": 0,
-            "whole_word": True,
-            "kind": "colour",
-            "image": ["a", "a", "b", "b"],
-            "layer": [0, 1, 0, 1],
-            "probability": [0.1, 0.9, 0.2, 0.7],
-            "other_probability": [0.1, 0.3, np.nan, np.nan],
-            "grey_probability": [0.0, 0.1, 0.0, 0.2],
-        }
-    )
+    constant = {"token": 0, "word_at": 0, "whole_word": True, "kind": "colour"}
+    columns = {"image": ["a", "a", "b", "b"], "layer": [0, 1, 0, 1]}
+    columns["probability"] = [0.1, 0.9, 0.2, 0.7]
+    columns["other_probability"] = [0.1, 0.3, np.nan, np.nan]
+    columns["grey_probability"] = [0.0, 0.1, 0.0, 0.2]
+    answers = pd.DataFrame(columns).assign(**constant)
     row = per_kind.controls_table(answers).loc["colour"]
     assert row[:4].tolist() == pytest.approx([0.8, 0.3, 0.15, (0.6 + 0.5) / 2])
     assert np.isnan(row["low"])
@@ -90,14 +85,13 @@ def test_what_cant_be_graded_is_counted_and_never_wrong():
 
 def test_rates_stand_beside_chance_and_the_majority_answer():
     run = {"layers": ["emb", "1", "2", "3", "4"], "categories": SHAPES}
-    table = pd.concat(
-        [
-            answers_with("relation", [("left", True)] * 3 + [("above", False), ("above", None)]),
-            answers_with("object", [("heart", True)] * 2),
-            answers_with("presence", [("yes", True), ("no", False)]),
-            answers_with("own", [(None, None)]),
-        ]
-    )
+    said = {
+        "relation": [("left", True)] * 3 + [("above", False), ("above", None)],
+        "object": [("heart", True)] * 2,
+        "presence": [("yes", True), ("no", False)],
+        "own": [(None, None)],
+    }
+    table = pd.concat(itertools.starmap(answers_with, said.items()))
     columns = ["probability", "other_probability", "grey_probability"]
     table = table.assign(**dict.fromkeys(columns, 0.5), question="?", answer="!")
     layers = ["leaves_image", "handed_over", "mediated"]

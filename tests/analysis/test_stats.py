@@ -101,12 +101,6 @@ def test_auroc_by_image_against_brute_force():
     assert np.isnan(stats.auroc_by_image(values, inside | True, images)).all()
 
 
-def test_no_certainty_from_a_perfect_score():
-    images, inside = np.repeat(np.arange(24), 2), np.tile([True, False], 24)
-    low, high = stats.interval(stats.auroc_by_image(inside * 1.0, inside, images), "share", 48)
-    assert 0.8 < low < 0.9 and high == 1
-
-
 def test_the_interval_of_the_largest_holds_in_all_of_them_at_once():
     rng, missed = np.random.default_rng(0), 0
     for _ in range(400):
