@@ -23,7 +23,7 @@ from llava_lens.data.prompts import make_prompts
 from llava_lens.data.watched import count_together, words_to_watch
 from llava_lens.kinds import KINDS, question_of
 from llava_lens.model.causal import knockout_windows, read_causal, route_layers
-from llava_lens.model.lens import LAST_LAYER_TOLERANCE, is_tied
+from llava_lens.model.lens import LAST_LAYER_TOLERANCE, is_tied, layers_read
 from llava_lens.model.load import NUMBERS, Settings, grey_image, load_once
 from llava_lens.model.read import check_last_layer, read_control, read_image_and_prefix, text_of
 from llava_lens.model.run import chat_of, encode_prompts, image_span, keep_prefix, patch_grid
@@ -57,7 +57,7 @@ def describe_run(
         "quantize": settings.quantize,
         "packages": {name: version(name) for name in packages},
         "n_layers": n_layers,
-        "layers": ["emb", *map(str, range(1, n_layers + 1))],
+        "layers": [str(layer or "emb") for layer in layers_read(n_layers)],
         "segments": SEGMENTS,
         "tokens": token_labels(processor.tokenizer, bridge.cfg.d_vocab),
         "image_size": rows * patch,  # without what is left at the end and fills no patch

@@ -57,6 +57,14 @@ def rank_of(p, prob):
 SLICE = 64  # positions whose distributions are held at once: of a whole image they are 2.5 GB
 
 
+def layers_read(n_layers: int) -> list[int]:
+    """The numbers of the layers that are read and saved, in order; 0 is the embedding.
+
+    The one place that chooses them. The last must be there: the others are compared with it.
+    """
+    return list(range(n_layers + 1))
+
+
 def raise_not_finite(where: str):
     raise FloatingPointError(f"NaN or infinity in {where}: try dtype float32.")
 
@@ -113,7 +121,9 @@ def read_positions(  # noqa: PLR0913 (what one pass over the distributions reads
     arrays = {name: values.cpu().numpy() for name, values in readings.items()}
     broken = np.flatnonzero(~np.isfinite(arrays.pop("logit_sum")).all(axis=1))
     if broken.size:  # the residual stream was finite, so it is the unembedding that overflowed
-        raise_not_finite(f"the lens's logits, first at layer {broken[0]} of {len(residuals) - 1}")
+        n_layers = bridge.cfg.n_layers
+        number = layers_read(n_layers)[broken[0]]
+        raise_not_finite(f"the lens's logits, first at layer {number} of {n_layers}")
     id_type = np.min_scalar_type(bridge.cfg.d_vocab)  # uint16 for LLaVA-1.5
     return arrays | {name: arrays[name].astype(id_type) for name in ("top_ids", "target_rank")}
 

@@ -12,6 +12,7 @@ from llava_lens.model.lens import (
     LAST_LAYER_TOLERANCE,
     SLICE,
     jsd_bits,
+    layers_read,
     lens_logits,
     norms_of,
     read_answer,
@@ -81,7 +82,7 @@ def read_image_and_prefix(
     questions = [prompt["question"] for prompt in prompts]
     pixel_values, sequences = encode_prompts(processor, image, questions)
     _check_request(bridge, sequences, settings)
-    shape = len(SEGMENTS), bridge.cfg.n_layers + 1, bridge.cfg.d_vocab
+    shape = len(SEGMENTS), len(layers_read(bridge.cfg.n_layers)), bridge.cfg.d_vocab
     prob_sum = torch.zeros(shape, device=bridge.W_U.device)
     read = partial(read_positions, bridge, prob_sum=prob_sum, top_k=settings.top_k)
     with torch.inference_mode():

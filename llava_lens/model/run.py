@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from llava_lens.kinds import CHAT, question_of
-from llava_lens.model.lens import lens_logits, raise_not_finite
+from llava_lens.model.lens import layers_read, lens_logits, raise_not_finite
 
 # Tokens after the prefix that run at once. It bounds the memory: of LLaVA-1.5-7B in float16, their
 # residual streams at all layers take 66 MiB, and the attention scores of a block about as much.
@@ -115,7 +115,7 @@ def patch_grid(config) -> tuple[int, int]:
 
 def run_prefix(bridge, pixel_values, input_ids):
     """Run a prompt up to its last image token, which all prompts on the image share. Returns
-    `(key-value cache, [residual stream of the patches [patch, d_model] per layer])`."""
+    `(key-value cache, [residual stream of the patches [patch, d_model] per layer read])`."""
     _, end = image_span(bridge, input_ids)
     pixels = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
     cache = DynamicCache()
@@ -127,7 +127,8 @@ def run_prefix(bridge, pixel_values, input_ids):
             "fit together. Install the versions in requirements.txt."
         )
     n_patches = math.prod(patch_grid(bridge.original_model.config))
-    return cache, [resid[-n_patches:] for resid in residuals]  # a class token is before them
+    kept = [residuals[layer] for layer in layers_read(bridge.cfg.n_layers)]
+    return cache, [resid[-n_patches:] for resid in kept]  # a class token is before them
 
 
 def keep_prefix(bridge, processor, image: Image.Image) -> list[tuple]:
@@ -277,8 +278,9 @@ def in_groups(texts: list[torch.Tensor]) -> Iterator[dict[int, torch.Tensor]]:
 
 def run_prompts(bridge, cache, prompts: list[torch.Tensor], max_new_tokens: int) -> Iterator[tuple]:
     """Run prompts `[pos]` after the prefix in `cache` and decode their answers: what `Texts.answer`
-    yields, group by group. `cache` is left as it was."""
-    n_prefix = cache.get_seq_length()
+    yields, group by group, at `layers_read`. `cache` is left as it was."""
+    n_prefix, layers = cache.get_seq_length(), layers_read(bridge.cfg.n_layers)
     for group in in_groups(prompts):
-        yield from Texts(bridge, cache).answer(group, max_new_tokens)
+        for pieces, residuals, next_ids in Texts(bridge, cache).answer(group, max_new_tokens):
+            yield pieces, [residuals[layer] for layer in layers], next_ids
         crop_to(cache, n_prefix)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from llava_lens import schema
+from llava_lens import checks, schema
 from llava_lens.analysis import curves
 from llava_lens.data.images import open_image
 from llava_lens.data.prompts import as_prompts
-from llava_lens.model import lens, load
+from llava_lens.model import images, lens, load, run
 from llava_lens.model import read as model_read
 from llava_lens.model.run import encode_prompts, run_and_capture
 from tests.conftest import PROMPTS, ROOT
@@ -45,6 +45,30 @@ def test_record_is_about_the_right_positions(pair, llava):
     assert at_image[-1] + 1 == len(input_ids) - n_text
     ends = prompt["token_ids"][[0, prompt["n_prompt"] - 1]].tolist()
     assert llava[1].tokenizer.convert_ids_to_tokens(ends) == ["<0x0A>", ":"]
+
+
+def test_every_second_layer_is_one_place(llava, image, monkeypatch):
+    """Where `layers_read` leaves some out, the others are read as before."""
+    prompts, some = as_prompts(["What is this?"]), [0, 2, 4, 5]
+    settings = load.Settings("", top_k=3, max_new_tokens=2)
+    words = [{"category": "dog", "token_ids": [5, 6]}]
+    everything, mean = model_read.read_image(*llava, image, prompts, settings, words)
+    for module in (lens, model_read, run, images):
+        monkeypatch.setattr(module, "layers_read", lambda n_layers: some)
+    record, its_mean = model_read.read_image(*llava, image, prompts, settings, words)
+    np.testing.assert_allclose(its_mean, mean[:, some], rtol=1e-4, atol=1e-7)
+    (prompt,), (whole,) = record["prompts"], everything["prompts"]
+    assert prompt["answer"] == whole["answer"]
+    for one, other in (
+        (prompt["readings"], whole["readings"]),
+        (record["patches"], everything["patches"]),
+        ({"word": prompt["word_prob"]}, {"word": whole["word_prob"]}),
+    ):
+        for name in one.keys() - {"jsd_prev", "top_ids"}:
+            np.testing.assert_allclose(one[name], other[name][some], rtol=1e-3, atol=1e-5)
+    described = images.describe_run(*llava, settings, last_layer_jsd=0.0)
+    assert described["layers"] == ["emb", "2", "4", "5"]
+    checks.check_run(described)
 
 
 def test_readings_equal_those_of_one_uncached_pass(pair, llava):
