@@ -11,7 +11,7 @@ ABSENT_SAMPLINGS = ["random", "popular", "adversarial"]
 DEMO_NOTE = (
     "This is the small demo model: it knows six shapes and seven colours, and what is read from it "
     "says nothing about LLaVA-1.5-7B. For photographs, set `model` to llava-hf/llava-1.5-7b-hf "
-    "(a GPU of 16 GB)."
+    "(a GPU of 16 GB, or of 8 GB with `quantize` set to 4bit)."
 )
 OTHER_RELEASE = (
     f"this release reads {FORMAT_VERSION}: read the images again with Make_Analyse.ipynb, or take "

@@ -66,48 +66,37 @@ def kaggle(monkeypatch):
     return prepare
 
 
-def test_two_t4_need_transformer_lens_and_its_transformers(kaggle, capsys):
-    assert kaggle(T4_X2, KAGGLES_OWN) == PIP_LENS
+def test_the_machine_is_said(kaggle, capsys):
+    kaggle(T4_X2, PREPARED)
     said = capsys.readouterr().out
     assert said.count("Tesla T4, compute capability 7.5, 15,360 MiB") == 2
     assert "torch 2.10.0+cu128, built for CUDA 12.8" in said
     assert os.environ["HF_HOME"].startswith("/tmp")
 
 
-def test_a_p100_gets_the_last_torch_for_it_with_its_companions(kaggle):
-    assert kaggle(P100, KAGGLES_OWN) == PIP_P100 + PIP_LENS
-    assert kaggle(P100, PREPARED) == PIP_P100
-
-
-@pytest.mark.parametrize("probed", [T4_X2, P100_WITH_ITS_TORCH])
-def test_nothing_is_installed_twice(kaggle, probed):
-    assert kaggle(probed, PREPARED, imported=["torch", "transformers"]) == []
-
-
 @pytest.mark.parametrize(
-    "packages, asked",
+    "probed, packages, quantize, asked",
     [
-        ({**PREPARED, "transformers": "5.23.0"}, ["transformers==5.24.0"]),
-        ({**PREPARED, "transformers": "5.24.1"}, ["transformers==5.24.0"]),
-        ({**PREPARED, "transformer-lens": "4.2.0"}, ["transformer-lens==4.3.0"]),
-        ({"transformers": "5.24.0"}, ["transformer-lens==4.3.0"]),
-        ({**PREPARED, None: None}, []),  # what is left of a package that was removed
+        (T4_X2, KAGGLES_OWN, None, PIP_LENS),
+        (T4_X2, PREPARED, None, []),
+        (T4_X2, {**PREPARED, "transformers": "5.23.0"}, None, ["transformers==5.24.0"]),
+        (T4_X2, {**PREPARED, "transformers": "5.24.1"}, None, ["transformers==5.24.0"]),
+        (T4_X2, {**PREPARED, "transformer-lens": "4.2.0"}, None, ["transformer-lens==4.3.0"]),
+        (T4_X2, {"transformers": "5.24.0"}, None, ["transformer-lens==4.3.0"]),
+        (T4_X2, {**PREPARED, None: None}, None, []),  # what is left of a package that was removed
+        (T4_X2, PREPARED, "4bit", PIP_4BIT),
+        (T4_X2, {**PREPARED, "bitsandbytes": "0.49.0"}, "4bit", PIP_4BIT),
+        (T4_X2, {**PREPARED, "bitsandbytes": "0.50.2"}, "4bit", []),
+        # A P100 gets the last torch for it with its companions.
+        (P100, KAGGLES_OWN, None, PIP_P100 + PIP_LENS),
+        (P100, PREPARED, None, PIP_P100),
+        (P100_WITH_ITS_TORCH, PREPARED, None, []),
     ],
 )
-def test_only_the_tested_versions_will_do(kaggle, packages, asked):
-    assert kaggle(T4_X2, packages) == asked
-
-
-@pytest.mark.parametrize(
-    "packages, asked",
-    [
-        (PREPARED, PIP_4BIT),
-        ({**PREPARED, "bitsandbytes": "0.49.0"}, PIP_4BIT),
-        ({**PREPARED, "bitsandbytes": "0.50.2"}, []),
-    ],
-)
-def test_4_bit_needs_bitsandbytes(kaggle, packages, asked):
-    assert kaggle(T4_X2, packages, quantize="4bit") == asked
+def test_only_the_tested_versions_will_do(kaggle, probed, packages, quantize, asked):
+    """Where nothing is missing, torch may be imported already."""
+    imported = [] if asked else ["torch", "transformers"]
+    assert kaggle(probed, packages, imported, quantize=quantize) == asked
 
 
 RESTART = "imported already: choose Run > Restart"
