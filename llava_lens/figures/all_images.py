@@ -37,10 +37,10 @@ OF_LENSES = {
     "logit lens": (style.BLUE, "o", "-"),
     "logit lens, absent words": (style.BLUE, "^", "--"),
     "logit lens, another image's boxes": (style.BLUE, "", ":"),
+    grounding.NO_WORD: ("0.35", "x", "-"),
     "embedding lens": (style.ORANGE, "s", "-"),
     "embedding lens, absent words": (style.ORANGE, "v", "--"),
     "embedding lens, another image's boxes": (style.ORANGE, "", ":"),
-    grounding.NO_WORD: ("0.35", "x", "-"),
 }
 OF_SIZES = {
     "small": (style.GREEN, "o", "-"),
@@ -215,10 +215,10 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
         row[0].set_ylabel("AUROC (0.5 = chance)")
     of_lenses[0].set_title("The own word inside against outside its boxes")
     of_lenses[1].set_title("Patches whose top token is their object's word")
-    of_sizes[0].set_title("The same by size of the object, logit lens")
-    of_sizes[1].set_title("The same by size of the object, logit lens")
+    for axis in of_sizes:
+        axis.set_title("The same for the logit lens, by size of the object")
     of_sizes[1].legend(fontsize=8)
-    style.legend_below(figure, of_lenses[1], columns=3)
+    style.legend_below(figure, of_lenses[1], columns=2)
     return figure
 
 

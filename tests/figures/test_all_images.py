@@ -176,8 +176,10 @@ def grounded(sizes, n_layers=3):
     about = {"size": table["number"].map(dict(enumerate(sizes))), "category": "dog"}
     table = table.assign(image=table["number"].map("{:02}".format), **about)
     auroc = 0.5 + table["number"] / 40
-    halves = [f"{name}_{of}" for name in grounding.MEASURES for of in ("absent", "other_image")]
-    return table.assign(auroc=auroc, **dict.fromkeys(["top1_hit_rate", *halves], auroc / 2))
+    ends = [lens + end for lens in ("", "_embedding") for end in ("", *grounding.CONTROLS)]
+    columns = {each + end: auroc / 2 for each in grounding.MEASURES for end in ends}
+    columns |= {"auroc": auroc, "top1_hit_rate_embedding": 2 * auroc}
+    return table.assign(**columns)
 
 
 def layers_of(n_images, n_layers=3):
@@ -191,13 +193,23 @@ def test_a_size_of_one_image_takes_no_band_from_the_others():
     table = grounded(["small"] + ["large"] * N_IMAGES)
     figure = all_images.plot_grounding(table, layers_of(N_IMAGES), run)
     labels = [label.get_text() for label in figure.legends[0].get_texts()]
-    groups = ["all sizes", "small", "large", grounding.ABSENT_WORDS, grounding.OTHER_BOXES]
-    assert labels == [*groups, grounding.NO_WORD]
-    assert [line.get_label() for line in figure.axes[0].lines[:-1]] == groups
+    assert labels == list(all_images.OF_LENSES)
+    lenses = [line.get_label() for line in figure.axes[0].lines[:-1]]
+    assert lenses == [name for name in labels if name != grounding.NO_WORD]
+    assert [line.get_label() for line in figure.axes[2].lines[:-1]] == ["small", "large"]
     bands = [sum(band.get_alpha() == 0.2 for band in axis.collections) for axis in figure.axes]
-    assert bands == [4, 5]  # all, large, both controls; and the patches without a word
-    large = figure.axes[0].lines[2].get_ydata()
+    assert bands == [6, 7, 1, 1]  # both lenses with controls; patches without a word; large
+    large = figure.axes[2].lines[1].get_ydata()
     assert large == pytest.approx([0.5 + np.mean(range(1, N_IMAGES + 1)) / 40] * 3)
+    (embedding,) = (line for line in figure.axes[1].lines if line.get_label() == "embedding lens")
+    assert embedding.get_ydata() == pytest.approx([1 + np.arange(N_IMAGES + 1).mean() / 20] * 3)
+
+
+def test_results_without_the_embedding_lens_are_drawn():
+    table = grounded(["small"] + ["large"] * N_IMAGES)
+    table.loc[:, table.columns.str.contains("_embedding")] = np.nan
+    figure = all_images.plot_grounding(table, layers_of(N_IMAGES), {"layers": ["emb", "1", "2"]})
+    assert len(figure.axes[0].lines[:-1]) == 3
 
 
 def test_the_gallery_shows_the_best_and_the_worst_cases(results, run):
