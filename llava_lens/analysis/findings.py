@@ -127,12 +127,25 @@ WINDOW = "a window of blocks"
 def where_taken(run: dict, knocked: pd.DataFrame) -> list[dict]:
     """In which window of blocks answers are taken from their objects' patches, from `knockouts`,
     for each kind of MIN_IMAGES images or more."""
-    found = []
+    found, windows = [], run["knockout_windows"]
     for kind in GRADABLE:
         table = knocked[knocked["cut"].isin(OF_OBJECTS) & (knocked["kind"] == kind)]
-        if table["image"].nunique() >= MIN_IMAGES:
-            own, control = (changes_by_window(table, run, cut).to_numpy() for cut in OF_OBJECTS)
-            found.append(_where_taken(run, kind, control - own))
+        if table["image"].nunique() < MIN_IMAGES:
+            continue
+        own, control = (changes_by_window(table, run, cut).to_numpy() for cut in OF_OBJECTS)
+        best, outcome, p, ends = window_of_use(control - own)
+        peak, value, n = peak_range(control - own), (control - own)[:, best].mean(), len(own)
+        where = "blocks {} to {}".format(*windows[best])
+        if peak is None:
+            where += ", but no window in particular"
+        elif peak[0] != peak[1]:
+            where += f" (or another window of {windows[peak[0]][0]} to {windows[peak[1]][1]})"
+        by = f"by {with_interval(value, ends, two_decimals)} in {where}"
+        says = {SHOWN: f" {by}", UNDECIDED: f": undecided, {by}"}
+        says = says.get(outcome, ": not shown in any window")
+        sentence = f"{KINDS[kind].title.capitalize()}{says}, on {n} images (p = {p:.2g})."
+        numbers = {"value": value, "low": ends[0], "high": ends[1], "n": n, "p": p}
+        found.append(finding(WINDOW, kind, outcome, sentence, **numbers))
     return found
 
 
@@ -148,25 +161,6 @@ def window_of_use(more: np.ndarray) -> tuple[int, str, float, np.ndarray]:
     ends = interval(more, n_chosen_from=n_windows)[:, best].clip(-1, 1)
     passed = int(p < MOST_P) + int(ends[0] > LEAST_LOSS)
     return best, (NOT_SHOWN, UNDECIDED, SHOWN)[passed], p, ends
-
-
-def _where_taken(run: dict, kind: str, more: np.ndarray) -> dict:
-    best, outcome, p, ends = window_of_use(more)
-    windows, peak, title = run["knockout_windows"], peak_range(more), KINDS[kind].title
-    where = "blocks {} to {}".format(*windows[best])
-    if peak is None:
-        where += ", but no window in particular"
-    elif peak[0] != peak[1]:
-        where += f" (or another window of {windows[peak[0]][0]} to {windows[peak[1]][1]})"
-    by = f"by {with_interval(more[:, best].mean(), ends, two_decimals)} in {where}"
-    says = {
-        SHOWN: f" {by}",
-        UNDECIDED: f": undecided, {by}",
-        NOT_SHOWN: ": not shown in any window",
-    }
-    sentence = f"{title[0].upper()}{title[1:]}{says[outcome]}, on {len(more)} images (p = {p:.2g})."
-    numbers = {"value": more[:, best].mean(), "low": ends[0], "high": ends[1]}
-    return finding(WINDOW, kind, outcome, sentence, n=len(more), p=p, **numbers)
 
 
 # ---- Patches -----------------------------------------------------------------------------------

@@ -47,13 +47,13 @@ def test_tables_have_the_numbers_of_the_layers_that_were_read(records, run, tabl
             return {key: thinned(inner) for key, inner in value.items()}
         return value[kept] if isinstance(value, np.ndarray) and value.shape[:1] == (6,) else value
 
-    thin = []
-    for record in records:
-        prompts = []
-        for prompt in record["prompts"]:
-            names = "readings", "word_prob", "word_rank", "grey", "other"
-            prompts.append(prompt | thinned({name: prompt[name] for name in names}))
-        thin.append(record | {"patches": thinned(record["patches"]), "prompts": prompts})
+    names = {"readings", "word_prob", "word_rank", "grey", "other"}
+    thin = [
+        record | {"patches": thinned(record["patches"]), "prompts": [
+            prompt | thinned({name: prompt[name] for name in names}) for prompt in record["prompts"]
+        ]}
+        for record in records
+    ]  # fmt: skip
     of_few = run | {"layers": ["1", "3", "5"]}
     few_answers, few_layers = answers_of(thin, of_few), layers_of(thin, of_few)
     for table, whole in ((few_answers, tables.answers), (few_layers, tables.layers)):

@@ -1,7 +1,5 @@
 """The route and the attention knockout: tables by hand, what the report says of planted answers."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -181,19 +179,12 @@ def test_without_knockout_nothing_is_said():
     assert report._cuts(run, table) == ""
 
 
-def simulated(n_images, loss_of):
-    """`knockouts` of images with a prompt of each kind that has objects; `loss_of(image, cut,
-    kind)` is a loss `[window]`."""
-    cases = list(itertools.product(range(n_images), enumerate(WITH_OBJECTS), schema.OF_OBJECTS))
-    windows = len(CENTRES)
-    return pd.DataFrame({
-        "image": np.repeat([f"{image:03}" for image, _, _ in cases], windows),
-        "prompt": np.repeat([prompt for _, (prompt, _), _ in cases], windows),
-        "kind": np.repeat([kind for _, (_, kind), _ in cases], windows),
-        "cut": np.repeat([cut for _, _, cut in cases], windows),
-        "layer": np.tile(CENTRES, len(cases)),
-        "change": -np.concatenate([loss_of(image, cut, kind) for image, (_, kind), cut in cases]),
-    })  # fmt: skip
+def simulated(losses):
+    """`knockouts` of losses `[kind, cut, image, window]`, of the kinds WITH_OBJECTS."""
+    images = [f"{image:03}" for image in range(losses.shape[2])]
+    names = {"kind": WITH_OBJECTS, "cut": schema.OF_OBJECTS, "image": images, "layer": CENTRES}
+    index = pd.MultiIndex.from_product(names.values(), names=names)
+    return pd.DataFrame({"change": -losses.ravel()}, index=index).reset_index()
 
 
 def test_a_window_that_does_nothing_is_named_in_fewer_than_1_in_20_data_sets():
@@ -202,35 +193,21 @@ def test_a_window_that_does_nothing_is_named_in_fewer_than_1_in_20_data_sets():
     rng, named = np.random.default_rng(0), 0
     for number in range(500):
         n_images = 10 if number % 25 == 0 else (16, 24, 100)[number % 3]
-
-        def changes(n_images=n_images):
-            shaken = rng.lognormal(-3, 1.5, n_images)
-            shape = 2, n_images, len(CENTRES)
-            return np.round((shaken[:, None] * rng.normal(0.2, 1, shape)).clip(-1, 1), 3)
-
-        of_kinds = [changes() for _ in WITH_OBJECTS]
-        expected = [findings.window_of_use((own - control)[:, :-1])[1] for own, control in of_kinds]
+        shaken = rng.lognormal(-3, 1.5, (4, 1, n_images, 1))
+        losses = shaken * rng.normal(0.2, 1, (4, 2, n_images, len(CENTRES)))
+        losses = np.round(losses.clip(-1, 1), 3)
+        expected = [findings.window_of_use(own - other)[1] for own, other in losses[..., :-1]]
         named += "shown" in expected
         if number % 50 == 0:  # the report says what `window_of_use` says
-
-            def loss_of(image, cut, kind, of_kinds=of_kinds):
-                return of_kinds[WITH_OBJECTS.index(kind)][schema.OF_OBJECTS.index(cut), image]
-
-            found = findings.where_taken(RUN, simulated(n_images, loss_of))
-            outcomes = [each["outcome"] for each in found]
+            outcomes = [each["outcome"] for each in findings.where_taken(RUN, simulated(losses))]
             assert outcomes == (expected if n_images >= stats.MIN_IMAGES else [])
     assert named < 25
 
 
 def test_a_window_that_does_something_is_named_with_its_control():
-    rng = np.random.default_rng(1)
-
-    def loss_of(image, cut, kind):
-        size = 0.3 if cut == "object" else 0.02
-        bump = size * np.exp(-(((CENTRES - 12) / 4) ** 2))
-        return bump + rng.normal(0, 0.01, len(CENTRES))
-
-    table = simulated(24, loss_of)
+    sizes, bump = np.array([[[0.3]], [[0.02]]]), np.exp(-(((CENTRES - 12) / 4) ** 2))
+    noise = np.random.default_rng(1).normal(0, 0.01, (4, 2, 24, len(CENTRES)))
+    table = simulated(sizes * bump + noise)
     found = findings.where_taken(RUN, table)
     assert [each["about"] for each in found] == WITH_OBJECTS
     for each in found:
