@@ -71,10 +71,11 @@ class Page:
         chain.move_to_element_with_offset(canvas, round(x - width / 2), round(y - height / 2))
         (chain.click() if click else chain).perform()
 
-    def at_patch(self, patch: int, grid: int, click: bool = False) -> None:
-        side = self.run("return document.getElementById('photo').clientWidth") / grid
-        row, column = divmod(patch, grid)
-        self.mouse(self.find("#photo"), (column + 0.5) * side, (row + 0.5) * side, click)
+    def at_patch(self, patch: int, click: bool = False) -> None:
+        x, y, side = self.run(
+            "return [...patchCorner(arguments[0], patchSide()), patchSide()]", patch
+        )
+        self.mouse(self.find("#photo"), x + side / 2, y + side / 2, click)
 
     def at_text(self, pane: str, pos: int, layer: int, click: bool = False) -> None:
         """At a cell of the text in `pane`; where it is, the page's own function says."""

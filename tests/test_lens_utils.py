@@ -61,10 +61,13 @@ def test_a_run_goes_on_from_what_is_there(whole, llava_folder, tmp_path, capsys)
     images, folder = whole
     settings = dict(model=llava_folder, device="cpu", max_new_tokens=3)
     lens.analyse(images, tmp_path, **settings, hours=0.0)
-    assert "with 2 images left" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "with 2 images left" in said
+    assert "the explorer's page of china.jpg (a notebook shows it)" in said
     assert len(Results(tmp_path).names) == 1
     lens.analyse(images, tmp_path, **settings)
-    assert "2 of 3 images are to be read" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 of 3 images are to be read" in said and said.count("the explorer's page") == 1
     for name in images.paths:
         one, other = (Results(at).record_path(name).read_bytes() for at in (folder, tmp_path))
         assert one == other

@@ -41,10 +41,8 @@ def read_one(image, other, settings: Settings) -> tuple[dict, dict]:
         record, _ = reader.read(name)
     for prompt in record["prompts"] if settings.route else ():
         if not prompt["route"]:
-            print(
-                f"No route for {prompt['question']!r}: no other answer on {other_name}, or too long"
-            )
-            print("a question. Give as `other` an image on which the model answers otherwise.")
+            print(f"No route for {prompt['question']!r}: on {other_name} the answer begins with no")
+            print("other word, or the question is too long. Give as `other` an image that differs.")
     return run, record
 
 

@@ -1,21 +1,34 @@
 """figures.explorer: its pages in Chromium; the tests are skipped where that is missing."""
 
+import base64
+import html
 import io
+import os
 import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
 from pathlib import Path
 from urllib.parse import unquote
 
 import bench_visualise as bench
+import nbformat
 import numpy as np
 import pytest
+from nbconvert import HTMLExporter
 from PIL import Image
 
 from llava_lens import store
 from llava_lens.analysis import curves
 from llava_lens.analysis.answers import answer_rows, answers_table
 from llava_lens.figures import explorer
+from llava_lens.figures.explorer.data import load_page_data
 from llava_lens.text import printable
+from tests.browser import until
 
+GRID = 4  # patches along a side, of the tiny model
 # Whatever of it ends up as markup, as script or in an address says so.
 PAYLOADS = [
     "<img src=http://evil.test/x onerror=window.ran=1>", "</script><script>window.ran=1</script>",
@@ -33,6 +46,24 @@ def route(handed_over, mediated=0.25):
         "own": 2.0, "counterfactual": -2.0, "mediated": 2 - 4 * mediated,
         "image": np.array([-2.0, 1, 2, 2, 2, 2]), "question": np.full(6, 2.0), "last": last,
     }  # fmt: skip
+
+
+def with_second_lens(record, rng):
+    """The record as the embedding lens makes it; patches 1 and 6 are sinks."""
+    ids, norms = (
+        record["patches"]["top_ids"],
+        rng.lognormal(0, 0.1, record["patches"]["entropy"].shape),
+    )
+    cosines = np.sort(rng.uniform(0.05, 0.12, (*norms.shape, 5)))[..., ::-1].astype(np.float16)
+    norms[1:, [1, 6]] *= 9
+    norms[0, 3] *= 9  # at one layer only
+    nearest = {"embedding_ids": ids[..., [4, 3, 0, 2, 1]], "embedding_cosines": cosines}
+    words = [
+        {**word, "cosines": rng.uniform(-0.1, 0.1, norms.shape).astype(np.float16)}
+        for word in record["words"]
+    ]
+    patches = {**record["patches"], **nearest, "norms": norms.astype(np.float16)}
+    return {**record, "patches": patches, "words": words}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +86,7 @@ def sample(results):
         log2_probs = (-20 * rng.random(shape)).astype(np.float16)
         word = {"token_ids": [int(top[number]), number], "log2_probs": log2_probs}
         record["words"].append({"category": category, "present": number == 3} | word)
-    return run, record
+    return run, with_second_lens(record, rng)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +114,10 @@ def test_hovering_shows_the_tokens_that_the_results_hold(page, sample, saved):
     assert page.run("return Object.keys(data.tokens).length") < len(run["tokens"])
     for layer, patch in ((5, 6), (2, 12), (0, 15)):
         page.run("update({layer: arguments[0]})", layer)
-        page.at_patch(patch, run["grid"][1])
-        row, column = divmod(patch, run["grid"][1])
-        assert page.text("#preview h3") == f"Patch row {row + 1}, column {column + 1}"
+        page.at_patch(patch)
+        row, column = divmod(patch, GRID)
+        sink = " (sink)" * (patch == 6)
+        assert page.text("#preview h3") == f"Patch row {row + 1}, column {column + 1}{sink}"
         assert_top(page, "#preview", run, record["patches"], layer, patch)
     page.run("update({layer: 1})")  # what is hovered over stays
     assert_top(page, "#preview", run, record["patches"], 1, 15)
@@ -101,9 +133,9 @@ def test_hovering_shows_the_tokens_that_the_results_hold(page, sample, saved):
 def test_a_click_pins_and_another_unpins_and_the_address_holds_it(page, sample, saved):
     run, record = sample
     page.open(saved)
-    page.at_patch(6, run["grid"][1], click=True)
+    page.at_patch(6, click=True)
     page.at_text("#texts", 3, 2, click=True)
-    page.at_patch(9, run["grid"][1], click=True)
+    page.at_patch(9, click=True)
     assert page.hash()["pins"] == "p6,t0.3,p9" and page.hash()["layer"] == "2"
     assert len(page.texts("#pins .card")) == 3
     page.open(saved, page.run("return location.hash"))
@@ -111,7 +143,7 @@ def test_a_click_pins_and_another_unpins_and_the_address_holds_it(page, sample, 
     patches, text = record["patches"], record["prompts"][0]["readings"]
     for card, (readings, pos) in enumerate([(patches, 6), (text, 3), (patches, 9)], 1):
         assert_top(page, f"#pins .card:nth-child({card})", run, readings, 2, pos)
-    page.at_patch(6, run["grid"][1], click=True)
+    page.at_patch(6, click=True)
     page.find("#pins .card:nth-child(2) button").click()
     assert page.hash()["pins"] == "t0.3"
 
@@ -179,42 +211,43 @@ def test_the_chart_of_a_cell_has_every_token_that_was_top_1(page, sample, saved)
     assert "10" in page.texts("#pins svg text") and page.hash()["rank"] == "1"
 
 
-def test_the_layer_follows_mouse_and_arrow_keys(page, saved):
+def test_mouse_and_keys_lead_everywhere(page, sample, saved):
+    """The layer, from the slider and from elsewhere; a patch, pinned; the layers, played."""
     from selenium.webdriver.common.keys import Keys
 
+    run, record = sample
     page.open(saved)
-    assert page.text("#layer-shown") == "Layer 5 of 5"
     slider = page.find("#layer")
     page.mouse(slider, 4, 8, click=True)
     assert page.text("#layer-shown") == "Layer emb of 5"
     page.key(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)  # the slider has the focus
-    assert page.text("#layer-shown") == "Layer 2 of 5"
     page.run("document.activeElement.blur()")
     page.key(Keys.ARROW_RIGHT)
     assert page.text("#layer-shown") == "Layer 3 of 5"
-    page.at_patch(0, 4, click=True)
+    page.at_patch(0, click=True)
     page.key(Keys.ARROW_LEFT)  # also after a click on a patch
     assert page.text("#layer-shown") == "Layer 2 of 5" and page.hash()["layer"] == "2"
     page.run("window.scrollTo(0, 1e6)")
     box = page.run("return arguments[0].getBoundingClientRect().toJSON()", slider)
     assert 0 <= box["top"] < box["bottom"] <= 900  # always in view
-
-
-def test_a_patch_can_be_pinned_with_the_keyboard(page, sample, saved):
-    from selenium.webdriver.common.keys import Keys
-
-    run, record = sample
-    page.open(saved)
-    page.find("#save-numbers").send_keys("")
-    focused = "return document.activeElement.id"
+    page.find("#save-data").send_keys("")
     for _ in range(6):
         page.key(Keys.TAB)
-        if page.run(focused) == "photo":
+        if page.run("return document.activeElement.id") == "photo":
             break
-    assert page.run(focused) == "photo"
     page.key(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ENTER)
-    assert page.hash()["pins"] == "p5" and page.text("#layer-shown") == "Layer 5 of 5"
-    assert_top(page, "#preview", run, record["patches"], 5, 5)
+    assert page.hash()["pins"] == "p0,p9"  # from the patch that the mouse is over
+    assert_top(page, "#preview", run, record["patches"], 2, 9)
+    page.key(" ")  # plays on to the end, and stops there
+    assert page.text("#play") == "❚❚ Pause"
+    page.wait("document.getElementById('layer-shown').textContent === 'Layer 5 of 5'")
+    assert page.text("#play") == "▶ Play"
+    page.find("#play").click()  # from the first layer again
+    assert page.text("#layer-shown") == "Layer emb of 5"
+    page.find("#play").click()
+    for control in page.browser.find_elements("css selector", "button, input, select, canvas, svg"):
+        if control.is_displayed() and control.tag_name != "svg":
+            assert control.accessible_name.strip(), control.get_attribute("outerHTML")[:200]
 
 
 def search(page, query: str, choice: int = 1) -> list[str]:
@@ -267,6 +300,104 @@ def test_another_word_says_where_it_was_not_kept(page, sample, saved):
     assert "not 0" in page.text("#word-shown")
 
 
+def answer_position(prompt) -> int:
+    return prompt["n_prompt"] - 1 + prompt["word_at"]
+
+
+def test_at_first_the_answer_and_its_route_are_shown(page, sample, saved):
+    run, record = sample
+    page.open(saved)
+    prompt, n_layers = record["prompts"][0], len(run["layers"])
+    assert_top(page, "#preview", run, prompt["readings"], n_layers - 1, answer_position(prompt))
+    ticks, groups = page.run(CHART, "#route")
+    top, bottom = (next(y for name, *_, y in ticks if name == effect) - 3.5 for effect in "10")
+    for name in ("image", "question", "last"):
+        path = next(path for title, path, _ in groups if title.startswith(name))
+        shown = [(bottom - float(y)) / (bottom - top) for y in re.findall(r" ([\d.]+)", path)]
+        expected = (2.0 - prompt["route"][name]) / 4  # from own 2 to -2; a chart ends at 1.15
+        np.testing.assert_allclose(shown, expected.clip(-0.15, 1.15), atol=0.01)
+    assert "flower.jpg" in page.text("#route") and "“tree”" in page.text("#route")
+    mark = "return document.querySelector('#route svg').innerHTML"
+    before = page.run(mark)
+    page.run("update({layer: 1})")
+    assert page.run(mark) != before
+    page.find("#prompt option[value='1']").click()  # an empty route
+    assert not page.find("#route").is_displayed()
+    page.at_patch(3)
+    page.mouse(page.find("h1"), 3, 3)  # away from the patch
+    prompt = record["prompts"][1]
+    assert_top(page, "#preview", run, prompt["readings"], 1, answer_position(prompt))
+
+
+def test_the_embedding_lens_shows_cosines_and_says_so(page, sample, saved):
+    run, record = sample
+    patches = record["patches"]
+    page.open(saved, "#layer=3&pins=p7,t0.2")
+    page.find("#lens option[value='embedding']").click()
+    page.at_patch(9)
+    shown = page.texts("#preview li")
+    ids, cosines = (patches[f"embedding_{name}"][3, 9] for name in ("ids", "cosines"))
+    pairs = zip(ids, cosines.astype(float), strict=True)
+    assert shown == [f"{printable(run['tokens'][i])}{cosine:.3f}" for i, cosine in pairs]
+    assert "no probability" in page.text("#scale-of") and page.hash()["lens"] == "embedding"
+    assert_top(page, "#pins .card:nth-child(2)", run, record["prompts"][0]["readings"], 3, 2)
+    search(page, "temple")
+    rows = [row for row in page.numbers() if row["shown"] == "word"]
+    assert {row["probability"] for row in rows} == {""}
+    expected = record["words"][0]["cosines"][3].astype(float)
+    np.testing.assert_allclose([float(row["cosine"]) for row in rows], expected, atol=6e-4)
+    page.open(saved, f"#layer=3&lens=embedding&word={ids[1]}")
+    rows = [row for row in page.numbers() if row["shown"] == "word"]
+    kept_at = (patches["embedding_ids"][3] == ids[1]).any(-1)
+    assert [row["cosine"] != "not kept" for row in rows] == kept_at.tolist()
+    assert page.browser.get_log("browser") == []
+
+
+def test_sinks_are_marked(page, sample, saved):
+    """Far above the others at most layers: 1 and 6, not 3, which is so at one layer only."""
+    page.open(saved, "#boxes=0")
+    assert page.text("#sinks").startswith("◥ 2 sinks")
+    for patch in range(GRID**2):
+        row, column = divmod(patch, GRID)
+        red, green, blue = pixel(page, (column + 0.98) / GRID, (row + 0.02) / GRID).astype(int)
+        assert (blue > green + 60) == (patch in (1, 6))
+
+
+def test_the_data_of_a_page_can_be_saved_and_read(page, sample, saved, tmp_path):
+    run, record = sample
+    page.open(saved)
+    path = tmp_path / "saved.json"
+    path.write_bytes(page.saved("#save-data", ".json"))
+    data, patches = load_page_data(path), record["patches"]
+    pairs = [(data["patches"], patches)]
+    texts = [[prompt["readings"] for prompt in of["prompts"]] for of in (data, record)]
+    for read, readings in [*pairs, *zip(*texts, strict=True)]:
+        for name in ("top_ids", "target_rank"):
+            assert (read[name] == readings[name]).all()
+        assert (read["top_probs"] == readings["top_probs"].astype(np.float16)).all()
+        log2 = np.log2(readings["target_prob"])
+        np.testing.assert_allclose(read["target_log2"], log2, atol=0.04)
+    assert (data["embedding"]["top_ids"] == patches["embedding_ids"]).all()
+    cosines = patches["embedding_cosines"].astype(float)
+    np.testing.assert_allclose(data["embedding"]["cosines"], cosines, atol=6e-4)
+    for read, word in zip(data["words"], record["words"], strict=True):
+        assert read["token_ids"] == word["token_ids"] and read["category"] == word["category"]
+        assert (read["log2_probs"] == word["log2_probs"]).all()
+    assert data["sinks"] == [1, 6] and data["layers"] == run["layers"]
+    assert data["crop"].shape == record["crop"].shape
+    assert np.abs(data["crop"] - record["crop"].astype(float)).mean() < 8  # JPEG
+    for i, label in data["tokens"].items():
+        assert label == printable(run["tokens"][i])
+    prompt, (first, *_) = record["prompts"][0], data["prompts"]
+    assert (first["token_ids"], first["answer"]) == ([*prompt["token_ids"]], prompt["answer"])
+    assert first["route"]["last"] == [0, 0, 0, 1, 1, 1] and first["route"]["other"] == "flower.jpg"
+    whole = path.read_bytes()
+    for broken in (whole[:-9], b"[]", b'{"format": "another"}', whole.replace(b'"words"', b'"w"')):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="save it again from the page"):
+            load_page_data(path)
+
+
 def test_the_second_pane_shows_another_prompt_or_the_grey_image(page, sample, saved):
     run, record = sample
     page.open(saved)
@@ -301,12 +432,12 @@ def test_colour_stands_only_where_there_is_probability(page, sample, saved):
     run, record = sample
     page.open(saved, "#layer=3&least=-6&boxes=0&fade=0")
     search(page, "temple")
-    probs, grid = 2.0 ** record["words"][0]["log2_probs"][3].astype(float), run["grid"][1]
+    probs = 2.0 ** record["words"][0]["log2_probs"][3].astype(float)
     least = np.sort(probs)[len(probs) // 2]
     page.run("update({least: arguments[0]})", float(np.log10(least)))
     for patch, prob in enumerate(probs):
-        row, column = divmod(patch, grid)
-        red, _, blue = pixel(page, (column + 0.06) / grid, (row + 0.06) / grid).astype(int)
+        row, column = divmod(patch, GRID)
+        red, _, blue = pixel(page, (column + 0.06) / GRID, (row + 0.06) / GRID).astype(int)
         assert (red - blue > 3) == (prob > 1.05 * least) or 0.95 < prob / least < 1.3
     x, y = (3.5 + 30) / run["image_size"], 0.3  # on the box's right side
     before = pixel(page, x, y)
@@ -412,7 +543,7 @@ def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path)
     page.find("#search").send_keys("svg")
     assert any(text.startswith(PAYLOADS[2]) for text in page.texts("#found button"))
     page.find("#found button").click()
-    page.at_patch(2, run["grid"][1])
+    page.at_patch(2)
     page.at_text("#texts", 1, 2)
     assert page.text("#name") == record["name"] and PAYLOADS[1] in page.text("#texts h2")
     assert page.text("#texts b") == PAYLOADS[0]
@@ -442,6 +573,100 @@ def test_the_layers_of_an_answer_are_said(page, sample, saved):
     prompts = [{**prompt, "route": route(6)} for prompt in record["prompts"]]
     entry = explorer.index_entry({**record, "prompts": prompts}, run)
     assert "handed over never" in entry["prompts"][0]["layers"]
+
+
+# ---- In a notebook -------------------------------------------------------------------------------
+
+
+def notebook_of(shown) -> nbformat.NotebookNode:
+    """A notebook in which a cell shows a page."""
+    output = nbformat.v4.new_output("display_data", {"text/html": shown._repr_html_()})
+    kernel = {"name": "python3", "display_name": "Python 3"}  # else JupyterLab asks for one
+    cells = [nbformat.v4.new_code_cell("show", outputs=[output])]
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+
+
+def drive(page, run, record) -> None:
+    """Step, hover, pin and switch the lens of the page in the frame that is open."""
+    from selenium.webdriver.common.keys import Keys
+
+    page.wait("document.documentElement.dataset.ready")
+    assert page.run("return location.href") == "about:srcdoc"
+    page.at_patch(6, click=True)
+    page.key(Keys.ARROW_LEFT, Keys.ARROW_LEFT)  # they go to the page, not to the notebook
+    assert page.text("#layer-shown") == "Layer 3 of 5"
+    assert_top(page, "#pins .card", run, record["patches"], 3, 6)
+    page.at_patch(9)
+    assert_top(page, "#preview", run, record["patches"], 3, 9)
+    page.find("#lens option[value='embedding']").click()
+    ids = record["patches"]["embedding_ids"][3, 9]
+    labels = [printable(run["tokens"][i]) for i in ids]
+    assert page.texts("#preview li .label") == labels
+    assert not page.find("#all-images").is_displayed()  # there is no index beside it
+    assert not page.find("#address").is_displayed()
+
+
+@pytest.mark.parametrize("has_origin", [True, False])
+def test_the_page_works_in_a_notebook_saved_as_html(page, sample, tmp_path, has_origin):
+    """Kaggle shows such a page in a frame that has no origin."""
+    text, _ = HTMLExporter().from_notebook_node(notebook_of(explorer.Inline(*sample)))
+    if not has_origin:
+        frame = '<iframe sandbox="allow-scripts" width="1300" height="900" srcdoc="'
+        text = f'<!doctype html>{frame}{html.escape(text)}"></iframe>'
+    (tmp_path / "notebook.html").write_text(text)
+    page.open(tmp_path / "notebook.html")
+    for _ in range(1 if has_origin else 2):
+        page.wait("document.querySelector('iframe')")
+        page.browser.switch_to.frame(page.find("iframe"))
+    drive(page, *sample)
+    page.browser.switch_to.default_content()
+    log = [entry["message"] for entry in page.browser.get_log("browser")]
+    assert [message for message in log if "cdnjs" not in message] == []  # the notebook's own
+
+
+def test_where_there_are_no_frames_a_picture_and_a_sentence_stay(sample):
+    """On GitHub, which takes frames and styles out."""
+    run, record = sample
+    shown = explorer.Inline(run, {**record, "name": f"{PAYLOADS[0]}.jpg"})._repr_html_()
+    (frame,) = re.findall("<iframe.*</iframe>", shown, re.DOTALL)
+    rest = shown.replace(frame, "")
+    assert "still picture" in rest and set(re.findall("<([a-z]+)", rest)) == {
+        "div",
+        "p",
+        "code",
+        "img",
+    }
+    picture = re.search('src="data:image/jpeg;base64,([^"]*)"', rest)[1]
+    assert min(Image.open(io.BytesIO(base64.b64decode(picture))).size) > 400
+
+
+def test_the_page_works_in_jupyterlab(page, sample, tmp_path):
+    """Skipped without it: `pip install jupyterlab` somewhere on the PATH."""
+    if not shutil.which("jupyter-lab"):
+        pytest.skip("no JupyterLab")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nbformat.write(notebook_of(explorer.Inline(*sample)), tmp_path / "shown.ipynb")
+    environment = {**os.environ, "JUPYTER_DATA_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    where = {"cwd": tmp_path, "env": environment, "stderr": subprocess.DEVNULL}
+    subprocess.run(["jupyter-trust", "shown.ipynb"], check=True, **where)
+    options = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token="]
+    server = subprocess.Popen(["jupyter-lab", *options], start_new_session=True, **where)
+    try:
+        until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), "the server answers")
+        page.browser.get(f"http://127.0.0.1:{port}/lab/tree/shown.ipynb")
+        page.wait("document.querySelector('iframe[srcdoc]')")
+        time.sleep(5)  # while it starts, it takes the keys to itself
+        page.browser.switch_to.frame(page.find("iframe[srcdoc]"))
+        drive(page, *sample)
+    finally:
+        page.browser.switch_to.default_content()
+        page.browser.get("about:blank")
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    log = page.browser.get_log("browser")
+    assert not [entry for entry in log if entry["level"] == "SEVERE"]
 
 
 # ---- The index -----------------------------------------------------------------------------------
@@ -534,8 +759,13 @@ def large(tmp_path_factory):
     return explorer.save_explorer(tmp_path_factory.mktemp("large") / "large.jpg.html", run, record)
 
 
-def test_a_large_image_has_at_most_3_mb(large):
-    assert 1e6 < large.stat().st_size < 3e6
+def test_a_large_image_has_at_most_2_mb_in_a_notebook():
+    """With the second lens, whose tokens are as random here as the others."""
+    bench.use("7b")
+    rng = np.random.default_rng(0)
+    run, record = bench.make_run(rng), bench.make_record(rng, "large.jpg", bench.make_crop())
+    shown = explorer.Inline(run, with_second_lens(record, rng))._repr_html_()
+    assert 1e6 < len(shown) < 2e6
 
 
 def test_a_text_stays_scrolled_where_it_was(page, large):
@@ -564,7 +794,7 @@ async function times(act) {
   return all;
 }
 const step = (layer) => { slider.value = layer; slider.dispatchEvent(new Event("input")); };
-const side = box.width / data.grid[1]; // each time over another patch
+const side = patchSide(); // each time over another patch
 const hover = (i) => canvas.dispatchEvent(new MouseEvent("mousemove",
   { clientX: box.left + (i % 24 + 0.5) * side, clientY: box.top + 200 + i, bubbles: true }));
 (async () => done([await times(step), await times(hover)]))();

@@ -19,6 +19,7 @@ from llava_lens.files import inside, write_whole
 from llava_lens.kinds import KINDS
 from llava_lens.store import Results
 from llava_lens.text import as_code, is_text, require
+from llava_lens.words import without_space
 
 SCRIPTS = ["data", "state", "photo", "text", "charts", "cards", "words", "saved", "page", "index"]
 FRAME_HEIGHT = 800  # pixels of a page within a notebook
@@ -26,9 +27,9 @@ FRAME_HEIGHT = 800  # pixels of a page within a notebook
 # the frame show. A browser decodes what is escaped here before the page sees it.
 FRAME = Template(
     '<div style="position: relative; min-height: ${height}px">'
-    "<p>The explorer of $name. Here you see a still picture of its last layer: GitHub, and a "
-    "notebook that is not trusted, show no pages. In Jupyter, Colab, Kaggle or VS Code the page "
-    "itself is here once the cell has run.</p>"
+    "<p>The explorer of $name, as a still picture: the top-1 words in its patches at the last "
+    "layer. GitHub, and a notebook that is not trusted, show no pages. Jupyter, Colab, Kaggle and "
+    "VS Code show the page itself here, once the cell has run.</p>"
     '<img src="data:image/jpeg;base64,$still" alt="Top-1 words in the patches" width="480">'
     '<iframe srcdoc="$page" title="Logit lens explorer" style="position: absolute; inset: 0; '
     'width: 100%; height: ${height}px; border: 1px solid #d5dae0; background: #fff"></iframe></div>'
@@ -70,14 +71,19 @@ def _still(run: dict, record: dict) -> bytes:
     """A picture (JPEG) of the top-1 words in the patches at the last layer."""
     # Here, because matplotlib takes a second and the pages themselves don't need it.
     import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
 
     from llava_lens.figures import one_image, style
 
-    picture = io.BytesIO()
+    ids, probs = (record["patches"][name][-1, :, 0] for name in ("top_ids", "top_probs"))
+    words = [style.drawn(without_space(run["tokens"][i]), 10) for i in ids]
+    is_named, picture = probs >= one_image.LEAST_NAMED, io.BytesIO()
     with plt.rc_context():
         style.use_style()
-        figure = one_image.plot_patches(run, record, [len(run["layers"]) - 1])
-        figure.savefig(picture, format="jpeg", dpi=80)
+        figure, axis = plt.subplots(figsize=(5, 5))
+        cells = [word * bool(named) for word, named in zip(words, is_named, strict=True)]
+        one_image.draw_patches(axis, run, record, probs, LogNorm(0.01, 1, clip=True), cells)
+        figure.savefig(picture, format="jpeg", dpi=100)
         plt.close(figure)  # else the cell would show it too
     return picture.getvalue()
 

@@ -21,7 +21,6 @@ MOST_BYTES = 2**28  # of such a file; of LLaVA-1.5-7B one has 6 MB
 
 def page_data(run: dict, record: dict) -> dict:
     """All that the page of an image shows, with its arrays as they are."""
-    of_word = "category", "present", "token_ids", "log2_probs", "cosines"
     summaries = zip(summaries_of(record, run), record["prompts"], strict=True)
     rows, columns = run["grid"]
     patches = record["patches"]
@@ -33,10 +32,7 @@ def page_data(run: dict, record: dict) -> dict:
         "patch_side": run["image_size"] / columns,  # pixels of the crop
         "crop": jpeg(open_crop(record), quality=90),
         "objects": [shown_fields(item, "category", "box") for item in record["objects"]],
-        "words": [
-            shown_fields(word, *(name for name in of_word if name in word))
-            for word in record["words"]
-        ],
+        "words": [_packed_word(word) for word in record["words"]],
         "patches": _packed_readings(patches),
         "embedding": _packed_embedding(patches),
         "sinks": _sinks(patches["norms"]) if "norms" in patches else None,
@@ -86,6 +82,11 @@ def _shown(value):
     return " ".join(map(printable, value.split())) if type(value) is str else value
 
 
+def _packed_word(word: dict) -> dict:
+    packed = shown_fields(word, "category", "present", "token_ids", "log2_probs")
+    return packed | {name: _packed_cosines(word[name]) for name in ("cosines",) if name in word}
+
+
 def _packed_prompt(prompt: dict, run: dict) -> dict:
     route = None
     if effects := effects_of(prompt):
@@ -118,8 +119,13 @@ def _packed_embedding(patches: dict) -> dict | None:
     """The second lens, where the record has it: the nearest input embeddings."""
     if "embedding_ids" not in patches:
         return None
-    cosines = patches["embedding_cosines"].astype(np.float16)
+    cosines = _packed_cosines(patches["embedding_cosines"])
     return {"top_ids": _packed_ids(patches["embedding_ids"]), "cosines": cosines}
+
+
+def _packed_cosines(cosines: np.ndarray) -> np.ndarray:
+    """Cosines to 0.001: what a page shows. It makes the page smaller."""
+    return np.round(cosines.astype(float), 3).astype(np.float16)
 
 
 def _packed_ids(ids: np.ndarray) -> np.ndarray:
@@ -164,6 +170,12 @@ def pack(data: dict) -> str:
     return base64.b64encode(packed).decode()
 
 
+def _as_read(nested: list) -> np.ndarray:
+    """An array of the JSON; its floats are those of float16 again, of which it has five digits."""
+    array = np.array(nested)
+    return array.astype(np.float16).astype(np.float32) if array.dtype == float else array
+
+
 def load_page_data(path) -> dict:
     """What the explorer's *Save JSON* saved: plain values, and arrays where a record has them.
 
@@ -185,7 +197,7 @@ def load_page_data(path) -> dict:
         nested += [prompt[name] for prompt in data["prompts"] for name in ("readings", "grey")]
         for fields in nested:
             for name in fields.keys() - {"category", "present", "token_ids"}:
-                fields[name] = np.array(fields[name])
+                fields[name] = _as_read(fields[name])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         known = f"{str(path)!r} is not what the explorer's Save JSON saves ({error!r:.200})"
         raise ValueError(f"{known}: save it again from the page.") from error

@@ -50,7 +50,7 @@ function showLegend() {
   byId("times").textContent = embedded ? "1.2 times its median cosine" : "twice its median";
   byId("wordless").hidden = embedded;
   const n = data.sinks?.length;
-  const sinks = `${n} sink${n === 1 ? "" : "s"}: patches whose states are far longer than the others' at most layers. They draw attention, whatever they show.`;
+  const sinks = `${n} sink${n === 1 ? "" : "s"}: patches whose states are far longer than the others' at most layers. Such patches often draw attention, whatever they show.`;
   byId("sinks").textContent = n === undefined ? "" : n ? `◥ ${sinks}` : "No sinks here.";
 }
 
@@ -84,7 +84,10 @@ function listen(canvas, marker, { at, place, move }) {
   });
   canvas.addEventListener("mouseleave", () => hover(null));
   // So that the arrow keys go on moving through the layers after a click.
-  canvas.addEventListener("mousedown", (event) => event.preventDefault());
+  canvas.addEventListener("mousedown", (event) => {
+    event.preventDefault();
+    window.focus(); // in a notebook the keys would go to the notebook
+  });
   canvas.addEventListener("click", (event) => at(event) && pin(at(event)));
   canvas.addEventListener("blur", () => hover(null));
   canvas.addEventListener("keydown", (event) => {

@@ -1,0 +1,84 @@
+"""lens_utils.look, with a photograph that scikit-learn ships: what it reads, shows, refuses."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lens_utils as lens
+from llava_lens.model import load
+
+QUESTIONS = ["What is this?", {"question": "Is it red?", "truth": "no"}]
+
+
+@pytest.fixture
+def look(llava_folder):
+    def look(image, question="What is this?", **settings):
+        tiny = dict(model=llava_folder, device="cpu", max_new_tokens=3)
+        return lens.look(image, question, **tiny | settings)
+
+    return look
+
+
+def test_a_path_a_picture_and_an_array_are_read_alike(look, photographs, tmp_path, monkeypatch):
+    """Two questions; the model is loaded once, and nothing is saved but the page where wanted."""
+    load._KEPT.clear()
+    loaded, load_llava = [], load.load_llava
+    monkeypatch.setattr(load, "load_llava", lambda *of: loaded.append(of) or load_llava(*of))
+    monkeypatch.chdir(tmp_path)
+    path, other = photographs / "flower.jpg", photographs / "china.jpg"
+    picture = Image.open(path)
+    pages = [look(path, QUESTIONS, other=other, folder="pages")]
+    pages += [look(image, QUESTIONS, other=other) for image in (picture, np.asarray(picture))]
+    assert len(loaded) == 1
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*")] == [
+        "pages/flower.jpg.html"
+    ]
+    records = [page.record for page in pages]
+    assert [record["name"] for record in records] == ["flower.jpg", "image", "image"]
+    for record in records:
+        assert (record["crop"] == records[0]["crop"]).all()
+        for prompt, first in zip(record["prompts"], records[0]["prompts"], strict=True):
+            assert prompt["answer"] == first["answer"]
+            np.testing.assert_array_equal(
+                prompt["readings"]["top_ids"], first["readings"]["top_ids"]
+            )
+            assert prompt["knockout"] == {} and prompt["route"].get("other") in (None, "china.jpg")
+    assert any(prompt["route"] for prompt in records[0]["prompts"])
+    assert [prompt["truth"] for prompt in records[0]["prompts"]] == [None, "no"]
+    assert "srcdoc" in pages[0]._repr_html_() and "flower.jpg" in repr(pages[0])
+
+
+def test_without_another_image_a_grey_one_is_the_counterfactual(look, photographs, capsys):
+    """Where its answer begins alike, as on a grey image itself, that is said."""
+    questions = ["What is this?", "Describe it.", "Is the dog left of the cat?", "Привет 狗"]
+    prompts = look(photographs / "china.jpg", questions).record["prompts"]
+    routes = [prompt["route"] for prompt in prompts]
+    assert {route["other"] for route in routes if route} == {"a plain grey image"}
+    assert capsys.readouterr().out.count("No route for") == routes.count({})
+    (grey,) = look(np.full((50, 70, 3), 128, np.uint8)).record["prompts"]
+    assert grey["route"] == {}
+    assert "No route for 'What is this?': on a plain grey image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "image, question, message",
+    [
+        ("nowhere.jpg", "What?", "^There is no image 'nowhere.jpg': give a path"),
+        (None, "What?", "^image is NoneType .*: it must be a path, a PIL image, or an array"),
+        (np.zeros((9, 9), np.uint8), "What?", r"^image is ndarray of shape \[9, 9\] and uint8"),
+        (np.zeros((9, 9, 3)), "What?", r"of shape \[9, 9, 3\] and float64: it must be"),
+        (np.zeros((0, 9, 3), np.uint8), "What?", r"of shape \[0, 9, 3\]"),
+        (np.zeros((900, 4, 3), np.uint8), "What?", "it is 4 x 900, and the model would see next"),
+        (Image.new("F", (9, 9)), "What?", "floating-point numbers of an unknown range"),
+        (__file__, "What?", "test_look.py' can't be read .*: replace or remove it"),
+        (Image.new("RGB", (9, 9)), "", "^Prompt 0 is empty or no text: give a question"),
+        (Image.new("RGB", (9, 9)), ["What?", " "], "^Prompt 1 is empty"),
+        (Image.new("RGB", (9, 9)), None, "^Prompt 0 is empty"),
+        (Image.new("RGB", (9, 9)), [], "^question is an empty list"),
+    ],
+)
+def test_bad_input_is_named_before_the_model_is_loaded(look, image, question, message, monkeypatch):
+    monkeypatch.setattr(load, "load_once", None)
+    monkeypatch.setattr(load, "_KEPT", None)
+    with pytest.raises((ValueError, OSError), match=message):
+        look(image, question)
