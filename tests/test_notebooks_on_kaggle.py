@@ -81,7 +81,7 @@ def test_both_notebooks_as_kaggle_runs_them(kaggle_folders):
     shutil.move(working / "results", attached)
 
     text, figures = shown_by(executed(visualise, working))
-    assert figures == 15 and "3 images read with" in text
+    assert figures == 12 and "3 images read with" in text
 
 
 @pytest.mark.parametrize("kaggle_folders", ["zip", "github"], indirect=True)
