@@ -212,7 +212,7 @@ def test_nothing_is_written_to_results_nor_through_their_links(executed):
     victim = folder / "victim"
     assert (victim / "file").read_text() == "precious" and not [*(victim / "folder").iterdir()]
     assert (folder / "my/report/summary.csv").exists()
-    of_image = {"0_top1", "0_jsd_prev", "0_jsd_final", "0_entropy", "patches", "words"}
+    of_image = {"0_prompt", "patches", "words"}
     of_all = {"settling", "mean_series", "mean_series_by_kind", "answers", "knockout"}
     of_all |= {"grounding", "gallery", "presence"}
     of_all |= {f"top_tokens_{segment}" for segment in schema.SEGMENTS}

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -162,6 +163,7 @@ def save_summary(path, answers: pd.DataFrame) -> None:
     stands for an empty text too, which is not the same as none.
     """
 
+    @cache  # a text stands in many rows
     def as_cell(text):
         if text is None or text.strip("'"):
             return text and re.sub(r"(?<![^\W_])([=+\-@\t\r])", r"'\1", text)

@@ -3,7 +3,6 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.colors import LogNorm
 
 from llava_lens.analysis import grounding, presence
@@ -91,12 +90,13 @@ def plot_top_tokens(table: pd.DataFrame, run: dict, title: str):
     figure, axis = plt.subplots(figsize=(10, 0.2 * len(table) + 1))
     values, flat = table[run["layers"]].to_numpy(), 1 / len(run["tokens"])
     norm = LogNorm(flat, max(values.max(), 2 * flat), clip=True)
-    bar = {"label": f"mean probability (darkest: {flat:.0e} and less)", "pad": 0.01}
-    sns.heatmap(values, ax=axis, cmap="viridis", norm=norm, cbar_kws=bar)
+    mesh = axis.imshow(values, norm=norm, aspect="auto", interpolation="nearest")
+    label = f"mean probability (darkest: {flat:.0e} and less)"
+    figure.colorbar(mesh, ax=axis, label=label, pad=0.01)
     labels, rows = table["token"].map(lambda token: style.drawn(token, 16)), len(table)
-    axis.set_yticks(np.arange(rows) + 0.5, labels, rotation=0, fontsize=8, parse_math=False)
+    axis.set_yticks(range(rows), labels, fontsize=8, parse_math=False)
     ticks = style.layer_ticks(run)
-    axis.set_xticks(ticks + 0.5, [run["layers"][position] for position in ticks], rotation=0)
+    axis.set_xticks(ticks, [run["layers"][position] for position in ticks])
     axis.set(xlabel="layer", ylabel="token", title=title)
     return figure
 
@@ -110,7 +110,6 @@ def plot_mean_series(layers: pd.DataFrame, run: dict, by: str = "segment", bias=
     figure, axes = plt.subplots(*shape, figsize=(10, height))
     for axis, (series, (title, label)) in zip(axes.flat, style.SERIES_TITLES.items(), strict=False):
         style.draw_layer_curves(axis, run, layer_curve(rows, series, by), by, order)
-        title = title.replace("Jensen-Shannon divergence", "JSD")
         axis.set(title=title, ylabel=f"mean {label}", ylim=(0, None))
     if bias is not None:
         axis, curve = axes[1, 1], bias.rename(columns={"bias": "mean"})

@@ -6,18 +6,25 @@ import matplotlib.patches
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patheffects import withStroke
 
 from llava_lens.analysis.curves import first_tokens
 from llava_lens.analysis.grounding import word_probability
 from llava_lens.data.crop import open_crop
-from llava_lens.figures.style import GREY, ORANGE, OVERLAY, SERIES_TITLES, drawn, layer_ticks
+from llava_lens.figures.style import (
+    GREY,
+    ORANGE,
+    OVERLAY,
+    SERIES_TITLES,
+    displayed,
+    drawn,
+    layer_ticks,
+)
 from llava_lens.words import without_space
 
 MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
-PANEL_COLUMNS = 14  # token columns that are legible side by side at notebook width
+PANEL_COLUMNS = 11  # token columns that are legible side by side at notebook width
 # A larger grid is drawn in panels of half the width, and names tokens of this probability only.
 LARGE_GRID, LEAST_NAMED = 12, 0.05
 
@@ -37,7 +44,8 @@ def table_of_answers(answers: pd.DataFrame, image: str):
 
 def large_crop(record: dict, side: int = 336):
     """The image as the model saw it, large enough to look at."""
-    return open_crop(record).resize((side, side))
+    alt = f"The image {drawn(record['name'], 60)} as the model saw it"
+    return displayed(open_crop(record).resize((side, side)), alt)
 
 
 def title_of(text: str, length: int) -> str:
@@ -46,62 +54,86 @@ def title_of(text: str, length: int) -> str:
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
-def plot_top1(run: dict, prompt: dict):
-    """Heatmap layers x text positions of the probability of the lens's top-1 token, which stands in
-    the cell."""
-    ids, probs = (prompt["readings"][name][:, :, 0] for name in ("top_ids", "top_probs"))
-    title = "Top-1 token per layer and position"
-    return _text_heatmap(run, prompt, probs, title, ("probability", 1), ids)
+def plot_prompt(run: dict, prompt: dict):
+    """Heatmaps layers x text positions of one prompt: the lens's top-1 token, with its probability
+    as colour; beside it at the same positions JSD to the previous layer, JSD to the last layer and
+    entropy, in bits.
 
-
-def plot_series(run: dict, prompt: dict, series: str):
-    """Heatmap layers x text positions of one of SERIES_TITLES, in bits. The scale ends at the
-    largest possible value: 1 for JSD, log2 of the vocabulary's size for entropy."""
-    title, label = SERIES_TITLES[series]
-    largest = np.log2(len(run["tokens"])) if series == "entropy" else 1
-    return _text_heatmap(run, prompt, prompt["readings"][series], title, (label, largest))
-
-
-def _text_heatmap(run: dict, prompt: dict, values, title: str, scale, ids=None):
-    """Heatmap of `values` `[layer, pos]` over the last text positions, wrapped into panels, with
-    the tokens `ids` `[layer, pos]` in it. `scale` is the label of the colours and their end."""
-    n_pos, n_layers = len(prompt["token_ids"]), len(run["layers"])
-    # Of many layers fewer positions, so that a figure takes seconds.
-    n_shown = min(n_pos, MOST_POSITIONS, 4000 // n_layers)
-    title += ": " if n_shown == n_pos else f": last {n_shown} of {n_pos:,} positions\n"
-    question = title_of(prompt["question"].strip().splitlines()[0], 70)
-    title += f"{question} \u2192 {title_of(prompt['answer'], 30)}"
-    n_panels = -(-n_shown // PANEL_COLUMNS)
-    columns = -(-n_shown // n_panels)  # panels of nearly one width
-    height = n_panels * ((0.13 if ids is None else 0.2) * n_layers + 1.2)
-    figure, axes = plt.subplots(n_panels, squeeze=False, figsize=(10, height))
-    heat = {"cmap": "viridis", "vmin": 0, "vmax": scale[1], "fmt": ""}
-    heat |= {"annot_kws": {"size": 7, "parse_math": False}}
-    heat |= {"cbar_kws": {"label": scale[0], "pad": 0.01}}
-    cell = np.vectorize(lambda i: drawn(run["tokens"][i], 9), otypes=[object])
-    ticks = layer_ticks(run)
-    for panel, axis in enumerate(axes[:, 0]):
-        first = n_pos - n_shown + panel * columns
-        positions = np.arange(first, min(first + columns, n_pos))
-        cells = False if ids is None else cell(ids[:, positions])
-        sns.heatmap(values[:, positions], ax=axis, annot=cells, **heat)
-        _token_axis(axis, run, prompt, positions)
-        axis.set_yticks(ticks + 0.5, [run["layers"][position] for position in ticks], rotation=0)
-        axis.set(xlim=(0, columns), ylim=(0, n_layers), ylabel="layer")
+    First come the positions at which the answer is read: the prompt's last, and the answer's own.
+    Below are the question's. Colours end at the largest possible value: 1 for JSD, log2 of the
+    vocabulary's size for entropy.
+    """
+    readings, n_layers = prompt["readings"], len(run["layers"])
+    probs, most_bits = readings["top_probs"][:, :, 0], np.log2(len(run["tokens"]))
+    panels = [("probability of the top-1 token", probs, 1)]
+    for name, (title, _) in SERIES_TITLES.items():
+        most = most_bits if name == "entropy" else 1
+        panels.append((textwrap.fill(f"{title} (bits)", 15), readings[name], most))
+    blocks = _blocks(prompt, n_layers)
+    height = len(blocks) * ((0.2 if n_layers <= 12 else 0.14) * n_layers + 0.8) + 1.3
+    shape = {"sharey": True, "squeeze": False, "width_ratios": [4.2, 1, 1, 1]}
+    figure, axes = plt.subplots(len(blocks), 4, figsize=(10, height), **shape)
+    for row, (title, positions, width) in zip(axes, blocks, strict=True):
+        row[0].set_title(title)
+        for axis, (_, values, most) in zip(row, panels, strict=True):
+            scale = {"vmin": 0, "vmax": most, "aspect": "auto", "origin": "lower"}
+            axis.imshow(values[:, positions], interpolation="nearest", **scale)
+            axis.set_xlim(-0.5, width - 0.5)
+            _token_axis(axis, run, prompt, positions, slanted=axis is row[0])
+        ids = readings["top_ids"][:, positions, 0]
+        # As many letters as a cell has room for.
+        cells = [[drawn(run["tokens"][i], 94 // width) for i in of_layer] for of_layer in ids]
+        _write_cells(row[0], cells, probs[:, positions])
+        ticks = layer_ticks(run)
+        row[0].set_yticks(ticks, [run["layers"][position] for position in ticks])
+        row[0].set_ylabel("layer")
+    for column, (label, _, _) in enumerate(panels):
+        place = {"location": "top", "aspect": 10 if column else 42, "pad": 0.3 / height}
+        figure.colorbar(axes[0, column].images[0], ax=axes[:, column], label=label, **place)
     axes[-1, 0].set_xlabel("input token at the position (bold: the answer, fed back)")
-    axes[0, 0].set_title(textwrap.fill(title, 110), parse_math=False)
+    asked = title_of(prompt["question"].strip().splitlines()[0], 80)
+    asked += f" \u2192 {title_of(prompt['answer'], 30)}"
+    n_shown, n_pos = sum(len(positions) for _, positions, _ in blocks), len(prompt["token_ids"])
+    asked += f"\n{n_shown} of {n_pos:,} positions" if n_shown < n_pos else ""
+    figure.suptitle(asked, x=0.01, ha="left", fontsize=10, parse_math=False)
     return figure
 
 
-def _token_axis(axis, run: dict, prompt: dict, positions: np.ndarray) -> None:
-    """Name the columns by their input tokens; a line stands before the answer."""
+def _blocks(prompt: dict, n_layers: int) -> list[tuple[str, np.ndarray, int]]:
+    """Rows of panels: title, positions, and columns in the widest row of the same part."""
+    first, n_pos = prompt["n_prompt"] - 1, len(prompt["token_ids"])
+    most = min(MOST_POSITIONS, 4000 // n_layers)  # so that a figure takes seconds
+    answer = np.arange(first, n_pos)[:most]
+    question = np.arange(max(0, first + len(answer) - most), first)
+    blocks = []
+    for title, part in (
+        ("Top-1 token where the answer is read: the prompt's last position, then its own", answer),
+        ("Top-1 token at the question's positions", question),
+    ):
+        n_rows = -(-len(part) // PANEL_COLUMNS)
+        rows = np.array_split(part, n_rows) if n_rows else []
+        titles = [title, *[""] * n_rows]
+        blocks += [(*titled, len(rows[0])) for titled in zip(titles, rows, strict=False)]
+    return blocks
+
+
+def _write_cells(axis, cells: list[list[str]], probs: np.ndarray) -> None:
+    """Write the texts `[layer, column]` into their cells, dark on light colours."""
+    for (layer, column), prob in np.ndenumerate(probs):
+        look = {"color": "black" if prob > 0.45 else "white", "parse_math": False}
+        look |= {"ha": "center", "va": "center", "fontsize": 6.5, "in_layout": False}
+        axis.text(column, layer, cells[layer][column], **look)
+
+
+def _token_axis(axis, run: dict, prompt: dict, positions: np.ndarray, slanted: bool) -> None:
+    """Name the columns by their input tokens, the answer's in bold."""
     labels = [drawn(run["tokens"][prompt["token_ids"][pos]], 10) for pos in positions]
-    slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
-    axis.set_xticks(np.arange(len(positions)) + 0.5, labels, parse_math=False, **slanted)
+    look = {"rotation": 90, "fontsize": 6}
+    if slanted:
+        look = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
+    axis.set_xticks(np.arange(len(positions)), labels, parse_math=False, **look)
     for tick, pos in zip(axis.get_xticklabels(), positions, strict=True):
         tick.set_fontweight("bold" if pos >= prompt["n_prompt"] else "normal")
-    if prompt["n_prompt"] in positions:
-        axis.axvline(prompt["n_prompt"] - positions[0], color="white", linewidth=3)
 
 
 def plot_patches(run: dict, record: dict, layers: list[int]):

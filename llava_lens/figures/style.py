@@ -1,13 +1,17 @@
 """What all figures share: fonts, colours, layer axes, curves."""
 
 import io
+import textwrap
 from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn as sns
+from IPython.display import Image
 from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 
 from llava_lens.files import inside, write_whole
@@ -19,13 +23,14 @@ WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi
 # Of Okabe and Ito's palette, whose colours colour-blind people can tell apart.
 BLUE, ORANGE, GREEN, YELLOW, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7"
 GREY = "0.6"
+DPI = 150  # of saved figures, which are 10 inches wide
 COLOURS, MARKERS = sns.color_palette("colorblind"), "osD^vPX*<>"  # ten of each
 # Over a photograph: what is hardly probable is hardly seen.
 OVERLAY = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 1, 256)), "overlay")
 OVERLAY.colors[:, 3] = np.linspace(0, 0.85, 256)
-SERIES_TITLES = {  # of a record's readings: title, and label of the axis or colours
-    "jsd_prev": ("Jensen-Shannon divergence to the previous layer", "JSD (bits)"),
-    "jsd_final": ("Jensen-Shannon divergence to the last layer", "JSD (bits)"),
+SERIES_TITLES = {  # of a record's readings: title, and label of an axis
+    "jsd_prev": ("JSD to the previous layer", "JSD (bits)"),
+    "jsd_final": ("JSD to the last layer", "JSD (bits)"),
     "entropy": ("Entropy", "entropy (bits)"),
 }
 
@@ -56,11 +61,44 @@ def use_style() -> None:
     plt.rc("image", cmap="viridis")
 
 
-def save_figure(folder, figure, name: str) -> None:
-    """Save a figure as `figures/<name>.png` under `folder`."""
+def save_figure(folder, figure, name: str) -> Image:
+    """Save a figure as `figures/<name>.png` under `folder`, close it, and return the saved picture
+    with its alternative text, for a notebook to show."""
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    if not any(axis.images for axis in figure.axes):
+        # A third of the bytes. Curves look the same; in a colour scale it would make steps.
+        pixels = pixels.quantize(method=PIL.Image.Quantize.MAXCOVERAGE)
+    picture = displayed(pixels, alternative(figure))
+    plt.close(figure)
+    write_whole(inside(folder, "figures") / f"{name}.png", picture.data)
+    return picture
+
+
+def displayed(pixels: PIL.Image.Image, alt: str) -> Image:
+    """A picture for a notebook to show, at most 1,000 pixels wide; `alt` is read aloud."""
     png = io.BytesIO()
-    figure.savefig(png, dpi=150)
-    write_whole(inside(folder, "figures") / f"{name}.png", png.getvalue())
+    pixels.save(png, "PNG", dpi=(DPI, DPI))
+    return Image(png.getvalue(), width=min(pixels.width, 1000), alt=alt)
+
+
+def alternative(figure) -> str:
+    """What a figure shows, from its titles, its axes and their legend: its alternative text."""
+    axes = figure.axes
+    titles = [figure.get_suptitle(), *(axis.get_title("left") for axis in axes)]
+    labels = [label for axis in axes for label in (axis.get_xlabel(), axis.get_ylabel())]
+    legends = [*figure.legends, *(axis.get_legend() for axis in axes)]
+    shown = [text.get_text() for legend in legends if legend for text in legend.get_texts()]
+    parts = {"": titles, "Axes and colours: ": labels, "Shown: ": shown}
+    # Each text once and in one line.
+    parts = {
+        start: dict.fromkeys(" ".join(text.split()) for text in texts if text)
+        for start, texts in parts.items()
+    }
+    sentences = [start + "; ".join(texts) for start, texts in parts.items() if texts]
+    return textwrap.shorten(". ".join(sentences), 500, placeholder=" …")
 
 
 def layer_ticks(run: dict) -> np.ndarray:

@@ -1,7 +1,7 @@
 """figures.one_image: what is drawn is what was read."""
 
+import io
 import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +12,8 @@ from llava_lens.data import crop
 from llava_lens.figures import one_image, style
 from llava_lens.figures.style import drawn
 from tests.figures.drawing import NASTY, drawn_without_warnings, labels_of, title_of, watch
+
+SERIES = ["jsd_prev", "jsd_final", "entropy"]
 
 
 @pytest.fixture
@@ -31,8 +33,7 @@ def test_every_token_is_drawn_without_warnings(run, record):
         readings["top_ids"] = np.resize(all_ids, readings["top_ids"].shape)
     prompt["token_ids"] = np.resize(all_ids, len(prompt["token_ids"]))
     drawn_without_warnings(
-        lambda: one_image.plot_top1(run, prompt),
-        lambda: one_image.plot_series(run, prompt, "jsd_prev"),
+        lambda: one_image.plot_prompt(run, prompt),
         lambda: one_image.plot_patches(run, record, [0, 3, 5]),
         lambda: one_image.plot_words(run, record, ["$a_b$", "狗", "Привет"], [0, 5]),
     )
@@ -47,38 +48,76 @@ def test_the_table_of_answers_is_of_one_image_and_its_texts_are_text(tables, rec
 
 
 def test_the_large_crop_is_the_models_image(record):
-    seen = one_image.large_crop(record, 112).resize((56, 56), Image.Resampling.BOX)
+    shown = one_image.large_crop(record, 112)
+    assert shown.alt == f"The image {record['name']} as the model saw it"
+    seen = Image.open(io.BytesIO(shown.data)).resize((56, 56), Image.Resampling.BOX)
     wanted = np.asarray(crop.open_crop(record), float)
     assert np.abs(np.asarray(seen, float) - wanted).mean() < 5 < wanted.std()
 
 
-def test_top1_figure_shows_the_loaded_tokens_and_probabilities(run, record):
-    prompt, n_layers = record["prompts"][0], len(run["layers"])
-    figure = one_image.plot_top1(run, prompt)
-    panels = [axis for axis in figure.axes if axis.texts]
-    cells = [[text.get_text() for text in axis.texts] for axis in panels]
+def panels_of(figure):
+    """The rows of four panels, top-1, JSD to the previous and the last layer, entropy."""
+    panels = [axis for axis in figure.axes if axis.images]
+    return [panels[at : at + 4] for at in range(0, len(panels), 4)]
+
+
+def a_large_prompt(n_pos, n_layers, n_answer=4):
+    """A run with twenty tokens, and a prompt whose answer is read at the last `n_answer`."""
+    rng, shape = np.random.default_rng(0), (n_layers, n_pos)
+    readings = {
+        "top_ids": rng.integers(20, size=(*shape, 1)).astype(np.uint8),
+        "top_probs": rng.random((*shape, 1), np.float32),
+        **{name: rng.random(shape, np.float32) for name in SERIES},
+    }
+    readings["jsd_prev"][0] = np.nan
+    prompt = {"question": "Why? " * 300, "answer": "\u0600" * 5000, "readings": readings}
+    ids = {"token_ids": np.arange(n_pos) % 20, "n_prompt": n_pos - n_answer + 1}
+    layers = ["emb", *map(str, range(1, n_layers))]
+    return {"layers": layers, "tokens": [f"▁{i}{'x' * i}" for i in range(20)]}, prompt | ids
+
+
+@pytest.mark.parametrize("n_answer, widest", [(1, 1), (2, 2), (11, 11), (20, 10)])
+def test_the_prompts_figure_shows_all_that_was_read(n_answer, widest):
+    """Once, first where the answer is read: an answer of n tokens at the n last positions."""
+    n_pos, n_layers = n_answer + 20, 3
+    run, prompt = a_large_prompt(n_pos, n_layers, n_answer)
+    tokens, readings = run["tokens"], prompt["readings"]
+    figure = one_image.plot_prompt(run, prompt)
+    rows = panels_of(figure)
+    positions = [*range(20, n_pos), *range(20)]
+    n_columns = [axis.images[0].get_array().shape[1] for axis, *_ in rows]
+    assert n_columns == [widest] * (n_answer // widest) + [10, 10]
+    cells = [[text.get_text() for text in axis.texts] for axis, *_ in rows]
     words = np.hstack([np.reshape(texts, (n_layers, -1)) for texts in cells])
-    colours = np.hstack([axis.collections[0].get_array().reshape(n_layers, -1) for axis in panels])
-    ids = prompt["readings"]["top_ids"][:, :, 0]
-    assert words.tolist() == [[drawn(run["tokens"][i], 9) for i in row] for row in ids]
-    np.testing.assert_array_equal(colours, prompt["readings"]["top_probs"][:, :, 0])
-    columns = [label for axis in panels for label in labels_of(axis.xaxis)]
-    assert columns == [drawn(run["tokens"][i], 10) for i in prompt["token_ids"]]
+    lengths = [94 // widest] * n_answer + [9] * 20
+    for column, (pos, length) in enumerate(zip(positions, lengths, strict=True)):
+        ids = readings["top_ids"][:, pos, 0]
+        assert words[:, column].tolist() == [drawn(tokens[i], length) for i in ids]
+    wanted = [readings["top_probs"][:, :, 0], *(readings[name] for name in SERIES)]
+    labels = [drawn(tokens[i], 10) for i in prompt["token_ids"][positions]]
+    for panels, values in zip(zip(*rows, strict=True), wanted, strict=True):
+        colours = np.hstack([axis.images[0].get_array() for axis in panels])
+        np.testing.assert_array_equal(np.ma.filled(colours, np.nan), values[:, positions])
+        ticks = [tick for axis in panels for tick in axis.get_xticklabels()]
+        assert [tick.get_text() for tick in ticks] == labels
+        bold = [tick.get_fontweight() == "bold" for tick in ticks]
+        assert bold == [0 < at < n_answer for at in range(n_pos)]
 
 
-@pytest.mark.parametrize("series", ["jsd_prev", "jsd_final", "entropy"])
-def test_series_are_drawn_in_bits_up_to_their_bound(run, record, series):
-    """The values are bits (their tests are in analysis); so are the label and the scale's end."""
-    prompt, n_layers = record["prompts"][0], len(run["layers"])
-    figure = one_image.plot_series(run, prompt, series)
-    panels = [axis for axis in figure.axes if axis.get_ylabel() == "layer"]
-    bars = [axis for axis in figure.axes if axis.get_ylabel().endswith("(bits)")]
-    assert len(bars) == len(panels)
-    meshes = [axis.collections[0] for axis in panels]
-    bound = np.log2(len(run["tokens"])) if series == "entropy" else 1
-    assert {mesh.get_clim() for mesh in meshes} == {(0, bound)}
-    values = np.hstack([mesh.get_array().reshape(n_layers, -1) for mesh in meshes])
-    np.testing.assert_array_equal(np.ma.filled(values, np.nan), prompt["readings"][series])
+def test_series_are_drawn_in_bits_up_to_their_bound(run, record):
+    """The values are bits (their tests are in analysis); so are the labels and the scales' ends."""
+    figure = one_image.plot_prompt(run, record["prompts"][0])
+    for row in panels_of(figure):
+        most_bits = np.log2(len(run["tokens"]))
+        scales = [axis.images[0].get_clim() for axis in row]
+        assert scales == [(0, 1), (0, 1), (0, 1), (0, most_bits)]
+    labels = [" ".join(axis.get_xlabel().split()) for axis in figure.axes if not axis.images]
+    assert labels == [
+        "probability of the top-1 token",
+        "JSD to the previous layer (bits)",
+        "JSD to the last layer (bits)",
+        "Entropy (bits)",
+    ]
 
 
 def test_of_some_layers_each_row_has_its_own_label(run, record):
@@ -86,7 +125,7 @@ def test_of_some_layers_each_row_has_its_own_label(run, record):
     run, positions = {**run, "layers": ["emb", "3", "5"]}, [0, 3, 5]
     for readings in (record["patches"], record["prompts"][0]["readings"]):
         readings.update({name: values[positions] for name, values in readings.items()})
-    figure = one_image.plot_top1(run, record["prompts"][0])
+    figure = one_image.plot_prompt(run, record["prompts"][0])
     assert labels_of(figure.axes[0].yaxis) == ["emb", "3", "5"]
     watch(record, tree=False)
     patches = one_image.plot_patches(run, record, [0, 1, 2]).axes[1:4]
@@ -124,40 +163,35 @@ def test_words_are_drawn_from_the_record(run, record):
     assert labels == ["tree\n(not annotated)", "", "temple", ""]
 
 
-def a_large_prompt(n_pos, n_layers):
-    """A run with twenty tokens, and a prompt of which three positions are the answer's."""
-    rng, shape = np.random.default_rng(0), (n_layers, n_pos)
-    readings = {
-        "top_ids": rng.integers(20, size=(*shape, 1)).astype(np.uint8),
-        "top_probs": rng.random((*shape, 1), np.float32),
-        "jsd_final": rng.random(shape, np.float32),
-    }
-    prompt = {"question": "Why? " * 300, "answer": "\u0600" * 5000, "readings": readings}
-    ids = {"token_ids": np.arange(n_pos) % 20, "n_prompt": n_pos - 3}
-    layers = ["emb", *map(str, range(1, n_layers))]
-    return {"layers": layers, "tokens": [f"▁{i}" for i in range(20)]}, prompt | ids
-
-
 @pytest.mark.parametrize("n_layers, n_pos", [(33, 4000), (201, 4000), (3, 65), (3, 64)])
-def test_of_a_long_prompt_the_last_positions_are_drawn(n_layers, n_pos):
+def test_of_a_long_prompt_the_answer_and_the_last_positions_are_drawn(n_layers, n_pos):
     run, prompt = a_large_prompt(n_pos, n_layers)
     n_shown = min(64, 4000 // n_layers)
     style.use_style()
-    for plot in (one_image.plot_top1, partial(one_image.plot_series, series="jsd_final")):
-        start = time.process_time()
-        figure = plot(run, prompt)
-        if n_layers > 3:  # a small one is no matter of time or width
-            figure.canvas.draw()
-            assert time.process_time() - start < 20
-            width = figure.get_tightbbox().width  # as it is shown, with all that belongs to it
-            assert width < 13 and figure.get_size_inches()[1] * 150 < 2**15
-        panels = [axis for axis in figure.axes if axis.get_xlabel() or axis.get_ylabel() == "layer"]
-        ticks = [tick for axis in panels for tick in axis.get_xticklabels() if tick.get_text()]
-        assert len(ticks) == n_shown
-        assert [tick.get_text() for tick in ticks][-1] == f"▁{(n_pos - 1) % 20}"
-        assert [tick.get_fontweight() for tick in ticks].count("bold") == 3
-        title = panels[0].get_title(loc="left")
-        assert (f"last {n_shown} of {n_pos:,} positions" in title) == (n_pos > 64)
+    start = time.process_time()
+    figure = one_image.plot_prompt(run, prompt)
+    if n_layers > 3:  # a small one is no matter of time or width
+        figure.canvas.draw()
+        assert time.process_time() - start < 20
+        width = figure.get_tightbbox().width  # as it is shown, with all that belongs to it
+        assert width < 13 and figure.get_size_inches()[1] * 150 < 2**15
+    top1 = [axis for axis, *_ in panels_of(figure)]
+    ticks = [tick for axis in top1 for tick in axis.get_xticklabels() if tick.get_text()]
+    answer, question = range(n_pos - 4, n_pos), range(n_pos - n_shown, n_pos - 4)
+    assert [tick.get_text() for tick in ticks] == [
+        drawn(run["tokens"][pos % 20], 10) for pos in (*answer, *question)
+    ]
+    assert [tick.get_fontweight() for tick in ticks].count("bold") == 3
+    said = f"{n_shown} of {n_pos:,} positions" in figure.get_suptitle()
+    assert said == (n_pos > 64)
+
+
+def test_of_an_endless_answer_the_first_positions_are_drawn():
+    run, prompt = a_large_prompt(100, 3, n_answer=91)
+    figure = one_image.plot_prompt(run, prompt)
+    labels = [label for axis, *_ in panels_of(figure) for label in labels_of(axis.xaxis)]
+    assert labels == [drawn(run["tokens"][pos % 20], 10) for pos in range(9, 73)]
+    assert "64 of 100 positions" in figure.get_suptitle()
 
 
 def test_of_a_fine_grid_the_colours_are_drawn_and_of_many_boxes_the_largest():
