@@ -63,7 +63,7 @@ ASKED = {  # a prompt before it is read
 RUN = {  # run.pkl: what the records have in common
     "format_version": Field(int, f"{FORMAT_VERSION}"),
     "model": Field(str, "hub id or folder"),
-    "revision": Field(str, "commit on the hub, or a fingerprint of the weights"),
+    "revision": Field(str, "a fingerprint of the weights"),
     "dtype": Field(str, "of the weights"),
     "packages": Field(dict, "versions by name", ("package",)),
     "n_layers": Field(int, "blocks of the language tower", (), 1, MOST_LAYERS),

@@ -52,7 +52,7 @@ def describe_run(
     return {
         "format_version": FORMAT_VERSION,
         "model": str(settings.model),
-        "revision": getattr(config, "_commit_hash", None) or _fingerprint(bridge.original_model),
+        "revision": _fingerprint(bridge.original_model),
         "dtype": str(bridge.cfg.dtype).removeprefix("torch."),
         "packages": {name: version(name) for name in packages},
         "n_layers": n_layers,
@@ -75,8 +75,8 @@ def describe_run(
 
 
 def _fingerprint(model) -> str:
-    """A digest of up to 1,024 values of each weight: a folder has no revision, and two models may
-    share a name. A change of a weight in fewer places can be missed."""
+    """A digest of up to 1,024 values of each weight: two models may share a name, and transformers
+    5 keeps no commit of the hub. A change of a weight in fewer places can be missed."""
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
         values = weight.flatten()
