@@ -64,7 +64,7 @@ ASKED = {  # a prompt before it is read
 RUN = {  # run.pkl: what the records have in common
     "format_version": Field(int, f"{FORMAT_VERSION}"),
     "model": Field(str, "hub id or folder"),
-    "revision": Field(str, "commit on the hub, or a fingerprint of the weights"),
+    "revision": Field(str, "a fingerprint of the weights"),
     "dtype": Field(str, "of the weights, or of what is computed with them"),
     "quantize": Field((str, type(None)), "how the blocks' weights are stored, if not in dtype"),
     "packages": Field(dict, "versions by name", ("package",)),

@@ -21,12 +21,12 @@ from llava_lens.data.crop import objects_in_crop, patches_to_cut
 from llava_lens.data.images import digests_of, open_image
 from llava_lens.data.prompts import make_prompts
 from llava_lens.data.watched import count_together, words_to_watch
-from llava_lens.kinds import KINDS, question_of
+from llava_lens.kinds import KINDS
 from llava_lens.model.causal import knockout_windows, read_causal, route_layers
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE, is_tied, layers_read
-from llava_lens.model.load import NUMBERS, Settings, grey_image, load_once
+from llava_lens.model.load import NUMBERS, Settings, grey_image, load_once, n_features_of
 from llava_lens.model.read import check_last_layer, read_control, read_image_and_prefix, text_of
-from llava_lens.model.run import chat_of, encode_prompts, image_span, keep_prefix, patch_grid
+from llava_lens.model.run import chat_of, keep_prefix, patches_along
 from llava_lens.schema import FORMAT_VERSION, SEGMENTS, weights_label
 from llava_lens.store import Results
 from llava_lens.text import require
@@ -43,16 +43,13 @@ def describe_run(
     """RUN: all that is needed to read the records without the model or its tokenizer, or the data
     set's `categories`."""
     config, n_layers = bridge.original_model.config, bridge.cfg.n_layers
-    (rows, columns), patch = patch_grid(config), config.vision_config.patch_size
-    grey = grey_image(config.vision_config.image_size)
-    _, (input_ids,) = encode_prompts(processor, grey, [question_of("description")])
-    first, end = image_span(bridge, input_ids)
+    n_along, covered = patches_along(config)
     packages = "torch", "transformers", "transformer-lens", "numpy"
     windows = knockout_windows(n_layers) if settings.knockout else []
     return {
         "format_version": FORMAT_VERSION,
         "model": str(settings.model),
-        "revision": getattr(config, "_commit_hash", None) or _fingerprint(bridge.original_model),
+        "revision": _fingerprint(bridge.original_model),
         "dtype": str(bridge.cfg.dtype).removeprefix("torch."),
         "quantize": settings.quantize,
         "packages": {name: version(name) for name in packages},
@@ -60,9 +57,9 @@ def describe_run(
         "layers": [str(layer or "emb") for layer in layers_read(n_layers)],
         "segments": SEGMENTS,
         "tokens": token_labels(processor.tokenizer, bridge.cfg.d_vocab),
-        "image_size": rows * patch,  # without what is left at the end and fills no patch
-        "grid": [rows, columns],
-        "n_image_tokens": end - first,
+        "image_size": covered,
+        "grid": [n_along, n_along],
+        "n_image_tokens": n_features_of(config),
         "chat": chat_of(processor),
         "words": WORDS_DIGEST,
         "questions": {name: KINDS[name].template for name in settings.kinds},
@@ -78,8 +75,8 @@ def describe_run(
 
 
 def _fingerprint(model) -> str:
-    """A digest of up to 1,024 values of each weight: a folder has no revision, and two models may
-    share a name. A change of a weight in fewer places can be missed."""
+    """A digest of up to 1,024 values of each weight: two models may share a name, and transformers
+    5 keeps no commit of the hub. A change of a weight in fewer places can be missed."""
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
         values = weight.flatten()
@@ -173,9 +170,8 @@ class Reader:
         image, annotated = self.open(name), self.annotations.objects.get(name, [])
         absent, seed = self.annotations.absent.get(name, []), f"{self.settings.seed} {name}"
         objects = with_colours(annotated, image) if annotated else []
-        objects = objects_in_crop(
-            objects, image.size, self.processor.image_processor, self.run["image_size"]
-        )
+        processor, side = self.processor.image_processor, self.run["image_size"]
+        objects = objects_in_crop(objects, image.size, processor, side)
         asked = self.settings.prompts or make_prompts(
             objects, absent, seed, self.settings.per_kind, self.together, self.settings.kinds
         )

@@ -19,7 +19,7 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 from llava_lens.kaggle import on_kaggle, probe_gpus
 from llava_lens.kinds import DEFAULT_KINDS, MADE_KINDS, question_of
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
-from llava_lens.model.run import encode_prompts, has_template, patch_grid
+from llava_lens.model.run import encode_prompts, has_template, patches_along
 from llava_lens.text import require
 
 NUMBERS = ["per_kind", "top_k", "max_new_tokens", "seed"]  # of Settings
@@ -166,8 +166,8 @@ def _llava_config(model: str) -> LlavaConfig:
     return config
 
 
-def _n_features(config: LlavaConfig) -> int:
-    """How many features the model makes of an image; no memory is taken for its weights."""
+def n_features_of(config: LlavaConfig) -> int:
+    """How many features a LLaVA makes of an image; no memory is taken for its weights."""
     config, side = copy.deepcopy(config), config.vision_config.image_size
     config.text_config.num_hidden_layers, config.text_config.pad_token_id = 1, None  # not asked
     with torch.device("meta"):
@@ -186,11 +186,8 @@ def load_processor(model: str, config: LlavaConfig):
     token, the image token, and `<s>` where there is no chat template. Raises ValueError if there
     is none, or if what it gives doesn't fit the model.
     """
-    side, n_patches, n_features = (
-        config.vision_config.image_size,
-        math.prod(patch_grid(config)),
-        _n_features(config),
-    )
+    side, n_features = config.vision_config.image_size, n_features_of(config)
+    n_patches = patches_along(config)[0] ** 2
     try:
         # The PIL processor everywhere: torchvision's, taken where it is installed, gives slightly
         # other pixels.

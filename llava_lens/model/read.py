@@ -25,6 +25,7 @@ from llava_lens.model.run import (
     as_cache,
     as_prefix,
     encode_prompts,
+    patches_along,
     run_and_capture,
     run_prefix,
     run_prompts,
@@ -99,8 +100,7 @@ def read_image_and_prefix(
         answers = _read_prompts(bridge, cache, texts, settings.max_new_tokens, read)
     for answer in answers:
         answer["answer"] = processor.decode(answer["answer_ids"], skip_special_tokens=True).strip()
-    vision = bridge.original_model.config.vision_config
-    seen = vision.image_size // vision.patch_size * vision.patch_size
+    _, side = patches_along(bridge.original_model.config)
     record = {
         "patches": patches,
         "words": [
@@ -108,7 +108,7 @@ def read_image_and_prefix(
             for number, word in enumerate(words)
         ],
         "prompts": [{**prompt, **answer} for prompt, answer in zip(prompts, answers, strict=True)],
-        "crop": crop_pixels(pixel_values[0].numpy(), processor.image_processor, seen),
+        "crop": crop_pixels(pixel_values[0].numpy(), processor.image_processor, side),
     }
     n_prompt = sum(answer["n_prompt"] for answer in answers)
     n_text = sum(len(answer["token_ids"]) for answer in answers)

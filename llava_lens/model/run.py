@@ -1,6 +1,5 @@
 """Run the model: an image's prefix, and rows of text side by side after it."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -107,10 +106,12 @@ def image_span(bridge, input_ids) -> tuple[int, int]:
     return int(found[0]), int(found[-1]) + 1
 
 
-def patch_grid(config) -> tuple[int, int]:
-    """Rows and columns of the patches of a LLaVA's vision tower."""
-    n_patches = config.vision_config.image_size // config.vision_config.patch_size
-    return n_patches, n_patches
+def patches_along(config) -> tuple[int, int]:
+    """How many patches there are along a side of the vision tower's image, and the pixels that they
+    cover; what is left at the end fills none."""
+    vision = config.vision_config
+    n_patches = vision.image_size // vision.patch_size
+    return n_patches, n_patches * vision.patch_size
 
 
 def run_prefix(bridge, pixel_values, input_ids):
@@ -126,7 +127,7 @@ def run_prefix(bridge, pixel_values, input_ids):
             f"{version('transformers')} and transformer-lens {version('transformer-lens')} don't "
             "fit together. Install the versions in requirements.txt."
         )
-    n_patches = math.prod(patch_grid(bridge.original_model.config))
+    n_patches = patches_along(bridge.original_model.config)[0] ** 2
     kept = [residuals[layer] for layer in layers_read(bridge.cfg.n_layers)]
     return cache, [resid[-n_patches:] for resid in kept]  # a class token is before them
 

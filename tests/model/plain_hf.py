@@ -10,21 +10,23 @@ CHOSEN = {"object": [0, 5, 6], "background": [3, 12, 15]}  # of a tiny model's 1
 # The blocks in 4 bit, and no more.
 IN_4BIT = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
 IN_4BIT["llm_int8_skip_modules"] = [".*vision_tower", ".*multi_modal_projector", "lm_head"]
+VICUNA = "USER: <image>\n{question} ASSISTANT:"
 
 
-def load_hf(folder, dtype, quantize=None):
+def load_hf(folder, dtype, chat=VICUNA, quantize=None):
+    """`(model, processor, chat)`."""
     options = {"quantization_config": BitsAndBytesConfig(**IN_4BIT)} if quantize else {}
     model = LlavaForConditionalGeneration.from_pretrained(
         folder, dtype=dtype, attn_implementation="eager", **options
     )
     for layer in model.modules():  # else bitsandbytes computes in bfloat16 on some CPUs
         layer.support_avx512bf16_for_cpu = False
-    return model.eval(), AutoProcessor.from_pretrained(folder, backend="pil")
+    return model.eval(), AutoProcessor.from_pretrained(folder, backend="pil"), chat
 
 
-def hf_inputs(hf, image, question, answer_ids=(), chat="USER: <image>\n{question} ASSISTANT:"):
+def hf_inputs(hf, image, question, answer_ids=()):
     """What HF's own processor makes of image and prompt, with the answer appended."""
-    text = chat.replace("{question}", question)
+    text = hf[2].replace("{question}", question)
     inputs = hf[1](text=text, images=image, return_tensors="pt")
     answer = torch.tensor([list(answer_ids)], dtype=torch.long)
     input_ids = torch.cat([inputs["input_ids"], answer], dim=1)
@@ -53,8 +55,8 @@ class Hooked:
     """A prompt in plain HF, in one uncached pass: what its states are, and its logits where states
     are replaced or keys are hidden."""
 
-    def __init__(self, hf, image, question, **chat):
-        self.model, self.inputs = hf[0], hf_inputs(hf, image, question, **chat)
+    def __init__(self, hf, image, question, answer_ids=()):
+        self.model, self.inputs = hf[0], hf_inputs(hf, image, question, answer_ids)
         ids = self.inputs["input_ids"][0]
         at_image = (ids == self.model.config.image_token_id).nonzero()[:, 0]
         self.end, self.n_pos = int(at_image[-1]) + 1, len(ids)

@@ -49,7 +49,7 @@ def both(request, llava_folder, mistral_folder):
     dtype = "float16" if request.param == "float16" else "float32"
     quantize = request.param if request.param == "4bit" else None
     llava = load.load_llava(folder, dtype, "cpu", quantize)
-    return llava, load_hf(folder, getattr(torch, dtype), quantize), dtype
+    return llava, load_hf(folder, getattr(torch, dtype), quantize=quantize), dtype
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +88,10 @@ def routes_of(llava, prefix, other_prefix, texts, own_id=300, other_id=7):
     return dict(causal.read_routes(bridge, cache, runs, answers, found, layers))
 
 
-def test_patching_equals_hooks_that_replace_states_in_plain_hf(both, images):
-    """Each group at each layer, both ends too, and the question at all layers; for two prompts of
-    unequal length side by side."""
-    llava, hf, dtype = both
+def check_routes(llava, hf, dtype, images):
+    """Each group at each layer, both ends too, and the question at all layers, equal hooks that
+    replace states in plain HF; for two prompts of unequal length side by side."""
+    layers = [*range(llava[0].cfg.n_layers + 1)]
     prefixes = [prefix_of(llava, image) for image in images]
     texts = {number: text_ids(llava, images[0], asked) for number, asked in enumerate(QUESTIONS)}
     for number, asked in enumerate(QUESTIONS):
@@ -106,11 +106,11 @@ def test_patching_equals_hooks_that_replace_states_in_plain_hf(both, images):
             return float(logits[ids[0]] - logits[ids[1]])
 
         for group in ("image", "question", "last"):
-            assert route[group].shape == (N_BLOCKS + 1,)
-            for layer in LAYERS:
+            assert route[group].shape == (len(layers),)
+            for layer in layers:
                 expected = difference(own.patched(group, [layer], donor))
                 assert abs(route[group][layer] - expected) < scale, (group, layer)
-        expected = difference(own.patched("question", LAYERS, donor))
+        expected = difference(own.patched("question", layers, donor))
         assert abs(route["mediated"] - expected) < scale
         assert abs(route["own"] - difference(nothing)) < scale
         assert abs(route["counterfactual"] - difference(other.patched("last", [], donor))) < scale
@@ -120,27 +120,36 @@ def test_patching_equals_hooks_that_replace_states_in_plain_hf(both, images):
         assert (np.ptp(inner, axis=1) > 5 * scale).all()
 
 
-def test_a_cut_equals_plain_hf_with_that_mask(both, images):
-    llava, hf, dtype = both
-    record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), TWO_TOKENS)
-    windows = [[2, 3], [5, 5], [1, 5]]
+def test_patching_equals_plain_hf(both, images):
+    check_routes(*both, images)
+
+
+def check_cuts(llava, hf, dtype, images, n_image_tokens=16):
+    """Each cut in its blocks equals plain HF with that mask."""
+    record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), load.Settings(""))
+    windows, n_layers = [[2, 3], [4, 4]], llava[0].cfg.n_layers
+    windows.append([1, n_layers])
     about = PLACES | {"knockout_windows": windows, "route_layers": []}
+    about["n_image_tokens"] = n_image_tokens
     read = causal_of(llava, images[0], record["prompts"], [CHOSEN, {}], about)
     assert [one["route"] for one in read] == [{}, {}]
     assert {*read[0]["knockout"]} == {*schema.KNOCKOUT}
     assert {*read[1]["knockout"]} == {"image_last", "question_last", "image"}
     for prompt, one in zip(record["prompts"], read, strict=True):
-        plain = Hooked(hf, images[0], prompt["question"])
-        token = int(prompt["answer_ids"][0])
-        assert prompt["word_at"] == 0  # where the cuts are read
+        said, token = np.split(prompt["answer_ids"], [prompt["word_at"]])  # where cuts are read
+        plain, token = Hooked(hf, images[0], prompt["question"], said), int(token[0])
         undisturbed = plain.cut("image", []).softmax(-1)[token]
         for cut, prob in one["knockout"].items():
             of_windows = cut in schema.OF_OBJECTS
             assert type(prob) is (np.ndarray if of_windows else float)
-            for number, (first, last) in enumerate(windows if of_windows else [[1, N_BLOCKS]]):
+            for number, (first, last) in enumerate(windows if of_windows else windows[-1:]):
                 expected = plain.cut(cut, range(first, last + 1)).softmax(-1)[token]
                 assert abs((prob[number] if of_windows else prob) - expected) < PROBABILITY[dtype]
             assert dtype == "float16" or abs(expected - undisturbed) > 1e-4
+
+
+def test_a_cut_equals_plain_hf_with_that_mask(both, images):
+    check_cuts(*both, images)
 
 
 def test_a_hidden_key_has_weight_0_in_its_blocks_and_not_above(both, images):

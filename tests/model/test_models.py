@@ -15,8 +15,8 @@ from llava_lens.model import lens, load, run
 from llava_lens.model.read import check_last_layer
 from llava_lens.store import Results
 from tests.model.families import CHATS, VICUNA, make_family
-from tests.model.plain_hf import CHOSEN, Hooked, hf_inputs, hf_lens, load_hf
-from tests.model.test_causal import causal_of, prefix_of, routes_of, text_ids
+from tests.model.plain_hf import hf_inputs, hf_lens, load_hf
+from tests.model.test_causal import check_cuts, check_routes
 
 OWN = {"question": "What is the main object?", "kind": "object", "truth": "temple"}
 QUESTIONS = [OWN, {"question": "Is there a dog in the image? é"}]
@@ -31,7 +31,10 @@ def family(request, tmp_path_factory, photographs):
     settings = {"dtype": "float32", "device": "cpu", "max_new_tokens": 4, "prompts": QUESTIONS}
     results = folder / "results"
     lens_utils.analyse(lens_utils.load_images(photographs), results, model=folder, **settings)
-    llava, hf = load.load_llava(folder, "float32", "cpu"), load_hf(folder, torch.float32)
+    llava, hf = (
+        load.load_llava(folder, "float32", "cpu"),
+        load_hf(folder, torch.float32, CHATS[name]),
+    )
     if name == "llava-llama-3-8b":  # no file says it
         hf[1].patch_size = 14
     images = [open_image(photographs / image) for image in ("china.jpg", "flower.jpg")]
@@ -49,7 +52,7 @@ def test_ids_are_the_processors_own(family):
     pixels, sequences = run.encode_prompts(family.llava[1], family.images[0], questions)
     record = family.results.record("china.jpg")
     for question, ids, prompt in zip(questions, sequences, record["prompts"], strict=True):
-        expected = hf_inputs(family.hf, family.images[0], question, chat=family.chat)
+        expected = hf_inputs(family.hf, family.images[0], question)
         assert ids.tolist() == expected["input_ids"][0].tolist()
         assert torch.equal(pixels, expected["pixel_values"])
         after = ids[-prompt["n_prompt"] :]
@@ -63,7 +66,7 @@ def test_the_lens_is_the_models_own(family):
     record = family.results.record("china.jpg")
     prompt = record["prompts"][0]
     answer = prompt["token_ids"][prompt["n_prompt"] :]
-    inputs = hf_inputs(family.hf, family.images[0], prompt["question"], answer, family.chat)
+    inputs = hf_inputs(family.hf, family.images[0], prompt["question"], answer)
     _, probs, logits = hf_lens(family.hf[0], inputs)
     assert (probs[-1] - logits.double().softmax(-1)).abs().max() < 1e-5
     at_image = (inputs["input_ids"][0] == bridge.original_model.config.image_token_id).nonzero()
@@ -77,40 +80,16 @@ def test_the_lens_is_the_models_own(family):
 def test_answers_are_those_of_generate(family):
     record = family.results.record("flower.jpg")
     for prompt in record["prompts"]:
-        inputs = hf_inputs(family.hf, family.images[1], prompt["question"], chat=family.chat)
+        inputs = hf_inputs(family.hf, family.images[1], prompt["question"])
         ids = family.hf[0].generate(**inputs, do_sample=False, max_new_tokens=4)[0]
         assert prompt["answer_ids"].tolist() == ids[inputs["input_ids"].shape[1] :].tolist()
 
 
 def test_route_and_knockout_are_those_of_plain_hf(family):
-    layers, question = [*range(5)], QUESTIONS[0]["question"]
-    own, other = (Hooked(family.hf, i, question, chat=family.chat) for i in family.images)
-    donor, nothing = other.states(), own.patched("last", [], [])
-    change = nothing - other.patched("last", [], [])
-    ids = int(change.argmax()), int(change.argmin())  # on which the two runs differ most
-    prefixes = [prefix_of(family.llava, image) for image in family.images]
-    texts = {0: text_ids(family.llava, family.images[0], question)}
-    route, near = routes_of(family.llava, *prefixes, texts, *ids)[0], 3e-5 * nothing.std()
-    # A class token's states are patched with the patches'.
-    for group in ("image", "question", "last"):
-        logits = [own.patched(group, [layer], donor) for layer in layers]
-        expected = [float(one[ids[0]] - one[ids[1]]) for one in logits]
-        np.testing.assert_allclose(route[group], expected, rtol=0, atol=near)
-        assert np.ptp(route[group]) > 5 * near
-    windows, record = [[2, 3], [1, 4]], family.results.record("china.jpg")
-    about = family.results.run | {"knockout_windows": windows, "route_layers": []}
-    prompt = record["prompts"][0]
-    (read,) = causal_of(family.llava, family.images[0], [prompt], [CHOSEN], about)
-    said, token = np.split(prompt["answer_ids"], [prompt["word_at"]])  # where cuts are read
-    asked = dict(answer_ids=said, chat=family.chat)
-    own, token = Hooked(family.hf, family.images[0], question, **asked), token[0]
-    undisturbed = float(own.cut("image", []).softmax(-1)[token])
-    for cut, probs in read["knockout"].items():
-        of = [range(first, last + 1) for first, last in windows[-np.size(probs) :]]
-        logits = [own.cut(cut, blocks) for blocks in of]
-        expected = [float(one.softmax(-1)[token]) for one in logits]
-        np.testing.assert_allclose(np.ravel(probs), expected, rtol=0, atol=5e-6)
-        assert abs(expected[-1] - undisturbed) > 1e-4
+    """A class token's states and keys are patched and cut with the patches'."""
+    both = family.llava, family.hf, "float32", family.images
+    check_routes(*both)
+    check_cuts(*both, family.results.run["n_image_tokens"])
 
 
 def test_the_second_notebook_shows_it(family, tmp_path):
