@@ -46,12 +46,13 @@ class Run:
 
     def whole(self, states, layer: int, hidden: list[int] = (), until: int = 0) -> Row:
         """All positions from `layer` on, with `states` there."""
-        return Row(states, layer, self.n_prefix, [*range(self.n_prefix)], hidden, until)
+        return Row(states, layer, [*range(self.n_prefix)], hidden, until)
 
-    def last(self, states, layer: int, sees: list[int], hidden: list[int] = ()) -> Row:
-        """The last position alone from `layer` on, with the last of `states` there."""
-        at, n_layers = self.n_prefix + len(self.places) - 1, len(self.states) - 1
-        return Row(states[-1:], layer, at, sees, hidden, n_layers)
+    def last(self, states, layer: int, question: list[int], hidden: list[int] = ()) -> Row:
+        """The last position alone from `layer` on, with the last of `states` there. Of the text
+        before it, the cache has `question`."""
+        sees = [*range(self.n_prefix), *question]
+        return Row(states[-1:], layer, sees, hidden, until=len(self.states) - 1)
 
 
 def run_texts(side_by_side: Texts, texts: dict[int, torch.Tensor]) -> dict[int, Run]:
@@ -96,10 +97,10 @@ def cut_rows(own: Run, run: dict, patches: dict) -> dict[tuple, Row]:
             # Below the window nothing is disturbed: the row begins with the own run's states.
             rows[cut, window] = own.whole(own.states[first - 1], first - 1, hidden, last)
     embedded, n_layers = own.states[0], len(own.states) - 1
-    question, prefix = own.places[:-1], [*range(own.n_prefix)]
+    question = own.places[:-1]
     rows["image", -1] = own.whole(embedded, 0, image, n_layers)
-    rows["image_last", -1] = own.last(embedded, 0, prefix + question, image)
-    rows["question_last", -1] = own.last(embedded, 0, prefix)
+    rows["image_last", -1] = own.last(embedded, 0, question, image)
+    rows["question_last", -1] = own.last(embedded, 0, question, question)
     return rows
 
 
@@ -206,18 +207,17 @@ def read_routes(  # noqa: PLR0913 (both runs of a text, and what is asked)
         image_rows = {}
         for number, other in others.items():
             own = runs[number]
-            prefix = [*range(own.n_prefix)]
             for layer in layers[1:-1]:  # what the ends give follows from the two runs
                 states = torch.cat([other.states[layer][:-1], own.states[layer][-1:]])
-                sees = prefix + own.places[:-1]
                 rows[number, "question", layer] = own.whole(states, layer)
-                rows[number, "last", layer] = own.last(other.states[layer], layer, sees)
+                last = own.last(other.states[layer], layer, own.places[:-1])
+                rows[number, "last", layer] = last
                 # A prefix depends on nothing after it. So the blocks above a layer where all
                 # patches are patched see the other prefix, and the text keeps its own states.
                 image_rows[number, "image", layer] = own.whole(own.states[layer], layer)
             # The question patched at all layers: the last position sees the other run's question.
-            sees = prefix + _append(cache, other_cache, other.places[:-1])
-            rows[number, "mediated", -1] = own.last(own.states[0], 0, sees)
+            question = _append(cache, other_cache, other.places[:-1])
+            rows[number, "mediated", -1] = own.last(own.states[0], 0, question)
             for which, run in ("own", own), ("counterfactual", other):
                 logits[number, which, -1] = lens_logits(bridge, run.states[-1][-1:])[0]
             routes[number] = {

@@ -165,8 +165,7 @@ class Row:
 
     states: torch.Tensor  # [pos, d_model], the residual stream at `layer`
     layer: int
-    position: int  # in the whole sequence, of the first of them
-    sees: list[int]  # places in the cache of positions 0, 1, 2, ..., which they look at
+    sees: list[int]  # the place in the cache of each position before them
     hidden: list[int] = ()  # of these, what they don't look at in the blocks ...
     until: int = 0  # ... up to this one, counted from 1
 
@@ -182,12 +181,12 @@ def run_rows(bridge, cache, rows: list[Row]) -> list[torch.Tensor]:
     n_cached, n_layers, device = cache.get_seq_length(), bridge.cfg.n_layers, bridge.W_U.device
     lengths = torch.tensor([len(row.states) for row in rows])
     row_of = torch.arange(len(rows)).repeat_interleave(lengths)  # [pos]
-    position = torch.cat([torch.arange(len(row.states)) + row.position for row in rows])
+    position = torch.cat([torch.arange(len(row.states)) + len(row.sees) for row in rows])
     own = (row_of[:, None] == row_of).tril()  # [pos, pos]
-    place = torch.full((len(rows), n_cached), -1)  # [row, cached key]: position, -1 is not seen
-    hidden = torch.zeros_like(place, dtype=torch.bool)
+    cached = torch.full((len(rows), n_cached), -1)  # [row, key]: its position, -1 if not seen
+    hidden = torch.zeros_like(cached, dtype=torch.bool)
     for number, row in enumerate(rows):
-        place[number, row.sees] = torch.arange(len(row.sees))
+        cached[number, row.sees] = torch.arange(len(row.sees))
         hidden[number, row.hidden] = True
     until = torch.tensor([row.until for row in rows])
     resid, residuals = rows[0].states[:0], []
@@ -198,11 +197,11 @@ def run_rows(bridge, cache, rows: list[Row]) -> list[torch.Tensor]:
         resid = torch.cat([resid, *begun])  # [pos so far, d_model]
         residuals.append(resid.to(device))
         n_pos = len(resid)
-        visible = (place >= 0) & ~(hidden & (until > block)[:, None])  # [row, cached key]
+        visible = (cached >= 0) & ~(hidden & (until > block)[:, None])  # [row, cached key]
         visible = torch.cat([visible[row_of[:n_pos]], own[:n_pos, :n_pos]], dim=1)  # [pos, key]
         if window := _window(run_block):
             of_own = position[:n_pos].expand(n_pos, -1)
-            of_key = torch.cat([place[row_of[:n_pos]], of_own], dim=1)  # [pos, key]
+            of_key = torch.cat([cached[row_of[:n_pos]], of_own], dim=1)  # [pos, key]
             visible &= of_key > position[:n_pos, None] - window
         resid = run_block(
             resid[None],
@@ -238,7 +237,7 @@ class Texts:
         by_text = embedded.split([*map(len, pieces.values())])
         for number, states in zip(pieces, by_text, strict=True):
             own = self.places.setdefault(number, [])
-            rows.append(Row(states, 0, self.n_prefix + len(own), [*range(self.n_prefix), *own]))
+            rows.append(Row(states, 0, [*range(self.n_prefix), *own]))
             own += range(end, end + len(states))
             end += len(states)
         return run_rows(self.bridge, self.cache, rows)
