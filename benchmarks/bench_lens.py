@@ -9,6 +9,7 @@ LLaVA-1.5-7B's exact shape with random weights, float16, on a GPU capped at a P1
 
 floor       bare forward passes with the project's batching, bare unembedding products
 project     `read_image`
+logit lens  the same without the embedding lens
 causal      `read_causal`: knockout and route of these prompts, one counterfactual image
 plain HF    per prompt `generate`, one whole pass with output_hidden_states, all of the lens at once
 before, knockout before   `read_image`, `read_knockout` of the release with flat modules in FOLDER
@@ -21,6 +22,7 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,7 @@ SIZES = {  # of vision tower and language model, in the order of PARTS
 }
 N_ANSWER, TOP_K, SLICE = 5, 10, 64
 CUT = {"object": [*range(100, 130)], "background": [*range(300, 330)]}  # patches of the 576
-WAYS = ["floor", "project", "causal", "plain HF", "before", "knockout before"]
+WAYS = ["floor", "project", "logit lens", "causal", "plain HF", "before", "knockout before"]
 
 
 def on_gpu() -> bool:
@@ -145,6 +147,9 @@ def ways_to_read(bridge, processor, image, n_prompts: int, args) -> dict:
     ways = {
         "floor": lambda: floor(*inputs, n_prefix, first),
         "project": lambda: read.read_image(bridge, processor, image, prompts, settings),
+        "logit lens": lambda: read.read_image(
+            bridge, processor, image, prompts, replace(settings, embedding_lens=False)
+        ),
         "causal": causal_work(bridge, processor, image, prompts, settings),
         "plain HF": lambda: plain(*inputs),
     }

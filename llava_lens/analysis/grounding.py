@@ -1,20 +1,18 @@
 """Patches against boxes: where in the image a category's word is read."""
 
-import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.curves import first_tokens, layer_curve, per_image, repeat_over_layers
+from llava_lens.analysis.curves import first_tokens, per_image, repeat_over_layers
 from llava_lens.analysis.stats import auroc
 from llava_lens.data.crop import patch_coverage
 from llava_lens.schema import layer_numbers
 
 # Of an object: below 1 %, below 10 %, and from 10 % of the crop.
 SIZES = ["small", "medium", "large"]
-NO_WORD = "all patches: no word at all"  # the lens's top-1
 
 
 def word_probability(record: dict, category: str) -> np.ndarray:
@@ -202,26 +200,6 @@ def difference(grounded: pd.DataFrame, own: str, control: str) -> pd.DataFrame:
     """One column of `Grounding.table` minus another `[image, layer]`, of images that have both."""
     above = (grounded[own] - grounded[control]).astype(float)
     return per_image(grounded.assign(above=above).dropna(subset="above"), "above")
-
-
-def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """MEASURES as curves (`layer_curve`) by `size`: SIZES (of the logit lens), and LENSES, of all
-    sizes, without and with the names of CONTROLS. `top1_hit_rate` has NO_WORD too, the share of
-    patches that decode to no word, from `layers_table`."""
-    groups = [table]
-    for (lens, column), (control, name) in itertools.product(
-        LENSES.items(), [("", ""), *CONTROLS.items()]
-    ):
-        if f"auroc{column}" in table:
-            of_lens = {each: table[f"{each}{column}{control}"] for each in MEASURES}
-            groups.append(table.assign(size=lens + name, **of_lens).dropna(subset="auroc"))
-    patches = layers[layers["segment"] == "image"]
-    no_word = patches.assign(size=NO_WORD, top1_hit_rate=patches["no_word"])
-    rows = pd.concat(groups)
-    return {
-        "auroc": layer_curve(rows, "auroc", "size"),
-        "top1_hit_rate": layer_curve(pd.concat([rows, no_word]), "top1_hit_rate", "size"),
-    }
 
 
 def best_layer(grounded: pd.DataFrame) -> int:

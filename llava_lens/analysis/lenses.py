@@ -1,19 +1,43 @@
-"""The logit lens and the embedding lens on patches: at which layers each finds objects, and
-whether sinks matter for that."""
+"""The logit lens and the embedding lens on patches: their curves, at which layers each finds
+objects, and whether sinks matter for that."""
+
+import itertools
 
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.grounding import LENSES, difference
+from llava_lens.analysis.curves import layer_curve
+from llava_lens.analysis.grounding import CONTROLS, LENSES, MEASURES, difference
 from llava_lens.analysis.stats import MIN_IMAGES, interval
 from llava_lens.schema import layer_label, layer_numbers
 from llava_lens.text import count_of, one_decimal
 
+NO_WORD = "all patches: no word at all"  # by the logit lens
 FINDS, SINKS = "a lens finds objects", "sinks"
 TIED = (
     " The input embedding is the unembedding here: the lenses differ by the final norm, the "
     "lengths of its rows and the softmax only."
 )
+
+
+def grounding_curves(table: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """MEASURES as curves (`layer_curve`) by `size`: SIZES (of the logit lens), and LENSES, of all
+    sizes, without and with the names of CONTROLS. `top1_hit_rate` has NO_WORD too, the share of
+    patches that decode to no word, from `layers_table`."""
+    groups = [table]
+    for (lens, column), (control, name) in itertools.product(
+        LENSES.items(), [("", ""), *CONTROLS.items()]
+    ):
+        if f"auroc{column}" in table:
+            of_lens = {each: table[f"{each}{column}{control}"] for each in MEASURES}
+            groups.append(table.assign(size=lens + name, **of_lens).dropna(subset="auroc"))
+    patches = layers[layers["segment"] == "image"]
+    no_word = patches.assign(size=NO_WORD, top1_hit_rate=patches["no_word"])
+    rows = pd.concat(groups)
+    return {
+        "auroc": layer_curve(rows, "auroc", "size"),
+        "top1_hit_rate": layer_curve(pd.concat([rows, no_word]), "top1_hit_rate", "size"),
+    }
 
 
 def longest_run(holds: np.ndarray) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 
-from llava_lens.analysis import grounding, presence
+from llava_lens.analysis import grounding, lenses, presence
 from llava_lens.analysis.answers import layer_positions
 from llava_lens.analysis.causal import knockout_curves, route_curves
 from llava_lens.analysis.curves import answer_curves, first_tokens, layer_curve, whole_words
@@ -36,7 +36,7 @@ OF_LENSES = {
     "logit lens": (style.BLUE, "o", "-"),
     "logit lens, absent words": (style.BLUE, "^", "--"),
     "logit lens, another image's boxes": (style.BLUE, "", ":"),
-    grounding.NO_WORD: ("0.35", "x", "-"),
+    lenses.NO_WORD: ("0.35", "x", "-"),
     "embedding lens": (style.ORANGE, "s", "-"),
     "embedding lens, absent words": (style.ORANGE, "v", "--"),
     "embedding lens, another image's boxes": (style.ORANGE, "", ":"),
@@ -199,7 +199,7 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
     """From `grounded` and `layers` of `tabulate`: AUROC of an object's own word inside against
     outside its boxes, and the share of an object's patches whose top token is its word, with 95 %
     bands. Above both lenses with their controls, below the logit lens by the object's size."""
-    curves = grounding.grounding_curves(table, layers)
+    curves = lenses.grounding_curves(table, layers)
     figure, axes = plt.subplots(2, 2, figsize=(10, 7))
     of_lenses, of_sizes = axes
     for row, groups in ((of_lenses, OF_LENSES), (of_sizes, OF_SIZES)):

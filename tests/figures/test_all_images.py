@@ -9,7 +9,7 @@ import pytest
 import sklearn.metrics
 
 from llava_lens import store
-from llava_lens.analysis import curves, grounding
+from llava_lens.analysis import curves, grounding, lenses
 from llava_lens.figures import all_images
 from tests.figures.drawing import NASTY, drawn_without_warnings, labels_of, overlap, title_of, watch
 
@@ -194,8 +194,8 @@ def test_a_size_of_one_image_takes_no_band_from_the_others():
     figure = all_images.plot_grounding(table, layers_of(N_IMAGES), run)
     labels = [label.get_text() for label in figure.legends[0].get_texts()]
     assert labels == list(all_images.OF_LENSES)
-    lenses = [line.get_label() for line in figure.axes[0].lines[:-1]]
-    assert lenses == [name for name in labels if name != grounding.NO_WORD]
+    drawn = [line.get_label() for line in figure.axes[0].lines[:-1]]
+    assert drawn == [name for name in labels if name != lenses.NO_WORD]
     assert [line.get_label() for line in figure.axes[2].lines[:-1]] == ["small", "large"]
     bands = [sum(band.get_alpha() == 0.2 for band in axis.collections) for axis in figure.axes]
     assert bands == [6, 7, 1, 1]  # both lenses with controls; patches without a word; large
