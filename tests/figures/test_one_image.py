@@ -48,7 +48,7 @@ def test_the_table_of_answers_is_of_one_image_and_its_texts_are_text(tables, rec
 
 
 def test_the_large_crop_is_the_models_image(record):
-    shown = one_image.large_crop(record, 112)
+    shown = one_image.large_crop(record)
     assert shown.alt == f"The image {record['name']} as the model saw it"
     seen = Image.open(io.BytesIO(shown.data)).resize((56, 56), Image.Resampling.BOX)
     wanted = np.asarray(crop.open_crop(record), float)
