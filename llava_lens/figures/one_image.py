@@ -84,7 +84,7 @@ def plot_prompt(run: dict, prompt: dict):
         for (layer, column), prob in np.ndenumerate(probs[:, positions]):
             token = run["tokens"][readings["top_ids"][layer, positions[column], 0]]
             # As many letters as a cell has room for.
-            cell = row[0].text(column, layer, drawn(token, 94 // width), **CELL)
+            cell = row[0].text(column, layer, drawn(token, 86 // width), **CELL)
             cell.set_color("black" if prob > 0.45 else "white")
         row[0].set_yticks(ticks, [run["layers"][position] for position in ticks])
         row[0].set(title=title, ylabel="layer")

@@ -89,7 +89,7 @@ def test_the_prompts_figure_shows_all_that_was_read(n_answer, widest):
     assert n_columns == [widest] * (n_answer // widest) + [10, 10]
     cells = [[text.get_text() for text in axis.texts] for axis, *_ in rows]
     words = np.hstack([np.reshape(texts, (n_layers, -1)) for texts in cells])
-    lengths = [94 // widest] * n_answer + [9] * 20
+    lengths = [86 // widest] * n_answer + [8] * 20
     for column, (pos, length) in enumerate(zip(positions, lengths, strict=True)):
         ids = readings["top_ids"][:, pos, 0]
         assert words[:, column].tolist() == [drawn(tokens[i], length) for i in ids]
