@@ -6,7 +6,7 @@
 vocabulary of 512, for thousands of images. Values are made after published readings of LLaVA-1.5-7B
 (JadenFiotto-Kaufman/CVPR2026-HOW): top-1 from 0.005 to 0.6, the same few tokens in most patches of
 the background, an object's word in several spellings. Prints the size of a record, the seconds that
-saving one takes, and seconds and peak memory of the executed notebook, which it leaves as a page.
+saving one takes, and time and peak memory of the executed notebook, which it leaves as a page.
 """
 
 import argparse
@@ -306,11 +306,13 @@ def main() -> None:
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "llava_lens", folder / "llava_lens")
     start = time.perf_counter()
-    execute = ["nbconvert", "--execute", "--to", "html", "Visualise_Analyse.ipynb"]
-    subprocess.run([sys.executable, "-m", "jupyter", *execute], cwd=folder, check=True)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    seconds = time.perf_counter() - start
-    print(f"Visualise_Analyse: {seconds:.0f} s, peak {peak:.2f} GiB, page in {folder}")
+    execute = ["nbconvert", "--execute", "--to", "html", "--template", "classic"]
+    command = [sys.executable, "-m", "jupyter", *execute, "Visualise_Analyse.ipynb"]
+    subprocess.run(command, cwd=folder, check=True)
+    used, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
+    cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
+    print(f"Visualise_Analyse: {seconds:.0f} s, {cpu:.0f} s of CPU, peak {peak:.2f} GiB", end=", ")
+    print(f"page in {folder}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from llava_lens.words import without_space
 
 MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
 PANEL_COLUMNS = 11  # token columns that are legible side by side at notebook width
+CELL = {"ha": "center", "va": "center", "fontsize": 6.5, "parse_math": False, "in_layout": False}
 # A larger grid is drawn in panels of half the width, and names tokens of this probability only.
 LARGE_GRID, LEAST_NAMED = 12, 0.05
 
@@ -33,8 +34,8 @@ def table_of_answers(answers: pd.DataFrame, image: str):
     """The questions of one image with their answers and layers, from `answers_table`, as a styled
     table; at most 50 rows, and of each text the start."""
     names = {"settling_layer": "settles", "readable_layer": "readable", "leaves_image": "leaves"}
-    names |= {"handed_over": "handed over", "mediated": "mediated"}
-    columns = ["prompt", "kind", "question", "answer", "truth", "right", *names]
+    names |= {"handed_over": "handed over"}
+    columns = ["prompt", "kind", "question", "answer", "truth", "right", *names, "mediated"]
     rows = first_tokens(answers)[lambda table: table["image"] == image].head(50)[columns]
     rows = rows.map(lambda cell: cell[:500] if type(cell) is str else cell).rename(columns=names)
     styled = rows.style.format(escape="html", precision=0, na_rep="-").hide(axis="index")
@@ -42,10 +43,10 @@ def table_of_answers(answers: pd.DataFrame, image: str):
     return styled.set_properties(**{"text-align": "left"})
 
 
-def large_crop(record: dict, side: int = 336):
+def large_crop(record: dict):
     """The image as the model saw it, large enough to look at."""
     alt = f"The image {drawn(record['name'], 60)} as the model saw it"
-    return displayed(open_crop(record).resize((side, side)), alt)
+    return displayed(open_crop(record).resize((336, 336)), alt)
 
 
 def title_of(text: str, length: int) -> str:
@@ -73,20 +74,20 @@ def plot_prompt(run: dict, prompt: dict):
     height = len(blocks) * ((0.2 if n_layers <= 12 else 0.14) * n_layers + 0.8) + 1.3
     shape = {"sharey": True, "squeeze": False, "width_ratios": [4.2, 1, 1, 1]}
     figure, axes = plt.subplots(len(blocks), 4, figsize=(10, height), **shape)
+    ticks = layer_ticks(run)
     for row, (title, positions, width) in zip(axes, blocks, strict=True):
-        row[0].set_title(title)
         for axis, (_, values, most) in zip(row, panels, strict=True):
             scale = {"vmin": 0, "vmax": most, "aspect": "auto", "origin": "lower"}
             axis.imshow(values[:, positions], interpolation="nearest", **scale)
             axis.set_xlim(-0.5, width - 0.5)
             _token_axis(axis, run, prompt, positions, slanted=axis is row[0])
-        ids = readings["top_ids"][:, positions, 0]
-        # As many letters as a cell has room for.
-        cells = [[drawn(run["tokens"][i], 94 // width) for i in of_layer] for of_layer in ids]
-        _write_cells(row[0], cells, probs[:, positions])
-        ticks = layer_ticks(run)
+        for (layer, column), prob in np.ndenumerate(probs[:, positions]):
+            token = run["tokens"][readings["top_ids"][layer, positions[column], 0]]
+            # As many letters as a cell has room for.
+            cell = row[0].text(column, layer, drawn(token, 86 // width), **CELL)
+            cell.set_color("black" if prob > 0.45 else "white")
         row[0].set_yticks(ticks, [run["layers"][position] for position in ticks])
-        row[0].set_ylabel("layer")
+        row[0].set(title=title, ylabel="layer")
     for column, (label, _, _) in enumerate(panels):
         place = {"location": "top", "aspect": 10 if column else 42, "pad": 0.3 / height}
         figure.colorbar(axes[0, column].images[0], ax=axes[:, column], label=label, **place)
@@ -100,29 +101,20 @@ def plot_prompt(run: dict, prompt: dict):
 
 
 def _blocks(prompt: dict, n_layers: int) -> list[tuple[str, np.ndarray, int]]:
-    """Rows of panels: title, positions, and columns in the widest row of the same part."""
+    """Rows of panels: title, positions, and the number of columns in the part's widest row."""
     first, n_pos = prompt["n_prompt"] - 1, len(prompt["token_ids"])
     most = min(MOST_POSITIONS, 4000 // n_layers)  # so that a figure takes seconds
     answer = np.arange(first, n_pos)[:most]
     question = np.arange(max(0, first + len(answer) - most), first)
+    titles = {
+        "Top-1 token where the answer is read: the prompt's last position, then its own": answer,
+        "Top-1 token at the question's positions": question,
+    }
     blocks = []
-    for title, part in (
-        ("Top-1 token where the answer is read: the prompt's last position, then its own", answer),
-        ("Top-1 token at the question's positions", question),
-    ):
-        n_rows = -(-len(part) // PANEL_COLUMNS)
-        rows = np.array_split(part, n_rows) if n_rows else []
-        titles = [title, *[""] * n_rows]
-        blocks += [(*titled, len(rows[0])) for titled in zip(titles, rows, strict=False)]
+    for title, part in titles.items():
+        rows = np.array_split(part, max(1, -(-len(part) // PANEL_COLUMNS)))
+        blocks += [(title, row, len(rows[0])) for row in rows if len(row)]
     return blocks
-
-
-def _write_cells(axis, cells: list[list[str]], probs: np.ndarray) -> None:
-    """Write the texts `[layer, column]` into their cells, dark on light colours."""
-    for (layer, column), prob in np.ndenumerate(probs):
-        look = {"color": "black" if prob > 0.45 else "white", "parse_math": False}
-        look |= {"ha": "center", "va": "center", "fontsize": 6.5, "in_layout": False}
-        axis.text(column, layer, cells[layer][column], **look)
 
 
 def _token_axis(axis, run: dict, prompt: dict, positions: np.ndarray, slanted: bool) -> None:

@@ -87,17 +87,16 @@ def displayed(pixels: PIL.Image.Image, alt: str) -> Image:
 def alternative(figure) -> str:
     """What a figure shows, from its titles, its axes and their legend: its alternative text."""
     axes = figure.axes
-    titles = [figure.get_suptitle(), *(axis.get_title("left") for axis in axes)]
-    labels = [label for axis in axes for label in (axis.get_xlabel(), axis.get_ylabel())]
-    legends = [*figure.legends, *(axis.get_legend() for axis in axes)]
-    shown = [text.get_text() for legend in legends if legend for text in legend.get_texts()]
-    parts = {"": titles, "Axes and colours: ": labels, "Shown: ": shown}
-    # Each text once and in one line.
+    legends = [*figure.legends, *filter(None, (axis.get_legend() for axis in axes))]
     parts = {
-        start: dict.fromkeys(" ".join(text.split()) for text in texts if text)
-        for start, texts in parts.items()
+        "": [figure.get_suptitle(), *(axis.get_title("left") for axis in axes)],
+        "Axes and colours: ": [of() for axis in axes for of in (axis.get_xlabel, axis.get_ylabel)],
+        "Shown: ": [text.get_text() for legend in legends for text in legend.get_texts()],
     }
-    sentences = [start + "; ".join(texts) for start, texts in parts.items() if texts]
+    sentences = []
+    for start, texts in parts.items():  # each text once and in one line
+        once = dict.fromkeys(" ".join(text.split()) for text in texts if text)
+        sentences += [start + "; ".join(once)] if once else []
     return textwrap.shorten(". ".join(sentences), 500, placeholder=" …")
 
 

@@ -48,7 +48,7 @@ def test_the_table_of_answers_is_of_one_image_and_its_texts_are_text(tables, rec
 
 
 def test_the_large_crop_is_the_models_image(record):
-    shown = one_image.large_crop(record, 112)
+    shown = one_image.large_crop(record)
     assert shown.alt == f"The image {record['name']} as the model saw it"
     seen = Image.open(io.BytesIO(shown.data)).resize((56, 56), Image.Resampling.BOX)
     wanted = np.asarray(crop.open_crop(record), float)
@@ -89,7 +89,7 @@ def test_the_prompts_figure_shows_all_that_was_read(n_answer, widest):
     assert n_columns == [widest] * (n_answer // widest) + [10, 10]
     cells = [[text.get_text() for text in axis.texts] for axis, *_ in rows]
     words = np.hstack([np.reshape(texts, (n_layers, -1)) for texts in cells])
-    lengths = [94 // widest] * n_answer + [9] * 20
+    lengths = [86 // widest] * n_answer + [8] * 20
     for column, (pos, length) in enumerate(zip(positions, lengths, strict=True)):
         ids = readings["top_ids"][:, pos, 0]
         assert words[:, column].tolist() == [drawn(tokens[i], length) for i in ids]
