@@ -214,25 +214,34 @@ def test_a_process_goes_on_with_its_own_part(tmp_path, read, run):
     assert len(whole.names) == 2 and whole.skipped == {}
 
 
-@pytest.fixture
-def read_ones(tmp_path, read, results, photographs):
-    """`(results, image_paths, digests)` of the three photographs, read by two processes."""
-    copy, run = store.Results(tmp_path / "results"), store.Results(results).run
+def test_deleted_results_are_noticed(tmp_path, read, run):
+    out = store.Results(tmp_path / "results")
+    out.begin(run)
+    out.add(*read[0])
+    shutil.rmtree(out.folder)
+    with pytest.raises(FileNotFoundError, match="was deleted .*run this again"):
+        out.add(*read[1])
+    assert not out.folder.exists()
+    again = store.Results(out.folder)
+    again.begin(run)
+    again.add(*read[1])
+    assert again.names == store.Results(out.folder).names == NAMES[1:2]
+
+
+def test_other_images_and_annotations_under_the_same_names_are_refused(
+    tmp_path, read, run, photographs
+):
+    """One is replaced by another, one is annotated anew; nothing is deleted."""
+    folder = tmp_path / "results"
     shutil.copytree(photographs, tmp_path / "images")
     image_paths = images.find_images(tmp_path / "images")
     digests = {name: images.digests_of(path, []) for name, path in image_paths.items()}
     for process, share in ((0, read[:2]), (1, read[2:])):
-        part = store.Results(copy.folder)
+        part = store.Results(folder)
         part.begin(run, process)
         for record, mean in share:
             part.add(record | digests[record["name"]], mean)
-    assert len(image_paths) == 3 and store.Results(copy.folder).unread(image_paths, digests) == {}
-    return copy.folder, image_paths, digests
-
-
-def test_other_images_and_annotations_under_the_same_names_are_refused(read_ones):
-    """One is replaced by another, one is annotated anew; nothing is deleted."""
-    folder, image_paths, digests = read_ones
+    assert len(image_paths) == 3 and store.Results(folder).unread(image_paths, digests) == {}
     names = list(image_paths)
     shutil.copy(image_paths[names[1]], image_paths[names[0]])
     dog = {"category": "dog", "box": [1.0, 2.0, 3.0, 4.0], "crowd": False, "color": None}
@@ -246,22 +255,6 @@ def test_other_images_and_annotations_under_the_same_names_are_refused(read_ones
     assert {path: path.read_bytes() for path in folder.rglob("*.pkl")} == before
     # Those that are not asked for don't matter.
     assert store.Results(folder).unread(image_paths, {names[2]: digests[names[2]]}) == {}
-
-
-def test_what_is_skipped_survives_a_kill_and_deleted_results_are_noticed(tmp_path, read, results):
-    run, out = store.Results(results).run, store.Results(tmp_path / "results")
-    out.begin(run)
-    out.skip("b.jpg", "it is damaged")
-    assert store.Results(out.folder).skipped == {"b.jpg": "it is damaged"}
-    out.add(*read[0])
-    shutil.rmtree(out.folder)
-    with pytest.raises(FileNotFoundError, match="was deleted .*run this again"):
-        out.add(*read[1])
-    assert not out.folder.exists()
-    again = store.Results(out.folder)
-    again.begin(run)
-    again.add(*read[1])
-    assert store.Results(out.folder).names == [read[1][0]["name"]]
 
 
 HOLDS = """

@@ -22,9 +22,9 @@ CALLED = re.compile("annot|instance|label|box", re.I)
 class Annotations(NamedTuple):
     """What is known about the images of a folder. `objects` and `absent` are by image.
 
-    Each object is a dict with `category`, `box` `[x, y, width, height]` in pixels, `crowd`, `color`
-    (None unless the annotation carries that extra attribute), `polygons` (`[x, y, x, y, ...]` each)
-    and `image_size` `(width, height)`, None where it is not given.
+    Each object is a dict with `category`, `box` `[x, y, width, height]` in pixels, `crowd`,
+    `color`, `polygons` (`[x, y, x, y, ...]` each) and `image_size` `(width, height)`. Colour and
+    size are None where the file does not give them.
     """
 
     objects: dict[str, list[dict]]

@@ -68,8 +68,8 @@ def data_files(folder) -> list[Path]:
 def images_and_masks(folder, files: list[Path]) -> tuple[list[Path], list[Path]]:
     """The images among `files`, and the masks of other images.
 
-    A mask lies in a folder of masks (MASK_FOLDER) and is called as an image elsewhere is, or lies
-    as PNG beside a JPEG of its name. All that a folder `panoptic...` holds are masks.
+    A mask lies in a folder of masks (MASK_FOLDER) and is called as an image elsewhere is. Or it is
+    a PNG beside a JPEG of its name. All that a folder `panoptic...` holds are masks.
     """
     found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
     where = {path: f"/{path.relative_to(folder).parent.as_posix()}/".lower() for path in found}

@@ -59,12 +59,12 @@ def words_to_watch(  # noqa: PLR0913 (all that a choice of words depends on)
     seed: int | str = 0,
     together: dict[str, Counter] | None = None,
 ) -> list[dict]:
-    """The categories watched in the patches of an image: those of which an object is in the crop by
-    LEAST_VISIBLE, and as many of the `absent` ones, first those that `prompts` are about, then
-    others by `draw_absent`.
+    """The categories watched in the patches of an image. Present are those of which an object is in
+    the crop by LEAST_VISIBLE. As many of the `absent` ones are added: first those that `prompts`
+    are about, then others by `draw_absent`.
 
-    Not watched are one without a word (`word_ids`), one that is called like a colour where
-    `prompts` ask for one, and an absent one with a name or a token of one of the `objects`
+    A category is not watched without a word (`word_ids`), nor if it is called like a colour where
+    `prompts` ask for one. An absent one must share no name and no token with the `objects`
     (`objects_in_crop`). Each is a dict of `category`, `present`, `token_ids` and `absent_sampling`
     (one of ABSENT_SAMPLINGS; empty: present).
     """
