@@ -57,8 +57,7 @@ def load_images(folder=None, limit: int | None = None) -> Images:
     print(f"{len(paths)} images under {folder}, {known}")
     if annotations.files:
         print(annotations.files)
-    more = [f"{len(problems) - 20} more"] * (len(problems) > 20)
-    for problem in [*problems[:20], *more]:
+    for problem in problems[:20] + [f"{len(problems) - 20} more"] * (len(problems) > 20):
         print(f"not used: {problem}")
     return Images(folder, paths, annotations)
 
