@@ -212,6 +212,13 @@ def is_refused(folder, value, check) -> bool:
     return refused
 
 
+@pytest.mark.parametrize("n_layers, d_vocab", [(41, 32_064), (33, 128_320), (33, 152_000)])
+def test_the_sums_of_real_models_can_be_saved(n_layers, d_vocab):
+    """LLaVA-1.5-13B, Llama 3 8B, Qwen 7B."""
+    sums = np.zeros((len(schema.SEGMENTS), n_layers, d_vocab))
+    assert sums.nbytes + 2**20 < pickles.MOST_BYTES
+
+
 @quick(30)
 @given(sizes_of(OF_RUN))
 def test_a_run_is_taken_within_the_bounds_and_only_there(tmp_path_factory, sizes):
