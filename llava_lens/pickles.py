@@ -15,8 +15,9 @@ from llava_lens.files import check_file, explained, write_whole
 from llava_lens.schema import OTHER_RELEASE
 from llava_lens.text import require
 
-# Limits on file size. Real files stay far below: of LLaVA-1.5-7B a record has 2 MB, a part 25.
-MOST_BYTES, MOST_OPCODES = 2**26, 2**19
+# Limits on file size. Of LLaVA-1.5-7B a record has 2 MB and a part 25; of a 7B with Qwen's 152,000
+# tokens a part has 120 MB.
+MOST_BYTES, MOST_OPCODES = 2**27, 2**19
 NUMBERS = {"|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8"}
 VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE"}
 VALUES |= {"SHORT_BINBYTES", "BINBYTES"}
