@@ -48,7 +48,7 @@ def both(request, llava_folder, mistral_folder):
     dtype = "float16" if request.param == "float16" else "float32"
     quantize = request.param if request.param == "4bit" else None
     llava = load.load_llava(folder, dtype, "cpu", quantize)
-    return llava, load_hf(folder, getattr(torch, dtype), quantize), dtype
+    return llava, load_hf(folder, getattr(torch, dtype), quantize=quantize), dtype
 
 
 @pytest.fixture(scope="module")

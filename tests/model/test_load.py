@@ -38,7 +38,7 @@ def test_in_4_bit_the_lens_is_exact_and_answers_are_those_of_plain_hf(llava_fold
     """Only the blocks are in 4 bit, and they take what placement counts."""
     llava = bridge, _ = load.load_llava(llava_folder, "float32", "cpu", "4bit")
     assert check_last_layer(*llava, image) <= LAST_LAYER_TOLERANCE["float32"]
-    hf = load_hf(llava_folder, torch.float32, "4bit")
+    hf = load_hf(llava_folder, torch.float32, quantize="4bit")
     for model in bridge.original_model, hf[0]:
         weights = [*model.parameters()]
         packed = [weight.quant_state for weight in weights if hasattr(weight, "quant_state")]
