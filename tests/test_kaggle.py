@@ -79,7 +79,8 @@ def test_the_machine_is_said(kaggle, capsys):
     [
         (T4_X2, KAGGLES_OWN, None, PIP_LENS),
         (T4_X2, PREPARED, None, []),
-        (T4_X2, {**PREPARED, "transformers": "5.23.0"}, None, ["transformers==5.24.0"]),
+        (T4_X2, {**PREPARED, "transformers": "5.23.0"}, None, []),
+        (T4_X2, {**PREPARED, "transformers": "5.23.1"}, None, ["transformers==5.24.0"]),
         (T4_X2, {**PREPARED, "transformers": "5.24.1"}, None, ["transformers==5.24.0"]),
         (T4_X2, {**PREPARED, "transformer-lens": "4.2.0"}, None, ["transformer-lens==4.3.0"]),
         (T4_X2, {"transformers": "5.24.0"}, None, ["transformer-lens==4.3.0"]),

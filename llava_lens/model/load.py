@@ -1,7 +1,6 @@
 """Load a LLaVA and its TransformerBridge."""
 
 import copy
-import math
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,7 +85,7 @@ def _empty_llava(config: LlavaConfig, dtype: str, quantize: str | None) -> tuple
     for layer in empty.model.language_model.modules() if quantize else ():
         if isinstance(layer, torch.nn.Linear):
             # nf4 stores two weights in a byte, and a scale in float32 for each 64 of them.
-            n_bytes = layer.weight.numel() // 2 + 4 * math.ceil(layer.weight.numel() / 64)
+            n_bytes = layer.weight.numel() // 64 * (32 + 4)
             packed = torch.empty(n_bytes, dtype=torch.uint8, device="meta")
             layer.weight = torch.nn.Parameter(packed, requires_grad=False)
     return empty, compute_module_sizes(empty, getattr(torch, dtype))[""]
