@@ -97,10 +97,17 @@ function preview(hovered) {
     Object.assign(hovered.marker.style, { left, top, width, height });
   }
   const hint = "Where the answer is read. Hover over a patch or a text cell to look into it.";
-  const parts = hovered
-    ? partsOf(hovered.cell, hovered.layer)
-    : [...partsOf(answerCell(), state.layer), make("div", { className: "soft" }, hint)];
-  byId("preview").replaceChildren(...parts);
+  const { cell, layer } = hovered ?? { cell: answerCell(), layer: state.layer };
+  const now = [!hovered, cellName(cell), state.rank, state.lens].join();
+  if (now === preview.shown) {
+    // From layer to layer little changes.
+    byId("preview").querySelector(".halves").lastChild.replaceWith(topList(cell, layer));
+    byId("preview").querySelector("svg").markLayer();
+    return;
+  }
+  preview.shown = now;
+  const note = hovered ? [] : [make("div", { className: "soft" }, hint)];
+  byId("preview").replaceChildren(...partsOf(cell, layer), ...note);
 }
 
 function showPins() {
