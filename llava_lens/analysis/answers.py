@@ -1,6 +1,7 @@
 """Records to tables of answers and of layers."""
 
 import csv
+import io
 import re
 from functools import cache
 
@@ -171,8 +172,9 @@ def save_summary(path, answers: pd.DataFrame) -> None:
 
     cells = {name: answers[name].map(as_cell) for name in TEXT_COLUMNS}
     cells["categories"] = answers["categories"].map(str).map(as_cell)
-    text = answers.assign(**cells).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
-    write_whole(path, text.encode())
+    table = io.BytesIO()  # a text of a 7B's answers would take four times its bytes
+    answers.assign(**cells).to_csv(table, index=False, quoting=csv.QUOTE_NONNUMERIC)
+    write_whole(path, table.getvalue())
 
 
 def load_summary(path) -> pd.DataFrame:
