@@ -74,40 +74,30 @@ def test_two_t4_need_transformer_lens_and_its_transformers(kaggle, capsys):
     assert os.environ["HF_HOME"].startswith("/tmp")
 
 
-def test_a_p100_gets_the_last_torch_for_it_with_its_companions(kaggle):
-    assert kaggle(P100, KAGGLES_OWN) == PIP_P100 + PIP_LENS
-    assert kaggle(P100, PREPARED) == PIP_P100
-
-
-@pytest.mark.parametrize("probed", [T4_X2, P100_WITH_ITS_TORCH])
-def test_nothing_is_installed_twice(kaggle, probed):
-    assert kaggle(probed, PREPARED, imported=["torch", "transformers"]) == []
+BOTH = ["torch", "transformers"]
 
 
 @pytest.mark.parametrize(
-    "packages, asked",
+    "arguments, asked",
     [
-        ({**PREPARED, "transformers": "5.23.0"}, ["transformers==5.24.0"]),
-        ({**PREPARED, "transformers": "5.24.1"}, ["transformers==5.24.0"]),
-        ({**PREPARED, "transformer-lens": "4.2.0"}, ["transformer-lens==4.3.0"]),
-        ({"transformers": "5.24.0"}, ["transformer-lens==4.3.0"]),
-        ({**PREPARED, None: None}, []),  # what is left of a package that was removed
+        ((P100, KAGGLES_OWN), PIP_P100 + PIP_LENS),  # the last torch for it, with its companions
+        ((P100, PREPARED), PIP_P100),
+        ((T4_X2, PREPARED, BOTH), []),
+        ((P100_WITH_ITS_TORCH, PREPARED, BOTH), []),
+        # Only the tested versions will do.
+        ((T4_X2, PREPARED | {"transformers": "5.23.0"}), ["transformers==5.24.0"]),
+        ((T4_X2, PREPARED | {"transformers": "5.24.1"}), ["transformers==5.24.0"]),
+        ((T4_X2, PREPARED | {"transformer-lens": "4.2.0"}), ["transformer-lens==4.3.0"]),
+        ((T4_X2, {"transformers": "5.24.0"}), ["transformer-lens==4.3.0"]),
+        ((T4_X2, PREPARED | {None: None}), []),  # what is left of a package that was removed
+        # 4 bit needs bitsandbytes.
+        ((T4_X2, PREPARED, (), 0, "4bit"), PIP_4BIT),
+        ((T4_X2, PREPARED | {"bitsandbytes": "0.49.0"}, (), 0, "4bit"), PIP_4BIT),
+        ((T4_X2, PREPARED | {"bitsandbytes": "0.50.2"}, (), 0, "4bit"), []),
     ],
 )
-def test_only_the_tested_versions_will_do(kaggle, packages, asked):
-    assert kaggle(T4_X2, packages) == asked
-
-
-@pytest.mark.parametrize(
-    "packages, asked",
-    [
-        (PREPARED, PIP_4BIT),
-        ({**PREPARED, "bitsandbytes": "0.49.0"}, PIP_4BIT),
-        ({**PREPARED, "bitsandbytes": "0.50.2"}, []),
-    ],
-)
-def test_4_bit_needs_bitsandbytes(kaggle, packages, asked):
-    assert kaggle(T4_X2, packages, quantize="4bit") == asked
+def test_what_a_machine_lacks_is_installed_and_nothing_else(kaggle, arguments, asked):
+    assert kaggle(*arguments) == asked
 
 
 RESTART = "imported already: choose Run > Restart"
