@@ -38,58 +38,24 @@ def make_readings(n_pos):
 
 def make_results():
     """`(run, record, part)` of a run."""
-    run = {
-        "format_version": schema.FORMAT_VERSION,
-        "model": "m",
-        "revision": "r",
-        "dtype": "float32",
-        "quantize": None,
-        "packages": {},
-        "n_layers": N_LAYERS - 1,
-        "layers": ["emb", "1", "2"],
-        "segments": schema.SEGMENTS,
-        "tokens": [f"▁{i}" for i in range(D_VOCAB)],
-        "image_size": 8,
-        "grid": [GRID, GRID],
-        "n_image_tokens": GRID**2,
-        "words": "0",
-        "chat": "USER: <image>\n{question} ASSISTANT:",
-        "questions": {"object": "What is it?"},
-        "own_prompts": [],
-        "categories": ["dog", "cat"],
-        "per_kind": 1,
-        "seed": 0,
-        "top_k": TOP_K,
-        "max_new_tokens": 2,
-        "knockout_windows": [[1, 1], [1, N_LAYERS - 1]],
-        "embedding_lens": True,
-        "tied": False,
-        "route_layers": [],
-        "last_layer_jsd": 0.0,
-    }
+    run = {"format_version": schema.FORMAT_VERSION, "model": "m", "revision": "r", "words": "0"}
+    run |= {"dtype": "float32", "quantize": None, "packages": {}, "segments": schema.SEGMENTS}
+    run |= {"n_layers": N_LAYERS - 1, "layers": ["emb", "1", "2"], "last_layer_jsd": 0.0}
+    run |= {"tokens": [f"▁{i}" for i in range(D_VOCAB)], "categories": ["dog", "cat"]}
+    run |= {"image_size": 8, "grid": [GRID, GRID], "n_image_tokens": GRID**2}
+    run |= {"chat": "USER: <image>\n{question} ASSISTANT:", "questions": {"object": "What is it?"}}
+    run |= {"own_prompts": [], "per_kind": 1, "seed": 0, "top_k": TOP_K, "max_new_tokens": 2}
+    run |= {"knockout_windows": [[1, 1], [1, N_LAYERS - 1]], "route_layers": []}
+    run |= {"embedding_lens": True, "tied": False}
     word = {"word_prob": np.full(N_LAYERS, 0.5, "f4"), "word_rank": np.ones(N_LAYERS, np.uint8)}
     control = {"target_prob": word["word_prob"], "target_rank": word["word_rank"], **word}
     windows = np.zeros(len(run["knockout_windows"]), np.float32)
     cuts = {cut: windows if field.kind == "f" else 0.0 for cut, field in schema.KNOCKOUT.items()}
-    prompt = {
-        "kind": "own",
-        "question": "?",
-        "truth": None,
-        "truth_from": "",
-        "categories": ["dog"],
-        "absent_sampling": "",
-        "answer": "!",
-        "token_ids": np.array([1, 2, 3]),
-        "n_prompt": 2,
-        "answer_ids": np.array([3, 4]),
-        "word_ids": [3, 5],
-        "word_at": 0,
-        **word,
-        "readings": make_readings(3),
-        "grey": control,
-        "other": control,
-        "knockout": cuts,
-    }
+    prompt = {"kind": "own", "question": "?", "truth": None, "truth_from": "", "answer": "!"}
+    prompt |= {"categories": ["dog"], "absent_sampling": "", "word_ids": [3, 5], "word_at": 0}
+    prompt |= {"token_ids": np.array([1, 2, 3]), "n_prompt": 2, "answer_ids": np.array([3, 4])}
+    prompt |= {**word, "readings": make_readings(3), "grey": control, "other": control}
+    prompt["knockout"] = cuts
     seen = {"category": "dog", "box": [0.0, 1.0, 2.0, 3.0], "crowd": False, "cut_off": False}
     seen |= {"color": None, "color_from": "", "visible": 1.0, "share": 0.1}
     log2_probs = np.full((N_LAYERS, GRID**2), -3, np.float16)
@@ -98,16 +64,10 @@ def make_results():
     cosines = np.full((N_LAYERS, GRID**2, schema.N_NEAREST), 0.1, np.float16)
     nearest = {"embedding_ids": np.zeros_like(cosines, np.uint8), "embedding_cosines": cosines}
     nearest["norms"] = np.full_like(log2_probs, 9)
-    record = {
-        "name": "a.jpg",
-        "image_digest": "0",
-        "annotations_digest": "0",
-        "objects": [seen],
-        "patches": make_readings(GRID**2) | nearest,
-        "crop": np.zeros((8, 8, 3), np.uint8),
-        "prompts": [prompt],
-        "words": [{**watched, "log2_probs": log2_probs}],
-    }
+    record = {"name": "a.jpg", "image_digest": "0", "annotations_digest": "0"}
+    record |= {"objects": [seen], "words": [{**watched, "log2_probs": log2_probs}]}
+    record |= {"patches": make_readings(GRID**2) | nearest, "prompts": [prompt]}
+    record["crop"] = np.zeros((8, 8, 3), np.uint8)
     part = {
         "images": ["a.jpg"],
         "skipped": {"b.jpg": "it is damaged"},
