@@ -68,8 +68,8 @@ def plot_prompt(run: dict, prompt: dict):
     probs, most_bits = readings["top_probs"][:, :, 0], np.log2(len(run["tokens"]))
     panels = [("probability of the top-1 token", probs, 1)]
     for name, (title, _) in SERIES_TITLES.items():
-        most = most_bits if name == "entropy" else 1
-        panels.append((textwrap.fill(f"{title} (bits)", 15), readings[name], most))
+        label = textwrap.fill(f"{title} (bits)", 15)
+        panels.append((label, readings[name], most_bits if name == "entropy" else 1))
     blocks = _blocks(prompt, n_layers)
     height = len(blocks) * ((0.2 if n_layers <= 12 else 0.14) * n_layers + 0.8) + 1.3
     shape = {"sharey": True, "squeeze": False, "width_ratios": [4.2, 1, 1, 1]}

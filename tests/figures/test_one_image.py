@@ -102,22 +102,13 @@ def test_the_prompts_figure_shows_all_that_was_read(n_answer, widest):
         assert [tick.get_text() for tick in ticks] == labels
         bold = [tick.get_fontweight() == "bold" for tick in ticks]
         assert bold == [0 < at < n_answer for at in range(n_pos)]
-
-
-def test_series_are_drawn_in_bits_up_to_their_bound(run, record):
-    """The values are bits (their tests are in analysis); so are the labels and the scales' ends."""
-    figure = one_image.plot_prompt(run, record["prompts"][0])
-    for row in panels_of(figure):
-        most_bits = np.log2(len(run["tokens"]))
-        scales = [axis.images[0].get_clim() for axis in row]
-        assert scales == [(0, 1), (0, 1), (0, 1), (0, most_bits)]
+    # The values are bits (their tests are in analysis); so are the labels and the scales' ends.
+    ends = [1, 1, 1, np.log2(20)]
+    scales = [[axis.images[0].get_clim() for axis in row] for row in rows]
+    assert scales == [[(0, end) for end in ends]] * len(rows)
     labels = [" ".join(axis.get_xlabel().split()) for axis in figure.axes if not axis.images]
-    assert labels == [
-        "probability of the top-1 token",
-        "JSD to the previous layer (bits)",
-        "JSD to the last layer (bits)",
-        "Entropy (bits)",
-    ]
+    titles = ["JSD to the previous layer", "JSD to the last layer", "Entropy"]
+    assert labels == ["probability of the top-1 token", *(f"{title} (bits)" for title in titles)]
 
 
 def test_of_some_layers_each_row_has_its_own_label(run, record):
@@ -163,9 +154,12 @@ def test_words_are_drawn_from_the_record(run, record):
     assert labels == ["tree\n(not annotated)", "", "temple", ""]
 
 
-@pytest.mark.parametrize("n_layers, n_pos", [(33, 4000), (201, 4000), (3, 65), (3, 64)])
-def test_of_a_long_prompt_the_answer_and_the_last_positions_are_drawn(n_layers, n_pos):
-    run, prompt = a_large_prompt(n_pos, n_layers)
+@pytest.mark.parametrize(
+    "n_layers, n_pos, n_answer",
+    [(33, 4000, 4), (201, 4000, 4), (3, 65, 4), (3, 64, 4), (3, 100, 91)],
+)
+def test_of_a_long_prompt_the_answer_and_the_last_positions_are_drawn(n_layers, n_pos, n_answer):
+    run, prompt = a_large_prompt(n_pos, n_layers, n_answer)
     n_shown = min(64, 4000 // n_layers)
     style.use_style()
     start = time.process_time()
@@ -175,23 +169,14 @@ def test_of_a_long_prompt_the_answer_and_the_last_positions_are_drawn(n_layers, 
         assert time.process_time() - start < 20
         width = figure.get_tightbbox().width  # as it is shown, with all that belongs to it
         assert width < 13 and figure.get_size_inches()[1] * 150 < 2**15
-    top1 = [axis for axis, *_ in panels_of(figure)]
-    ticks = [tick for axis in top1 for tick in axis.get_xticklabels() if tick.get_text()]
-    answer, question = range(n_pos - 4, n_pos), range(n_pos - n_shown, n_pos - 4)
-    assert [tick.get_text() for tick in ticks] == [
-        drawn(run["tokens"][pos % 20], 10) for pos in (*answer, *question)
-    ]
-    assert [tick.get_fontweight() for tick in ticks].count("bold") == 3
+    answer = range(n_pos - n_answer, n_pos)[:n_shown]
+    shown = [*answer, *range(n_pos - n_shown, n_pos - n_answer)]
+    ticks = [tick for axis, *_ in panels_of(figure) for tick in axis.get_xticklabels()]
+    names = [drawn(run["tokens"][pos % 20], 10) for pos in shown]
+    assert [tick.get_text() for tick in ticks] == names
+    assert [tick.get_fontweight() for tick in ticks].count("bold") == len(answer) - 1
     said = f"{n_shown} of {n_pos:,} positions" in figure.get_suptitle()
     assert said == (n_pos > 64)
-
-
-def test_of_an_endless_answer_the_first_positions_are_drawn():
-    run, prompt = a_large_prompt(100, 3, n_answer=91)
-    figure = one_image.plot_prompt(run, prompt)
-    labels = [label for axis, *_ in panels_of(figure) for label in labels_of(axis.xaxis)]
-    assert labels == [drawn(run["tokens"][pos % 20], 10) for pos in range(9, 73)]
-    assert "64 of 100 positions" in figure.get_suptitle()
 
 
 def test_of_a_fine_grid_the_colours_are_drawn_and_of_many_boxes_the_largest():
