@@ -70,16 +70,15 @@ def analyse(images: Images, results="results", **settings) -> None:
     on the first image. A run that was stopped goes on from what is there. Raises ValueError, which
     names it, for a setting or a folder that can't be used, and what `read_images` raises.
     """
-    kaggle.prepare_quantize(settings.get("quantize"))
+    apart = "processes", "hours", "go_on_from"  # what is no setting of the model's
+    processes, hours, go_on_from = (settings.pop(name, None) for name in apart)
+    settings["deadline"] = STARTED + 3600 * (8.0 if hours is None else hours)
+    settings = _settings(**settings)
     from accelerate import notebook_launcher
 
     from llava_lens.model.images import read_images
     from llava_lens.model.load import copies_that_fit
 
-    apart = "processes", "hours", "go_on_from"  # what is no setting of the model's
-    processes, hours, go_on_from = (settings.pop(name, None) for name in apart)
-    settings["deadline"] = STARTED + 3600 * (8.0 if hours is None else hours)
-    settings = _settings(**settings)
     to_read = _unread(images, results, go_on_from)
     print(f"{len(to_read)} of {len(images.paths)} images are to be read into {results}")
     if not processes:
@@ -100,10 +99,10 @@ def look(image, question, other=None, folder=None, **settings) -> Inline:
     `analyse`. The model is loaded once and kept. Nothing is saved but, into a `folder`, the page.
     Raises ValueError for an image or a question that can't be used, and what `read_one` raises.
     """
-    from llava_lens.model.look import read_one
-
     questions = list(question) if isinstance(question, (list, tuple)) else [question]
     settings = _settings(**{"knockout": False, **settings, "prompts": questions})
+    from llava_lens.model.look import read_one
+
     page = Inline(*read_one(image, other, settings))
     if folder:
         page.save(folder)
@@ -112,6 +111,7 @@ def look(image, question, other=None, folder=None, **settings) -> Inline:
 
 def _settings(**given):
     """The Settings of a run; None stands for a default, but prompts are a list."""
+    kaggle.prepare_quantize(given.get("quantize"))  # before torch is imported
     from llava_lens.model.load import Settings
 
     given = {name: one for name, one in given.items() if one is not None or name == "prompts"}
