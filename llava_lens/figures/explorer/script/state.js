@@ -162,5 +162,5 @@ function measureRoom() {
   // The search and the rest stand beside the photograph and take what is left; where there is no
   // room, below it.
   const beside = clamp(window.innerHeight - 150, 0.6 * room.text, room.text - 206);
-  room.photo = Math.floor(room.text >= 560 ? beside : room.text);
+  room.photo = Math.floor(room.text >= 680 ? beside : room.text);
 }
