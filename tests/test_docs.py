@@ -9,9 +9,12 @@ from tests.conftest import ROOT
 READMES = [ROOT / "README.md", ROOT / "README.ru.md"]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 SET_UP = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/"
+NOTEBOOKS = "Make_Analyse.ipynb Visualise_Analyse.ipynb"
+LAPTOP = "l.load_images('FOLDER', 5), 'laptop', model='llava-hf/llava-interleave-qwen-0.5b-hf'"
 COMMANDS = [
-    SET_UP + "jupyter nbconvert --execute --to html Make_Analyse.ipynb Visualise_Analyse.ipynb",
+    SET_UP + f"jupyter nbconvert --execute --to html --template classic {NOTEBOOKS}",
     SET_UP + "python -m pytest -n auto tests",
+    f'.venv/bin/python -c "import lens_utils as l; l.analyse({LAPTOP})"',
 ]
 
 
