@@ -50,17 +50,17 @@ function fromFloat16(bits) {
     if (exponent === 31) return NaN;
     return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction);
   });
-  return Float32Array.from(bits, (half) => fromFloat16.table[half]);
+  const numbers = new Float32Array(bits.length);
+  for (let i = 0; i < bits.length; i++) numbers[i] = fromFloat16.table[bits[i]];
+  return numbers;
 }
 
 /** Numbers whose bytes are in planes: first the low byte of each of them. */
 function fromPlanes(planes, type) {
-  const size = ARRAYS[type].BYTES_PER_ELEMENT;
-  const n = planes.length / size;
-  const bytes = new Uint8Array(planes.length);
-  for (let plane = 0; plane < size; plane++)
-    for (let i = 0; i < n; i++) bytes[i * size + plane] = planes[plane * n + i];
-  const numbers = new ARRAYS[type](bytes.buffer);
+  const n = planes.length / ARRAYS[type].BYTES_PER_ELEMENT;
+  const numbers = new ARRAYS[type](n);
+  for (let from = 0, shift = 0; from < planes.length; from += n, shift += 8)
+    for (let i = 0; i < n; i++) numbers[i] |= planes[from + i] << shift;
   return type === "float16" ? fromFloat16(numbers) : numbers;
 }
 
