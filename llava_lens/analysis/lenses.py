@@ -97,9 +97,12 @@ def _found(
         sentence = f"Not shown: that the {lens} finds objects at any layer ({n} images)."
         return told | {"outcome": "not shown", "sentence": sentence}
     first, last = layer_numbers(run)[[*shown]]
-    labels = [layer_label(run, number) for number in (first, last)]
-    where = f"at layers {labels[0]} to {labels[1]}" if first < last else f"at layer {labels[0]}"
-    where = f"from layer {labels[0]} on" if shown[1] == n_layers - 1 else where
+    begin, end = (
+        f"layer {layer_label(run, number)}" if number else "the embedding"
+        for number in (first, last)
+    )
+    where = f"from {begin} to {end}" if first < last else f"at {begin}"
+    where = f"from {begin} on" if shown[1] == n_layers - 1 else where
     sentence = f"The {lens} finds objects {where} ({n} images)."
     return told | {"outcome": "shown", "sentence": sentence, "value": first, "high": last}
 

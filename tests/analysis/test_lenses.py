@@ -29,7 +29,7 @@ def test_a_lens_finds_objects_from_the_layer_on_at_which_they_were_planted():
     logit, embedding = found["logit lens"], found["embedding lens"]
     assert (logit["outcome"], logit["value"], logit["high"], logit["n"]) == ("shown", 2, 5, 20)
     assert logit["sentence"] == "The logit lens finds objects from layer 2 on (20 images)."
-    assert embedding["value"] == 0 and "from layer emb on" in embedding["sentence"]
+    assert embedding["value"] == 0 and "from the embedding on" in embedding["sentence"]
     table = grounding_of(with_lens(planted(20)), RUN)
     assert (table[["auroc_embedding", "top1_hit_rate_embedding"]] == 1).all(axis=None)
     assert (table["auroc_embedding_absent"] == 0.5).all()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from llava_lens.analysis.answers import answer_rows
 from llava_lens.analysis.causal import PATCHED, effects_of
+from llava_lens.analysis.grounding import sink_patches
 from llava_lens.data.crop import open_crop
 from llava_lens.files import check_file
 from llava_lens.schema import layer_label, layer_numbers
@@ -23,7 +24,7 @@ def page_data(run: dict, record: dict) -> dict:
     """All that the page of an image shows, with its arrays as they are."""
     summaries = zip(summaries_of(record, run), record["prompts"], strict=True)
     rows, columns = run["grid"]
-    patches = record["patches"]
+    patches, sinks = record["patches"], sink_patches(record)
     return {
         "format": FORMAT,
         **shown_fields(run, "model", "layers"),
@@ -35,7 +36,7 @@ def page_data(run: dict, record: dict) -> dict:
         "words": [_packed_word(word) for word in record["words"]],
         "patches": _packed_readings(patches),
         "embedding": _packed_embedding(patches),
-        "sinks": _sinks(patches["norms"]) if "norms" in patches else None,
+        "sinks": None if sinks is None else np.flatnonzero(sinks).tolist(),
         "prompts": [one | _packed_prompt(prompt, run) for one, prompt in summaries],
         "tokens": _labels_used(run, record),
     }
@@ -131,14 +132,6 @@ def _packed_cosines(cosines: np.ndarray) -> np.ndarray:
 def _packed_ids(ids: np.ndarray) -> np.ndarray:
     """Token ids or ranks in 16 bits, of a vocabulary beyond that in 32."""
     return ids.astype(np.promote_types(np.uint16, np.min_scalar_type(int(ids.max()))))
-
-
-def _sinks(norms: np.ndarray) -> list[int]:
-    """Patches whose norm `[layer, patch]` is above mean + 2 standard deviations over all patches,
-    at more than half of the layers."""
-    norms = norms.astype(float)
-    large = norms > norms.mean(1, keepdims=True) + 2 * norms.std(1, keepdims=True)
-    return np.flatnonzero(large.mean(0) > 0.5).tolist()
 
 
 def _labels_used(run: dict, record: dict) -> dict[int, str]:
