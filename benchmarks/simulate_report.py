@@ -208,7 +208,8 @@ def patches_of(rng, n: int, **added) -> list:
             })  # fmt: skip
         top_ids = rng.integers(0, 6, (*shape, 1)).astype(np.uint16)
         norms = 1 + 9.0 * (own_noise.permutation(GRID**2) < 2)
-        patches = {"top_ids": top_ids, "norms": np.tile(norms, (shape[0], 1))}
+        patches = {"top_ids": top_ids, "embedding_ids": top_ids}
+        patches["norms"] = np.tile(norms, (shape[0], 1))
         records.append({"name": f"{number:03}", "objects": objects, "words": words, "prompts": [],
                         "patches": patches})  # fmt: skip
     return records
@@ -255,6 +256,7 @@ def lenses_find(number: int, n: int, first=(0, 32), **plan) -> list[bool]:
     other."""
     found = [each for each in of_patches(number, n, FINDS, **plan) if each["claim"] == FINDS]
     shown = (each.get("value", np.nan) for each in found)
+    assert len(found) == 2
     return [bool(first[0] <= value <= first[1]) for value in shown]
 
 
@@ -357,6 +359,11 @@ FALSE = [  # claim, what is planted, whether it is made in data set `number` wit
     (OWN, "any word likelier on any object", partial(claims_where, claim=OWN, any_word=3.0)),
     (OWN, "objects' words likelier on all objects", partial(claims_where, claim=OWN, objects=3.0)),
     (OWN, "the word at its category's usual place", partial(claims_where, claim=OWN, place=3.0)),
+    (OWN, "usual places, and any word on any object",
+     partial(claims_where, claim=OWN, place=3.0, any_word=3.0)),
+    (OWN, "usual places, and objects' words on all objects",
+     partial(claims_where, claim=OWN, place=3.0, objects=3.0)),
+    (OWN, "all three", partial(claims_where, claim=OWN, place=3.0, any_word=3.0, objects=3.0)),
     ("... small objects' words", "large objects' words alone",
      partial(says_of_own_words, pattern=r"^The own word of small|sizes", own=2.0, large_only=True)),
     ("... at some layer", "own word at all layers alike",
@@ -374,6 +381,10 @@ FALSE = [  # claim, what is planted, whether it is made in data set `number` wit
     ("a window of blocks", "no window", names_a_window),
     (FINDS, "nothing", a_lens_finds),
     (FINDS, "any word likelier on any object", partial(a_lens_finds, any_word=3.0)),
+    (FINDS, "usual places, and any word on any object",
+     partial(a_lens_finds, place=3.0, any_word=3.0)),
+    (FINDS, "usual places, and objects' words on all objects",
+     partial(a_lens_finds, objects=3.0, place=3.0)),
     (FINDS, "absent words rarer on any object",
      partial(a_lens_finds, any_word=-2.0, objects=2.0)),
     ("... from an earlier layer on", "own word from layer 16 on",

@@ -54,7 +54,7 @@ CONTROLS = {"_absent": ", absent words", "_other_image": ", another image's boxe
 COMPARED_WITH = {  # what would be as high by itself: columns of `Grounding.table`, own and control
     "absent words in the same boxes": ("auroc", "auroc_absent"),
     "the words of other objects of the image": ("auroc_objects", "auroc_objects_swapped"),
-    "usual places": ("auroc", "auroc_other_image"),
+    "usual places": ("auroc_places", "auroc_places_swapped"),
 }
 
 
@@ -105,19 +105,20 @@ class Grounding:
     def add(self, record: dict) -> None:
         cases = cases_of(record, self.run)
         for number, case in enumerate(cases):
-            mask = self.masks.get(case.category)
+            mask, others = self.masks.get(case.category), cases[:number] + cases[number + 1 :]
+            beside = [other.word for other in others] or [case.absent]
             if mask is None:
                 # Copies, since `top1` has views of all top-k tokens of the record.
                 copies = {lens: ids.copy() for lens, ids in case.top1.items()}
                 waiting = case._replace(top1=copies)
-                self.first_cases[case.category] = len(self.rows), waiting
+                self.first_cases[case.category] = len(self.rows), waiting, beside
             self.masks[case.category] = case.inside
             columns = {
                 **_measured(case.word, case.top1, case.inside),
                 **_measured(case.absent, case.top1, case.inside, "_absent"),
-                **_measured(case.word, case.top1, mask, "_other_image"),
+                **_against_places(case, mask, beside),
                 **_without_sinks(case),
-                **_against_objects(case, cases[:number] + cases[number + 1 :]),
+                **_against_objects(case, others),
             }
             self.rows.append((dict(zip(Case._fields[:3], case[:3], strict=True)), columns))
 
@@ -135,6 +136,9 @@ class Grounding:
           equal where any object's word is likelier on all objects
         - `auroc_other_image`, `top1_hit_rate_other_image`: of the own word against the patches of
           the category in another image. What it has above 0.5 comes from usual places
+        - `auroc_places`: of P(word) in its patches against those of the category in another image;
+          `auroc_places_swapped`: of the other objects' words in these two groups, or else of the
+          absent word. They are equal where words are likelier at usual places and on any object
         - `..._embedding`, `..._embedding_absent`, `..._embedding_other_image`: the same of the
           embedding lens, by the word's cosine in place of P(word)
         - `sinks`: how many patches are `sink_patches`; `auroc..._no_sinks`: without them
@@ -143,9 +147,9 @@ class Grounding:
         is this project's; patches that decode to the word of their object: Neo et al., arXiv
         2410.07149.
         """
-        for category, (row, case) in self.first_cases.items():
+        for category, (row, case, beside) in self.first_cases.items():
             if (mask := self.masks[category]) is not case.inside:
-                self.rows[row][1].update(_measured(case.word, case.top1, mask, "_other_image"))
+                self.rows[row][1].update(_against_places(case, mask, beside))
         if self.rows:
             return repeat_over_layers(self.rows, layer_numbers(self.run))
         return pd.DataFrame(columns=[*Case._fields[:3], "layer"])
@@ -179,16 +183,33 @@ def _without_sinks(case: Case) -> dict:
 
 
 def _against_objects(case: Case, others: list[Case]) -> dict:
-    """`auroc_objects` and `auroc_objects_swapped` `[layer]`. Patches of both count for neither."""
-    own, swapped = (np.full(len(case.top1[""]), np.nan) for _ in range(2))
+    """`auroc_objects` and `auroc_objects_swapped` `[layer]`."""
     of_others = np.any([np.zeros_like(case.inside), *(other.inside for other in others)], axis=0)
-    either = case.inside ^ of_others
+    return _in_two_places(case, of_others, [other.word for other in others], "auroc_objects")
+
+
+def _against_places(case: Case, mask: np.ndarray | None, beside: list[dict | None]) -> dict:
+    """What is measured at the patches `mask` of the category in another image, if there is one."""
+    columns = _measured(case.word, case.top1, mask, "_other_image")
+    mask = case.inside if mask is None else mask  # then nothing is compared
+    for lens in VALUES:
+        columns |= _in_two_places(case, mask, beside, f"auroc_places{lens}", VALUES[lens])
+    return columns
+
+
+def _in_two_places(
+    case: Case, theirs: np.ndarray, words: list[dict | None], name: str, values="log2_probs"
+) -> dict:
+    """AUROC `[layer]` of the own word in the own patches against `theirs`, and the mean of other
+    `words` in the same two groups. Patches of both count for neither."""
+    own = swapped = np.full(len(case.top1[""]), np.nan)
+    either, words = case.inside ^ theirs, [case.word, *words]
     mask = case.inside[either]
-    if mask.any() and not mask.all():
-        own = auroc(case.word["log2_probs"][:, either], mask)
-        words = (other.word["log2_probs"][:, either] for other in others)
-        swapped = np.mean([auroc(log2_probs, mask) for log2_probs in words], axis=0)
-    return {"auroc_objects": own, "auroc_objects_swapped": swapped}
+    is_read = None not in words and all(values in word for word in words)
+    if is_read and mask.any() and not mask.all():
+        own, *others = (auroc(word[values][:, either], mask) for word in words)
+        swapped = np.mean(others, axis=0)
+    return {name: own, f"{name}_swapped": swapped}
 
 
 def differences(grounded: pd.DataFrame, name: str) -> pd.DataFrame:

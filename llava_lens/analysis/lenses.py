@@ -56,10 +56,10 @@ def lenses(run: dict, grounded: pd.DataFrame) -> list[dict]:
     sinks, with the same layers without them.
 
     A lens finds objects at a layer where the AUROC of their own words in their boxes is above 0.5,
-    and above that of absent words there: a word may be rarer in all boxes, and rarest where it is
-    absent. The intervals hold at all layers of both lenses at once (Bonferroni). The longest run of
-    such layers is named; `value` is its first layer and `high` its last. Empty without boxes; a
-    lens that was not read is left out.
+    above that of absent words there (a word may be rarer in all boxes, and rarest where it is
+    absent), and above usual places (`auroc_places` of `Grounding.table`). The intervals hold at all
+    layers of both lenses at once (Bonferroni). The longest run of such layers is named; `value` is
+    its first layer and `high` its last. Empty without boxes; a lens that was not read is left out.
     """
     if grounded.empty:
         return []
@@ -83,9 +83,10 @@ def _known(grounded: pd.DataFrame, column: str) -> bool:
 def _found(
     run: dict, grounded: pd.DataFrame, lens: str, column: str, n_lenses: int, end=""
 ) -> dict:
-    own, absent = f"auroc{column}{end}", f"auroc{column}_absent{end}"
-    rows = grounded.dropna(subset=[own, absent]).assign(chance=0.5)
-    above = [difference(rows, own, control).to_numpy() for control in (absent, "chance")]
+    own, places = f"auroc{column}{end}", f"auroc_places{column}"
+    pairs = [(own, "chance"), (own, f"auroc{column}_absent{end}"), (places, f"{places}_swapped")]
+    rows = grounded.assign(chance=0.5).dropna(subset=[name for pair in pairs for name in pair])
+    above = [difference(rows, *pair).to_numpy() for pair in pairs]
     n, n_layers = above[0].shape
     told = {"claim": FINDS, "about": lens, "n": n}
     if n < MIN_IMAGES:
