@@ -96,6 +96,31 @@ def test_words_of_other_objects_against_brute_force():
             assert rows.loc[("dog", layer), column] == pytest.approx(area)
 
 
+def test_usual_places_against_brute_force():
+    """The own word and the cat's in the dog's patches against those of the dog in the other image;
+    where nothing else is there, an absent word in place of the cat's."""
+    rng, shape = np.random.default_rng(0), (len(LAYERS), GRID**2)
+    places, records = {"a": (0.0, 0.0, 28.0, 28.0), "b": (19.0, 9.5, 28.0, 28.0)}, []
+    for name, box in places.items():
+        boxes = [("dog", box), ("cat", (30.0, 30.0, 19.0, 19.0))][: 1 + (name == "b")]
+        log2_probs = {word: rng.integers(-9, 0, shape) for word in ("dog", "cat", "horse")}
+        absent = ["horse"] if name == "b" else ["cat", "horse"]
+        records.append(make_record(name, boxes, log2_probs, absent=absent))
+    in_a, in_b = (patches_by_points(record, "dog") for record in records)
+    either = in_a ^ in_b
+    assert (in_a & in_b).any() and (in_a & ~in_b).any() and (in_b & ~in_a).any()
+    rows = grounding_of(records, RUN).set_index(["image", "category", "layer"])
+    for record, own in zip(records, (in_a, in_b), strict=True):
+        words = {word["category"]: word["log2_probs"] for word in record["words"]}
+        for position, layer in enumerate(LAYERS):
+            row = rows.loc[record["name"], "dog", layer]
+            for column, name in (("auroc_places", "dog"), ("auroc_places_swapped", "cat")):
+                values = words[name][position, either]
+                assert row[column] == pytest.approx(
+                    sklearn.metrics.roc_auc_score(own[either], values)
+                )
+
+
 def test_no_record_is_held_longer_than_its_turn():
     """Not even that of the first image of a category, whose control comes last."""
     read = grounding.Grounding(RUN)
