@@ -12,7 +12,7 @@ from llava_lens.analysis.curves import answer_curves, first_tokens, layer_curve,
 from llava_lens.analysis.per_kind import settling_table
 from llava_lens.analysis.stats import with_interval
 from llava_lens.figures import style
-from llava_lens.figures.one_image import draw_patches, title_of, with_boxes_of
+from llava_lens.figures.one_image import draw_patches, with_boxes_of
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, SEGMENTS, layer_label, layer_numbers
 from llava_lens.store import Results
@@ -238,7 +238,9 @@ def plot_gallery(results: Results, table: pd.DataFrame, layer: int, n: int = 3):
             draw_patches(axis, run, with_boxes_of(record, case.category), probs, norm)
             other = case.auroc_other_image
             control = "no control" if np.isnan(other) else f"control {other:.2f}"
-            title = f"{name}: {title_of(case.category, 30)}, AUROC {case.auroc:.2f} ({control})\n"
+            title = (
+                f"{name}: {style.title_of(case.category, 30)}, AUROC {case.auroc:.2f} ({control})\n"
+            )
             title += f"P at most {probs.max():.2g}, {style.drawn(case.image, 24)}"
             axis.set_title(title, fontsize=9, parse_math=False)
     return figure

@@ -20,6 +20,7 @@ from llava_lens.figures.style import (
     displayed,
     drawn,
     layer_ticks,
+    title_of,
 )
 from llava_lens.words import without_space
 
@@ -47,12 +48,6 @@ def large_crop(record: dict):
     """The image as the model saw it, large enough to look at."""
     alt = f"The image {drawn(record['name'], 60)} as the model saw it"
     return displayed(open_crop(record).resize((336, 336)), alt)
-
-
-def title_of(text: str, length: int) -> str:
-    """`text` as figures show it, with its spaces, cut to `length`: long titles widen a figure."""
-    shown = " ".join(drawn(word) for word in text[:1000].split())
-    return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
 def plot_prompt(run: dict, prompt: dict):

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 
 from llava_lens.files import inside, write_whole
-from llava_lens.schema import layer_label, layer_numbers
+from llava_lens.schema import layer_label, layer_numbers, weights_label
 from llava_lens.text import printable
 
 # Fonts that can draw what matplotlib's own DejaVu Sans cannot; taken where the machine has them.
@@ -49,6 +49,12 @@ def drawn(text: str, length: int | None = None) -> str:
     return printable(text, length, _drawable()[1])
 
 
+def title_of(text: str, length: int) -> str:
+    """`text` as figures show it, with its spaces, cut to `length`: long titles widen a figure."""
+    shown = " ".join(drawn(word) for word in text[:1000].split())
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
+
+
 def use_style() -> None:
     """Set the one style of all figures: fonts that draw the vocabulary, and a colour map that
     survives print and colour-blindness."""
@@ -61,9 +67,11 @@ def use_style() -> None:
     plt.rc("image", cmap="viridis")
 
 
-def save_figure(folder, figure, name: str) -> Image:
+def save_figure(folder, run: dict, figure, name: str) -> Image:
     """Save a figure as `figures/<name>.png` under `folder`, close it, and return the saved picture
-    with its alternative text, for a notebook to show."""
+    with its alternative text, for a notebook to show. Below it stands the model that was read."""
+    model = title_of(f"{run['model']} ({weights_label(run)})", 100)
+    figure.supxlabel(model, x=0.995, ha="right", fontsize=7, color="0.4", parse_math=False)
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -112,6 +112,7 @@ def test_hovering_shows_the_tokens_that_the_results_hold(page, sample, saved):
     page.open(saved)
     # Of the vocabulary only what occurs is in the page.
     assert page.run("return Object.keys(data.tokens).length") < len(run["tokens"])
+    assert page.text("#model") == f"{run['model']} (float32)"
     for layer, patch in ((5, 6), (2, 12), (0, 15)):
         page.run("update({layer: arguments[0]})", layer)
         page.at_patch(patch)

@@ -16,6 +16,8 @@ from nbconvert import HTMLExporter
 from llava_lens.figures import style
 from tests.figures.drawing import labels_of, overlap
 
+RUN = {"model": "some/$model$", "dtype": "float16", "quantize": "4bit"}
+
 
 def run_of(*numbers):
     """A run in which the layers of these numbers were read."""
@@ -62,13 +64,13 @@ def test_a_figure_is_not_saved_through_a_link(tmp_path):
     (tmp_path / "report/figures").mkdir(parents=True)
     (tmp_path / "report/figures/a.png").symlink_to(tmp_path / "precious")
     figure, _ = plt.subplots()
-    shown = style.save_figure(tmp_path / "report", figure, "a")
+    shown = style.save_figure(tmp_path / "report", RUN, figure, "a")
     assert (tmp_path / "precious").read_text() == "precious"
     assert (tmp_path / "report/figures/a.png").read_bytes() == shown.data
     (tmp_path / "other").mkdir()
     (tmp_path / "other/figures").symlink_to(tmp_path / "report/figures")
     with pytest.raises(ValueError, match="figures' is a link"):
-        style.save_figure(tmp_path / "other", figure, "a")
+        style.save_figure(tmp_path / "other", RUN, figure, "a")
 
 
 def test_a_saved_figure_looks_as_drawn(tmp_path):
@@ -77,8 +79,9 @@ def test_a_saved_figure_looks_as_drawn(tmp_path):
     figure, axis = plt.subplots(figsize=(10, 3))
     for number in range(30):
         axis.plot([number, 3 * number], color=style.COLOURS[number % 10], label=f"{number}")
-    shown = style.save_figure(tmp_path, figure, "curves")
+    shown = style.save_figure(tmp_path, RUN, figure, "curves")
     assert shown.width == 1000 and plt.get_fignums() == []
+    assert figure.get_supxlabel() == "some/$model$ (float16, 4 bit)"  # which model it is of
     figure.set_dpi(150)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -89,7 +92,7 @@ def test_a_saved_figure_looks_as_drawn(tmp_path):
     assert off.max() <= 16 and off.mean() < 1
     figure, axis = plt.subplots(figsize=(10, 3))
     figure.colorbar(axis.imshow(np.arange(1e4).reshape(10, -1), aspect="auto"))
-    shown = style.save_figure(tmp_path, figure, "scale")
+    shown = style.save_figure(tmp_path, RUN, figure, "scale")
     saved = PIL.Image.open(io.BytesIO(shown.data))
     assert saved.mode == "RGB" and len(saved.getcolors(2**16)) >= 256
 
@@ -106,7 +109,7 @@ def test_the_alternative_text_says_what_is_drawn_once_and_is_text(tmp_path):
     axes[0].set_title("long " * 200)
     assert len(style.alternative(figure)) <= 500
     axes[0].set_title("<b>one")
-    shown = style.save_figure(tmp_path, figure, "a")
+    shown = style.save_figure(tmp_path, RUN, figure, "a")
     data, metadata = DisplayFormatter().format(shown)
     output = nbformat.v4.new_output("display_data", data, metadata=metadata)
     cell = nbformat.v4.new_code_cell(outputs=[output])

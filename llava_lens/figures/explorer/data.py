@@ -13,7 +13,7 @@ from llava_lens.analysis.causal import PATCHED, effects_of
 from llava_lens.analysis.grounding import sink_patches
 from llava_lens.data.crop import open_crop
 from llava_lens.files import check_file
-from llava_lens.schema import layer_label, layer_numbers
+from llava_lens.schema import layer_label, layer_numbers, weights_label
 from llava_lens.text import printable, require, two_decimals
 
 FORMAT = "llava-lens explorer 1"  # of what a page saves as JSON
@@ -27,7 +27,8 @@ def page_data(run: dict, record: dict) -> dict:
     patches, sinks = record["patches"], sink_patches(record)
     return {
         "format": FORMAT,
-        **shown_fields(run, "model", "layers"),
+        "model": _shown(f"{run['model']} ({weights_label(run)})"),
+        **shown_fields(run, "layers"),
         **shown_fields(record, "name"),
         "grid": [rows, columns],
         "patch_side": run["image_size"] / columns,  # pixels of the crop

@@ -225,6 +225,7 @@ async function showImage() {
   }
   await preparePhoto();
   byId("name").textContent = byId("name").title = data.name;
+  byId("model").textContent = data.model;
   byId("all-images").hidden = data.alone === true; // there is no index beside it
   byId("address").hidden = framed;
   byId("lens-label").hidden = !data.embedding;
