@@ -241,16 +241,33 @@ def make_record(rng, name: str, crop: np.ndarray) -> dict:
         about = {"category": category, "present": present, "token_ids": sorted(ids_of(whole))}
         sampling = "" if present else "random"
         words.append({**about, "absent_sampling": sampling, "log2_probs": log2_probs})
+    patches = patch_readings(rng, probs)
+    add_embedding_lens(rng, patches, words)
     return {
         "name": name,
         "image_digest": "0",
         "annotations_digest": "0",
         "objects": [make_object(*box) for box in BOXES],
-        "patches": patch_readings(rng, probs),
+        "patches": patches,
         "prompts": [make_prompt(rng, *asked) for asked in KINDS],
         "crop": crop,
         "words": words,
     }
+
+
+def add_embedding_lens(rng, patches: dict, words: list[dict]) -> None:
+    """The logit lens's tokens with small cosines, and norms that grow; a patch in a hundred is a
+    sink."""
+    shape = patches["top_ids"].shape[:2]
+    cosines = np.sort(rng.normal(0.05, 0.02, (*shape, schema.N_NEAREST)))[:, :, ::-1]
+    patches["embedding_ids"] = patches["top_ids"][:, :, : schema.N_NEAREST]
+    patches["embedding_cosines"] = cosines.astype(np.float16)
+    norms = rng.lognormal(0, 0.2, shape) * np.linspace(1, 60, shape[0])[:, None]
+    norms[:, rng.random(shape[1]) < 0.01] *= 9
+    patches["norms"] = norms.astype(np.float16)
+    for word in words:
+        noise = rng.normal(0, 0.01, shape)
+        word["cosines"] = (0.1 + word["log2_probs"] / 300 + noise).astype(np.float16)
 
 
 def make_crop() -> np.ndarray:
@@ -275,7 +292,7 @@ def make_run(rng) -> dict:
         "words": "",
         "questions": {name: kind.template for name, kind in kinds.KINDS.items() if kind.template},
         "max_new_tokens": 20,
-        "embedding_lens": False,
+        "embedding_lens": True,
         "tied": False,
         "knockout_windows": knockout_windows(),
         "route_layers": route_layers().tolist(),
