@@ -84,7 +84,7 @@ function aboutPrompt(number) {
 /** The layers of an answer; what they mean appears under the mouse. */
 function layersOf(layers) {
   const title =
-    "Readable: from this layer on the lens reads the answer. Leaves image: from here on patching the image's patches changes it little. Handed over: from here on the last position alone decides it. Mediated: how much of it goes through the question (0 to 1).";
+    "Readable: from this layer on the lens reads the answer. Leaves image: from here on patching the image's patches moves it less than halfway. Handed over: from here on the last position alone decides it. Mediated: how much of it goes through the question (0 to 1).";
   return make("span", { className: "soft", title }, layers);
 }
 
