@@ -108,8 +108,8 @@ def save_pages(folder, results: Results, names: list[str], entries: list[dict]) 
     for name, path in pages.items():
         save_explorer(path, results.run, results.record(name))
     size = sum(path.stat().st_size for path in pages.values())
-    index = save_explorer_index(folder, entries, names)
-    links = {names[0]: pages[names[0]], "all images": index}
+    save_explorer_index(folder, entries, names)
+    links = {names[0]: pages[names[0]], "all images": Path(folder) / "index.html"}
     there = ", ".join(f"[{as_code(name)}]({quote(str(path))})" for name, path in links.items())
     return f"{len(names)} pages of {size / 1e6:.1f} MB, and their index: {there}"
 
