@@ -107,18 +107,19 @@ class Grounding:
         for number, case in enumerate(cases):
             mask, others = self.masks.get(case.category), cases[:number] + cases[number + 1 :]
             beside = [other.word for other in others] or [case.absent]
+            of_others = np.any([np.zeros_like(case.inside), *(o.inside for o in others)], axis=0)
             if mask is None:
                 # Copies, since `top1` has views of all top-k tokens of the record.
                 copies = {lens: ids.copy() for lens, ids in case.top1.items()}
                 waiting = case._replace(top1=copies)
-                self.first_cases[case.category] = len(self.rows), waiting, beside
+                self.first_cases[case.category] = len(self.rows), waiting, beside, of_others
             self.masks[case.category] = case.inside
             columns = {
                 **_measured(case.word, case.top1, case.inside),
                 **_measured(case.absent, case.top1, case.inside, "_absent"),
-                **_against_places(case, mask, beside),
+                **_against_places(case, mask, beside, of_others),
                 **_without_sinks(case),
-                **_against_objects(case, others),
+                **_in_two_places(case, (case.inside, of_others), beside, "auroc_objects"),
             }
             self.rows.append((dict(zip(Case._fields[:3], case[:3], strict=True)), columns))
 
@@ -136,9 +137,10 @@ class Grounding:
           equal where any object's word is likelier on all objects
         - `auroc_other_image`, `top1_hit_rate_other_image`: of the own word against the patches of
           the category in another image. What it has above 0.5 comes from usual places
-        - `auroc_places`: of P(word) in its patches against those of the category in another image;
-          `auroc_places_swapped`: of the other objects' words in these two groups, or else of the
-          absent word. They are equal where words are likelier at usual places and on any object
+        - `auroc_places`: of P(word) in its patches against those of the category in another image,
+          without patches of other objects; `auroc_places_swapped`: of the other objects' words in
+          these two groups, or else of the absent word. They are equal where words are likelier at
+          usual places and on any object
         - `..._embedding`, `..._embedding_absent`, `..._embedding_other_image`: the same of the
           embedding lens, by the word's cosine in place of P(word)
         - `sinks`: how many patches are `sink_patches`; `auroc..._no_sinks`: without them
@@ -147,9 +149,9 @@ class Grounding:
         is this project's; patches that decode to the word of their object: Neo et al., arXiv
         2410.07149.
         """
-        for category, (row, case, beside) in self.first_cases.items():
+        for category, (row, case, *others) in self.first_cases.items():
             if (mask := self.masks[category]) is not case.inside:
-                self.rows[row][1].update(_against_places(case, mask, beside))
+                self.rows[row][1].update(_against_places(case, mask, *others))
         if self.rows:
             return repeat_over_layers(self.rows, layer_numbers(self.run))
         return pd.DataFrame(columns=[*Case._fields[:3], "layer"])
@@ -182,29 +184,27 @@ def _without_sinks(case: Case) -> dict:
     return columns
 
 
-def _against_objects(case: Case, others: list[Case]) -> dict:
-    """`auroc_objects` and `auroc_objects_swapped` `[layer]`."""
-    of_others = np.any([np.zeros_like(case.inside), *(other.inside for other in others)], axis=0)
-    return _in_two_places(case, of_others, [other.word for other in others], "auroc_objects")
+def _against_places(case: Case, mask: np.ndarray | None, beside: list, of_others) -> dict:
+    """What is measured at the patches `mask` of the category in another image, if there is one.
 
-
-def _against_places(case: Case, mask: np.ndarray | None, beside: list[dict | None]) -> dict:
-    """What is measured at the patches `mask` of the category in another image, if there is one."""
+    Patches of other objects are left out, for a usual place of theirs counts for their words.
+    """
     columns = _measured(case.word, case.top1, mask, "_other_image")
     mask = case.inside if mask is None else mask  # then nothing is compared
-    for lens in VALUES:
-        columns |= _in_two_places(case, mask, beside, f"auroc_places{lens}", VALUES[lens])
+    places = case.inside & ~of_others, mask & ~of_others
+    for lens, values in VALUES.items():
+        columns |= _in_two_places(case, places, beside, f"auroc_places{lens}", values)
     return columns
 
 
 def _in_two_places(
-    case: Case, theirs: np.ndarray, words: list[dict | None], name: str, values="log2_probs"
+    case: Case, places: tuple, words: list[dict | None], name: str, values="log2_probs"
 ) -> dict:
-    """AUROC `[layer]` of the own word in the own patches against `theirs`, and the mean of other
-    `words` in the same two groups. Patches of both count for neither."""
+    """AUROC `[layer]` of the own word in the first of two `places` (masks `[patch]`) against the
+    second, and the mean of other `words` in the same two. Patches of both count for neither."""
     own = swapped = np.full(len(case.top1[""]), np.nan)
-    either, words = case.inside ^ theirs, [case.word, *words]
-    mask = case.inside[either]
+    either, words = places[0] ^ places[1], [case.word, *words]
+    mask = places[0][either]
     is_read = None not in words and all(values in word for word in words)
     if is_read and mask.any() and not mask.all():
         own, *others = (auroc(word[values][:, either], mask) for word in words)
