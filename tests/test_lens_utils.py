@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lens_utils as lens
+from llava_lens.data.annotations import Annotations
 from llava_lens.store import Results
 from tests.conftest import ROOT
 
@@ -129,6 +130,7 @@ def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
         ({"model": "demo"}, "'demo' is neither"),
         ({"model": "demo/none"}, "'demo' has no 'none' in it"),
         ({"topk": 5}, "topk"),
+        ({"route": "False"}, "route is 'False': it must be True or False"),
     ],
 )
 def test_bad_settings_are_named(whole, llava_folder, tmp_path, settings, message, monkeypatch):
@@ -136,6 +138,17 @@ def test_bad_settings_are_named(whole, llava_folder, tmp_path, settings, message
     with pytest.raises((ValueError, TypeError), match=message):
         lens.analyse(whole[0], tmp_path, **{"model": llava_folder, "device": "cpu", **settings})
     assert not any(tmp_path.rglob("*.pkl"))
+
+
+def test_an_image_about_which_nothing_can_be_asked_is_skipped_by_name(
+    whole, llava_folder, tmp_path
+):
+    """Here all are: relations need two objects."""
+    unknown = whole[0]._replace(annotations=Annotations({}, {}, [], []))
+    asked = {"model": llava_folder, "device": "cpu", "kinds": ["relation"]}
+    message = "china.jpg: none of the kinds .* asked about it: relation"
+    with pytest.raises(ValueError, match=message):
+        lens.analyse(unknown, tmp_path, **asked)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from llava_lens.analysis.presence import presence_areas, within_images
 from llava_lens.analysis.stats import MIN_IMAGES, interval, peak_range, signed_rank, with_interval
 from llava_lens.files import write_whole
 from llava_lens.kinds import KINDS
-from llava_lens.schema import OF_OBJECTS, layer_label, layer_numbers
+from llava_lens.schema import OF_OBJECTS, layer_label, layer_numbers, weights_label
 from llava_lens.text import count_of, one_decimal, two_decimals
 
 SHOWN, NOT_SHOWN, UNDECIDED = "shown", "not shown", "undecided"
@@ -42,7 +42,8 @@ def findings(run: dict, tables) -> list[dict]:
 
 def save_findings(path, run: dict, tables) -> None:
     """Write `findings` as JSON, so that a script can compare two runs."""
-    text = json.dumps({"model": run["model"], "findings": findings(run, tables)}, indent=1)
+    about = {"model": run["model"], "weights": weights_label(run)}
+    text = json.dumps(about | {"findings": findings(run, tables)}, indent=1)
     write_whole(path, text.encode())
 
 

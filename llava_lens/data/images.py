@@ -125,14 +125,14 @@ def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
             off = abs(its_width * height - its_height * width)
             fits = off <= max(its_width, its_height, width, height)
             require(fits, f"{what} its annotations are for {its_width} x {its_height}")
-            return _to_rgb(image)
+            return to_rgb(image)
     except Exception as error:  # a damaged image can raise nearly anything
         raise OSError(
             f"Image {str(path)!r} can't be read ({error}): replace or remove it."
         ) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """The image in RGB. Raises ValueError for pixels of an unknown range."""
     require(image.mode != "F", "its pixels are floating-point numbers of an unknown range")
     if image.mode.startswith("I"):  # whole numbers, which convert() would clip, not scale

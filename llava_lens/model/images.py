@@ -96,9 +96,10 @@ def read_images(
     the images before. An image that can't be read is skipped by name. Raises ValueError if none
     can, and what `load_llava`, `check_last_layer` and `Results.begin` raise.
     """
+    on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
     # Else the state of an earlier run stays, of this process or of the one that launched it.
     PartialState._reset_state()
-    state, results = PartialState(cpu=settings.device == "cpu"), Results(folder)
+    state, results = PartialState(cpu=on_cpu), Results(folder)
     if state.num_processes > 1:
         # A forked process has torch's pool of threads without its threads, if the notebook has used
         # torch before: it would wait for them without an end.
@@ -175,6 +176,9 @@ class Reader:
         asked = self.settings.prompts or make_prompts(
             objects, absent, seed, self.settings.per_kind, self.together, self.settings.kinds
         )
+        if not asked:
+            kinds = ", ".join(self.settings.kinds)
+            raise OSError(f"none of the kinds of question can be asked about it: {kinds}")
         tokenizer = self.processor.tokenizer
         words = words_to_watch(tokenizer, objects, absent, asked, seed, self.together)
         record, mean, prefix = read_image_and_prefix(

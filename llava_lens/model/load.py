@@ -22,6 +22,7 @@ from llava_lens.model.run import encode_prompts, has_template, patches_along
 from llava_lens.text import require
 
 NUMBERS = ["per_kind", "top_k", "max_new_tokens", "seed"]  # of Settings
+SWITCHES = ["embedding_lens", "knockout", "route"]
 HEADROOM = 5 * 2**28  # bytes that reading needs on a GPU beside the weights
 TEXT_MODELS = ["llama", "mistral", "qwen2"]  # tests read each of them
 VISION_TOWERS = ["clip_vision_model", "siglip_vision_model"]
@@ -61,6 +62,9 @@ class Settings:
             fits = is_whole and (value >= 1 or name == "seed")
             require(fits, f"{name} is {value!r}: it must be a whole number{least}.")
             object.__setattr__(self, name, int(value))  # NumPy's could not be saved
+        for name in SWITCHES:
+            value = getattr(self, name)
+            require(isinstance(value, bool), f"{name} is {value!r}: it must be True or False.")
         fits = isinstance(self.kinds, (list, tuple)) and len(self.kinds) > 0
         fits, known = fits and all(kind in MADE_KINDS for kind in self.kinds), ", ".join(MADE_KINDS)
         require(fits, f"kinds is {self.kinds!r}: it must be a list of some of {known}.")

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from llava_lens.data.annotations import Annotations
-from llava_lens.data.images import open_image
+from llava_lens.data.images import open_image, to_rgb
 from llava_lens.model.images import Reader, describe_run
 from llava_lens.model.load import Settings, grey_image, load_once
 from llava_lens.text import require
@@ -54,7 +54,7 @@ def _as_file(image, spare: Path) -> tuple[str, Path]:
         require(path.is_file(), none)
         return path.name, path
     if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
+        image = to_rgb(ImageOps.exif_transpose(image))
     else:
         array = np.asarray(image)
         is_rgb = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size

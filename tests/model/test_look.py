@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 import lens_utils as lens
+from llava_lens.data.images import open_image
 from llava_lens.model import load
+from llava_lens.model import look as look_py
 
 QUESTIONS = ["What is this?", {"question": "Is it red?", "truth": "no"}]
 
@@ -58,6 +60,14 @@ def test_without_another_image_a_grey_one_is_the_counterfactual(look, photograph
     (grey,) = look(np.full((50, 70, 3), 128, np.uint8)).record["prompts"]
     assert grey["route"] == {}
     assert "No route for 'What is this?': on a plain grey image" in capsys.readouterr().out
+
+
+def test_a_transparent_picture_is_on_white_as_its_file_is(tmp_path):
+    picture = Image.new("RGBA", (9, 9), (0, 0, 0, 0)).quantize(4)
+    _, path = look_py._as_file(picture, tmp_path / "a.tiff")
+    picture.save(tmp_path / "a.png")
+    for file in (path, tmp_path / "a.png"):
+        assert open_image(file).getpixel((4, 4)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(
