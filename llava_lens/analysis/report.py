@@ -121,7 +121,7 @@ is readable nowhere.
 p < {findings.LEVEL:.2g} (0.05, Bonferroni over the pairs), and a median that differs. The sign \
 test leaves out images without a difference, so an interval can reach 0. One alone: undecided.
 - An own word must be above all three controls. The interval allows for the choice of the layer. \
-Each control rules out one other cause, not two at once.
+That of usual places holds too where any word is likelier on any object.
 - What is there must be told in both comparisons: over images, and within them.
 - A window of blocks needs Wilcoxon's test with p < {findings.MOST_P:.2g} (0.05, Bonferroni over \
 the kinds) and an interval above {findings.LEAST_LOSS}. Both allow for the choice of the window. \
