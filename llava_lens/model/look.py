@@ -27,7 +27,7 @@ def read_one(image, other, settings: Settings) -> tuple[dict, dict]:
     with TemporaryDirectory() as folder:
         name, path = _as_file(image, Path(folder, "image.tiff"))
         if other is None:
-            other_name, other_path = GREY, _as_file(grey_image(336), Path(folder, "grey.tiff"))[1]
+            other_name, other_path = GREY, _as_file(grey_image(64), Path(folder, "grey.tiff"))[1]
         else:
             other_name, other_path = _as_file(other, Path(folder, "other.tiff"))
             other_name += " (other)" * (other_name == name)
