@@ -8,6 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import PIL.ImageOps
 import seaborn as sns
 from IPython.display import Image
 from matplotlib import font_manager
@@ -23,7 +26,7 @@ WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi
 # Of Okabe and Ito's palette, whose colours colour-blind people can tell apart.
 BLUE, ORANGE, GREEN, YELLOW, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7"
 GREY = "0.6"
-DPI = 150  # of saved figures, which are 10 inches wide
+DPI, FOOT = 150, 26  # of saved figures, which are 10 inches wide; pixels below for the model
 COLOURS, MARKERS = sns.color_palette("colorblind"), "osD^vPX*<>"  # ten of each
 # Over a photograph: what is hardly probable is hardly seen.
 OVERLAY = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 1, 256)), "overlay")
@@ -70,18 +73,26 @@ def use_style() -> None:
 def save_figure(folder, run: dict, figure, name: str) -> Image:
     """Save a figure as `figures/<name>.png` under `folder`, close it, and return the saved picture
     with its alternative text, for a notebook to show. Below it stands the model that was read."""
-    model = title_of(f"{run['model']} ({weights_label(run)})", 100)
-    figure.supxlabel(model, x=0.995, ha="right", fontsize=7, color="0.4", parse_math=False)
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    pixels = PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    pixels = _with_model(PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())), run)
     if not any(axis.images for axis in figure.axes):
         # A third of the bytes. Curves look the same; in a colour scale it would make steps.
         pixels = pixels.quantize(method=PIL.Image.Quantize.MAXCOVERAGE)
     picture = displayed(pixels, alternative(figure))
     plt.close(figure)
     write_whole(inside(folder, "figures") / f"{name}.png", picture.data)
+    return picture
+
+
+def _with_model(pixels: PIL.Image.Image, run: dict) -> PIL.Image.Image:
+    """The picture with a strip below it, of FOOT pixels: no legend is in the way there."""
+    model = title_of(f"{run['model']} ({weights_label(run)})", 100)
+    font = PIL.ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 15)
+    picture = PIL.ImageOps.expand(pixels.convert("RGB"), (0, 0, 0, FOOT), "white")
+    place = picture.width - 8, picture.height - 6
+    PIL.ImageDraw.Draw(picture).text(place, model, "#666666", font, anchor="rs")
     return picture
 
 

@@ -81,14 +81,15 @@ def test_a_saved_figure_looks_as_drawn(tmp_path):
         axis.plot([number, 3 * number], color=style.COLOURS[number % 10], label=f"{number}")
     shown = style.save_figure(tmp_path, RUN, figure, "curves")
     assert shown.width == 1000 and plt.get_fignums() == []
-    assert figure.get_supxlabel() == "some/$model$ (float16, 4 bit)"  # which model it is of
     figure.set_dpi(150)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[:, :, :3].astype(int)
     saved = PIL.Image.open(io.BytesIO(shown.data))
-    assert saved.mode == "P" and saved.size == (1500, 450)
-    off = np.abs(np.asarray(saved.convert("RGB")) - drawn)
+    assert saved.mode == "P" and saved.size == (1500, 450 + style.FOOT)
+    pixels = np.asarray(saved.convert("RGB"))
+    assert pixels[450:, 1250:].min() < 150 and pixels[450:, :1000].min() == 255  # the model's name
+    off = np.abs(pixels[:450] - drawn)
     assert off.max() <= 16 and off.mean() < 1
     figure, axis = plt.subplots(figsize=(10, 3))
     figure.colorbar(axis.imshow(np.arange(1e4).reshape(10, -1), aspect="auto"))
