@@ -185,12 +185,10 @@ def _without_sinks(case: Case) -> dict:
 
 
 def _against_places(case: Case, mask: np.ndarray | None, beside: list, of_others) -> dict:
-    """What is measured at the patches `mask` of the category in another image, if there is one.
-
-    Patches of other objects are left out, for a usual place of theirs counts for their words.
-    """
+    """What is measured at the patches `mask` of the category in another image, if there is one."""
     columns = _measured(case.word, case.top1, mask, "_other_image")
     mask = case.inside if mask is None else mask  # then nothing is compared
+    # A usual place of another object counts for its word: its patches are left out.
     places = case.inside & ~of_others, mask & ~of_others
     for lens, values in VALUES.items():
         columns |= _in_two_places(case, places, beside, f"auroc_places{lens}", values)
