@@ -98,8 +98,7 @@ def _found(
         sentence = f"Not shown: that the {lens} finds objects at any layer ({n} images)."
         return told | {"outcome": "not shown", "sentence": sentence}
     first, last = layer_numbers(run)[[*shown]]
-    names = (f"layer {layer_label(run, n)}" if n else "the embedding" for n in (first, last))
-    begin, end = names
+    begin, end = (f"layer {layer_label(run, n)}" if n else "the embedding" for n in (first, last))
     where = f"from {begin} to {end}" if first < last else f"at {begin}"
     where = f"from {begin} on" if shown[1] == n_layers - 1 else where
     sentence = f"The {lens} finds objects {where} ({n} images)."
