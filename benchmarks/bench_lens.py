@@ -4,7 +4,8 @@
                                [--ways floor project ...] [--before FOLDER]
 
 `small`: 8 layers, d_model 512, a vocabulary of 32,064, 576 image tokens, float32 on the CPU. `7b`:
-LLaVA-1.5-7B's exact shape with random weights, float16, on a GPU capped at a P100's memory.
+LLaVA-1.5-7B's exact shape with random weights: float16 on a GPU capped at a P100's memory, or
+bfloat16 on a CPU, with 17 GiB of memory.
 `--words` makes every question longer. The ways take turns; their times are medians with spread.
 
 floor       bare forward passes with the project's batching, bare unembedding products
@@ -122,15 +123,16 @@ def seconds_of(work) -> float:
 
 def make_model(size: str):
     """A random LLaVA-1.5 but for depth and width: 336 pixels, 24 x 24 patches, 32,064 rows."""
-    folder = tempfile.mkdtemp(prefix="bench_lens_")
-    torch.set_default_dtype(torch.float16 if size == "7b" else torch.float32)
+    dtype = "float32" if size == "small" else "float16" if on_gpu() else "bfloat16"
+    torch.set_default_dtype(getattr(torch, dtype))
     torch.manual_seed(0)
     corpus = [kinds.CHAT, kinds.question_of("object"), kinds.question_of("description")]
     vision, text = (dict(zip(PARTS, sizes, strict=True)) for sizes in SIZES[size])
     text["vocab_size"] = 32_064
-    make_llava(folder, corpus, image_size=336, patch_size=14, vision=vision, text=text)
-    torch.set_default_dtype(torch.float32)
-    return load.load_llava(folder, "float16" if size == "7b" else "float32")
+    with tempfile.TemporaryDirectory(prefix="bench_lens_") as folder:
+        make_llava(folder, corpus, image_size=336, patch_size=14, vision=vision, text=text)
+        torch.set_default_dtype(torch.float32)
+        return load.load_llava(folder, dtype)
 
 
 def ways_to_read(bridge, processor, image, n_prompts: int, args) -> dict:

@@ -144,16 +144,14 @@ def read_embeddings(bridge, residuals: list, word_ids=()) -> dict[str, np.ndarra
     tokenizer, config = bridge.tokenizer, bridge.original_model.config
     lengths = torch.linalg.vector_norm(weight, dim=-1, dtype=torch.float32)
     lengths = lengths.clamp_min_(torch.finfo(torch.float32).tiny)  # the padding's may be 0
-    unspelled = {*tokenizer.all_special_ids, config.image_token_id}
-    unspelled = torch.tensor([*unspelled, *range(len(tokenizer), len(weight))])
-    unspelled, layers = unspelled.to(weight.device), []
+    special, layers = [*{*tokenizer.all_special_ids, config.image_token_id}], []
     for resid in residuals:
         pieces = []
         for states in resid.to(weight.device).split(SLICE):
             states = torch.nn.functional.normalize(states.float(), dim=-1)  # half would overflow
             cosines = (states.to(weight.dtype) @ weight.T).float().div_(lengths)  # [pos, d_vocab]
             of_words = [cosines[:, ids].amax(-1) for ids in word_ids]
-            cosines[:, unspelled] = -2
+            cosines[:, special] = cosines[:, len(tokenizer) :] = -2
             nearest = top_k_of(cosines, N_NEAREST)
             pieces.append((*nearest, torch.stack(of_words, 1) if of_words else states[:, :0]))
         layers.append([torch.cat(parts) for parts in zip(*pieces, strict=True)])
