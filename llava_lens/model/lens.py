@@ -142,14 +142,15 @@ def read_embeddings(bridge, residuals: list, word_ids=()) -> dict[str, np.ndarra
     """
     weight = bridge.original_model.get_input_embeddings().weight  # [d_vocab, d_model]
     tokenizer, config = bridge.tokenizer, bridge.original_model.config
-    lengths = torch.linalg.vector_norm(weight, dim=-1, dtype=torch.float32)
-    lengths = lengths.clamp_min_(torch.finfo(torch.float32).tiny)  # the padding's may be 0
+    # By parts: of a large vocabulary a copy in float32 would have gigabytes.
+    lengths = torch.cat([rows.float().norm(dim=-1) for rows in weight.split(4096)])
+    lengths = lengths.to(weight.dtype).clamp_min_(torch.finfo(weight.dtype).tiny)  # padding has 0
     special, layers = [*{*tokenizer.all_special_ids, config.image_token_id}], []
     for resid in residuals:
         pieces = []
         for states in resid.to(weight.device).split(SLICE):
             states = torch.nn.functional.normalize(states.float(), dim=-1)  # half would overflow
-            cosines = (states.to(weight.dtype) @ weight.T).float().div_(lengths)  # [pos, d_vocab]
+            cosines = (states.to(weight.dtype) @ weight.T).div_(lengths)  # [pos, d_vocab]
             of_words = [cosines[:, ids].amax(-1) for ids in word_ids]
             cosines[:, special] = cosines[:, len(tokenizer) :] = -2
             nearest = top_k_of(cosines, N_NEAREST)
@@ -158,8 +159,8 @@ def read_embeddings(bridge, residuals: list, word_ids=()) -> dict[str, np.ndarra
     cosines, ids, of_words = (torch.stack(parts).cpu() for parts in zip(*layers, strict=True))
     return {
         "embedding_ids": ids.numpy().astype(np.min_scalar_type(bridge.cfg.d_vocab)),
-        "embedding_cosines": cosines.numpy().astype(np.float16),
-        "cosines": np.ascontiguousarray(of_words.numpy().transpose(2, 0, 1), np.float16),
+        "embedding_cosines": cosines.half().numpy(),
+        "cosines": of_words.permute(2, 0, 1).half().contiguous().numpy(),
     }
 
 
