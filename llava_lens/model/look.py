@@ -35,7 +35,7 @@ def read_one(image, other, settings: Settings) -> tuple[dict, dict]:
         for one in paths.values():
             open_image(one)
         model = load_once(settings.model, settings.dtype, settings.device, settings.quantize)
-        run = describe_run(*model, settings, last_layer_jsd=0.0)
+        run = describe_run(*model, settings)
         reader = Reader(model, paths, Annotations({}, {}, [], []), run, settings)
         run = reader.check_lens(name)
         record, _ = reader.read(name)

@@ -123,7 +123,7 @@ def test_patching_equals_plain_hf(both, images):
 
 def check_cuts(llava, hf, dtype, images, n_image_tokens=16):
     """Each cut in its blocks equals plain HF with that mask."""
-    record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), load.Settings(""))
+    record, *_ = read_image(*llava, images[0], as_prompts(QUESTIONS), load.Settings(""))
     windows, n_layers = [[2, 3], [4, 4]], llava[0].cfg.n_layers
     windows.append([1, n_layers])
     about = PLACES | {"knockout_windows": windows, "route_layers": []}
@@ -174,8 +174,8 @@ def test_rows_side_by_side_equal_those_by_themselves(both, images, monkeypatch):
 @pytest.fixture
 def two_prompts(llava, images):
     """The prompts of a record, and its run."""
-    record, _ = read_image(*llava, images[0], as_prompts(QUESTIONS), TWO_TOKENS)
-    return record["prompts"], describe_run(*llava, TWO_TOKENS, 0.0)
+    record, *_ = read_image(*llava, images[0], as_prompts(QUESTIONS), TWO_TOKENS)
+    return record["prompts"], describe_run(*llava, TWO_TOKENS)
 
 
 def test_a_prompt_that_is_not_run_at_once_is_left_out(llava, images, two_prompts, monkeypatch):
@@ -230,7 +230,7 @@ def demo():
     own = as_prompts([*own, "Describe the image."])
     settings = load.Settings("demo/model", "float32", "cpu", own, top_k=1, max_new_tokens=3)
     paths = find_images(ROOT / "demo/scenes")
-    return model, paths, describe_run(*model, settings, 0.0), settings
+    return model, paths, describe_run(*model, settings), settings
 
 
 def test_the_counterfactual_is_the_nearest_image_before_with_another_answer(demo):

@@ -116,7 +116,7 @@ def test_a_weight_anywhere_makes_another_fingerprint(llava):
 def test_a_run_that_could_not_be_saved_is_refused_before_it_begins(tmp_path, llava):
     """With the check that loading makes."""
     settings = load.Settings("m", top_k=np.int64(3), seed=np.int32(1), per_kind=np.int8(2))
-    run = images.describe_run(*llava, settings, 0.0)
+    run = images.describe_run(*llava, settings)
     store.Results(tmp_path).refuse_another(run)  # numbers are made plain
     prompt = {**prompts.as_prompts(["?"])[0], "question": np.str_("?")}
     for change, where in (

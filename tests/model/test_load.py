@@ -49,7 +49,7 @@ def test_in_4_bit_the_lens_is_exact_and_answers_are_those_of_plain_hf(llava_fold
     _, counted = load._empty_llava(LlavaConfig.from_pretrained(llava_folder), "float32", "4bit")
     assert counted == sum(one.nbytes for one in stored)
 
-    record, _ = read_image(*llava, image, PROMPTS, load.Settings("", max_new_tokens=6))
+    record, *_ = read_image(*llava, image, PROMPTS, load.Settings("", max_new_tokens=6))
     for prompt in record["prompts"]:
         inputs = hf_inputs(hf, image, prompt["question"])
         answer = hf[0].generate(**inputs, do_sample=False, max_new_tokens=6)[0]
@@ -369,7 +369,7 @@ def test_what_the_processor_lacks_comes_from_the_models_config(checkpoint, llava
     assert torch.equal(pixels, expected[0]) and ids.tolist() == expected[1][0].tolist()
     settings, answers = load.Settings("", max_new_tokens=4), []
     for model in (llava, (bridge, processor)):
-        record, _ = read_image(*model, image, PROMPTS[:1], settings)
+        record, *_ = read_image(*model, image, PROMPTS[:1], settings)
         answers.append(record["prompts"][0]["answer_ids"].tolist())
     assert answers[0] == answers[1]
     end = llava[0].original_model.generation_config.eos_token_id

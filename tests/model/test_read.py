@@ -52,10 +52,10 @@ def test_every_second_layer_is_one_place(llava, image, monkeypatch):
     prompts, some = as_prompts(["What is this?"]), [0, 2, 4, 5]
     settings = load.Settings("", top_k=3, max_new_tokens=2)
     words = [{"category": "dog", "token_ids": [5, 6]}]
-    everything, mean = model_read.read_image(*llava, image, prompts, settings, words)
+    everything, mean, _ = model_read.read_image(*llava, image, prompts, settings, words)
     for module in (lens, model_read, run, images):
         monkeypatch.setattr(module, "layers_read", lambda n_layers: some)
-    record, its_mean = model_read.read_image(*llava, image, prompts, settings, words)
+    record, its_mean, _ = model_read.read_image(*llava, image, prompts, settings, words)
     np.testing.assert_allclose(its_mean, mean[:, some], rtol=1e-4, atol=1e-7)
     (prompt,), (whole,) = record["prompts"], everything["prompts"]
     assert prompt["answer"] == whole["answer"]
@@ -66,7 +66,7 @@ def test_every_second_layer_is_one_place(llava, image, monkeypatch):
     ):
         for name in one.keys() - {"jsd_prev", "top_ids"}:
             np.testing.assert_allclose(one[name], other[name][some], rtol=1e-3, atol=1e-5)
-    described = images.describe_run(*llava, settings, last_layer_jsd=0.0)
+    described = images.describe_run(*llava, settings)
     assert described["layers"] == ["emb", "2", "4", "5"]
     checks.check_run(described)
 
@@ -147,7 +147,7 @@ def test_the_words_are_read_from_the_full_distribution(llava, image):
     there, absent = {"present": True, "absent_sampling": ""}, {"present": False}
     words = [{"category": "x", "token_ids": [7, 300], **there}]
     words += [{"category": "y", "token_ids": [11], "absent_sampling": "random", **absent}]
-    record, _ = read_image(llava, image, PROMPTS[:1], words, top_k=1, max_new_tokens=1)
+    record, *_ = read_image(llava, image, PROMPTS[:1], words, top_k=1, max_new_tokens=1)
     pixel_values, (ids,) = encode_prompts(processor, image, [PROMPTS[0]["question"]])
     given = dict(pixel_values=pixel_values, use_cache=False)
     with torch.inference_mode():
@@ -166,7 +166,7 @@ def test_the_words_are_read_from_the_full_distribution(llava, image):
     assert [word["category"] for word in record["words"]] == ["x", "y"]
     assert record["patches"].keys() == schema.PATCHES.keys()
     without = {"top_k": 1, "max_new_tokens": 1, "embedding_lens": False}
-    other, _ = read_image(llava, image, PROMPTS[:1], words, **without)
+    other, *_ = read_image(llava, image, PROMPTS[:1], words, **without)
     assert record["patches"].keys() - other["patches"].keys() == {
         "embedding_ids",
         "embedding_cosines",

@@ -91,9 +91,9 @@ def test_a_cache_that_stays_empty_is_an_error(llava, image, monkeypatch):
 def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image, monkeypatch):
     """By 7 tokens at a time, so that pieces end within the prompt, at its end and within the
     answer; and never more than these are held."""
-    whole, whole_mean = read_image(llava, image, PROMPTS, max_new_tokens=9)
+    whole, whole_mean, _ = read_image(llava, image, PROMPTS, max_new_tokens=9)
     monkeypatch.setattr(run, "PIECE", 7)
-    pieces, pieces_mean = read_image(llava, image, PROMPTS, max_new_tokens=9)
+    pieces, pieces_mean, _ = read_image(llava, image, PROMPTS, max_new_tokens=9)
     for one, other in zip(whole["prompts"], pieces["prompts"], strict=True):
         assert one["answer"] == other["answer"]
         assert one["token_ids"].tolist() == other["token_ids"].tolist()
