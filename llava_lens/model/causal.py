@@ -77,10 +77,15 @@ def logits_of(bridge, cache, rows: dict[tuple, Row]) -> dict[tuple, torch.Tensor
         batch, waiting = dict(waiting[:n_rows]), waiting[n_rows:]
         residuals = run_rows(bridge, cache, [*batch.values()])
         crop_to(cache, n_cached)
-        last = lens_logits(bridge, residuals[-1][ends[:n_rows] - 1])  # [row, d_vocab]
-        if not last.isfinite().all():
-            raise_not_finite("the logits with attention cut or states patched")
+        last = _finite_logits(bridge, residuals[-1][ends[:n_rows] - 1])  # [row, d_vocab]
         logits |= zip(batch, last, strict=True)
+    return logits
+
+
+def _finite_logits(bridge, states) -> torch.Tensor:
+    logits = lens_logits(bridge, states)
+    if not logits.isfinite().all():
+        raise_not_finite("the logits with attention cut or states patched")
     return logits
 
 
@@ -219,7 +224,7 @@ def read_routes(  # noqa: PLR0913 (both runs of a text, and what is asked)
             question = _append(cache, other_cache, other.places[:-1])
             rows[number, "mediated", -1] = own.last(own.states[0], 0, question)
             for which, run in ("own", own), ("counterfactual", other):
-                logits[number, which, -1] = lens_logits(bridge, run.states[-1][-1:])[0]
+                logits[number, which, -1] = _finite_logits(bridge, run.states[-1][-1:])[0]
             routes[number] = {
                 "other": name,
                 "other_answer": _text(bridge, other.said),

@@ -196,6 +196,16 @@ def test_nan_is_named(llava, images, two_prompts, monkeypatch):
         causal_of(llava, images[0], prompts, [{}, {}], about)
 
 
+def test_nan_after_the_other_image_alone_is_named(llava, images, monkeypatch):
+    """Where the route's two runs are read, by themselves; rows side by side are finite."""
+    lens_logits = causal.lens_logits
+    nan = lambda bridge, resid: lens_logits(bridge, resid) / (len(resid) > 1)  # noqa: E731
+    monkeypatch.setattr(causal, "lens_logits", nan)
+    prefixes = [prefix_of(llava, image) for image in images]
+    with pytest.raises(FloatingPointError, match="attention cut or states patched"):
+        routes_of(llava, *prefixes, {0: text_ids(llava, images[0], QUESTIONS[0])})
+
+
 def test_windows_are_six_of_a_quarter_of_the_blocks_and_one_of_all():
     of_32 = causal.knockout_windows(32, 9 / 32)
     assert of_32[0] == [1, 9] and of_32[-2:] == [[24, 32], [1, 32]] and len(of_32) == 7
