@@ -35,7 +35,7 @@ def mistral_folder(tmp_path_factory):
     torch.manual_seed(2)
     make_llava(folder, [kinds.CHAT, *QUESTIONS], 56, 14, vision=VISION, text=text)
     of_mistral = {"model_type": "mistral", "sliding_window": WINDOW}
-    change_json(folder / "config.json", lambda config: config["text_config"].update(of_mistral))
+    change_json(folder / "config.json", text_config=of_mistral)
     return folder
 
 
