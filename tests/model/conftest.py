@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from llava_lens.data.images import open_image
+from llava_lens.model import load, read
 from tests.conftest import PROMPTS
 from tests.model.plain_hf import hf_inputs, hf_lens, load_hf
+
+
+def read_image(llava, image, prompts, words=(), **settings):
+    """`(record, mean probability)` of an image."""
+    return read.read_image(*llava, image, prompts, load.Settings("", **settings), words)[:2]
 
 
 @pytest.fixture(scope="session")

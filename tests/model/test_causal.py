@@ -11,14 +11,13 @@ from llava_lens.data.images import find_images, open_image
 from llava_lens.data.prompts import as_prompts
 from llava_lens.model import causal, load, run
 from llava_lens.model.images import Reader, describe_run
-from llava_lens.model.read import read_image
 from tests.conftest import NOTHING_KNOWN, ROOT, TEXT, VISION
+from tests.model.conftest import read_image
 from tests.model.plain_hf import CHOSEN, Hooked, hf_inputs, load_hf
 from tests.model.test_load import change_json
 
 QUESTIONS = ["What is this? 狗", kinds.question_of("relation", a="dog", b="cat")]
 PLACES = {"grid": [4, 4], "n_image_tokens": 16}  # of RUN
-TWO_TOKENS = load.Settings("", max_new_tokens=2)
 # Rounding of another matrix shape, about twice what was measured. Of two logits against plain HF,
 # and of all logits of a row beside others, in standard deviations; of probabilities.
 TOLERANCE = {"float32": 2e-5, "float16": 3e-3}  # float16: mostly none, so one last place
@@ -123,7 +122,7 @@ def test_patching_equals_plain_hf(both, images):
 
 def check_cuts(llava, hf, dtype, images, n_image_tokens=16):
     """Each cut in its blocks equals plain HF with that mask."""
-    record, *_ = read_image(*llava, images[0], as_prompts(QUESTIONS), load.Settings(""))
+    record, _ = read_image(llava, images[0], as_prompts(QUESTIONS))
     windows, n_layers = [[2, 3], [4, 4]], llava[0].cfg.n_layers
     windows.append([1, n_layers])
     about = PLACES | {"knockout_windows": windows, "route_layers": []}
@@ -174,8 +173,8 @@ def test_rows_side_by_side_equal_those_by_themselves(both, images, monkeypatch):
 @pytest.fixture
 def two_prompts(llava, images):
     """The prompts of a record, and its run."""
-    record, *_ = read_image(*llava, images[0], as_prompts(QUESTIONS), TWO_TOKENS)
-    return record["prompts"], describe_run(*llava, TWO_TOKENS)
+    record, _ = read_image(llava, images[0], as_prompts(QUESTIONS), max_new_tokens=2)
+    return record["prompts"], describe_run(*llava, load.Settings(""))
 
 
 def test_a_prompt_that_is_not_run_at_once_is_left_out(llava, images, two_prompts, monkeypatch):

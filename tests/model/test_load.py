@@ -13,9 +13,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from llava_lens import kinds
 from llava_lens.model import load
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
-from llava_lens.model.read import check_last_layer, read_image
+from llava_lens.model.read import check_last_layer
 from llava_lens.model.run import chat_of, encode_prompts
 from tests.conftest import PROMPTS
+from tests.model.conftest import read_image
 from tests.model.families import make_family
 from tests.model.plain_hf import hf_inputs, load_hf
 
@@ -49,7 +50,7 @@ def test_in_4_bit_the_lens_is_exact_and_answers_are_those_of_plain_hf(llava_fold
     _, counted = load._empty_llava(LlavaConfig.from_pretrained(llava_folder), "float32", "4bit")
     assert counted == sum(one.nbytes for one in stored)
 
-    record, *_ = read_image(*llava, image, PROMPTS, load.Settings("", max_new_tokens=6))
+    record, _ = read_image(llava, image, PROMPTS, max_new_tokens=6)
     for prompt in record["prompts"]:
         inputs = hf_inputs(hf, image, prompt["question"])
         answer = hf[0].generate(**inputs, do_sample=False, max_new_tokens=6)[0]
@@ -327,9 +328,9 @@ def test_what_the_processor_lacks_comes_from_the_models_config(checkpoint, llava
     expected = encode_prompts(llava[1], image, question)
     pixels, (ids,) = encode_prompts(processor, image, question)
     assert torch.equal(pixels, expected[0]) and ids.tolist() == expected[1][0].tolist()
-    settings, answers = load.Settings("", max_new_tokens=4), []
+    answers = []
     for model in (llava, (bridge, processor)):
-        record, *_ = read_image(*model, image, PROMPTS[:1], settings)
+        record, _ = read_image(model, image, PROMPTS[:1], max_new_tokens=4)
         answers.append(record["prompts"][0]["answer_ids"].tolist())
     assert answers[0] == answers[1]
     end = llava[0].original_model.generation_config.eos_token_id

@@ -8,13 +8,10 @@ import torch
 from transformers import DynamicCache, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
-from llava_lens.model import lens, load, read, run
+from llava_lens.model import lens, load, run
 from tests.conftest import PROMPTS
+from tests.model.conftest import read_image
 from tests.model.plain_hf import hf_inputs, hf_lens, load_hf
-
-
-def read_image(llava, image, prompts, words=(), **settings):
-    return read.read_image(*llava, image, prompts, load.Settings("", **settings), words)
 
 
 @pytest.mark.parametrize(
@@ -46,16 +43,6 @@ def test_residual_streams_distributions_and_logits(llava_folder, image, dtype, h
     assert logits.shape == (1, bridge.cfg.d_vocab)
     scale = expected_logits.double().std()
     assert (logits[0].double() - expected_logits[-1]).abs().max() < tolerance * scale
-
-
-def test_prompts_are_tokenised_as_by_the_processor(llava, hf, image):
-    questions = [prompt["question"] for prompt in PROMPTS]
-    pixel_values, sequences = run.encode_prompts(llava[1], image, questions)
-    for question, sequence in zip(questions, sequences, strict=True):
-        expected = hf_inputs(hf, image, question)
-        assert sequence.tolist() == expected["input_ids"][0].tolist()
-        assert sequence[0] == llava[1].tokenizer.bos_token_id
-        assert torch.equal(pixel_values.double(), expected["pixel_values"])
 
 
 def test_answer_ends_with_the_end_token(llava, image, monkeypatch):
@@ -91,9 +78,9 @@ def test_a_cache_that_stays_empty_is_an_error(llava, image, monkeypatch):
 def test_a_long_prompt_is_fed_in_pieces_with_the_same_result(llava, image, monkeypatch):
     """By 7 tokens at a time, so that pieces end within the prompt, at its end and within the
     answer; and never more than these are held."""
-    whole, whole_mean, _ = read_image(llava, image, PROMPTS, max_new_tokens=9)
+    whole, whole_mean = read_image(llava, image, PROMPTS, max_new_tokens=9)
     monkeypatch.setattr(run, "PIECE", 7)
-    pieces, pieces_mean, _ = read_image(llava, image, PROMPTS, max_new_tokens=9)
+    pieces, pieces_mean = read_image(llava, image, PROMPTS, max_new_tokens=9)
     for one, other in zip(whole["prompts"], pieces["prompts"], strict=True):
         assert one["answer"] == other["answer"]
         assert one["token_ids"].tolist() == other["token_ids"].tolist()
