@@ -31,10 +31,8 @@ def family(request, tmp_path_factory, photographs):
     settings = {"dtype": "float32", "device": "cpu", "max_new_tokens": 4, "prompts": QUESTIONS}
     results = folder / "results"
     lens_utils.analyse(lens_utils.load_images(photographs), results, model=folder, **settings)
-    llava, hf = (
-        load.load_llava(folder, "float32", "cpu"),
-        load_hf(folder, torch.float32, CHATS[name]),
-    )
+    llava = load.load_llava(folder, "float32", "cpu")
+    hf = load_hf(folder, torch.float32, CHATS[name])
     if name == "llava-llama-3-8b":  # no file says it
         hf[1].patch_size = 14
     images = [open_image(photographs / image) for image in ("china.jpg", "flower.jpg")]

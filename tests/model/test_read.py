@@ -8,13 +8,15 @@ from scipy.spatial.distance import jensenshannon
 
 from llava_lens import checks, schema
 from llava_lens.analysis import curves
+from llava_lens.data.images import find_images
 from llava_lens.data.prompts import as_prompts
 from llava_lens.model import images, lens, load, run
 from llava_lens.model import read as model_read
 from llava_lens.model.run import encode_prompts, run_and_capture
-from tests.conftest import PROMPTS
+from tests.conftest import NOTHING_KNOWN, PROMPTS
 from tests.model.conftest import read_image
 from tests.model.plain_hf import hf_inputs, hf_lens
+from tests.model.test_images_runs import assert_close
 
 
 def test_last_layer_check_passes_and_finds_a_second_norm(llava_folder, image, monkeypatch):
@@ -33,28 +35,51 @@ def test_last_layer_check_passes_and_finds_a_second_norm(llava_folder, image, mo
         model_read.check_last_layer(bridge, processor, image)
 
 
-def test_every_second_layer_is_one_place(llava, image, monkeypatch):
-    """Where `layers_read` leaves some out, the others are read as before."""
-    prompts, some = as_prompts(["What is this?"]), [0, 2, 4, 5]
-    settings = {"top_k": 3, "max_new_tokens": 2}
-    words = [{"category": "dog", "token_ids": [5, 6]}]
-    everything, mean = read_image(llava, image, prompts, words, **settings)
+TABLES = schema.PATCHES, schema.WORD, schema.CONTROL, schema.PROMPT
+PER_LAYER = {name for of in TABLES for name, field in of.items() if "layer" in field.shape[:1]}
+
+
+def at_layers(value, layers, name=""):
+    """What a record has where only these layers are read."""
+    if isinstance(value, dict):
+        return {key: at_layers(one, layers, key) for key, one in value.items()}
+    if isinstance(value, list):
+        return [at_layers(one, layers) for one in value]
+    return value[layers] if name in PER_LAYER else value
+
+
+def test_every_second_layer_is_one_place(llava, photographs, monkeypatch):
+    """Where `layers_read` leaves some out, all that is read of the others is as before."""
+    paths, layers = find_images(photographs), [0, 2, 4, 5]
+    dog = {"category": "dog", "box": [200, 90, 300, 200], "crowd": False, "color": "red"}
+    annotations = NOTHING_KNOWN._replace(
+        objects={"china.jpg": [dog | {"image_size": (640, 427)}]}, absent={"china.jpg": ["cat"]}
+    )
+    asked = as_prompts(["What is this?"])
+    settings = load.Settings("", prompts=asked, top_k=3, max_new_tokens=2)
+
+    def read_china():
+        described = images.describe_run(*llava, settings)
+        reader = images.Reader(llava, paths, annotations, described, settings)
+        return described, *reader.read("china.jpg")
+
+    _, everything, mean = read_china()
     for module in (lens, model_read, run, images):
-        monkeypatch.setattr(module, "layers_read", lambda n_layers: some)
-    record, its_mean = read_image(llava, image, prompts, words, **settings)
-    np.testing.assert_allclose(its_mean, mean[:, some], rtol=1e-4, atol=1e-7)
-    (prompt,), (whole,) = record["prompts"], everything["prompts"]
-    assert prompt["answer"] == whole["answer"]
-    for one, other in (
-        (prompt["readings"], whole["readings"]),
-        (record["patches"], everything["patches"]),
-        ({"word": prompt["word_prob"]}, {"word": whole["word_prob"]}),
-    ):
-        for name in one.keys() - {"jsd_prev", "top_ids"}:
-            np.testing.assert_allclose(one[name], other[name][some], rtol=1e-3, atol=1e-5)
-    described = images.describe_run(*llava, load.Settings("", **settings))
+        monkeypatch.setattr(module, "layers_read", lambda n_layers: layers)
+    described, record, its_mean = read_china()
     assert described["layers"] == ["emb", "2", "4", "5"]
     checks.check_run(described)
+    checks.check_record(record, described, "china.jpg")  # all its numbers are finite
+    np.testing.assert_allclose(its_mean, mean[:, layers], rtol=1e-4, atol=1e-7)
+    expected = at_layers(everything, layers)
+    for readings, its in (
+        (expected["patches"], record["patches"]),
+        (expected["prompts"][0]["readings"], record["prompts"][0]["readings"]),
+    ):
+        its, before = its.pop("jsd_prev"), readings.pop("jsd_prev")
+        np.testing.assert_allclose(its[-1], before[-1], rtol=1e-3, atol=1e-5)  # to layer 4
+    assert record["words"] and record["prompts"][0]["route"]
+    assert_close(record, expected)
 
 
 def test_readings_equal_those_of_one_uncached_pass(pair, llava):
