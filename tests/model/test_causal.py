@@ -15,7 +15,7 @@ from llava_lens.model import causal, load, run
 from llava_lens.model.images import Reader, describe_run
 from tests.conftest import NOTHING_KNOWN, ROOT, TEXT, VISION
 from tests.model.conftest import read_image
-from tests.model.plain_hf import CHOSEN, Hooked, hf_inputs, load_hf
+from tests.model.plain_hf import CHOSEN, Hooked, hf_answer, load_hf
 from tests.model.test_load import change_json
 
 QUESTIONS = ["What is this? 狗", kinds.question_of("relation", a="dog", b="cat")]
@@ -91,7 +91,7 @@ def check_routes(llava, hf, dtype, images):
     texts = {number: text_ids(llava, images[0], asked) for number, asked in enumerate(QUESTIONS)}
     for number, asked in enumerate(QUESTIONS):
         own, other = (Hooked(hf, image, asked) for image in images)
-        donor, nothing = other.states(), own.patched("last", [], [])
+        donor, nothing = other.lens()[0], own.patched("last", [], [])
         change = nothing - other.patched("last", [], [])
         ids = int(change.argmax()), int(change.argmin())  # on which the two runs differ most
         route = routes_of(llava, *prefixes, texts, *ids)[number]
@@ -250,9 +250,7 @@ def test_the_counterfactual_is_the_nearest_image_before_with_another_answer(demo
 
     @cache
     def answer(name, question):
-        inputs = hf_inputs(hf, open_image(paths[name]), question)
-        ids = hf[0].generate(**inputs, do_sample=False, max_new_tokens=5)[0]
-        ids = ids[inputs["input_ids"].shape[1] :].tolist()
+        ids = hf_answer(hf, open_image(paths[name]), question, max_new_tokens=5)
         return ids, hf[1].decode(ids, skip_special_tokens=True).strip()
 
     reader, distances = Reader(model, paths, NOTHING_KNOWN, about, settings), []

@@ -18,7 +18,7 @@ from llava_lens.model.run import chat_of, encode_prompts
 from tests.conftest import PROMPTS
 from tests.model.conftest import read_image
 from tests.model.families import make_family
-from tests.model.plain_hf import hf_inputs, load_hf
+from tests.model.plain_hf import hf_answer, load_hf
 
 
 def test_the_model_is_where_its_weights_are(llava_folder, monkeypatch):
@@ -52,9 +52,8 @@ def test_in_4_bit_the_lens_is_exact_and_answers_are_those_of_plain_hf(llava_fold
 
     record, _ = read_image(llava, image, PROMPTS, max_new_tokens=6)
     for prompt in record["prompts"]:
-        inputs = hf_inputs(hf, image, prompt["question"])
-        answer = hf[0].generate(**inputs, do_sample=False, max_new_tokens=6)[0]
-        assert prompt["answer_ids"].tolist() == answer[inputs["input_ids"].shape[1] :].tolist()
+        said = hf_answer(hf, image, prompt["question"], max_new_tokens=6)
+        assert prompt["answer_ids"].tolist() == said
 
 
 # ---- Where the weights go -----------------------------------------------------------------------

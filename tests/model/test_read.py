@@ -15,7 +15,7 @@ from llava_lens.model import read as model_read
 from llava_lens.model.run import encode_prompts, run_and_capture
 from tests.conftest import NOTHING_KNOWN, PROMPTS
 from tests.model.conftest import read_image
-from tests.model.plain_hf import hf_inputs, hf_lens
+from tests.model.plain_hf import Hooked
 from tests.model.test_images_runs import assert_close
 
 
@@ -118,14 +118,13 @@ def check_readings(readings, probs, targets):
     assert (lowest <= readings["target_rank"]).all() and (readings["target_rank"] <= highest).all()
 
 
-def test_mean_probability_and_top_tokens_against_brute_force(read, run, hf, image, llava):
+def test_mean_probability_and_top_tokens_against_brute_force(read, run, hf, image):
     record, mean = next((record, mean) for record, mean in read if record["name"] == "china.jpg")
     per_segment = {"image": [], "prompt": [], "answer": []}
     for prompt in record["prompts"]:
         n_prompt, ids = prompt["n_prompt"], prompt["token_ids"]
-        inputs = hf_inputs(hf, image, prompt["question"], ids[n_prompt:])
-        probs = hf_lens(hf[0], inputs)[1].numpy()
-        at_image = (inputs["input_ids"][0] == llava[1].image_token_id).numpy()
+        plain = Hooked(hf, image, prompt["question"], ids[n_prompt:])
+        probs, at_image = plain.lens()[1].numpy(), plain.groups["image"]
         per_segment["image"] = [probs[:, at_image]]
         per_segment["prompt"].append(probs[:, -len(ids) :][:, :n_prompt])
         per_segment["answer"].append(probs[:, -len(ids) :][:, n_prompt:])

@@ -11,7 +11,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 from llava_lens.model import lens, load, run
 from tests.conftest import PROMPTS
 from tests.model.conftest import read_image
-from tests.model.plain_hf import hf_inputs, hf_lens, load_hf
+from tests.model.plain_hf import Hooked, load_hf
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,7 @@ def test_residual_streams_distributions_and_logits(llava_folder, image, dtype, h
             bridge, input_ids, DynamicCache(), pixel_values=pixel_values.to(bridge.cfg.dtype)
         )
     hf = load_hf(llava_folder, getattr(torch, hf_dtype))
-    inputs = hf_inputs(hf, image, question)
-    expected_residuals, expected_probs, expected_logits = hf_lens(hf[0], inputs)
+    expected_residuals, expected_probs, expected_logits = Hooked(hf, image, question).lens()
     scale = expected_residuals.double().std()
     assert len(residuals) == len(expected_residuals) == 6
     for resid, expected, probs in zip(residuals, expected_residuals, expected_probs, strict=True):
