@@ -1,12 +1,12 @@
 """Time, memory and passes over the weights for one image, against a floor and a plain way.
 
-    python benchmarks/bench_lens.py [--size small|7b] [--prompts 1 3 6] [--repeats 5] [--words 0]
+    python benchmarks/bench_lens.py [--size small|7b] [--prompts 1 3 6] [--repeats 5]
                                [--ways floor project ...]
 
 `small`: 8 layers, d_model 512, a vocabulary of 32,064, 576 image tokens, float32 on the CPU. `7b`:
 LLaVA-1.5-7B's exact shape with random weights: float16 on a GPU capped at a P100's memory, or
 bfloat16 on a CPU, with 17 GiB of memory.
-`--words` makes every question longer. The ways take turns; their times are medians with spread.
+The ways take turns; their times are medians with spread.
 
 floor       bare forward passes with the project's batching, bare unembedding products
 project     `read_image`
@@ -134,10 +134,10 @@ def make_model(size: str):
         return load.load_llava(folder, dtype)
 
 
-def ways_to_read(bridge, processor, image, n_prompts: int, args) -> dict:
+def ways_to_read(bridge, processor, image, n_prompts: int) -> dict:
     """The work to measure, by name of the way."""
-    question, more = kinds.question_of("object"), " image" * args.words
-    prompts = data_prompts.as_prompts([f"{question} {number}{more}" for number in range(n_prompts)])
+    question = kinds.question_of("object")
+    prompts = data_prompts.as_prompts([f"{question} {number}" for number in range(n_prompts)])
     settings = load.Settings("", top_k=TOP_K, max_new_tokens=N_ANSWER)
     questions = [prompt["question"] for prompt in prompts]
     pixel_values, sequences = run.encode_prompts(processor, image, questions)
@@ -205,7 +205,6 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 3, 6])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--words", type=int, default=0)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     args = parser.parse_args()
     if on_gpu():
@@ -217,7 +216,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if on_gpu() else f"CPU, {torch.get_num_threads()} threads"
     print(f"{args.size}, {bridge.cfg.dtype}, {device}, torch {torch.__version__}")
     for n_prompts in args.prompts:
-        ways = ways_to_read(bridge, processor, image, n_prompts, args)
+        ways = ways_to_read(bridge, processor, image, n_prompts)
         measure(bridge, {name: ways[name] for name in args.ways}, n_prompts, args.repeats)
 
 
