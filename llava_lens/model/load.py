@@ -142,16 +142,14 @@ def _llava_config(model: str) -> LlavaConfig:
             f"here. On Kaggle, turn the internet on under Settings. ({error})"
         ) from error
     kind = str(config.get("model_type"))
-    # LlavaConfig takes any keys, and fills what is missing with the defaults of a 7B.
-    original = any(key.startswith("mm_") for key in config) or kind.startswith("llava_llama")
-    original = original or "LlavaLlamaForCausalLM" in (config.get("architectures") or [])
     size = "13b" if config.get("hidden_size") == 5120 else "7b"
     require(
-        not original,
+        not any(key.startswith("mm_") for key in config),  # as mm_vision_tower
         f"{model!r} is in the format of the original LLaVA, which transformers can't load: take "
         f"the same model as llava-hf/llava-1.5-{size}-hf.",
     )
     require(kind == "llava", f"{model!r} is a {kind!r} model, but {READABLE}.")
+    # LlavaConfig would fill what is missing with the defaults of a 7B.
     missing = [part for part in ("text_config", "vision_config") if not config.get(part)]
     require(
         not missing,

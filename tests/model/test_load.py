@@ -218,8 +218,7 @@ ORIGINAL = "format of the original LLaVA.*take the same model as llava-hf/llava-
     "config, message",
     [
         ({"model_type": "llava", "mm_vision_tower": "x", "hidden_size": 4096}, f"{ORIGINAL}7b-hf"),
-        ({"model_type": "llava_llama", "hidden_size": 5120}, f"{ORIGINAL}13b-hf"),
-        ({"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}, f"{ORIGINAL}7b-hf"),
+        ({"model_type": "llava_llama", "mm_a": 1, "hidden_size": 5120}, f"{ORIGINAL}13b-hf"),
         ({"model_type": "llava_mistral", "mm_projector_type": "mlp2x_gelu"}, f"{ORIGINAL}7b-hf"),
         ({}, "neither a folder with a saved LLaVA"),
         ({"model_type": "llama"}, "'llama' model, but what can be read is model_type llava with"),
