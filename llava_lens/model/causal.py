@@ -68,16 +68,15 @@ def run_texts(side_by_side: Texts, texts: dict[int, torch.Tensor]) -> dict[int, 
 
 def logits_of(bridge, cache, rows: dict[tuple, Row]) -> dict[tuple, torch.Tensor]:
     """The logits `[d_vocab]` in float32 at the last position of each row; `cache` is left as it
-    was. Rows of PIECE tokens run side by side, in the order of their first layer."""
+    was. Rows run side by side (`in_groups`), in the order of their first layer."""
     n_cached, logits = cache.get_seq_length(), {}
-    waiting = sorted(rows.items(), key=lambda item: item[1].layer)
-    while waiting:
-        ends = np.cumsum([len(row.states) for _, row in waiting])
-        n_rows = int((ends <= PIECE).sum())
-        batch, waiting = dict(waiting[:n_rows]), waiting[n_rows:]
+    keys = sorted(rows, key=lambda key: rows[key].layer)
+    for group in in_groups([rows[key].states for key in keys]):
+        batch = {keys[number]: rows[keys[number]] for number in group}
         residuals = run_rows(bridge, cache, [*batch.values()])
         crop_to(cache, n_cached)
-        last = _finite_logits(bridge, residuals[-1][ends[:n_rows] - 1])  # [row, d_vocab]
+        ends = np.cumsum([len(states) for states in group.values()]) - 1
+        last = _finite_logits(bridge, residuals[-1][ends])  # [row, d_vocab]
         logits |= zip(batch, last, strict=True)
     return logits
 
