@@ -15,13 +15,13 @@ from llava_lens.model.run import PIECE, Row, Texts, as_cache, crop_to, in_groups
 WORD_TOKENS = 5  # so many tokens of an answer tell its first word
 
 
-def knockout_windows(n_layers: int, share: float = 9 / 32) -> list[list[int]]:
+def knockout_windows(n_layers: int) -> list[list[int]]:
     """The windows in which attention is cut, `[first, last]` of their blocks, counted from 1.
 
-    Up to six of `share` of the blocks each (rounded up, at least two), evenly spaced; and at the
+    Up to six of 9 in 32 of the blocks each (rounded up, at least two), evenly spaced; and at the
     end one of all blocks.
     """
-    width = min(n_layers, max(2, math.ceil(share * n_layers)))
+    width = min(n_layers, max(2, math.ceil(9 / 32 * n_layers)))
     firsts = np.unique(np.linspace(1, n_layers - width + 1, 6).round().astype(int)).tolist()
     moved = [[first, first + width - 1] for first in firsts]
     return moved + [[1, n_layers]] * (width < n_layers)

@@ -206,14 +206,14 @@ def test_nan_after_the_other_image_alone_is_named(llava, images, monkeypatch):
 
 
 def test_windows_are_six_of_a_quarter_of_the_blocks_and_one_of_all():
-    of_32 = causal.knockout_windows(32, 9 / 32)
+    of_32 = causal.knockout_windows(32)
     assert of_32[0] == [1, 9] and of_32[-2:] == [[24, 32], [1, 32]] and len(of_32) == 7
     assert all(last - first == 8 for first, last in of_32[:-1])
     steps = np.diff([first for first, _ in of_32[:-1]])
     assert set(steps) == {4, 5}  # so each overlaps half of the next
-    assert causal.knockout_windows(8, 9 / 32)[:2] == [[1, 3], [2, 4]]
-    assert causal.knockout_windows(6, 0.1) == [[1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [1, 6]]
-    assert causal.knockout_windows(2, 9 / 32) == causal.knockout_windows(2, 2.0) == [[1, 2]]
+    assert causal.knockout_windows(8)[:2] == [[1, 3], [2, 4]]
+    assert causal.knockout_windows(6) == [[1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [1, 6]]
+    assert causal.knockout_windows(2) == [[1, 2]] and causal.knockout_windows(1) == [[1, 1]]
 
 
 def test_every_layer_is_patched_or_seventeen_evenly_spaced():
