@@ -1,19 +1,18 @@
 """Time, memory and passes over the weights for one image, against a floor and a plain way.
 
-    python benchmarks/bench_lens.py [--size small|7b] [--prompts 1 3 6] [--repeats 5] [--words 0]
-                               [--ways floor project ...] [--before FOLDER]
+    python benchmarks/bench_lens.py [--size small|7b] [--prompts 1 3 6] [--repeats 5]
+                               [--ways floor project ...]
 
 `small`: 8 layers, d_model 512, a vocabulary of 32,064, 576 image tokens, float32 on the CPU. `7b`:
 LLaVA-1.5-7B's exact shape with random weights: float16 on a GPU capped at a P100's memory, or
 bfloat16 on a CPU, with 17 GiB of memory.
-`--words` makes every question longer. The ways take turns; their times are medians with spread.
+The ways take turns; their times are medians with spread.
 
 floor       bare forward passes with the project's batching, bare unembedding products
 project     `read_image`
 logit lens  the same without the embedding lens
 causal      `read_causal`: knockout and route of these prompts, one counterfactual image
 plain HF    per prompt `generate`, one whole pass with output_hidden_states, all of the lens at once
-before, knockout before   `read_image`, `read_knockout` of the release with flat modules in FOLDER
 
 Passes: how often the weights of the language tower's blocks are read, in units of all of them.
 TFLOP: of these products, by shape. Peak memory: on a GPU only.
@@ -45,7 +44,7 @@ SIZES = {  # of vision tower and language model, in the order of PARTS
 }
 N_ANSWER, TOP_K, SLICE = 5, 10, 64
 CUT = {"object": [*range(100, 130)], "background": [*range(300, 330)]}  # patches of the 576
-WAYS = ["floor", "project", "logit lens", "causal", "plain HF", "before", "knockout before"]
+WAYS = ["floor", "project", "logit lens", "causal", "plain HF"]
 
 
 def on_gpu() -> bool:
@@ -135,10 +134,10 @@ def make_model(size: str):
         return load.load_llava(folder, dtype)
 
 
-def ways_to_read(bridge, processor, image, n_prompts: int, args) -> dict:
+def ways_to_read(bridge, processor, image, n_prompts: int) -> dict:
     """The work to measure, by name of the way."""
-    question, more = kinds.question_of("object"), " image" * args.words
-    prompts = data_prompts.as_prompts([f"{question} {number}{more}" for number in range(n_prompts)])
+    question = kinds.question_of("object")
+    prompts = data_prompts.as_prompts([f"{question} {number}" for number in range(n_prompts)])
     settings = load.Settings("", top_k=TOP_K, max_new_tokens=N_ANSWER)
     questions = [prompt["question"] for prompt in prompts]
     pixel_values, sequences = run.encode_prompts(processor, image, questions)
@@ -146,7 +145,7 @@ def ways_to_read(bridge, processor, image, n_prompts: int, args) -> dict:
     pixel_values = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
     sequences = [sequence.to(bridge.cfg.device) for sequence in sequences]
     inputs = bridge, pixel_values, sequences
-    ways = {
+    return {
         "floor": lambda: floor(*inputs, n_prefix, first),
         "project": lambda: read.read_image(bridge, processor, image, prompts, settings),
         "logit lens": lambda: read.read_image(
@@ -155,15 +154,12 @@ def ways_to_read(bridge, processor, image, n_prompts: int, args) -> dict:
         "causal": causal_work(bridge, processor, image, prompts, settings),
         "plain HF": lambda: plain(*inputs),
     }
-    if args.before:
-        ways |= ways_before(args.before, bridge, processor, image, prompts, settings)
-    return ways
 
 
 def causal_work(bridge, processor, image, prompts, settings):
     """Knockout and route, where the first other image gives another answer to each prompt."""
-    about = images.describe_run(bridge, processor, settings, 0.0)
-    record, _, prefix = read.read_image_and_prefix(bridge, processor, image, prompts, settings)
+    about = images.describe_run(bridge, processor, settings)
+    record, _, prefix = read.read_image(bridge, processor, image, prompts, settings)
     for prompt in record["prompts"]:  # a random model may answer the same to all images
         prompt["answer_ids"] = (prompt["answer_ids"] + 1) % 999
     causal._word = lambda bridge, ids: str(ids[0])
@@ -172,26 +168,6 @@ def causal_work(bridge, processor, image, prompts, settings):
     return lambda: causal.read_causal(
         bridge, prefix, lambda: iter([("other", other, {})]), record["prompts"], patches, about
     )
-
-
-def ways_before(folder: str, bridge, processor, image, prompts, settings) -> dict:
-    """The same work done by a release with flat modules."""
-    sys.path.insert(0, folder)
-    import lens_model
-    import lens_read
-
-    sys.path.remove(folder)
-    old = lens_model.Settings("", top_k=settings.top_k, max_new_tokens=settings.max_new_tokens)
-    asked = [{**prompt, "way": ""} for prompt in prompts]
-    record, _ = lens_read.read_image(bridge, processor, image, asked, old)
-    prefix = lens_read.keep_prefix(bridge, processor, image)
-    cuts = [CUT for _ in prompts], lens_read.describe_run(bridge, processor, old, 0.0)
-    return {
-        "before": lambda: lens_read.read_image(bridge, processor, image, asked, old),
-        "knockout before": lambda: lens_read.read_knockout(
-            bridge, prefix, record["prompts"], *cuts
-        ),
-    }
 
 
 def measure(bridge, ways: dict, n_prompts: int, repeats: int) -> None:
@@ -229,8 +205,6 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 3, 6])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--words", type=int, default=0)
-    parser.add_argument("--before", help="folder of a release with flat modules")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     args = parser.parse_args()
     if on_gpu():
@@ -242,9 +216,8 @@ def main() -> None:
     device = torch.cuda.get_device_name() if on_gpu() else f"CPU, {torch.get_num_threads()} threads"
     print(f"{args.size}, {bridge.cfg.dtype}, {device}, torch {torch.__version__}")
     for n_prompts in args.prompts:
-        ways = ways_to_read(bridge, processor, image, n_prompts, args)
-        chosen = {name: ways[name] for name in args.ways if name in ways}
-        measure(bridge, chosen, n_prompts, args.repeats)
+        ways = ways_to_read(bridge, processor, image, n_prompts)
+        measure(bridge, {name: ways[name] for name in args.ways}, n_prompts, args.repeats)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def settings(llava_folder):
 @pytest.fixture(scope="session")
 def read(llava, photographs, settings):
     """A record per photograph, as Make_Analyse saves them, with its mean probabilities."""
-    run = model_images.describe_run(*llava, settings, last_layer_jsd=0.0)
+    run = model_images.describe_run(*llava, settings)
     paths = data_images.find_images(photographs)
     reader = model_images.Reader(llava, paths, NOTHING_KNOWN, run, settings)
     return [reader.read(name) for name in paths]
@@ -107,7 +107,7 @@ def records(read):
 def results(llava, settings, read, tmp_path_factory):
     """A folder of results."""
     results = store.Results(tmp_path_factory.mktemp("results"))
-    results.begin(model_images.describe_run(*llava, settings, last_layer_jsd=0.0))
+    results.begin(model_images.describe_run(*llava, settings))
     for record, mean in read:
         results.add(record, mean)
     return results.folder

@@ -167,7 +167,7 @@ def test_a_word_that_follows_a_space_is_read_where_it_is_said(llava, photographs
     settings = load.Settings("a model", max_new_tokens=3)
     image = data_images.open_image(photographs / "china.jpg")
     prompts = data_prompts.as_prompts(["How many?"])
-    record, _ = model_read.read_image(bridge, processor, image, prompts, settings)
+    record, *_ = model_read.read_image(bridge, processor, image, prompts, settings)
     (prompt,) = record["prompts"]
     n_prompt, answer_ids = prompt["n_prompt"], prompt["answer_ids"]
     assert prompt["word_at"] == 1 and prompt["word_ids"] == [answer_ids[1]]

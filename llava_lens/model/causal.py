@@ -15,13 +15,13 @@ from llava_lens.model.run import PIECE, Row, Texts, as_cache, crop_to, in_groups
 WORD_TOKENS = 5  # so many tokens of an answer tell its first word
 
 
-def knockout_windows(n_layers: int, share: float = 9 / 32) -> list[list[int]]:
+def knockout_windows(n_layers: int) -> list[list[int]]:
     """The windows in which attention is cut, `[first, last]` of their blocks, counted from 1.
 
-    Up to six of `share` of the blocks each (rounded up, at least two), evenly spaced; and at the
+    Up to six of 9 in 32 of the blocks each (rounded up, at least two), evenly spaced; and at the
     end one of all blocks.
     """
-    width = min(n_layers, max(2, math.ceil(share * n_layers)))
+    width = min(n_layers, max(2, math.ceil(9 / 32 * n_layers)))
     firsts = np.unique(np.linspace(1, n_layers - width + 1, 6).round().astype(int)).tolist()
     moved = [[first, first + width - 1] for first in firsts]
     return moved + [[1, n_layers]] * (width < n_layers)
@@ -68,19 +68,23 @@ def run_texts(side_by_side: Texts, texts: dict[int, torch.Tensor]) -> dict[int, 
 
 def logits_of(bridge, cache, rows: dict[tuple, Row]) -> dict[tuple, torch.Tensor]:
     """The logits `[d_vocab]` in float32 at the last position of each row; `cache` is left as it
-    was. Rows of PIECE tokens run side by side, in the order of their first layer."""
+    was. Rows run side by side (`in_groups`), in the order of their first layer."""
     n_cached, logits = cache.get_seq_length(), {}
-    waiting = sorted(rows.items(), key=lambda item: item[1].layer)
-    while waiting:
-        ends = np.cumsum([len(row.states) for _, row in waiting])
-        n_rows = int((ends <= PIECE).sum())
-        batch, waiting = dict(waiting[:n_rows]), waiting[n_rows:]
+    keys = sorted(rows, key=lambda key: rows[key].layer)
+    for group in in_groups([rows[key].states for key in keys]):
+        batch = {keys[number]: rows[keys[number]] for number in group}
         residuals = run_rows(bridge, cache, [*batch.values()])
         crop_to(cache, n_cached)
-        last = lens_logits(bridge, residuals[-1][ends[:n_rows] - 1])  # [row, d_vocab]
-        if not last.isfinite().all():
-            raise_not_finite("the logits with attention cut or states patched")
+        ends = np.cumsum([len(states) for states in group.values()]) - 1
+        last = _finite_logits(bridge, residuals[-1][ends])  # [row, d_vocab]
         logits |= zip(batch, last, strict=True)
+    return logits
+
+
+def _finite_logits(bridge, states) -> torch.Tensor:
+    logits = lens_logits(bridge, states)
+    if not logits.isfinite().all():
+        raise_not_finite("the logits with attention cut or states patched")
     return logits
 
 
@@ -219,7 +223,7 @@ def read_routes(  # noqa: PLR0913 (both runs of a text, and what is asked)
             question = _append(cache, other_cache, other.places[:-1])
             rows[number, "mediated", -1] = own.last(own.states[0], 0, question)
             for which, run in ("own", own), ("counterfactual", other):
-                logits[number, which, -1] = lens_logits(bridge, run.states[-1][-1:])[0]
+                logits[number, which, -1] = _finite_logits(bridge, run.states[-1][-1:])[0]
             routes[number] = {
                 "other": name,
                 "other_answer": _text(bridge, other.said),

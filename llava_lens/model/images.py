@@ -25,7 +25,7 @@ from llava_lens.kinds import KINDS
 from llava_lens.model.causal import knockout_windows, read_causal, route_layers
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE, is_tied, layers_read
 from llava_lens.model.load import NUMBERS, Settings, grey_image, load_once, n_features_of
-from llava_lens.model.read import check_last_layer, read_control, read_image_and_prefix, text_of
+from llava_lens.model.read import check_last_layer, read_control, read_image, text_of
 from llava_lens.model.run import chat_of, keep_prefix, patches_along
 from llava_lens.schema import FORMAT_VERSION, SEGMENTS, weights_label
 from llava_lens.store import Results
@@ -37,15 +37,12 @@ from llava_lens.words import WORDS_DIGEST, ids_by_label, token_labels, word_ids
 NEAREST = 8
 
 
-def describe_run(
-    bridge, processor, settings: Settings, last_layer_jsd: float, categories: list[str] = ()
-) -> dict:
+def describe_run(bridge, processor, settings: Settings, categories: list[str] = ()) -> dict:
     """RUN: all that is needed to read the records without the model or its tokenizer, or the data
-    set's `categories`."""
+    set's `categories`. `Reader.check_lens` adds the JSD at the last layer."""
     config, n_layers = bridge.original_model.config, bridge.cfg.n_layers
     n_along, covered = patches_along(config)
     packages = "torch", "transformers", "transformer-lens", "numpy"
-    windows = knockout_windows(n_layers) if settings.knockout else []
     return {
         "format_version": FORMAT_VERSION,
         "model": str(settings.model),
@@ -68,9 +65,9 @@ def describe_run(
         **{name: getattr(settings, name) for name in NUMBERS},
         "embedding_lens": settings.embedding_lens,
         "tied": is_tied(bridge.original_model),
-        "knockout_windows": windows,
+        "knockout_windows": knockout_windows(n_layers) if settings.knockout else [],
         "route_layers": route_layers(n_layers) if settings.route else [],
-        "last_layer_jsd": last_layer_jsd,
+        "last_layer_jsd": 0.0,
     }
 
 
@@ -108,7 +105,7 @@ def read_images(
     device = str(state.device) if state.num_processes > 1 else settings.device
     model = bridge, processor = load_once(settings.model, settings.dtype, device, settings.quantize)
     categories, vocabulary = annotations.categories, ids_by_label(processor.tokenizer)
-    run = describe_run(bridge, processor, settings, 0.0, categories)  # the JSD is not known yet
+    run = describe_run(bridge, processor, settings, categories)
     shared = f", in {state.num_processes} processes" * (state.num_processes > 1)
     state.print(
         f"{settings.model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, vocabulary "
@@ -181,7 +178,7 @@ class Reader:
             raise OSError(f"none of the kinds of question can be asked about it: {kinds}")
         tokenizer = self.processor.tokenizer
         words = words_to_watch(tokenizer, objects, absent, asked, seed, self.together)
-        record, mean, prefix = read_image_and_prefix(
+        record, mean, prefix = read_image(
             self.bridge, self.processor, image, asked, self.settings, words
         )
         prompts = record["prompts"]

@@ -1,6 +1,5 @@
 """Load a LLaVA and its TransformerBridge."""
 
-import copy
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +24,7 @@ NUMBERS = ["per_kind", "top_k", "max_new_tokens", "seed"]  # of Settings
 SWITCHES = ["embedding_lens", "knockout", "route"]
 HEADROOM = 5 * 2**28  # bytes that reading needs on a GPU beside the weights
 TEXT_MODELS = ["llama", "mistral", "qwen2"]  # tests read each of them
-VISION_TOWERS = ["clip_vision_model", "siglip_vision_model"]
+VISION_TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # with their class tokens
 READABLE = (
     f"what can be read is model_type llava with a text model of {', '.join(TEXT_MODELS)} and a "
     f"vision tower of {' or '.join(VISION_TOWERS)}, as llava-hf/llava-1.5-7b-hf"
@@ -143,16 +142,14 @@ def _llava_config(model: str) -> LlavaConfig:
             f"here. On Kaggle, turn the internet on under Settings. ({error})"
         ) from error
     kind = str(config.get("model_type"))
-    # LlavaConfig takes any keys, and fills what is missing with the defaults of a 7B.
-    original = any(key.startswith("mm_") for key in config) or kind.startswith("llava_llama")
-    original = original or "LlavaLlamaForCausalLM" in (config.get("architectures") or [])
     size = "13b" if config.get("hidden_size") == 5120 else "7b"
     require(
-        not original,
+        not any(key.startswith("mm_") for key in config),  # as mm_vision_tower
         f"{model!r} is in the format of the original LLaVA, which transformers can't load: take "
         f"the same model as llava-hf/llava-1.5-{size}-hf.",
     )
     require(kind == "llava", f"{model!r} is a {kind!r} model, but {READABLE}.")
+    # LlavaConfig would fill what is missing with the defaults of a 7B.
     missing = [part for part in ("text_config", "vision_config") if not config.get(part)]
     require(
         not missing,
@@ -170,12 +167,11 @@ def _llava_config(model: str) -> LlavaConfig:
 
 
 def n_features_of(config: LlavaConfig) -> int:
-    """How many features a LLaVA makes of an image; no memory is taken for its weights."""
-    config, side = copy.deepcopy(config), config.vision_config.image_size
-    config.text_config.num_hidden_layers, config.text_config.pad_token_id = 1, None  # not asked
-    with torch.device("meta"):
-        model, pixels = LlavaForConditionalGeneration(config), torch.empty(1, 3, side, side)
-        return len(model.get_image_features(pixels).pooler_output[0])
+    """How many features a LLaVA makes of an image: of each patch and of the class token, of which
+    "default" leaves out the first."""
+    n_left_out = config.vision_feature_select_strategy == "default"
+    n_class_tokens = VISION_TOWERS[config.vision_config.model_type]
+    return n_class_tokens + patches_along(config)[0] ** 2 - n_left_out
 
 
 def grey_image(width: int, height: int | None = None) -> Image.Image:

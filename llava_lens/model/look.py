@@ -1,5 +1,6 @@
 """Read one photograph, without a folder of results."""
 
+import hashlib
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +36,7 @@ def read_one(image, other, settings: Settings) -> tuple[dict, dict]:
         for one in paths.values():
             open_image(one)
         model = load_once(settings.model, settings.dtype, settings.device, settings.quantize)
-        run = describe_run(*model, settings, last_layer_jsd=0.0)
+        run = describe_run(*model, settings)
         reader = Reader(model, paths, Annotations({}, {}, [], []), run, settings)
         run = reader.check_lens(name)
         record, _ = reader.read(name)
@@ -47,7 +48,8 @@ def read_one(image, other, settings: Settings) -> tuple[dict, dict]:
 
 
 def _as_file(image, spare: Path) -> tuple[str, Path]:
-    """`(name, path)` of an image's file; what has none is saved as `spare`, without any loss."""
+    """`(name, path)` of an image's file; what has none is saved as `spare`, without any loss, and
+    is named by its pixels. So the pages of two such images don't share a name."""
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
         none = f"There is no image {str(image)!r}: give a path, a PIL image or an array."
@@ -65,4 +67,5 @@ def _as_file(image, spare: Path) -> tuple[str, Path]:
         )
         image = Image.fromarray(array)
     image.save(spare)
-    return "image", spare
+    digest = hashlib.sha256(str(image.size).encode() + image.tobytes())
+    return f"image-{digest.hexdigest()[:8]}", spare

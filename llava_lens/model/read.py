@@ -63,23 +63,17 @@ def check_last_layer(bridge, processor, image: Image.Image) -> float:
 
 def read_image(
     bridge, processor, image: Image.Image, prompts: list[dict], settings: Settings, words=()
-) -> tuple[dict, np.ndarray]:
-    """`(record, mean_probability)` of one image (RGB) with its prompts, as plain values.
+) -> tuple[dict, np.ndarray, list[tuple]]:
+    """`(record, mean_probability, prefix)` of one image (RGB) with its prompts, as plain values.
 
     A reading is about the token that comes next. Answer positions hold the answer's tokens fed back
     as input, so the first answer token is read at the prompt's last position. The record has
     RECORD's fields but `name`, `objects` and the digests. `words_to_watch` gives `words`.
     `mean_probability` `[segment, layer, d_vocab]`, float32, is over the segment's positions, NaN
-    where it has none. Raises ValueError for `top_k` above d_vocab, for no prompt and for one beyond
-    the model's context; FloatingPointError for NaN or infinity.
+    where it has none. `prefix` is that of `keep_prefix`. Raises ValueError for `top_k` above
+    d_vocab, for no prompt and for one beyond the model's context; FloatingPointError for NaN or
+    infinity.
     """
-    return read_image_and_prefix(bridge, processor, image, prompts, settings, words)[:2]
-
-
-def read_image_and_prefix(
-    bridge, processor, image: Image.Image, prompts: list[dict], settings: Settings, words=()
-) -> tuple[dict, np.ndarray, list[tuple]]:
-    """What `read_image` returns, and the image's prefix as of `keep_prefix`."""
     questions = [prompt["question"] for prompt in prompts]
     pixel_values, sequences = encode_prompts(processor, image, questions)
     _check_request(bridge, sequences, settings)

@@ -265,7 +265,8 @@ class Texts:
 
 
 def in_groups(texts: list[torch.Tensor]) -> Iterator[dict[int, torch.Tensor]]:
-    """Texts by number, in groups that run at once: of up to PIECE tokens, or one longer text."""
+    """Texts (or their states) by number, in groups that run at once: of up to PIECE tokens, or one
+    longer text."""
     group = {}
     for number, ids in enumerate(texts):
         if group and sum(map(len, group.values())) + len(ids) > PIECE:

@@ -26,7 +26,7 @@ def test_boxes_for_another_resolution_are_scaled(llava):
 def test_the_smallest_and_longest_images_reach_the_model_whole(tmp_path, llava, size):
     pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "odd.png")
-    record, _ = read.read_image(
+    record, *_ = read.read_image(
         *llava,
         images.open_image(tmp_path / "odd.png"),
         prompts.as_prompts(["What is it?"]),

@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from llava_lens.data.images import open_image
+from llava_lens.model import load, read
 from tests.conftest import PROMPTS
-from tests.model.plain_hf import hf_inputs, hf_lens, load_hf
+from tests.model.plain_hf import Hooked, load_hf
+
+
+def read_image(llava, image, prompts, words=(), **settings):
+    """`(record, mean probability)` of an image."""
+    return read.read_image(*llava, image, prompts, load.Settings("", **settings), words)[:2]
 
 
 @pytest.fixture(scope="session")
@@ -26,5 +32,5 @@ def pair(request, hf, image, records):
     record = next(record for record in records if record["name"] == "china.jpg")
     prompt = record["prompts"][request.param]
     fed_back = prompt["token_ids"][prompt["n_prompt"] :]
-    inputs = hf_inputs(hf, image, prompt["question"], fed_back)
-    return record, prompt, inputs["input_ids"][0], hf_lens(hf[0], inputs)[1]
+    plain = Hooked(hf, image, prompt["question"], fed_back)
+    return record, prompt, plain.ids, plain.lens()[1]

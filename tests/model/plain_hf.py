@@ -33,42 +33,33 @@ def hf_inputs(hf, image, question, answer_ids=()):
     return {"input_ids": input_ids, "pixel_values": inputs["pixel_values"].to(hf[0].dtype)}
 
 
-@torch.inference_mode()
-def hf_lens(model, inputs):
-    """Residual streams `[layer, pos, d_model]`, distributions `[layer, pos, d_vocab]` and logits
-    `[pos, d_vocab]`."""
-    language, residuals = model.model.language_model, []
-
-    def keep(module, args, out):
-        residuals.append(out if torch.is_tensor(out) else out[0])
-
-    handles = [layer.register_forward_hook(keep) for layer in language.layers]
-    handles += [language.layers[0].register_forward_pre_hook(lambda m, args: keep(m, (), args[0]))]
-    logits = model(**inputs).logits[0]
-    for handle in handles:
-        handle.remove()
-    residuals = torch.stack(residuals)[:, 0]
-    return residuals, model.lm_head(language.norm(residuals)).double().softmax(-1), logits
+def hf_answer(hf, image, question, max_new_tokens):
+    """The tokens that HF's `generate` says."""
+    inputs = hf_inputs(hf, image, question)
+    ids = hf[0].generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)[0]
+    return ids[inputs["input_ids"].shape[1] :].tolist()
 
 
 class Hooked:
-    """A prompt in plain HF, in one uncached pass: what its states are, and its logits where states
-    are replaced or keys are hidden."""
+    """A prompt in plain HF, in one uncached pass: its states and distributions, and its logits
+    where states are replaced or keys are hidden."""
 
     def __init__(self, hf, image, question, answer_ids=()):
         self.model, self.inputs = hf[0], hf_inputs(hf, image, question, answer_ids)
-        ids = self.inputs["input_ids"][0]
-        at_image = (ids == self.model.config.image_token_id).nonzero()[:, 0]
-        self.end, self.n_pos = int(at_image[-1]) + 1, len(ids)
+        self.ids = self.inputs["input_ids"][0]
+        at_image = (self.ids == self.model.config.image_token_id).nonzero()[:, 0]
+        self.end, self.n_pos = int(at_image[-1]) + 1, len(self.ids)
         question, last = torch.arange(self.end, self.n_pos - 1), torch.tensor([self.n_pos - 1])
         self.groups = {"image": at_image, "question": question, "last": last}
 
     @torch.inference_mode()
-    def states(self):
-        """Residual streams `[layer][pos, d_model]`."""
+    def lens(self):
+        """Residual streams `[layer, pos, d_model]`, distributions `[layer, pos, d_vocab]` and
+        logits `[pos, d_vocab]`."""
         kept = []
-        self._run(lambda layer, resid: kept.append(resid[0].clone()))
-        return kept
+        logits = self._run(lambda layer, resid: kept.append(resid[0].clone()))
+        residuals, norm = torch.stack(kept), self.model.model.language_model.norm
+        return residuals, self.model.lm_head(norm(residuals)).double().softmax(-1), logits
 
     @torch.inference_mode()
     def patched(self, group, layers, donor):
@@ -78,7 +69,7 @@ class Hooked:
             if layer in layers:
                 resid[0, self.groups[group]] = donor[layer][self.groups[group]]
 
-        return self._run(replace)
+        return self._run(replace)[-1].float()
 
     @torch.inference_mode()
     def cut(self, cut, blocks):
@@ -100,9 +91,11 @@ class Hooked:
         hiding = plain.clone()
         for query in queries:
             hiding[query, list(keys)] = least
-        return self._run(lambda *_: None, lambda block: hiding if block in blocks else plain)
+        mask_of = lambda block: hiding if block in blocks else plain  # noqa: E731
+        return self._run(lambda *_: None, mask_of)[-1].float()
 
     def _run(self, see, mask_of=None):
+        """Logits `[pos, d_vocab]`; `see(layer, resid)` is called with the states at each layer."""
         layers, handles = self.model.model.language_model.layers, []
         for number, layer in enumerate(layers):
 
@@ -121,7 +114,7 @@ class Hooked:
             return (resid,)
 
         handles.append(self.model.model.language_model.norm.register_forward_pre_hook(after))
-        logits = self.model(**self.inputs).logits[0, -1].float()
+        logits = self.model(**self.inputs).logits[0]
         for handle in handles:
             handle.remove()
         return logits

@@ -5,15 +5,13 @@ import re
 import numpy as np
 import pytest
 
-from llava_lens import checks, store
-from llava_lens.analysis import grounding
+from llava_lens import store
 from llava_lens.data import crop, prompts, watched
 from llava_lens.data.images import find_images, open_image
 from llava_lens.model import images, load
 from llava_lens.model.read import read_control
 from llava_lens.model.run import keep_prefix
 from tests.conftest import NOTHING_KNOWN
-from tests.hostile import make_results
 
 
 @pytest.fixture
@@ -101,8 +99,7 @@ def test_a_weight_anywhere_makes_another_fingerprint(llava):
     tensors = {re.sub(r"\d+", "", name): (name, weight) for name, weight in every}
     assert len(tensors) > 20
     for at, (name, weight) in enumerate(tensors.values()):
-        values = weight.flatten() if weight.is_contiguous() else None
-        assert values is None or values.data_ptr() == weight.data_ptr(), name
+        values = weight.view(-1)
         size = -(-len(values) // 100)
         start = (at * 7919) % (len(values) - size + 1)
         changed = values[start : start + size]
@@ -116,29 +113,22 @@ def test_a_weight_anywhere_makes_another_fingerprint(llava):
 def test_a_run_that_could_not_be_saved_is_refused_before_it_begins(tmp_path, llava):
     """With the check that loading makes."""
     settings = load.Settings("m", top_k=np.int64(3), seed=np.int32(1), per_kind=np.int8(2))
-    run = images.describe_run(*llava, settings, 0.0)
+    run = images.describe_run(*llava, settings)
     store.Results(tmp_path).refuse_another(run)  # numbers are made plain
     prompt = {**prompts.as_prompts(["?"])[0], "question": np.str_("?")}
     for change, where in (
         ({"model": np.str_("m")}, "model"),
-        ({"top_k": 0}, "top_k"),
-        ({"seed": "0"}, "seed"),
-        ({"last_layer_jsd": 2.0}, "last_layer_jsd"),
         ({"own_prompts": [prompt]}, "own_prompts 0, question"),
     ):
         with pytest.raises(ValueError, match=where):
             store.Results(tmp_path).refuse_another({**run, **change})
 
 
-def test_what_is_watched_can_be_saved(llava):
-    """A box that is no larger than rounding makes no present word."""
+def test_a_box_no_larger_than_rounding_makes_no_present_word(llava):
+    """Such a record could not be saved."""
     tiny = {"category": "dog", "color": None, "crowd": False, "image_size": (56, 56)}
     boxes = [[1.0, 1.0, 1e-9, 5.0], [-4.0, 1.0, 4.005, 1.0], [-4.0, -3.0, 2.0, 1.0]]
     objects = [{**tiny, "box": box} for box in boxes]
     objects = crop.objects_in_crop(objects, (56, 56), llava[1].image_processor)
     words = watched.words_to_watch(llava[1].tokenizer, objects, ["dog", "cat"])
     assert not [word for word in words if word["present"]]
-    run, record, _ = make_results()
-    record["objects"][0]["box"] = [7.0, 7.0, 1.0, 0.5]
-    checks.check_record(record, run, "a.jpg")
-    assert grounding.patches_of(record, run, "dog").tolist() == [False, False, False, True]

@@ -8,16 +8,17 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llava_lens import kinds
 from llava_lens.model import load
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
-from llava_lens.model.read import check_last_layer, read_image
+from llava_lens.model.read import check_last_layer
 from llava_lens.model.run import chat_of, encode_prompts
 from tests.conftest import PROMPTS
+from tests.model.conftest import read_image
 from tests.model.families import make_family
-from tests.model.plain_hf import hf_inputs, load_hf
+from tests.model.plain_hf import hf_answer, load_hf
 
 
 def test_the_model_is_where_its_weights_are(llava_folder, monkeypatch):
@@ -49,36 +50,19 @@ def test_in_4_bit_the_lens_is_exact_and_answers_are_those_of_plain_hf(llava_fold
     _, counted = load._empty_llava(LlavaConfig.from_pretrained(llava_folder), "float32", "4bit")
     assert counted == sum(one.nbytes for one in stored)
 
-    record, _ = read_image(*llava, image, PROMPTS, load.Settings("", max_new_tokens=6))
+    record, _ = read_image(llava, image, PROMPTS, max_new_tokens=6)
     for prompt in record["prompts"]:
-        inputs = hf_inputs(hf, image, prompt["question"])
-        answer = hf[0].generate(**inputs, do_sample=False, max_new_tokens=6)[0]
-        assert prompt["answer_ids"].tolist() == answer[inputs["input_ids"].shape[1] :].tolist()
-
-
-def test_a_checkpoint_in_fewer_bits_is_refused(checkpoint, no_weights):
-    stored = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
-    change_json(checkpoint / "config.json", lambda config: config.update(stored))
-    with pytest.raises(ValueError, match="in fewer bits already.*set quantize to 4bit"):
-        load.load_llava(checkpoint)
+        said = hf_answer(hf, image, prompt["question"], max_new_tokens=6)
+        assert prompt["answer_ids"].tolist() == said
 
 
 # ---- Where the weights go -----------------------------------------------------------------------
 
 GIB = 2**30
-VISION = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24)
-VISION |= dict(num_attention_heads=16, image_size=336, patch_size=14)
-
-
-def llava_of(**text):
-    text = LlamaConfig(vocab_size=32_064, **text)
-    return LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=text)
-
-
-LLAVA_7B = llava_of()  # 13.2 GiB in float16
-LLAVA_13B = llava_of(  # 24.9 GiB
-    hidden_size=5120, intermediate_size=13_824, num_hidden_layers=40, num_attention_heads=40
-)
+LLAVA_7B = LlavaConfig(text_config=LlamaConfig(vocab_size=32_064))  # 13.2 GiB in float16
+WIDER = dict(hidden_size=5120, intermediate_size=13_824, num_hidden_layers=40)
+WIDER |= dict(num_attention_heads=40, vocab_size=32_064)
+LLAVA_13B = LlavaConfig(text_config=LlamaConfig(**WIDER))  # 24.9 GiB
 GPU_8_GB, T4 = 7.3 * GIB, 14.4 * GIB  # of 8 and 14.56, what is free
 
 
@@ -86,7 +70,6 @@ GPU_8_GB, T4 = 7.3 * GIB, 14.4 * GIB  # of 8 and 14.56, what is free
     "config, quantize, free, device",
     [
         (LLAVA_7B, None, [], "cpu"),
-        (LLAVA_7B, None, [15.5 * GIB], 0),
         (LLAVA_7B, None, [3 * GIB, 15.5 * GIB], 1),
         (LLAVA_7B, None, [14.5 * GIB] * 2, 0),
         (LLAVA_7B, "4bit", [GPU_8_GB], 0),
@@ -101,7 +84,6 @@ def test_the_whole_model_goes_to_one_gpu_where_it_fits(config, quantize, free, d
     "config, quantize, free",
     [
         (LLAVA_7B, None, [14.0 * GIB] * 2),
-        (LLAVA_7B, None, [9 * GIB] * 2),
         (LLAVA_7B, None, [5 * GIB, 12 * GIB]),
         (LLAVA_13B, None, [T4, T4]),
         (LLAVA_13B, "4bit", [GPU_8_GB, GPU_8_GB]),
@@ -140,7 +122,6 @@ def test_no_room_is_said_in_numbers(config, quantize, free, message):
 @pytest.mark.parametrize(
     "settings, free, copies",
     [
-        ({}, [], 1),
         ({}, [GIB], 1),
         ({}, [2 * GIB, 0, 2 * GIB], 2),
         (dict(dtype="float16"), [1.25 * GIB + 400_000] * 2, 1),
@@ -163,10 +144,13 @@ def checkpoint(llava_folder, tmp_path):
     return shutil.copytree(llava_folder, tmp_path / "checkpoint")
 
 
-def change_json(path, change):
+def change_json(path, without=(), **changes):
+    """Change values of a file and take out others; those of a group within it one by one."""
     values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))
+    for name, new in changes.items():
+        is_group = isinstance(new, dict) and isinstance(values.get(name), dict)
+        values[name] = values[name] | new if is_group else new
+    path.write_text(json.dumps({name: values[name] for name in values if name not in without}))
 
 
 def change_weights(checkpoint, change):
@@ -222,114 +206,87 @@ def no_weights(monkeypatch):
     monkeypatch.setattr(loaded, "from_pretrained", lambda *_, **__: pytest.fail("they are loaded"))
 
 
-@pytest.mark.parametrize(
-    "config, name",
-    [
-        ({"model_type": "llava", "mm_vision_tower": "x", "hidden_size": 4096}, "1.5-7b-hf"),
-        ({"model_type": "llava_llama", "mm_hidden_size": 1024, "hidden_size": 5120}, "1.5-13b-hf"),
-        ({"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}, "1.5-7b-hf"),
-        ({"model_type": "llava_mistral", "mm_projector_type": "mlp2x_gelu"}, "1.5-7b-hf"),
-    ],
-)
-def test_the_original_format_is_named_with_the_model_to_take(tmp_path, no_weights, config, name):
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=f"format of the original LLaVA.*llava-hf/llava-{name}"):
-        load.load_llava(tmp_path)
-    with pytest.raises(ValueError, match="format of the original LLaVA"):
-        load.copies_that_fit(load.Settings(str(tmp_path)))
-
-
 def of_types(text, vision):
     parts = {"text_config": {"model_type": text}, "vision_config": {"model_type": vision}}
-    return json.dumps({"model_type": "llava", **parts})
+    return {"model_type": "llava", **parts}
 
 
-NO_TEXT = '{"model_type": "llava", "text_config": {}, "vision_config": {"a": 1}}'
+ORIGINAL = "format of the original LLaVA.*take the same model as llava-hf/llava-1.5-"
 
 
 @pytest.mark.parametrize(
     "config, message",
     [
-        (None, "neither a folder with a saved LLaVA"),
-        ("{", "neither a folder with a saved LLaVA"),
-        ('{"model_type": "llama"}', "'llama' model"),
-        ('{"model_type": "llava_next"}', "'llava_next' model, but what can be read is model_type"),
-        ('{"model_type": "vipllava"}', "'vipllava' model, but what can be read is model_type"),
+        ({"model_type": "llava", "mm_vision_tower": "x", "hidden_size": 4096}, f"{ORIGINAL}7b-hf"),
+        ({"model_type": "llava_llama", "mm_a": 1, "hidden_size": 5120}, f"{ORIGINAL}13b-hf"),
+        ({"model_type": "llava_mistral", "mm_projector_type": "mlp2x_gelu"}, f"{ORIGINAL}7b-hf"),
+        ({}, "neither a folder with a saved LLaVA"),
+        ({"model_type": "llama"}, "'llama' model, but what can be read is model_type llava with"),
+        ({"model_type": "vipllava"}, "'vipllava' model, but what can be read is model_type"),
         (of_types("phi3", "clip_vision_model"), "has a 'phi3' text model .*text model of llama, m"),
         (of_types("llama", "pixtral"), "a 'pixtral' vision tower, but what .*tower of clip_vision"),
-        ('{"model_type": "llava"}', "has no text_config and no vision_config"),
-        (NO_TEXT, "no text_config,"),
-        ('{"model_type": "llava", "text_config": 7, "vision_config": 8}', "can't be read"),
+        ({"model_type": "llava"}, "has no text_config and no vision_config"),
+        ({"model_type": "llava", "text_config": {}, "vision_config": {"a": 1}}, "no text_config,"),
+        ({"model_type": "llava", "text_config": 7, "vision_config": 8}, "can't be read"),
     ],
 )
 def test_a_config_that_is_no_llavas_is_refused_by_name(tmp_path, no_weights, config, message):
-    if config:
-        (tmp_path / "config.json").write_text(config)
+    """Also where the copies are counted, which is done first."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message) as refused:
         load.load_llava(tmp_path)
     assert str(tmp_path) in str(refused.value)
+    with pytest.raises(ValueError, match=message):
+        load.copies_that_fit(load.Settings(str(tmp_path)))
 
 
-@pytest.mark.parametrize("gone", ["processor_config.json", "tokenizer.json"])
-def test_without_a_processor_no_weights_are_loaded(checkpoint, no_weights, gone):
-    (checkpoint / gone).unlink()
-    with pytest.raises(
-        ValueError, match="processor of .* can't be used.*Take them from the model that"
-    ):
-        load.load_llava(checkpoint)
+SMALL = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+CROP_28 = {"image_processor": SMALL, "patch_size": 7}  # as many patches
+NO_CROP = {"image_processor": {"do_center_crop": False, "size": {"shortest_edge": 56}}}
+FEATURES_16 = "tokens, where the model takes 56 x 56 pixels and makes 16 features"
 
 
 @pytest.mark.parametrize(
-    "side, patch, message",
-    [(28, 14, "28 x 28 pixels and 4 image"), (56, 28, "56 x 56 pixels and 4 image")],
+    "file, changes, message",
+    [
+        ("config", None, "neither a folder with a saved LLaVA"),
+        ("config", {"quantization_config": {"load_in_4bit": True}}, "in fewer bits .*set quantize"),
+        ("config", {"text_config": {"vocab_size": 300}}, "ids up to .*, and the model 300 rows"),
+        # With `full` CLIP's class token is a feature.
+        ("config", {"vision_feature_select_strategy": "full"}, "16 image tokens.* 17 features"),
+        ("tokenizer", None, "processor of .* can't be used.*Take them from the model that"),
+        ("processor_config", None, "processor of .* can't be used.*Take them from the model that"),
+        ("processor_config", {"patch_size": 28}, f"56 x 56 pixels and 4 image {FEATURES_16}"),
+        ("processor_config", CROP_28, f"28 x 28 pixels and 16 image {FEATURES_16}"),
+        # Which gives squares of grey images, but not of wide ones.
+        ("processor_config", NO_CROP, f"112 x 56 pixels and 32 image {FEATURES_16}"),
+    ],
 )
-def test_a_processor_of_another_model_is_refused(checkpoint, no_weights, side, patch, message):
-    def change(values):
-        values["patch_size"] = patch
-        values["image_processor"]["size"] = {"shortest_edge": side}
-        values["image_processor"]["crop_size"] = {"height": side, "width": side}
-
-    change_json(checkpoint / "processor_config.json", change)
-    with pytest.raises(
-        ValueError, match=f"{message} tokens, where the model takes 56 x 56 .* makes 16"
-    ):
-        load.load_llava(checkpoint)
-
-
-@pytest.mark.parametrize("size", [{"shortest_edge": 56}, {"height": 56, "width": 56}])
-def test_a_processor_without_a_crop_must_give_squares(checkpoint, size):
-    """Of wide images too; then a grey image is seen as it is."""
-
-    def change(values):
-        values["image_processor"] |= {"do_center_crop": False, "size": size}
-        values["image_processor"].pop("crop_size")
-
-    change_json(checkpoint / "processor_config.json", change)
-    config = LlavaConfig.from_pretrained(checkpoint)
-    if "shortest_edge" in size:
-        with pytest.raises(
-            ValueError, match="112 x 56 pixels and 32 image tokens, where the model"
-        ):
-            load.load_processor(str(checkpoint), config)
+def test_files_that_do_not_fit_are_refused(checkpoint, no_weights, file, changes, message):
+    path = checkpoint / f"{file}.json"
+    if changes:
+        change_json(path, **changes)
     else:
-        processor = load.load_processor(str(checkpoint), config)
-        grey = load.grey_image(config.vision_config.image_size)
-        pixels, _ = encode_prompts(processor, grey, [])
-        assert pixels.shape == (1, 3, 56, 56) and (pixels == pixels[:, :, :1, :1]).all()
-
-
-def test_image_tokens_that_are_not_the_features_are_refused(checkpoint, no_weights):
-    """With `full` CLIP's class token is a feature; SigLIP has none for `default` to leave out."""
-    name = {"vision_feature_select_strategy": "full"}
-    change_json(checkpoint / "config.json", lambda values: values.update(name))
-    with pytest.raises(ValueError, match="16 image tokens, where the .* makes 17 features"):
+        path.unlink()
+    with pytest.raises(ValueError, match=message):
         load.load_llava(checkpoint)
-    make_family(checkpoint / "siglip", "llava-interleave-qwen-0.5b")
-    name = {"vision_feature_select_strategy": "default"}
+
+
+def test_a_processor_without_a_crop_may_give_squares(checkpoint):
+    """Then a grey image is seen as it is."""
+    no_crop = {"do_center_crop": False, "size": {"height": 56, "width": 56}}
+    change_json(checkpoint / "processor_config.json", image_processor=no_crop)
+    processor = load.load_processor(str(checkpoint), LlavaConfig.from_pretrained(checkpoint))
+    pixels, _ = encode_prompts(processor, load.grey_image(56), [])
+    assert pixels.shape == (1, 3, 56, 56) and (pixels == pixels[:, :, :1, :1]).all()
+
+
+def test_siglip_has_no_class_token_to_leave_out(tmp_path, no_weights):
+    make_family(tmp_path, "llava-interleave-qwen-0.5b")
     for file in ("config.json", "processor_config.json"):
-        change_json(checkpoint / "siglip" / file, lambda values: values.update(name))
+        change_json(tmp_path / file, vision_feature_select_strategy="default")
     with pytest.raises(ValueError, match="makes 15 features of 16 patches, so it is not known"):
-        load.load_llava(checkpoint / "siglip")
+        load.load_llava(tmp_path)
 
 
 def test_a_chat_template_must_place_image_and_question(checkpoint, no_weights):
@@ -346,30 +303,20 @@ def test_a_chat_template_must_place_image_and_question(checkpoint, no_weights):
             load.load_processor(str(checkpoint), config)
 
 
-def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(checkpoint, no_weights):
-    change_json(checkpoint / "config.json", lambda c: c["text_config"].update(vocab_size=300))
-    with pytest.raises(ValueError, match="ids up to .*, and the model 300 rows"):
-        load.load_llava(checkpoint)
-
-
 def test_what_the_processor_lacks_comes_from_the_models_config(checkpoint, llava, image):
     """A patch's size, the image token, and `<s>` at the front: the same pixels and the same ids."""
-    for name in ("patch_size", "image_token"):
-        change_json(checkpoint / "processor_config.json", lambda values, n=name: values.pop(n))
-    for name in ("bos_token", "add_bos_token"):
-        change_json(
-            checkpoint / "tokenizer_config.json", lambda values, n=name: values.pop(n, None)
-        )
-    change_json(checkpoint / "tokenizer.json", lambda values: values.update(post_processor=None))
+    change_json(checkpoint / "processor_config.json", without=["patch_size", "image_token"])
+    change_json(checkpoint / "tokenizer_config.json", without=["bos_token", "add_bos_token"])
+    change_json(checkpoint / "tokenizer.json", post_processor=None)
     (checkpoint / "generation_config.json").unlink()
     bridge, processor = load.load_llava(checkpoint, "float32", "cpu")
     question = [kinds.question_of("object")]
     expected = encode_prompts(llava[1], image, question)
     pixels, (ids,) = encode_prompts(processor, image, question)
     assert torch.equal(pixels, expected[0]) and ids.tolist() == expected[1][0].tolist()
-    settings, answers = load.Settings("", max_new_tokens=4), []
+    answers = []
     for model in (llava, (bridge, processor)):
-        record, _ = read_image(*model, image, PROMPTS[:1], settings)
+        record, _ = read_image(model, image, PROMPTS[:1], max_new_tokens=4)
         answers.append(record["prompts"][0]["answer_ids"].tolist())
     assert answers[0] == answers[1]
     end = llava[0].original_model.generation_config.eos_token_id

@@ -15,7 +15,7 @@ from llava_lens.model import lens, load, run
 from llava_lens.model.read import check_last_layer
 from llava_lens.store import Results
 from tests.model.families import CHATS, VICUNA, make_family
-from tests.model.plain_hf import hf_inputs, hf_lens, load_hf
+from tests.model.plain_hf import Hooked, hf_answer, hf_inputs, load_hf
 from tests.model.test_causal import check_cuts, check_routes
 
 OWN = {"question": "What is the main object?", "kind": "object", "truth": "temple"}
@@ -31,10 +31,8 @@ def family(request, tmp_path_factory, photographs):
     settings = {"dtype": "float32", "device": "cpu", "max_new_tokens": 4, "prompts": QUESTIONS}
     results = folder / "results"
     lens_utils.analyse(lens_utils.load_images(photographs), results, model=folder, **settings)
-    llava, hf = (
-        load.load_llava(folder, "float32", "cpu"),
-        load_hf(folder, torch.float32, CHATS[name]),
-    )
+    llava = load.load_llava(folder, "float32", "cpu")
+    hf = load_hf(folder, torch.float32, CHATS[name])
     if name == "llava-llama-3-8b":  # no file says it
         hf[1].patch_size = 14
     images = [open_image(photographs / image) for image in ("china.jpg", "flower.jpg")]
@@ -61,16 +59,14 @@ def test_ids_are_the_processors_own(family):
 
 def test_the_lens_is_the_models_own(family):
     """The last layer against the model's output; patches and text at all layers."""
-    bridge, _ = family.llava
     assert check_last_layer(*family.llava, family.images[0]) <= lens.LAST_LAYER_TOLERANCE["float32"]
     record = family.results.record("china.jpg")
     prompt = record["prompts"][0]
     answer = prompt["token_ids"][prompt["n_prompt"] :]
-    inputs = hf_inputs(family.hf, family.images[0], prompt["question"], answer)
-    _, probs, logits = hf_lens(family.hf[0], inputs)
+    plain = Hooked(family.hf, family.images[0], prompt["question"], answer)
+    _, probs, logits = plain.lens()
     assert (probs[-1] - logits.double().softmax(-1)).abs().max() < 1e-5
-    at_image = (inputs["input_ids"][0] == bridge.original_model.config.image_token_id).nonzero()
-    of_patches, of_text = probs[:, at_image[-16:, 0]], probs[:, -len(prompt["token_ids"]) :]
+    of_patches, of_text = probs[:, plain.groups["image"][-16:]], probs[:, plain.end :]
     for readings, of in (record["patches"], of_patches), (prompt["readings"], of_text):
         assert readings["top_probs"].shape == (5, of.shape[1], 10)
         np.testing.assert_allclose(readings["top_probs"], of.topk(10).values, atol=1e-4)
@@ -80,9 +76,8 @@ def test_the_lens_is_the_models_own(family):
 def test_answers_are_those_of_generate(family):
     record = family.results.record("flower.jpg")
     for prompt in record["prompts"]:
-        inputs = hf_inputs(family.hf, family.images[1], prompt["question"])
-        ids = family.hf[0].generate(**inputs, do_sample=False, max_new_tokens=4)[0]
-        assert prompt["answer_ids"].tolist() == ids[inputs["input_ids"].shape[1] :].tolist()
+        said = hf_answer(family.hf, family.images[1], prompt["question"], max_new_tokens=4)
+        assert prompt["answer_ids"].tolist() == said
 
 
 def test_route_and_knockout_are_those_of_plain_hf(family):

@@ -3,21 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.spatial.distance import jensenshannon
 
 from llava_lens import checks, schema
 from llava_lens.analysis import curves
-from llava_lens.data.images import open_image
+from llava_lens.data.images import find_images
 from llava_lens.data.prompts import as_prompts
 from llava_lens.model import images, lens, load, run
 from llava_lens.model import read as model_read
 from llava_lens.model.run import encode_prompts, run_and_capture
-from tests.conftest import PROMPTS, ROOT
-from tests.model.plain_hf import hf_inputs, hf_lens
-
-
-def read_image(llava, image, prompts, words=(), **settings):
-    return model_read.read_image(*llava, image, prompts, load.Settings("", **settings), words)
+from tests.conftest import NOTHING_KNOWN, PROMPTS
+from tests.model.conftest import read_image
+from tests.model.plain_hf import Hooked
+from tests.model.test_images_runs import assert_close
 
 
 def test_last_layer_check_passes_and_finds_a_second_norm(llava_folder, image, monkeypatch):
@@ -36,45 +35,60 @@ def test_last_layer_check_passes_and_finds_a_second_norm(llava_folder, image, mo
         model_read.check_last_layer(bridge, processor, image)
 
 
-def test_record_is_about_the_right_positions(pair, llava):
-    record, prompt, input_ids, probs = pair
-    n_text = len(prompt["token_ids"])
-    assert input_ids[-n_text:].tolist() == prompt["token_ids"].tolist()
-    at_image = (input_ids == llava[1].image_token_id).nonzero()[:, 0]
-    assert record["patches"]["entropy"].shape == (6, len(at_image)) == (6, 16)
-    assert at_image[-1] + 1 == len(input_ids) - n_text
-    ends = prompt["token_ids"][[0, prompt["n_prompt"] - 1]].tolist()
-    assert llava[1].tokenizer.convert_ids_to_tokens(ends) == ["<0x0A>", ":"]
+TABLES = schema.PATCHES, schema.WORD, schema.CONTROL, schema.PROMPT
+PER_LAYER = {name for of in TABLES for name, field in of.items() if "layer" in field.shape[:1]}
 
 
-def test_every_second_layer_is_one_place(llava, image, monkeypatch):
-    """Where `layers_read` leaves some out, the others are read as before."""
-    prompts, some = as_prompts(["What is this?"]), [0, 2, 4, 5]
-    settings = load.Settings("", top_k=3, max_new_tokens=2)
-    words = [{"category": "dog", "token_ids": [5, 6]}]
-    everything, mean = model_read.read_image(*llava, image, prompts, settings, words)
+def at_layers(value, layers, name=""):
+    """What a record has where only these layers are read."""
+    if isinstance(value, dict):
+        return {key: at_layers(one, layers, key) for key, one in value.items()}
+    if isinstance(value, list):
+        return [at_layers(one, layers) for one in value]
+    return value[layers] if name in PER_LAYER else value
+
+
+def test_every_second_layer_is_one_place(llava, photographs, monkeypatch):
+    """Where `layers_read` leaves some out, all that is read of the others is as before."""
+    paths, layers = find_images(photographs), [0, 2, 4, 5]
+    dog = {"category": "dog", "box": [200, 90, 300, 200], "crowd": False, "color": "red"}
+    annotations = NOTHING_KNOWN._replace(
+        objects={"china.jpg": [dog | {"image_size": (640, 427)}]}, absent={"china.jpg": ["cat"]}
+    )
+    asked = as_prompts(["What is this?"])
+    settings = load.Settings("", prompts=asked, top_k=3, max_new_tokens=2)
+
+    def read_china():
+        described = images.describe_run(*llava, settings)
+        reader = images.Reader(llava, paths, annotations, described, settings)
+        return described, *reader.read("china.jpg")
+
+    _, everything, mean = read_china()
     for module in (lens, model_read, run, images):
-        monkeypatch.setattr(module, "layers_read", lambda n_layers: some)
-    record, its_mean = model_read.read_image(*llava, image, prompts, settings, words)
-    np.testing.assert_allclose(its_mean, mean[:, some], rtol=1e-4, atol=1e-7)
-    (prompt,), (whole,) = record["prompts"], everything["prompts"]
-    assert prompt["answer"] == whole["answer"]
-    for one, other in (
-        (prompt["readings"], whole["readings"]),
-        (record["patches"], everything["patches"]),
-        ({"word": prompt["word_prob"]}, {"word": whole["word_prob"]}),
-    ):
-        for name in one.keys() - {"jsd_prev", "top_ids"}:
-            np.testing.assert_allclose(one[name], other[name][some], rtol=1e-3, atol=1e-5)
-    described = images.describe_run(*llava, settings, last_layer_jsd=0.0)
+        monkeypatch.setattr(module, "layers_read", lambda n_layers: layers)
+    described, record, its_mean = read_china()
     assert described["layers"] == ["emb", "2", "4", "5"]
     checks.check_run(described)
+    checks.check_record(record, described, "china.jpg")  # all its numbers are finite
+    np.testing.assert_allclose(its_mean, mean[:, layers], rtol=1e-4, atol=1e-7)
+    expected = at_layers(everything, layers)
+    for readings, its in (
+        (expected["patches"], record["patches"]),
+        (expected["prompts"][0]["readings"], record["prompts"][0]["readings"]),
+    ):
+        its, before = its.pop("jsd_prev"), readings.pop("jsd_prev")
+        np.testing.assert_allclose(its[-1], before[-1], rtol=1e-3, atol=1e-5)  # to layer 4
+    assert record["words"] and record["prompts"][0]["route"]
+    assert_close(record, expected)
 
 
 def test_readings_equal_those_of_one_uncached_pass(pair, llava):
     record, prompt, input_ids, probs = pair
     at_image = (input_ids == llava[1].image_token_id).nonzero()[:, 0].numpy()
     n_text, n_prompt = len(prompt["token_ids"]), prompt["n_prompt"]
+    assert input_ids[at_image[-1] + 1 :].tolist() == prompt["token_ids"].tolist()
+    ends = prompt["token_ids"][[0, n_prompt - 1]].tolist()
+    assert llava[1].tokenizer.convert_ids_to_tokens(ends) == ["<0x0A>", ":"]
     text_targets = probs[-1].argmax(-1)[-n_text:].numpy()
     text_targets[n_prompt - 1 :] = prompt["answer_ids"]
     of_patches = probs[:, at_image].numpy()
@@ -104,14 +118,13 @@ def check_readings(readings, probs, targets):
     assert (lowest <= readings["target_rank"]).all() and (readings["target_rank"] <= highest).all()
 
 
-def test_mean_probability_and_top_tokens_against_brute_force(read, run, hf, image, llava):
+def test_mean_probability_and_top_tokens_against_brute_force(read, run, hf, image):
     record, mean = next((record, mean) for record, mean in read if record["name"] == "china.jpg")
     per_segment = {"image": [], "prompt": [], "answer": []}
     for prompt in record["prompts"]:
         n_prompt, ids = prompt["n_prompt"], prompt["token_ids"]
-        inputs = hf_inputs(hf, image, prompt["question"], ids[n_prompt:])
-        probs = hf_lens(hf[0], inputs)[1].numpy()
-        at_image = (inputs["input_ids"][0] == llava[1].image_token_id).numpy()
+        plain = Hooked(hf, image, prompt["question"], ids[n_prompt:])
+        probs, at_image = plain.lens()[1].numpy(), plain.groups["image"]
         per_segment["image"] = [probs[:, at_image]]
         per_segment["prompt"].append(probs[:, -len(ids) :][:, :n_prompt])
         per_segment["answer"].append(probs[:, -len(ids) :][:, n_prompt:])
@@ -128,9 +141,7 @@ def test_mean_probability_and_top_tokens_against_brute_force(read, run, hf, imag
 @pytest.mark.parametrize(
     "prompts, settings, message",
     [
-        (PROMPTS[:1], {"top_k": 0}, "top_k is 0"),
         (PROMPTS[:1], {"top_k": 100_000}, "top_k is 100000"),
-        (PROMPTS[:1], {"max_new_tokens": 0}, "max_new_tokens is 0: it must be"),
         ([], {}, "There are no prompts"),
         (as_prompts(["dog " * 5000]), {}, r"A prompt has, .* \d+ tokens, .* model's context \d+"),
     ],
@@ -147,7 +158,7 @@ def test_the_words_are_read_from_the_full_distribution(llava, image):
     there, absent = {"present": True, "absent_sampling": ""}, {"present": False}
     words = [{"category": "x", "token_ids": [7, 300], **there}]
     words += [{"category": "y", "token_ids": [11], "absent_sampling": "random", **absent}]
-    record, _ = read_image(llava, image, PROMPTS[:1], words, top_k=1, max_new_tokens=1)
+    record, *_ = read_image(llava, image, PROMPTS[:1], words, top_k=1, max_new_tokens=1)
     pixel_values, (ids,) = encode_prompts(processor, image, [PROMPTS[0]["question"]])
     given = dict(pixel_values=pixel_values, use_cache=False)
     with torch.inference_mode():
@@ -166,7 +177,7 @@ def test_the_words_are_read_from_the_full_distribution(llava, image):
     assert [word["category"] for word in record["words"]] == ["x", "y"]
     assert record["patches"].keys() == schema.PATCHES.keys()
     without = {"top_k": 1, "max_new_tokens": 1, "embedding_lens": False}
-    other, _ = read_image(llava, image, PROMPTS[:1], words, **without)
+    other, *_ = read_image(llava, image, PROMPTS[:1], words, **without)
     assert record["patches"].keys() - other["patches"].keys() == {
         "embedding_ids",
         "embedding_cosines",
@@ -178,8 +189,7 @@ def test_the_grey_control_is_a_run_on_a_grey_image(llava, records):
     """Each prompt read from the one prefix equals a whole run on a grey image, whatever was asked
     before it."""
     bridge, processor = llava
-    grey = open_image(ROOT / "demo/scenes/scene_00.png").resize((90, 70))
-    grey.paste((128, 128, 128), (0, 0, 90, 70))
+    grey = Image.new("RGB", (90, 70), (128, 128, 128))
     for record in records[:2]:
         for prompt in record["prompts"]:
             pixel_values, (ids,) = encode_prompts(processor, grey, [prompt["question"]])

@@ -8,13 +8,10 @@ import torch
 from transformers import DynamicCache, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
-from llava_lens.model import lens, load, read, run
+from llava_lens.model import lens, load, run
 from tests.conftest import PROMPTS
-from tests.model.plain_hf import hf_inputs, hf_lens, load_hf
-
-
-def read_image(llava, image, prompts, words=(), **settings):
-    return read.read_image(*llava, image, prompts, load.Settings("", **settings), words)
+from tests.model.conftest import read_image
+from tests.model.plain_hf import Hooked, load_hf
 
 
 @pytest.mark.parametrize(
@@ -33,8 +30,7 @@ def test_residual_streams_distributions_and_logits(llava_folder, image, dtype, h
             bridge, input_ids, DynamicCache(), pixel_values=pixel_values.to(bridge.cfg.dtype)
         )
     hf = load_hf(llava_folder, getattr(torch, hf_dtype))
-    inputs = hf_inputs(hf, image, question)
-    expected_residuals, expected_probs, expected_logits = hf_lens(hf[0], inputs)
+    expected_residuals, expected_probs, expected_logits = Hooked(hf, image, question).lens()
     scale = expected_residuals.double().std()
     assert len(residuals) == len(expected_residuals) == 6
     for resid, expected, probs in zip(residuals, expected_residuals, expected_probs, strict=True):
@@ -46,16 +42,6 @@ def test_residual_streams_distributions_and_logits(llava_folder, image, dtype, h
     assert logits.shape == (1, bridge.cfg.d_vocab)
     scale = expected_logits.double().std()
     assert (logits[0].double() - expected_logits[-1]).abs().max() < tolerance * scale
-
-
-def test_prompts_are_tokenised_as_by_the_processor(llava, hf, image):
-    questions = [prompt["question"] for prompt in PROMPTS]
-    pixel_values, sequences = run.encode_prompts(llava[1], image, questions)
-    for question, sequence in zip(questions, sequences, strict=True):
-        expected = hf_inputs(hf, image, question)
-        assert sequence.tolist() == expected["input_ids"][0].tolist()
-        assert sequence[0] == llava[1].tokenizer.bos_token_id
-        assert torch.equal(pixel_values.double(), expected["pixel_values"])
 
 
 def test_answer_ends_with_the_end_token(llava, image, monkeypatch):
