@@ -12,6 +12,8 @@ floor       bare forward passes with the project's batching, bare unembedding pr
 project     `read_image`
 logit lens  the same without the embedding lens
 causal      `read_causal`: knockout and route of these prompts, one counterfactual image
+image       an image as Make_Analyse reads it: `read_image`, two controls, `read_causal`
+image, logit lens   the same without the embedding lens
 plain HF    per prompt `generate`, one whole pass with output_hidden_states, all of the lens at once
 
 Passes: how often the weights of the language tower's blocks are read, in units of all of them.
@@ -44,7 +46,7 @@ SIZES = {  # of vision tower and language model, in the order of PARTS
 }
 N_ANSWER, TOP_K, SLICE = 5, 10, 64
 CUT = {"object": [*range(100, 130)], "background": [*range(300, 330)]}  # patches of the 576
-WAYS = ["floor", "project", "logit lens", "causal", "plain HF"]
+WAYS = ["floor", "project", "logit lens", "causal", "image", "image, logit lens", "plain HF"]
 
 
 def on_gpu() -> bool:
@@ -145,25 +147,35 @@ def ways_to_read(bridge, processor, image, n_prompts: int) -> dict:
     pixel_values = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
     sequences = [sequence.to(bridge.cfg.device) for sequence in sequences]
     inputs = bridge, pixel_values, sequences
+    own = bridge, processor, image, prompts
+    without, other = replace(settings, embedding_lens=False), image.rotate(180)
+    other = run.keep_prefix(bridge, processor, other)
+    causal_of_image = causal_work(*own, settings, other)
+
+    def whole(settings):
+        record, *_ = read.read_image(*own, settings)
+        for prefix in other, other:  # a grey image and another one
+            read.read_control(bridge, prefix, record["prompts"])
+        causal_of_image()
+
     return {
         "floor": lambda: floor(*inputs, n_prefix, first),
-        "project": lambda: read.read_image(bridge, processor, image, prompts, settings),
-        "logit lens": lambda: read.read_image(
-            bridge, processor, image, prompts, replace(settings, embedding_lens=False)
-        ),
-        "causal": causal_work(bridge, processor, image, prompts, settings),
+        "project": lambda: read.read_image(*own, settings),
+        "logit lens": lambda: read.read_image(*own, without),
+        "causal": causal_of_image,
+        "image": lambda: whole(settings),
+        "image, logit lens": lambda: whole(without),
         "plain HF": lambda: plain(*inputs),
     }
 
 
-def causal_work(bridge, processor, image, prompts, settings):
+def causal_work(bridge, processor, image, prompts, settings, other):  # noqa: PLR0913
     """Knockout and route, where the first other image gives another answer to each prompt."""
     about = images.describe_run(bridge, processor, settings)
     record, _, prefix = read.read_image(bridge, processor, image, prompts, settings)
     for prompt in record["prompts"]:  # a random model may answer the same to all images
         prompt["answer_ids"] = (prompt["answer_ids"] + 1) % 999
     causal._word = lambda bridge, ids: str(ids[0])
-    other = run.keep_prefix(bridge, processor, image.rotate(180))
     patches = [CUT for _ in prompts]
     return lambda: causal.read_causal(
         bridge, prefix, lambda: iter([("other", other, {})]), record["prompts"], patches, about

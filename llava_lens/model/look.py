@@ -42,8 +42,8 @@ def read_one(image, other, settings: Settings) -> tuple[dict, dict]:
         record, _ = reader.read(name)
     for prompt in record["prompts"] if settings.route else ():
         if not prompt["route"]:
-            print(f"No route for {prompt['question']!r}: on {other_name} the answer begins with no")
-            print("other word, or the question is too long. Give as `other` an image that differs.")
+            print(f"No route for {prompt['question']!r}: about {other_name} the model answers with")
+            print("the same word, or the question is too long. Set `other` to another image.")
     return run, record
 
 

@@ -67,7 +67,7 @@ def test_without_another_image_a_grey_one_is_the_counterfactual(look, photograph
     assert capsys.readouterr().out.count("No route for") == routes.count({})
     (grey,) = look(np.full((50, 70, 3), 128, np.uint8)).record["prompts"]
     assert grey["route"] == {}
-    assert "No route for 'What is this?': on a plain grey image" in capsys.readouterr().out
+    assert "No route for 'What is this?': about a plain grey image" in capsys.readouterr().out
 
 
 def test_a_transparent_picture_is_on_white_as_its_file_is(tmp_path):
