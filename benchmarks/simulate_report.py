@@ -255,9 +255,11 @@ def lenses_find(number: int, n: int, first=(0, 32), **plan) -> list[bool]:
     """Whether each lens is said to find objects, at a first layer from one of `first` to the
     other."""
     found = [each for each in of_patches(number, n, FINDS, **plan) if each["claim"] == FINDS]
-    shown = (each.get("value", np.nan) for each in found)
     assert len(found) == 2
-    return [bool(first[0] <= value <= first[1]) for value in shown]
+    return [
+        each["outcome"] == findings.SHOWN and first[0] <= each["value"] <= first[1]
+        for each in found
+    ]
 
 
 def a_lens_finds(number: int, n: int, **plan) -> bool:

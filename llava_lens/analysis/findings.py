@@ -14,50 +14,49 @@ from llava_lens.analysis.grounding import COMPARED_WITH, SIZES, differences
 from llava_lens.analysis.lenses import lenses
 from llava_lens.analysis.per_kind import controls_table, settling_table
 from llava_lens.analysis.presence import presence_areas, within_images
-from llava_lens.analysis.stats import MIN_IMAGES, interval, peak_range, signed_rank, with_interval
+from llava_lens.analysis.stats import (
+    MEASURED,
+    MIN_IMAGES,
+    NOT_SHOWN,
+    NOT_TESTED,
+    SHOWN,
+    UNDECIDED,
+    finding,
+    interval,
+    peak_range,
+    signed_rank,
+    with_interval,
+)
 from llava_lens.files import write_whole
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, layer_label, layer_numbers, weights_label
 from llava_lens.text import count_of, one_decimal, two_decimals
 
-SHOWN, NOT_SHOWN, UNDECIDED = "shown", "not shown", "undecided"
-NOT_TESTED, MEASURED = "not tested", "measured"
-
-
-def finding(claim: str, about: str, outcome: str, sentence: str = "", **numbers) -> dict:
-    """A claim, named as in docs/claims.md. `numbers`: `value`, `low`, `high`, `n` (images), `p`."""
-    known = dict.fromkeys(("value", "low", "high", "n", "p")) | numbers
-    known = {name: None if pd.isna(value) else float(value) for name, value in known.items()}
-    known["n"] = None if known["n"] is None else int(known["n"])
-    return {"claim": claim, "about": about, "outcome": outcome, **known, "sentence": sentence}
-
 
 def findings(run: dict, tables) -> list[dict]:
-    """All findings, from the `Tables` of `lens_utils.tabulate`."""
+    """All findings, from the `Tables` of `lens_utils.tabulate`: each a `finding`, with what the
+    first screen says of it as its sentence."""
     found = measured(tables.answers) + order_of_kinds(tables.answers)
     found += own_words(run, tables.grounded) + present_or_absent(tables.confident)
-    found += [finding(**each) for each in lenses(run, tables.grounded)]
-    return found + where_taken(run, tables.knocked)
+    return found + lenses(run, tables.grounded) + where_taken(run, tables.knocked)
 
 
-def save_findings(path, run: dict, tables) -> None:
-    """Write `findings` as JSON, so that a script can compare two runs."""
+def save_findings(path, run: dict, found: list[dict]) -> None:
+    """Write the `findings` of a run as JSON, so that a script can compare two runs."""
     about = {"model": run["model"], "weights": weights_label(run)}
-    text = json.dumps(about | {"findings": findings(run, tables)}, indent=1)
-    write_whole(path, text.encode())
+    write_whole(path, json.dumps(about | {"findings": found}, indent=1).encode())
 
 
 def measured(answers: pd.DataFrame) -> list[dict]:
     """The medians over images of where answers are, and what the image adds to P(answer)."""
-    found = []
-    for column in ("settling_layer", "readable_layer", "leaves_image", "handed_over", "mediated"):
-        for kind, row in settling_table(answers, column).iterrows():
-            ends = row[["median", "low", "high"]].set_axis(["value", "low", "high"])
-            found.append(finding(column, kind, MEASURED, n=row["n_images_with_layer"], **ends))
-    for kind, row in controls_table(answers).iterrows():
-        numbers = row[["gain", "low", "high", "images"]].set_axis(["value", "low", "high", "n"])
-        found.append(finding("P above another image", kind, MEASURED, **numbers))
-    return found
+    layers = "settling_layer", "readable_layer", "leaves_image", "handed_over", "mediated"
+    tables = {column: settling_table(answers, column) for column in layers}
+    tables["P above another image"] = controls_table(answers).rename(columns={"gain": "value"})
+    return [
+        finding(claim, kind, MEASURED if row["n"] else NOT_TESTED, **row)
+        for claim, table in tables.items()
+        for kind, row in table[["value", "low", "high", "n"]].iterrows()
+    ]
 
 
 # ---- The order of kinds ------------------------------------------------------------------------
@@ -71,12 +70,13 @@ def order_of_kinds(answers: pd.DataFrame) -> list[dict]:
     """Which kind of answer is handed to the last position first, for each pair with `in_order`.
 
     Pairs are compared within images, by the median `handed_over` of right answers. Wrong ones can
-    come late: a kind that has more of them would seem later. Empty where none has a route.
+    come late: a kind that has more of them would seem later.
     """
     first = first_tokens(answers)
     known = first[first["right"].eq(True)].dropna(subset="handed_over")
     if known.empty:
-        return []
+        sentence = "Not tested: no right answer has a route."
+        return [finding(ORDER, "all kinds", NOT_TESTED, sentence, n=0)]
     layers = known.groupby(["image", "kind"])["handed_over"].median().unstack("kind")
     layers = layers.reindex(columns=COMPARED)
     return [_order_of_two(layers[[a, b]].dropna()) for a, b in itertools.combinations(COMPARED, 2)]
@@ -126,16 +126,17 @@ WINDOW = "a window of blocks"
 
 
 def where_taken(run: dict, knocked: pd.DataFrame) -> list[dict]:
-    """In which window of blocks answers are taken from their objects' patches, from `knockouts`,
-    for each kind of MIN_IMAGES images or more."""
+    """In which window of blocks answers are taken from their objects' patches, from `knockouts`.
+    A kind of fewer than MIN_IMAGES images is not tested, and has no sentence."""
     found, windows = [], run["knockout_windows"]
     for kind in GRADABLE:
         table = knocked[knocked["cut"].isin(OF_OBJECTS) & (knocked["kind"] == kind)]
-        if table["image"].nunique() < MIN_IMAGES:
+        if (n := table["image"].nunique()) < MIN_IMAGES:
+            found.append(finding(WINDOW, kind, NOT_TESTED, n=n))
             continue
         own, control = (changes_by_window(table, run, cut).to_numpy() for cut in OF_OBJECTS)
         best, outcome, p, ends = window_of_use(control - own)
-        peak, value, n = peak_range(control - own), (control - own)[:, best].mean(), len(own)
+        peak, value = peak_range(control - own), (control - own)[:, best].mean()
         where = "blocks {} to {}".format(*windows[best])
         if peak is None:
             where += ", but no window in particular"
@@ -176,7 +177,8 @@ def own_words(run: dict, grounded: pd.DataFrame) -> list[dict]:
     It does where it does against all of them.
     """
     if grounded.empty:
-        return []
+        sentence = "Not tested: no object is in the images."
+        return [finding(OWN, "all controls", NOT_TESTED, sentence, n=0)]
     found = [_above(run, grounded, name) for name in COMPARED_WITH]
     outcomes = {each["outcome"] for each in found}
     outcome = outcomes.pop() if len(outcomes) == 1 else UNDECIDED
@@ -236,7 +238,9 @@ def present_or_absent(confident: pd.DataFrame) -> list[dict]:
     of the same scene (`within_images`).
     """
     if confident["present"].nunique() < 2:
-        return []
+        return [
+            finding(THERE, "all categories", NOT_TESTED, "Not tested: nothing to compare.", n=0)
+        ]
     area, (low, high) = presence_areas(confident)["within"]
     n, values = within_images(confident)
     above, scene = values["above"].to_numpy(), values["scene"].to_numpy()

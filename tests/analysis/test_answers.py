@@ -137,7 +137,8 @@ def planted(kind: str, word_from: int, capital_from: int, whole: bool = True) ->
         "kind": kind, "question": "?", "truth": None, "answer": "Red", "categories": [],
         "token_ids": [0], "n_prompt": 1, "answer_ids": [1], "readings": readings,
         "word_ids": [1, 2] if whole else [], "word_prob": probs["word_prob"],
-        "word_rank": ranks["word_rank"], "word_at": 0, "grey": {**probs, **ranks},
+        "word_rank": ranks["word_rank"], "word_at": 0, "grey": probs | ranks,
+        "other": probs | ranks,
     }  # fmt: skip
     return {"name": f"{kind}.jpg", "patches": readings, "prompts": [prompt]}
 
@@ -148,7 +149,7 @@ def test_a_word_is_found_where_it_was_planted_not_where_its_capital_wins():
     answers = answers_of(records, RUN)
     for column in ("settling_layer", "readable_layer"):
         assert dict(curves.first_tokens(answers)[["kind", column]].to_numpy().tolist()) == where
-        assert per_kind.settling_table(answers, column)["median"].to_dict() == where
+        assert per_kind.settling_table(answers, column)["value"].to_dict() == where
     # The exact token stays, and says 25 for all three.
     top = answers[answers["token_rank"] == 1].groupby("kind")["layer"].min()
     assert top.to_dict() == dict.fromkeys(where, 25)
@@ -159,9 +160,9 @@ def test_a_word_is_found_where_it_was_planted_not_where_its_capital_wins():
 def test_answers_that_begin_with_a_piece_are_left_out_and_counted():
     records = [planted("colour", 10, 10), planted("object", 3, 3, whole=False)]
     answers = answers_of(records, RUN)
-    table = per_kind.settling_table(answers)
-    assert table["median"]["colour"] == 10 and np.isnan(table["median"]["object"])
-    assert table["answers"].tolist() == [1, 1]
+    median = per_kind.settling_table(answers)["value"]
+    assert median["colour"] == 10 and np.isnan(median["object"])
+    assert per_kind.grades_table(answers)["answers"].tolist() == [1, 1]
     run = RUN | {"dtype": "float32", "quantize": "4bit", "last_layer_jsd": 0.0, "route_layers": []}
     procedure = report._procedure(run, answers)
     assert "float32&#44; 4 bit" in procedure
