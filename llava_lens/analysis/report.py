@@ -230,20 +230,22 @@ def report_changes(run: dict, layers: pd.DataFrame) -> str:
     return markdown_table([*header, "last layer over 0.1 bits from the output"], rows)
 
 
+PRESENCE = {  # columns of `presence_table`: header, and how a share is written
+    "confidence": ("AUROC of the largest P(word)", two_decimals),
+    "frequency": ("of a constant per category", two_decimals),
+    "within": ("one category at a time", two_decimals),
+    "sensitivity": ("says yes to the present", percent),
+    "specificity": ("no to the absent", percent),
+}
+
+
 def report_presence(confident: pd.DataFrame) -> str:
     """`presence_table` of `category_confidence`."""
-    header = [
-        "absent categories",
-        "images",
-        "AUROC of the largest P(word)",
-        "of a constant per category",
-    ]
-    header += ["one category at a time", "says yes to the present", "no to the absent"]
-    shows = dict.fromkeys(("confidence", "frequency", "within"), two_decimals)
-    shows |= dict.fromkeys(("sensitivity", "specificity"), percent)
-    rows = [
-        [sampling, f"{row['images']:.0f}"]
-        + [with_interval(row[name], interval_ends(row, name), shows[name]) for name in shows]
-        for sampling, row in presence_table(confident).iterrows()
-    ]
+    rows = []
+    for sampling, row in presence_table(confident).iterrows():
+        cells = [sampling, f"{row['images']:.0f}"]
+        for name, (_, show) in PRESENCE.items():
+            cells.append(with_interval(row[name], interval_ends(row, name), show))
+        rows.append(cells)
+    header = ["absent categories", "images", *(title for title, _ in PRESENCE.values())]
     return markdown_table(header, rows)

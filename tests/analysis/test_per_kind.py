@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llava_lens.analysis import findings, per_kind, report
+from llava_lens.analysis import findings, per_kind, report, stats
 
 SHAPES = ["circle", "heart", "star"]
 
@@ -21,24 +21,18 @@ def answers_with(kind: str, graded: list[tuple[str, bool | None]]) -> pd.DataFra
     return pd.DataFrame(rows).astype({"right": object}).assign(**constant, readable_layer=3)
 
 
-def test_settling_table():
-    """By hand; the interval narrows with the number of images and does not exist below twelve."""
-    rng = np.random.default_rng(0)
-
-    def table(n):
-        graded = [("dog", right) for right in [True, None] * (n // 2) + [False] * (n % 2)]
-        answers = answers_with("colour", graded).assign(settling_layer=rng.integers(2, 9, n))
-        tables = per_kind.settling_table(answers), per_kind.grades_table(answers)
-        return answers, pd.concat(tables, axis=1).loc["colour"]
-
-    answers, many = table(400)
-    _, few = table(13)
-    _, eleven = table(11)
-    assert many["value"] == answers["settling_layer"].median() and many["images"] == 400
-    assert many["graded"] == 200 and many["right"] == 1
-    assert many["low"] <= many["value"] <= many["high"]
-    assert many["high"] - many["low"] < few["high"] - few["low"]
-    assert np.isnan(eleven["low"]) and eleven["graded"] == 6 and eleven["not_gradable"] == 5
+def test_layers_and_grades_by_hand():
+    """Two answers in each of 26 images: layers count as their mean, shares are of images."""
+    graded = [("dog", right) for right in [True, None] * 12 + [False] * 2]
+    answers = answers_with("colour", graded).assign(settling_layer=range(26))
+    answers = pd.concat([answers, answers.assign(settling_layer=range(2, 28))])
+    row = per_kind.settling_table(answers).loc["colour"]
+    ends = stats.interval(np.arange(1, 27), "median")
+    assert row.to_dict() == {"value": 13.5, "low": ends[0], "high": ends[1], "n": 26}
+    row = per_kind.grades_table(answers).loc["colour"]
+    assert row[["images", "answers", "graded", "not_gradable"]].tolist() == [26, 52, 28, 24]
+    low, high = stats.interval(np.arange(14) < 12, "share", 28)
+    assert row[["right", "right_low", "right_high"]].tolist() == [12 / 14, low, high]
 
 
 def test_pieces_of_words_are_left_out_where_the_lens_reads_alone():
