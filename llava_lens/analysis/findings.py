@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from llava_lens.analysis.causal import changes_by_window
 from llava_lens.analysis.curves import first_tokens
-from llava_lens.analysis.grounding import COMPARED_WITH, SIZES, differences
+from llava_lens.analysis.grounding import COMPARED_WITH, SIZES, difference
 from llava_lens.analysis.lenses import lenses
 from llava_lens.analysis.per_kind import controls_table, settling_table
 from llava_lens.analysis.presence import presence_areas, within_images
@@ -67,11 +67,8 @@ ORDER = "an order of kinds"
 
 
 def order_of_kinds(answers: pd.DataFrame) -> list[dict]:
-    """Which kind of answer is handed to the last position first, for each pair with `in_order`.
-
-    Pairs are compared within images, by the median `handed_over` of right answers. Wrong ones can
-    come late: a kind that has more of them would seem later.
-    """
+    """Which kind of answer is handed to the last position first, for each pair with `in_order`:
+    within images, by the median `handed_over` of right answers."""
     first = first_tokens(answers)
     known = first[first["right"].eq(True)].dropna(subset="handed_over")
     if known.empty:
@@ -192,7 +189,7 @@ def own_words(run: dict, grounded: pd.DataFrame) -> list[dict]:
 def _above(run: dict, grounded: pd.DataFrame, name: str) -> dict:
     """The own word's AUROC above a control's, at the layer where that is most; the interval allows
     for the choice of the layer."""
-    above = differences(grounded, name).to_numpy()
+    above = difference(grounded, *COMPARED_WITH[name]).to_numpy()
     n = len(above)
     if n < MIN_IMAGES:
         sentence = f"Not tested against {name} ({count_of(n, 'image')})."
@@ -221,7 +218,7 @@ def _sizes(grounded: pd.DataFrame) -> str:
     sizes, shown, others = grounded["size"].unique(), [], []
     for size in filter(set(sizes).__contains__, SIZES):
         of_size = grounded[grounded["size"] == size]
-        above = differences(of_size, next(iter(COMPARED_WITH))).to_numpy()
+        above = difference(of_size, "auroc", "auroc_absent").to_numpy()
         if (interval(above, n_chosen_from=len(sizes) * above.shape[1])[0] > 0).any():
             shown.append(size)
         else:
@@ -231,12 +228,8 @@ def _sizes(grounded: pd.DataFrame) -> str:
 
 
 def present_or_absent(confident: pd.DataFrame) -> list[dict]:
-    """Whether the largest P(word) tells what is in an image; from `category_confidence`.
-
-    Two tests must agree. One category at a time, images that have it are above those that don't
-    (what a scene raises passes too). One image at a time, what is there is above absent categories
-    of the same scene (`within_images`).
-    """
+    """Whether the largest P(word) tells what is in an image; from `category_confidence`. Two tests
+    must agree: one category at a time over images, and one image at a time (`within_images`)."""
     if confident["present"].nunique() < 2:
         return [
             finding(THERE, "all categories", NOT_TESTED, "Not tested: nothing to compare.", n=0)

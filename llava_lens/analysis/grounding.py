@@ -22,9 +22,8 @@ def word_probability(record: dict, category: str) -> np.ndarray:
 
 
 def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
-    """Mask `[patch]` of a category's patches, at least half covered by one of its boxes; a
-    box too small for that has the patch that it overlaps most. Which patches of a crowd hold the
-    category is not known, so a category with one has none in the image."""
+    """Mask `[patch]` of a category's patches, at least half covered by one of its boxes; a box too
+    small for that has the patch that it overlaps most. A category with a crowd has none."""
     objects = [item for item in record["objects"] if item["category"] == category]
     if any(item["crowd"] for item in objects):
         return np.zeros(math.prod(run["grid"]), bool)
@@ -36,9 +35,8 @@ def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
 
 def sink_patches(record: dict) -> np.ndarray | None:
     """Mask `[patch]` of the sinks: the norm of their state is above the mean of the image's patches
-    by two standard deviations at more than half of the layers. They draw attention whatever they
-    show. None where the norms were not saved. Sources: Darcet et al., arXiv 2309.16588 (tokens of
-    large norm); Fan et al., arXiv 2603.00510 (sinks among LLaVA's patches)."""
+    by two standard deviations at more than half of the layers. None where norms were not saved.
+    Sources: Darcet et al., arXiv 2309.16588; Fan et al., arXiv 2603.00510."""
     if "norms" not in record["patches"]:
         return None
     norms = record["patches"]["norms"].astype(float)  # [layer, patch]
@@ -207,11 +205,6 @@ def _in_two_places(
     return {name: np.where(np.isnan(swapped), np.nan, own), f"{name}_swapped": swapped}
 
 
-def differences(grounded: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The own word's AUROC minus that of a control of COMPARED_WITH `[image, layer]`."""
-    return difference(grounded, *COMPARED_WITH[name])
-
-
 def difference(grounded: pd.DataFrame, own: str, control: str) -> pd.DataFrame:
     """One column of `Grounding.table` minus another `[image, layer]`, of images that have both."""
     above = (grounded[own] - grounded[control]).astype(float)
@@ -220,7 +213,7 @@ def difference(grounded: pd.DataFrame, own: str, control: str) -> pd.DataFrame:
 
 def best_layer(grounded: pd.DataFrame) -> int:
     """The layer at which AUROCs of own words are furthest above those of absent words."""
-    above = differences(grounded, "absent words in the same boxes")
+    above = difference(grounded, "auroc", "auroc_absent")
     return int(above.mean().idxmax() if len(above) else grounded["layer"].min())
 
 

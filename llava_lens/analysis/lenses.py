@@ -6,17 +6,9 @@ import itertools
 import numpy as np
 import pandas as pd
 
+from llava_lens.analysis import stats
 from llava_lens.analysis.curves import layer_curve
 from llava_lens.analysis.grounding import CONTROLS, LENSES, MEASURES, difference
-from llava_lens.analysis.stats import (
-    MEASURED,
-    MIN_IMAGES,
-    NOT_SHOWN,
-    NOT_TESTED,
-    SHOWN,
-    finding,
-    interval,
-)
 from llava_lens.schema import layer_label, layer_numbers
 from llava_lens.text import count_of, one_decimal
 
@@ -64,14 +56,15 @@ def lenses(run: dict, grounded: pd.DataFrame) -> list[dict]:
     the same layers without them.
 
     A lens finds objects at a layer where the AUROC of their own words in their boxes is above 0.5,
-    above that of absent words there (a word may be rarer in all boxes, and rarest where it is
-    absent), and above usual places (`auroc_places` of `Grounding.table`). The intervals hold at all
-    layers of both lenses at once (Bonferroni). The longest run of such layers is named; `value` is
-    its first layer and `high` its last. A lens that was not read is not tested, without a sentence.
+    above that of absent words there, and above usual places. The intervals hold at all layers of
+    both lenses at once (Bonferroni). The longest run of such layers is named: `value` is its first
+    layer and `high` its last. A lens that was not read is not tested, without a sentence.
     """
     known = set(grounded.columns[grounded.notna().any()])
     read = [lens for lens, column in LENSES.items() if f"auroc{column}" in known]
-    not_read = [finding(FINDS, lens, NOT_TESTED, n=0) for lens in LENSES if lens not in read]
+    not_read = [
+        stats.finding(FINDS, lens, stats.NOT_TESTED, n=0) for lens in LENSES if lens not in read
+    ]
     found = [_found(run, grounded, lens, len(read)) for lens in read]
     if run.get("tied") and len(read) == 2:
         found[-1]["sentence"] += TIED
@@ -88,20 +81,20 @@ def _found(run: dict, grounded: pd.DataFrame, lens: str, n_lenses: int, end="") 
     rows = grounded.assign(chance=0.5).dropna(subset=[name for pair in pairs for name in pair])
     above = [difference(rows, *pair).to_numpy() for pair in pairs]
     n, n_layers = above[0].shape
-    if n < MIN_IMAGES:
+    if n < stats.MIN_IMAGES:
         sentence = f"Not tested: the {lens} ({count_of(n, 'image')} with a control)."
-        return finding(FINDS, lens, NOT_TESTED, sentence, n=n)
-    lows = [interval(each, n_chosen_from=n_lenses * n_layers)[0] for each in above]
+        return stats.finding(FINDS, lens, stats.NOT_TESTED, sentence, n=n)
+    lows = [stats.interval(each, n_chosen_from=n_lenses * n_layers)[0] for each in above]
     shown = longest_run(np.min(lows, axis=0) > 0)
     if shown is None:
         sentence = f"Not shown: that the {lens} finds objects at any layer ({n} images)."
-        return finding(FINDS, lens, NOT_SHOWN, sentence, n=n)
+        return stats.finding(FINDS, lens, stats.NOT_SHOWN, sentence, n=n)
     first, last = layer_numbers(run)[[*shown]]
     begin, end = (f"layer {layer_label(run, n)}" if n else "the embedding" for n in (first, last))
     where = f"from {begin} to {end}" if first < last else f"at {begin}"
     where = f"from {begin} on" if shown[1] == n_layers - 1 else where
     sentence = f"The {lens} finds objects {where} ({n} images)."
-    return finding(FINDS, lens, SHOWN, sentence, value=first, high=last, n=n)
+    return stats.finding(FINDS, lens, stats.SHOWN, sentence, value=first, high=last, n=n)
 
 
 def _sinks(grounded: pd.DataFrame, found: list[dict], without: list[dict]) -> dict:
@@ -115,4 +108,6 @@ def _sinks(grounded: pd.DataFrame, found: list[dict], without: list[dict]) -> di
     ]
     same = "without them the lenses find objects at the same layers."
     sentence += f". Without them: {' '.join(changed)}" if changed else f"; {same}"
-    return finding(SINKS, "patches", MEASURED, sentence, value=counts.mean(), n=len(counts))
+    return stats.finding(
+        SINKS, "patches", stats.MEASURED, sentence, value=counts.mean(), n=len(counts)
+    )

@@ -27,8 +27,7 @@ from llava_lens.text import (
 
 
 def summary(run: dict, tables, found: list[dict]) -> str:
-    """The first screen, from the `findings` that were `found`: a table of all kinds of question,
-    and a line per claim."""
+    """The first screen, from all `findings`: a table of all kinds of question, a line per claim."""
 
     def said(*claims):
         sentences = (each["sentence"] for each in found if each["claim"] in claims)

@@ -35,8 +35,7 @@ def readable_layer(margin: np.ndarray, prob: np.ndarray) -> np.ndarray:
     `margin` (log P(word) minus log P(best rival)) and `prob` (P(word)), both `[layer, ...]`.
 
     One past the last (never) if the final margin is not positive, or P(word) ends below
-    LEAST_LIKELY. It depends on how high an answer ends and how the last layers sharpen: kinds of
-    question can't be compared by it.
+    LEAST_LIKELY. Kinds of question can't be compared by it (docs/method.md).
     """
     is_read = (margin[-1] > 0) & (prob[-1] >= LEAST_LIKELY)
     return stays_from((margin >= margin[-1] / 2) & is_read)

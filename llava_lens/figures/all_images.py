@@ -248,9 +248,9 @@ def plot_gallery(results: Results, table: pd.DataFrame, layer: int, n: int = 3):
 
 def plot_presence(table: pd.DataFrame):
     """ROC curves for present against absent categories, from `category_confidence`, and as a point
-    with 95 % intervals the model's own answers (`presence_answers`)."""
+    with 95 % intervals the model's own answers."""
     figure, axis = plt.subplots(figsize=(5.6, 5.2))
-    asked = presence.presence_answers(table)
+    asked = table.dropna(subset="said_yes")
     curves = {
         "largest P(word) in the patches": (table, "confidence", "-", style.BLUE, 1.5),
         "the same, only those asked about": (asked, "confidence", "--", style.BLUE, 1.5),
