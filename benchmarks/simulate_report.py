@@ -3,16 +3,13 @@
     python benchmarks/simulate_report.py [data sets per cell, 200] [images, 12 24 100] > tables.md
 
 prints the tables of docs/claims.md: how often each claim of the report is made where it is true and
-where it is not, and how often intervals hold the true value. Each cell is written to `counts.csv`
-as soon as it is counted, and a later start takes it from there: delete the file when the code has
-changed. Routes and patches are made as Make_Analyse saves them, with timing, height and noise as
-chosen, and go through the same tables and sentences as the notebook's.
+where it is not, and how often intervals hold the true value. It takes ten minutes. Routes and
+patches are made as Make_Analyse saves them, with timing, height and noise as chosen, and go through
+the same tables and sentences as the notebook's.
 `tests/benchmarks/test_simulate_report.py` runs a short form.
 """
 
-import csv
 import itertools
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -306,9 +303,8 @@ def holds(number: int, n: int, kind: str, truth: float = 0.5) -> bool | None:
     else:
         images, inside = np.repeat(np.arange(n), 6), np.tile([True] * 3 + [False] * 3, n)
         effect = {"AUROC": 0.0, "AUROC, image effect": 0.7}[kind]
-        values = effect * rng.normal(0, 1, n)[images] + (1 - effect**2) ** 0.5 * rng.normal(
-            0, 1, 6 * n
-        )
+        values = effect * rng.normal(0, 1, n)[images]
+        values += (1 - effect**2) ** 0.5 * rng.normal(0, 1, 6 * n)
         values += inside * 2**0.5 * {0.5: 0.0, 0.9: 1.2816, 0.98: 2.0537}[truth]
         ends = stats.interval(stats.auroc_by_image(values, inside, images), "share", 6 * n)
     return None if np.isnan(ends[0]) else bool(ends[0] <= truth <= ends[1])
@@ -428,23 +424,13 @@ HELD = [  # the interval of what, its true value, whether it holds that
 ]
 
 
-def count(rows: list, sizes: list[int], n_sets: int, path=os.devnull) -> pd.DataFrame:
+def count(rows: list, sizes: list[int], n_sets: int) -> pd.DataFrame:
     """In which share of `n_sets` data sets each of `rows` claims, per number of images; NaN where
-    there is no interval. A cell that the file `path` has is taken from there, others are added."""
-    with open(path, "a+", newline="") as file:
-        file.seek(0)
-        known = {tuple(cell[:4]): cell[4] for cell in csv.reader(file)}
-        for (claim, plant, claims), n in itertools.product(rows, sizes):
-            cell = claim, str(plant), str(n), str(n_sets)
-            if cell not in known:
-                made = [claims(number, n) for number in range(n_sets)]
-                known[cell] = np.nan if None in made else sum(made)
-                csv.writer(file).writerow([*cell, known[cell]])
-                file.flush()
+    there is no interval."""
     table = pd.DataFrame([row[:2] for row in rows], columns=["claim", "planted"])
     for n in sizes:
-        counts = [known[claim, str(plant), str(n), str(n_sets)] for claim, plant, _ in rows]
-        table[n] = np.array(counts, float) / n_sets
+        made = [[claims(number, n) for number in range(n_sets)] for *_, claims in rows]
+        table[n] = [np.nan if None in each else np.mean(each) for each in made]
     return table
 
 
@@ -456,7 +442,7 @@ def main() -> None:
         ("made where it is true", TRUE, n_sets),
         ("holds the true value", HELD, 5 * n_sets),
     ):
-        table = count(rows, sizes, n, "counts.csv")
+        table = count(rows, sizes, n)
         shares = table[sizes].map(lambda share: "none" if np.isnan(share) else f"{share:.1%}")
         cells = table.astype(str)
         cells[sizes] = shares
