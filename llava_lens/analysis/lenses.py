@@ -9,6 +9,7 @@ import pandas as pd
 from llava_lens.analysis import stats
 from llava_lens.analysis.curves import layer_curve
 from llava_lens.analysis.grounding import CONTROLS, LENSES, MEASURES, difference
+from llava_lens.analysis.stats import MEASURED, NOT_SHOWN, NOT_TESTED, SHOWN, finding
 from llava_lens.schema import layer_label, layer_numbers
 from llava_lens.text import count_of, one_decimal
 
@@ -62,9 +63,7 @@ def lenses(run: dict, grounded: pd.DataFrame) -> list[dict]:
     """
     known = set(grounded.columns[grounded.notna().any()])
     read = [lens for lens, column in LENSES.items() if f"auroc{column}" in known]
-    not_read = [
-        stats.finding(FINDS, lens, stats.NOT_TESTED, n=0) for lens in LENSES if lens not in read
-    ]
+    not_read = [finding(FINDS, lens, NOT_TESTED, n=0) for lens in LENSES if lens not in read]
     found = [_found(run, grounded, lens, len(read)) for lens in read]
     if run.get("tied") and len(read) == 2:
         found[-1]["sentence"] += TIED
@@ -83,18 +82,18 @@ def _found(run: dict, grounded: pd.DataFrame, lens: str, n_lenses: int, end="") 
     n, n_layers = above[0].shape
     if n < stats.MIN_IMAGES:
         sentence = f"Not tested: the {lens} ({count_of(n, 'image')} with a control)."
-        return stats.finding(FINDS, lens, stats.NOT_TESTED, sentence, n=n)
+        return finding(FINDS, lens, NOT_TESTED, sentence, n=n)
     lows = [stats.interval(each, n_chosen_from=n_lenses * n_layers)[0] for each in above]
     shown = longest_run(np.min(lows, axis=0) > 0)
     if shown is None:
         sentence = f"Not shown: that the {lens} finds objects at any layer ({n} images)."
-        return stats.finding(FINDS, lens, stats.NOT_SHOWN, sentence, n=n)
+        return finding(FINDS, lens, NOT_SHOWN, sentence, n=n)
     first, last = layer_numbers(run)[[*shown]]
     begin, end = (f"layer {layer_label(run, n)}" if n else "the embedding" for n in (first, last))
     where = f"from {begin} to {end}" if first < last else f"at {begin}"
     where = f"from {begin} on" if shown[1] == n_layers - 1 else where
     sentence = f"The {lens} finds objects {where} ({n} images)."
-    return stats.finding(FINDS, lens, stats.SHOWN, sentence, value=first, high=last, n=n)
+    return finding(FINDS, lens, SHOWN, sentence, value=first, high=last, n=n)
 
 
 def _sinks(grounded: pd.DataFrame, found: list[dict], without: list[dict]) -> dict:
@@ -108,6 +107,4 @@ def _sinks(grounded: pd.DataFrame, found: list[dict], without: list[dict]) -> di
     ]
     same = "without them the lenses find objects at the same layers."
     sentence += f". Without them: {' '.join(changed)}" if changed else f"; {same}"
-    return stats.finding(
-        SINKS, "patches", stats.MEASURED, sentence, value=counts.mean(), n=len(counts)
-    )
+    return finding(SINKS, "patches", MEASURED, sentence, value=counts.mean(), n=len(counts))
