@@ -46,15 +46,12 @@ def test_pieces_of_words_are_left_out_where_the_lens_reads_alone():
 
 
 def test_right_and_wrong_answers_apart_by_hand():
-    rows = [
-        {"image": i, "kind": "colour", "right": i < 3, "whole_word": True, "token": 0, "word_at": 0,
-         "layer": 5, "readable_layer": 2 * i, "settling_layer": 5, "probability": 0.9,
-         "other_probability": 0.1 * i, "grey_probability": 0.0, "truth": "red", "question": "?",
-         "answer": "red"}
-        for i in range(5)
-    ]  # fmt: skip
+    table = answers_with("colour", [("red", number < 3) for number in range(5)])
+    table = table.assign(layer=5, readable_layer=range(0, 10, 2), question="?", answer="red")
+    others = [0, 0.1, 0.2, 0.3, 0.4]
+    table = table.assign(probability=0.9, other_probability=others, grey_probability=0.0)
     run = {"layers": [str(layer) for layer in range(11)]}
-    text = report.report_answers(run, pd.DataFrame(rows).astype({"image": str}))
+    text = report.report_answers(run, table)
     assert "| colours | right | 3 | 2 (no interval) | 0.80 (no interval) |" in text
     assert "| colours | wrong | 2 | 7 (no interval) | 0.55 (no interval) |" in text
 
