@@ -127,7 +127,7 @@ def planted(kind: str, word_from: int, capital_from: int, whole: bool = True) ->
         "token_ids": [0], "n_prompt": 1, "answer_ids": [1], "readings": readings,
         "word_ids": [1, 2] if whole else [], "word_prob": probs["word_prob"],
         "word_rank": ranks["word_rank"], "word_at": 0, "grey": probs | ranks,
-        "other": probs | ranks,
+        "other": {"word_prob": probs["word_prob"] / 9, "word_rank": 10 * ranks["word_rank"]},
     }  # fmt: skip
     return {"name": f"{kind}.jpg", "patches": readings, "prompts": [prompt]}
 
@@ -158,6 +158,8 @@ def test_answers_that_begin_with_a_piece_are_left_out_and_counted():
     assert "Left out of what the lens reads: 1 of 2" in procedure
     by_column = curves.answer_curves(answers)
     assert all(set(curve["kind"]) == {"colour"} for curve in by_column.values())
+    most = [by_column[f"other_{column}"]["mean"].max() for column in ("probability", "rank")]
+    assert most == pytest.approx([0.1, np.log10(20)])
     assert list(per_kind.controls_table(answers).index) == ["colour"]
 
 
