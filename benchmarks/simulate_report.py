@@ -3,18 +3,16 @@
     python benchmarks/simulate_report.py [data sets per cell, 200] [images, 12 24 100] > tables.md
 
 prints the tables of docs/claims.md: how often each claim of the report is made where it is true and
-where it is not, and how often intervals hold the true value. Each cell is written to `counts.csv`
-as soon as it is counted, and a later start takes it from there: delete the file when the code has
-changed. Routes and patches are made as Make_Analyse saves them, with timing, height and noise as
-chosen, and go through the same tables and sentences as the notebook's.
+where it is not, and how often intervals hold the true value. It takes ten minutes. Routes and
+patches are made as Make_Analyse saves them, with timing, height and noise as chosen, and go through
+the same tables and sentences as the notebook's.
 `tests/benchmarks/test_simulate_report.py` runs a short form.
 """
 
-import csv
 import itertools
-import os
 import re
 import sys
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
@@ -61,10 +59,8 @@ def route_of(rng, layer: float, how: dict) -> dict:
     The logit difference falls from what the image adds to its opposite: the counterfactual's
     answer is as high. What a layer's noise is, the next one's is in part.
     """
-    layers, strength = (
-        np.array(RUN["route_layers"]),
-        np.log(how["height"] / (1 - how["height"]) * 5),
-    )
+    layers = np.array(RUN["route_layers"])
+    strength = np.log(how["height"] / (1 - how["height"]) * 5)
 
     def patched(state):
         if how["sharpen"]:
@@ -180,11 +176,11 @@ def patches_of(rng, n: int, **added) -> list:
             corner = usual[at] if rng.random() < 0.5 else rng.integers(0, 4, 2) * 10.0
             boxes[at] = [*corner, 20.0, 20.0]
             share = rng.choice([0.005, 1 / 9]) if added["large_only"] else 1 / 9
-            objects.append(
-                {"category": CATEGORIES[at], "box": boxes[at], "share": share, "crowd": False}
-            )
+            seen = {"category": CATEGORIES[at], "box": boxes[at], "share": share, "crowd": False}
+            objects.append(seen)
         inside = {at: patches_in(*box[:2]) for at, box in boxes.items()}
         anywhere, words = np.any(list(inside.values()), axis=0), []
+        samplings = [""] * len(present) + ["adversarial", "random"]
         for position, at in enumerate([*present, *absent]):
             logs = -12 + 0.5 * shared + rng.normal(0, 1, shape) + added["category"] * constant[at]
             logs[:, anywhere] += added["any_word"]
@@ -199,9 +195,7 @@ def patches_of(rng, n: int, **added) -> list:
             words.append({
                 "category": CATEGORIES[at],
                 "present": at in boxes,
-                "absent_sampling": {-2: "adversarial", -1: "random"}.get(
-                    position - len(present) - 2, ""
-                ),
+                "absent_sampling": samplings[position],
                 "token_ids": [6 + at],
                 "log2_probs": logs.clip(-126, 0).astype(np.float16),
                 "cosines": (0.01 * (logs + own_noise.normal(0, 1, shape))).astype(np.float16),
@@ -210,8 +204,8 @@ def patches_of(rng, n: int, **added) -> list:
         norms = 1 + 9.0 * (own_noise.permutation(GRID**2) < 2)
         patches = {"top_ids": top_ids, "embedding_ids": top_ids}
         patches["norms"] = np.tile(norms, (shape[0], 1))
-        records.append({"name": f"{number:03}", "objects": objects, "words": words, "prompts": [],
-                        "patches": patches})  # fmt: skip
+        read = {"objects": objects, "words": words, "prompts": [], "patches": patches}
+        records.append({"name": f"{number:03}", **read})
     return records
 
 
@@ -225,7 +219,7 @@ def patches_in(x: float, y: float) -> np.ndarray:
 def of_patches(number: int, n: int, claim: str, **plan) -> list[dict]:
     """The findings on patches with that name, of data set `number` with `n` images."""
     records = patches_of(np.random.default_rng([number, n]), n, **plan)
-    if claim == THERE:
+    if claim == findings.THERE:
         confident = presence.category_confidence([presence.watched_of(each) for each in records])
         return findings.present_or_absent(confident)
     grounded = grounding.Grounding(FEW_LAYERS)
@@ -236,72 +230,56 @@ def of_patches(number: int, n: int, claim: str, **plan) -> list[dict]:
     return findings.own_words(FEW_LAYERS, grounded.table())
 
 
-def claims_where(number: int, n: int, claim: str, **plan) -> bool:
-    """Whether the claim is made, against all its controls."""
-    return of_patches(number, n, claim, **plan)[0]["outcome"] == findings.SHOWN
-
-
-def says_of_own_words(number: int, n: int, pattern: str, **plan) -> bool:
-    """Whether the claim on own words is made, in a sentence that has `pattern`."""
-    found = of_patches(number, n, OWN, **plan)[0]
+def claims_where(number: int, n: int, claim: str, pattern="", **plan) -> bool:
+    """Whether the claim is made, against all its controls, in a sentence that has `pattern`."""
+    found = of_patches(number, n, claim, **plan)[0]
     return found["outcome"] == findings.SHOWN and bool(re.search(pattern, found["sentence"]))
 
 
-OWN, THERE, FINDS = findings.OWN, findings.THERE, lenses.FINDS
-SAME_BOXES = "absent words in the same boxes, at "
-
-
-def lenses_find(number: int, n: int, first=(0, 32), **plan) -> list[bool]:
-    """Whether each lens is said to find objects, at a first layer from one of `first` to the
-    other."""
+def lenses_find(number: int, n: int, how=any, first=(0, 32), **plan) -> bool:
+    """Whether any lens (or `all`) is said to find objects, at a first layer from one of `first` to
+    the other."""
     found = [each for each in of_patches(number, n, FINDS, **plan) if each["claim"] == FINDS]
-    shown = (each.get("value", np.nan) for each in found)
     assert len(found) == 2
-    return [bool(first[0] <= value <= first[1]) for value in shown]
-
-
-def a_lens_finds(number: int, n: int, **plan) -> bool:
-    return any(lenses_find(number, n, **plan))
-
-
-def both_find(number: int, n: int, **plan) -> bool:
-    return all(lenses_find(number, n, **plan))
+    return how(
+        each["outcome"] == findings.SHOWN and first[0] <= each["value"] <= first[1]
+        for each in found
+    )
 
 
 # ---- Peaks and knockout ------------------------------------------------------------------------
 
 
-def claims_a_peak(number: int, n: int, height=0.0, width=1) -> str:
-    """Whether a peak is claimed of the change per layer; `wrong` if the true one lies outside."""
+def claims_a_peak(number: int, n: int, which="any", height=0.0, width=1) -> bool:
+    """Whether a peak is claimed of the change per layer: `any`, the `right` one, or a `wrong` one,
+    outside which the true one lies."""
     rng = np.random.default_rng([number, n])
     change = rng.beta(1, 5, (n, N_LAYERS)) + rng.normal(0, 0.05, (n, 1))
     change[:, 16 : 16 + width] += height * rng.random((n, 1)) * 2
-    layers = pd.DataFrame({
-        "image": np.repeat(np.arange(n), N_LAYERS),
-        "segment": "image",
-        "layer": np.tile(np.arange(N_LAYERS), n),
-        "jsd_prev": change.ravel(),
-        "jsd_final": change.ravel(),
-    })  # fmt: skip
-    where = report.report_changes(RUN, layers).splitlines()[-1].split(" | ")[2]
+    image, layer = np.indices(change.shape)
+    columns = {"image": image.ravel(), "segment": "image", "layer": layer.ravel()}
+    series = {"jsd_prev": change.ravel(), "jsd_final": change.ravel()}
+    text = report.report_changes(RUN, pd.DataFrame({**columns, **series}))
+    where = text.splitlines()[-1].split(" | ")[2]
     if "no clear" in where:
-        return ""
+        return False
     numbers = list(map(int, re.findall(r"\d+", where)))
-    return "right" if numbers[0] <= 16 and 16 + width - 1 <= numbers[-1] else "wrong"
+    is_right = numbers[0] <= 16 and 16 + width - 1 <= numbers[-1]
+    return which == "any" or is_right == (which == "right")
 
 
 def names_a_window(number: int, n: int, effect=0.0) -> bool:
     """Whether the report names a window in which the object's patches matter."""
-    rng, windows, rows = np.random.default_rng([number, n]), len(RUN["knockout_windows"]), []
+    rng, centres, tables = np.random.default_rng([number, n]), causal.window_centres(RUN), []
     for cut in ("object", "background"):
-        change = rng.standard_t(3, (n, windows)) * 0.05 + rng.normal(0, 0.05, (n, 1))
+        change = rng.standard_t(3, (n, len(centres))) * 0.05 + rng.normal(0, 0.05, (n, 1))
         if cut == "object":
             change[:, 3] -= effect * rng.random(n) * 2
-        for window, layer in enumerate(causal.window_centres(RUN)):
-            rows.append(pd.DataFrame({"image": np.arange(n), "prompt": 0, "kind": "colour",
-                                      "cut": cut, "layer": layer,
-                                      "change": change[:, window]}))  # fmt: skip
-    found = findings.where_taken(RUN, pd.concat(rows))
+        image, window = np.indices(change.shape)
+        columns = {"image": image.ravel(), "layer": centres[window.ravel()]}
+        table = pd.DataFrame({**columns, "change": change.ravel()})
+        tables.append(table.assign(prompt=0, kind="colour", cut=cut))
+    found = findings.where_taken(RUN, pd.concat(tables))
     return any(each["outcome"] == findings.SHOWN for each in found)
 
 
@@ -325,9 +303,8 @@ def holds(number: int, n: int, kind: str, truth: float = 0.5) -> bool | None:
     else:
         images, inside = np.repeat(np.arange(n), 6), np.tile([True] * 3 + [False] * 3, n)
         effect = {"AUROC": 0.0, "AUROC, image effect": 0.7}[kind]
-        values = effect * rng.normal(0, 1, n)[images] + (1 - effect**2) ** 0.5 * rng.normal(
-            0, 1, 6 * n
-        )
+        values = effect * rng.normal(0, 1, n)[images]
+        values += (1 - effect**2) ** 0.5 * rng.normal(0, 1, 6 * n)
         values += inside * 2**0.5 * {0.5: 0.0, 0.9: 1.2816, 0.98: 2.0537}[truth]
         ends = stats.interval(stats.auroc_by_image(values, inside, images), "share", 6 * n)
     return None if np.isnan(ends[0]) else bool(ends[0] <= truth <= ends[1])
@@ -335,86 +312,107 @@ def holds(number: int, n: int, kind: str, truth: float = 0.5) -> bool | None:
 
 # ---- The table ---------------------------------------------------------------------------------
 
-ORDER = "an order of kinds"
+ORDER, OWN, THERE, FINDS = findings.ORDER, findings.OWN, findings.THERE, lenses.FINDS
 HIGH, LOW, LATER = {"height": 0.98}, {"height": 0.6}, {"later": 4.0}
-NOISY = {"colour": HIGH | {"noise": 0.6}, "others": LOW | {"noise": 0.6}}
-FALSE = [  # claim, what is planted, whether it is made in data set `number` with `n` images
-    (ORDER, "equal layers", claims_an_order),
-    (ORDER, "equal layers, several prompts of a kind", partial(claims_an_order, n_prompts=3)),
-    (ORDER, "equal layers, large image effect", partial(claims_an_order, image_effect=6.0)),
-    (ORDER, "equal layers, heights 0.98 and 0.6",
-     partial(claims_an_order, colour=HIGH, others=LOW)),
-    (ORDER, "the same, twice the noise", partial(claims_an_order, **NOISY)),
-    (ORDER, "equal layers, the last ones sharpen one kind",
-     partial(claims_an_order, colour={"sharpen": 3.0} | HIGH, others=LOW)),
-    (ORDER, "equal layers, one kind has a prior", partial(claims_an_order, colour={"prior": 0.5})),
-    (ORDER, "wrong answers six layers later, one kind has more",
-     partial(claims_an_order, colour={"wrong": 0.05}, others={"wrong": 0.4})),
-    (ORDER, "kinds on different images, four layers later",
-     partial(claims_an_order, others=LATER, apart=True)),
-    (ORDER, "half six layers earlier, half later",
-     partial(claims_an_order, others={"later": half_and_half})),
-    (ORDER, "a tenth twelve layers later", partial(claims_an_order, others={"later": a_tenth})),
-    (OWN, "nothing", partial(claims_where, claim=OWN)),
-    (OWN, "any word likelier on any object", partial(claims_where, claim=OWN, any_word=3.0)),
-    (OWN, "objects' words likelier on all objects", partial(claims_where, claim=OWN, objects=3.0)),
-    (OWN, "the word at its category's usual place", partial(claims_where, claim=OWN, place=3.0)),
-    (OWN, "usual places, and any word on any object",
-     partial(claims_where, claim=OWN, place=3.0, any_word=3.0)),
-    (OWN, "usual places, and objects' words on all objects",
-     partial(claims_where, claim=OWN, place=3.0, objects=3.0)),
-    (OWN, "all three", partial(claims_where, claim=OWN, place=3.0, any_word=3.0, objects=3.0)),
-    ("... small objects' words", "large objects' words alone",
-     partial(says_of_own_words, pattern=r"^The own word of small|sizes", own=2.0, large_only=True)),
-    ("... at some layer", "own word at all layers alike",
-     partial(says_of_own_words, pattern=SAME_BOXES + "(layer|some)", own=2.0)),
-    (THERE, "nothing", partial(claims_where, claim=THERE)),
-    (THERE, "a constant per category", partial(claims_where, claim=THERE, category=2.0)),
-    (THERE, "a busy scene raises every word", partial(claims_where, claim=THERE, busy=2.0)),
-    (THERE, "both", partial(claims_where, claim=THERE, busy=2.0, category=2.0)),
-    (THERE, "a scene raises its own words", partial(claims_where, claim=THERE, scene=2.0)),
-    ("a peak of change", "none", lambda number, n: claims_a_peak(number, n) != ""),
-    ("a peak at another layer", "one layer",
-     lambda number, n: claims_a_peak(number, n, 0.2) == "wrong"),
+PLACE, ANY, OBJECTS = {"place": 3.0}, {"any_word": 3.0}, {"objects": 3.0}
+AT = "absent words in the same boxes, at "
+
+
+def plants(claim: str, claims: Callable, plans: dict[str, dict]) -> list[tuple]:
+    """A row per plan: the claim, what is planted, whether it is made in data set `number` with `n`
+    images."""
+    return [(claim, plant, partial(claims, **plan)) for plant, plan in plans.items()]
+
+
+of_own_words, of_presence = (partial(claims_where, claim=claim) for claim in (OWN, THERE))
+FALSE = [
+    *plants(ORDER, claims_an_order, {
+        "equal layers": {},
+        "equal layers, several prompts of a kind": {"n_prompts": 3},
+        "equal layers, large image effect": {"image_effect": 6.0},
+        "equal layers, heights 0.98 and 0.6": {"colour": HIGH, "others": LOW},
+        "the same, twice the noise":
+            {"colour": HIGH | {"noise": 0.6}, "others": LOW | {"noise": 0.6}},
+        "equal layers, the last ones sharpen one kind":
+            {"colour": {"sharpen": 3.0} | HIGH, "others": LOW},
+        "equal layers, one kind has a prior": {"colour": {"prior": 0.5}},
+        "wrong answers six layers later, one kind has more":
+            {"colour": {"wrong": 0.05}, "others": {"wrong": 0.4}},
+        "kinds on different images, four layers later": {"others": LATER, "apart": True},
+        "half six layers earlier, half later": {"others": {"later": half_and_half}},
+        "a tenth twelve layers later": {"others": {"later": a_tenth}},
+    }),
+    *plants(OWN, of_own_words, {
+        "nothing": {},
+        "any word likelier on any object": ANY,
+        "objects' words likelier on all objects": OBJECTS,
+        "the word at its category's usual place": PLACE,
+        "usual places, and any word on any object": PLACE | ANY,
+        "usual places, and objects' words on all objects": PLACE | OBJECTS,
+        "all three": PLACE | ANY | OBJECTS,
+    }),
+    *plants("... small objects' words", of_own_words, {
+        "large objects' words alone":
+            {"pattern": r"^The own word of small|sizes", "own": 2.0, "large_only": True},
+    }),
+    *plants("... at some layer", of_own_words, {
+        "own word at all layers alike": {"pattern": AT + "(layer|some)", "own": 2.0},
+    }),
+    *plants(THERE, of_presence, {
+        "nothing": {},
+        "a constant per category": {"category": 2.0},
+        "a busy scene raises every word": {"busy": 2.0},
+        "both": {"busy": 2.0, "category": 2.0},
+        "a scene raises its own words": {"scene": 2.0},
+    }),
+    ("a peak of change", "none", claims_a_peak),
+    ("a peak at another layer", "one layer", partial(claims_a_peak, which="wrong", height=0.2)),
     ("a part of a plateau", "four layers",
-     lambda number, n: claims_a_peak(number, n, 0.2, 4) == "wrong"),
+     partial(claims_a_peak, which="wrong", height=0.2, width=4)),
     ("a window of blocks", "no window", names_a_window),
-    (FINDS, "nothing", a_lens_finds),
-    (FINDS, "any word likelier on any object", partial(a_lens_finds, any_word=3.0)),
-    (FINDS, "usual places, and any word on any object",
-     partial(a_lens_finds, place=3.0, any_word=3.0)),
-    (FINDS, "usual places, and objects' words on all objects",
-     partial(a_lens_finds, objects=3.0, place=3.0)),
-    (FINDS, "absent words rarer on any object",
-     partial(a_lens_finds, any_word=-2.0, objects=2.0)),
-    ("... from an earlier layer on", "own word from layer 16 on",
-     partial(a_lens_finds, first=(0, 8), own=2.0, later_layers=True)),
+    *plants(FINDS, lenses_find, {
+        "nothing": {},
+        "any word likelier on any object": ANY,
+        "usual places, and any word on any object": PLACE | ANY,
+        "usual places, and objects' words on all objects": PLACE | OBJECTS,
+        "absent words rarer on any object": {"any_word": -2.0, "objects": 2.0},
+    }),
+    *plants("... from an earlier layer on", lenses_find, {
+        "own word from layer 16 on": {"first": (0, 8), "own": 2.0, "later_layers": True},
+    }),
 ]  # fmt: skip
 TRUE = [
-    (ORDER, "four layers later", partial(claims_an_order, others=LATER)),
-    (ORDER, "four layers later, heights 0.98 and 0.6",
-     partial(claims_an_order, colour=HIGH, others=LOW | LATER)),
-    (ORDER, "four layers later, wrong answers six more",
-     partial(claims_an_order, colour={"wrong": 0.05}, others=LATER | {"wrong": 0.4})),
+    *plants(ORDER, claims_an_order, {
+        "four layers later": {"others": LATER},
+        "four layers later, heights 0.98 and 0.6": {"colour": HIGH, "others": LOW | LATER},
+        "four layers later, wrong answers six more":
+            {"colour": {"wrong": 0.05}, "others": LATER | {"wrong": 0.4}},
+    }),
     ("... not tested", "kinds on different images",
      lambda number, n: orders(number, n, apart=True) == {findings.NOT_TESTED}),
-    (OWN, "own word likelier by two doublings", partial(claims_where, claim=OWN, own=2.0)),
-    ("... large objects' words", "large objects' words alone",
-     partial(says_of_own_words, pattern="^The own word of large objects", own=2.0,
-             large_only=True)),
-    ("... at no layer in particular", "own word at all layers alike",
-     partial(says_of_own_words, pattern=SAME_BOXES + "no layer", own=2.0)),
-    ("... at layer 16", "own word at layer 16",
-     partial(says_of_own_words, pattern=SAME_BOXES + "layer 16", own=2.0, one_layer=True)),
-    (THERE, "by two doublings", partial(claims_where, claim=THERE, there=2.0)),
-    ("a peak of change", "one layer, 0.9 standard deviations",
-     lambda number, n: claims_a_peak(number, n, 0.2) == "right"),
-    ("a peak of change", "one layer, 1.3 standard deviations",
-     lambda number, n: claims_a_peak(number, n, 0.4) == "right"),
+    *plants(OWN, of_own_words, {"own word likelier by two doublings": {"own": 2.0}}),
+    *plants("... large objects' words", of_own_words, {
+        "large objects' words alone":
+            {"pattern": "^The own word of large objects", "own": 2.0, "large_only": True},
+    }),
+    *plants("... at no layer in particular", of_own_words, {
+        "own word at all layers alike": {"pattern": AT + "no layer", "own": 2.0},
+    }),
+    *plants("... at layer 16", of_own_words, {
+        "own word at layer 16": {"pattern": AT + "layer 16", "own": 2.0, "one_layer": True},
+    }),
+    *plants(THERE, of_presence, {"by two doublings": {"there": 2.0}}),
+    *plants("a peak of change", partial(claims_a_peak, which="right"), {
+        "one layer, 0.9 standard deviations": {"height": 0.2},
+        "one layer, 1.3 standard deviations": {"height": 0.4},
+    }),
     ("a window of blocks", "one that takes a fifth", partial(names_a_window, effect=0.2)),
-    (FINDS, "own word likelier by two doublings", partial(both_find, own=2.0)),
-    ("... from layer 16 on", "own word from layer 16 on",
-     partial(both_find, first=(16, 16), own=2.0, later_layers=True)),
+    *plants(FINDS, partial(lenses_find, how=all), {
+        "own word likelier by two doublings": {"own": 2.0},
+    }),
+    *plants("... from layer 16 on", partial(lenses_find, how=all), {
+        "own word from layer 16 on": {"first": (16, 16), "own": 2.0, "later_layers": True},
+    }),
 ]  # fmt: skip
 SHARES = ("share", "share of three prompts", "AUROC", "AUROC, image effect")
 HELD = [  # the interval of what, its true value, whether it holds that
@@ -426,28 +424,14 @@ HELD = [  # the interval of what, its true value, whether it holds that
 ]
 
 
-def count(rows: list, sizes: list[int], n_sets: int, path=os.devnull) -> pd.DataFrame:
+def count(rows: list, sizes: list[int], n_sets: int) -> pd.DataFrame:
     """In which share of `n_sets` data sets each of `rows` claims, per number of images; NaN where
-    there is no interval. A cell that the file `path` has is taken from there, others are added."""
-    with open(path, "a+", newline="") as file:
-        file.seek(0)
-        known = {tuple(cell[:4]): cell[4] for cell in csv.reader(file)}
-        for (claim, plant, claims), n in itertools.product(rows, sizes):
-            cell = claim, str(plant), str(n), str(n_sets)
-            if cell not in known:
-                made = [claims(number, n) for number in range(n_sets)]
-                known[cell] = np.nan if None in made else sum(made)
-                csv.writer(file).writerow([*cell, known[cell]])
-                file.flush()
-    table = [
-        (
-            claim,
-            plant,
-            *(float(known[claim, str(plant), str(n), str(n_sets)]) / n_sets for n in sizes),
-        )
-        for claim, plant, _ in rows
-    ]
-    return pd.DataFrame(table, columns=["claim", "planted", *sizes])
+    there is no interval."""
+    table = pd.DataFrame([row[:2] for row in rows], columns=["claim", "planted"])
+    for n in sizes:
+        made = [[claims(number, n) for number in range(n_sets)] for *_, claims in rows]
+        table[n] = [np.nan if None in each else np.mean(each) for each in made]
+    return table
 
 
 def main() -> None:
@@ -458,19 +442,12 @@ def main() -> None:
         ("made where it is true", TRUE, n_sets),
         ("holds the true value", HELD, 5 * n_sets),
     ):
-        table = count(rows, sizes, n, "counts.csv")
-        cells = [
-            [
-                claim,
-                f"{plant}",
-                *("none" if np.isnan(share) else f"{share:.1%}" for share in shares),
-            ]
-            for claim, plant, *shares in table.itertuples(index=False)
-        ]
-        print(
-            f"\n{title}, of {n} data sets\n\n{markdown_table([*map(str, table)], cells)}",
-            flush=True,
-        )
+        table = count(rows, sizes, n)
+        shares = table[sizes].map(lambda share: "none" if np.isnan(share) else f"{share:.1%}")
+        cells = table.astype(str)
+        cells[sizes] = shares
+        text = markdown_table([*map(str, table)], cells.to_numpy().tolist())
+        print(f"\n{title}, of {n} data sets\n\n{text}", flush=True)
 
 
 if __name__ == "__main__":

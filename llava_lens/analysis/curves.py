@@ -74,10 +74,15 @@ def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
     return pd.concat(curves[1:] or curves, ignore_index=True)
 
 
-def curves_by_kind(table: pd.DataFrame, column: str, by: str) -> dict[str, pd.DataFrame]:
-    """`layer_curve` for each kind of prompt there is."""
+def split_by_kind(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each kind of prompt that there is, in the order of KINDS."""
     kinds = filter(set(table["kind"]).__contains__, KINDS)
-    return {kind: layer_curve(table[table["kind"] == kind], column, by) for kind in kinds}
+    return {kind: table[table["kind"] == kind] for kind in kinds}
+
+
+def curves_by_kind(table: pd.DataFrame, column: str, by: str) -> dict[str, pd.DataFrame]:
+    """`layer_curve` for each kind of prompt that there is."""
+    return {kind: layer_curve(rows, column, by) for kind, rows in split_by_kind(table).items()}
 
 
 def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
@@ -94,19 +99,10 @@ def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["segment", "layer", "bias"])
 
 
-def control_of(answers: pd.DataFrame, column: str) -> pd.Series:
-    """`column` with another image; where there is none, with a grey one."""
-    return answers[f"other_{column}"].fillna(answers[f"grey_{column}"])
-
-
 def answer_curves(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The curves (`layer_curve`) of the answer's word (`whole_words`) by `kind`: `probability` and
-    `rank` (log10) with the image, `control_probability` and `control_rank` with its control."""
+    `rank` (log10) with the image, `other_probability` and `other_rank` with another one."""
     word = whole_words(answers)
-    word = word.assign(
-        control_probability=control_of(word, "probability"),
-        rank=np.log10(word["rank"]),
-        control_rank=np.log10(control_of(word, "rank")),
-    )
-    columns = ("probability", "control_probability", "rank", "control_rank")
+    word = word.assign(rank=np.log10(word["rank"]), other_rank=np.log10(word["other_rank"]))
+    columns = ("probability", "other_probability", "rank", "other_rank")
     return {column: layer_curve(word, column, "kind") for column in columns}

@@ -8,56 +8,44 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from llava_lens.analysis import stats
 from llava_lens.analysis.causal import changes_by_window
 from llava_lens.analysis.curves import first_tokens
-from llava_lens.analysis.grounding import COMPARED_WITH, SIZES, differences
+from llava_lens.analysis.grounding import COMPARED_WITH, SIZES, difference
 from llava_lens.analysis.lenses import lenses
 from llava_lens.analysis.per_kind import controls_table, settling_table
 from llava_lens.analysis.presence import presence_areas, within_images
-from llava_lens.analysis.stats import MIN_IMAGES, interval, peak_range, signed_rank, with_interval
+from llava_lens.analysis.stats import MEASURED, NOT_SHOWN, NOT_TESTED, SHOWN, UNDECIDED, finding
 from llava_lens.files import write_whole
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, layer_label, layer_numbers, weights_label
 from llava_lens.text import count_of, one_decimal, two_decimals
 
-SHOWN, NOT_SHOWN, UNDECIDED = "shown", "not shown", "undecided"
-NOT_TESTED, MEASURED = "not tested", "measured"
-
-
-def finding(claim: str, about: str, outcome: str, sentence: str = "", **numbers) -> dict:
-    """A claim, named as in docs/claims.md. `numbers`: `value`, `low`, `high`, `n` (images), `p`."""
-    known = dict.fromkeys(("value", "low", "high", "n", "p")) | numbers
-    known = {name: None if pd.isna(value) else float(value) for name, value in known.items()}
-    known["n"] = None if known["n"] is None else int(known["n"])
-    return {"claim": claim, "about": about, "outcome": outcome, **known, "sentence": sentence}
-
 
 def findings(run: dict, tables) -> list[dict]:
-    """All findings, from the `Tables` of `lens_utils.tabulate`."""
+    """All findings, from the `Tables` of `lens_utils.tabulate`: each a `finding`, with what the
+    first screen says of it as its sentence."""
     found = measured(tables.answers) + order_of_kinds(tables.answers)
     found += own_words(run, tables.grounded) + present_or_absent(tables.confident)
-    found += [finding(**each) for each in lenses(run, tables.grounded)]
-    return found + where_taken(run, tables.knocked)
+    return found + lenses(run, tables.grounded) + where_taken(run, tables.knocked)
 
 
-def save_findings(path, run: dict, tables) -> None:
-    """Write `findings` as JSON, so that a script can compare two runs."""
+def save_findings(path, run: dict, found: list[dict]) -> None:
+    """Write the `findings` of a run as JSON, so that a script can compare two runs."""
     about = {"model": run["model"], "weights": weights_label(run)}
-    text = json.dumps(about | {"findings": findings(run, tables)}, indent=1)
-    write_whole(path, text.encode())
+    write_whole(path, json.dumps(about | {"findings": found}, indent=1).encode())
 
 
 def measured(answers: pd.DataFrame) -> list[dict]:
     """The medians over images of where answers are, and what the image adds to P(answer)."""
-    found = []
-    for column in ("settling_layer", "readable_layer", "leaves_image", "handed_over", "mediated"):
-        for kind, row in settling_table(answers, column).iterrows():
-            ends = row[["median", "low", "high"]].set_axis(["value", "low", "high"])
-            found.append(finding(column, kind, MEASURED, n=row["n_images_with_layer"], **ends))
-    for kind, row in controls_table(answers).iterrows():
-        numbers = row[["gain", "low", "high", "images"]].set_axis(["value", "low", "high", "n"])
-        found.append(finding("P above another image", kind, MEASURED, **numbers))
-    return found
+    layers = "settling_layer", "readable_layer", "leaves_image", "handed_over", "mediated"
+    tables = {column: settling_table(answers, column) for column in layers}
+    tables["P above another image"] = controls_table(answers).rename(columns={"gain": "value"})
+    return [
+        finding(claim, kind, MEASURED if row["n"] else NOT_TESTED, **row)
+        for claim, table in tables.items()
+        for kind, row in table[["value", "low", "high", "n"]].iterrows()
+    ]
 
 
 # ---- The order of kinds ------------------------------------------------------------------------
@@ -68,15 +56,13 @@ ORDER = "an order of kinds"
 
 
 def order_of_kinds(answers: pd.DataFrame) -> list[dict]:
-    """Which kind of answer is handed to the last position first, for each pair with `in_order`.
-
-    Pairs are compared within images, by the median `handed_over` of right answers. Wrong ones can
-    come late: a kind that has more of them would seem later. Empty where none has a route.
-    """
+    """Which kind of answer is handed to the last position first, for each pair with `in_order`:
+    within images, by the median `handed_over` of right answers."""
     first = first_tokens(answers)
     known = first[first["right"].eq(True)].dropna(subset="handed_over")
     if known.empty:
-        return []
+        sentence = "Not tested: no right answer has a route."
+        return [finding(ORDER, "all kinds", NOT_TESTED, sentence, n=0)]
     layers = known.groupby(["image", "kind"])["handed_over"].median().unstack("kind")
     layers = layers.reindex(columns=COMPARED)
     return [_order_of_two(layers[[a, b]].dropna()) for a, b in itertools.combinations(COMPARED, 2)]
@@ -88,16 +74,17 @@ def _order_of_two(layers: pd.DataFrame) -> dict:
     test leaves out ties, so the median must differ too."""
     about, n = " and ".join(layers.columns), len(layers)
     a, b = (KINDS[kind].title for kind in layers.columns)
-    if n < MIN_IMAGES:
+    if n < stats.MIN_IMAGES:
         have = f"{count_of(n, 'image')} {'has' if n == 1 else 'have'} right answers about both"
-        sentence = f"Not tested, {a} against {b}: {have}, a test needs {MIN_IMAGES}."
+        sentence = f"Not tested, {a} against {b}: {have}, a test needs {stats.MIN_IMAGES}."
         return finding(ORDER, about, NOT_TESTED, sentence, n=n)
     later, sign = (layers.iloc[:, 1] - layers.iloc[:, 0]).to_numpy(float), 1
     # The direction is the test's: the side with the larger ranks.
-    if signed_rank(later, "greater") > 0.5:
+    if stats.signed_rank(later, "greater") > 0.5:
         a, b, later, sign = b, a, -later, -1
     n_later, n_earlier = (later > 0).sum(), (later < 0).sum()
-    middle, (low, high), p = np.median(later), interval(later, "median"), signed_rank(later)
+    middle, (low, high) = np.median(later), stats.interval(later, "median")
+    p = stats.signed_rank(later)
     signs = binomtest(n_later, max(n_later + n_earlier, 1), alternative="greater")
     p_signs = min(1, 2 * signs.pvalue)
     outcome, claim = NOT_SHOWN, f"No order is shown between {a} and {b}"
@@ -126,22 +113,23 @@ WINDOW = "a window of blocks"
 
 
 def where_taken(run: dict, knocked: pd.DataFrame) -> list[dict]:
-    """In which window of blocks answers are taken from their objects' patches, from `knockouts`,
-    for each kind of MIN_IMAGES images or more."""
+    """In which window of blocks answers are taken from their objects' patches, from `knockouts`.
+    A kind of fewer than MIN_IMAGES images is not tested, and has no sentence."""
     found, windows = [], run["knockout_windows"]
     for kind in GRADABLE:
         table = knocked[knocked["cut"].isin(OF_OBJECTS) & (knocked["kind"] == kind)]
-        if table["image"].nunique() < MIN_IMAGES:
+        if (n := table["image"].nunique()) < stats.MIN_IMAGES:
+            found.append(finding(WINDOW, kind, NOT_TESTED, n=n))
             continue
         own, control = (changes_by_window(table, run, cut).to_numpy() for cut in OF_OBJECTS)
         best, outcome, p, ends = window_of_use(control - own)
-        peak, value, n = peak_range(control - own), (control - own)[:, best].mean(), len(own)
+        peak, value = stats.peak_range(control - own), (control - own)[:, best].mean()
         where = "blocks {} to {}".format(*windows[best])
         if peak is None:
             where += ", but no window in particular"
         elif peak[0] != peak[1]:
             where += f" (or another window of {windows[peak[0]][0]} to {windows[peak[1]][1]})"
-        by = f"by {with_interval(value, ends, two_decimals)} in {where}"
+        by = f"by {stats.with_interval(value, ends, two_decimals)} in {where}"
         says = {SHOWN: f" {by}", UNDECIDED: f": undecided, {by}"}
         says = says.get(outcome, ": not shown in any window")
         sentence = f"{KINDS[kind].title.capitalize()}{says}, on {n} images (p = {p:.2g})."
@@ -158,8 +146,8 @@ def window_of_use(more: np.ndarray) -> tuple[int, str, float, np.ndarray]:
     Two tests must agree: Wilcoxon's, one-sided, and the interval of the mean, above LEAST_LOSS.
     """
     n_windows, best = more.shape[1], int(more.mean(axis=0).argmax())
-    p = min(1, n_windows * signed_rank(more[:, best], "greater"))
-    ends = interval(more, n_chosen_from=n_windows)[:, best].clip(-1, 1)
+    p = min(1, n_windows * stats.signed_rank(more[:, best], "greater"))
+    ends = stats.interval(more, n_chosen_from=n_windows)[:, best].clip(-1, 1)
     passed = int(p < MOST_P) + int(ends[0] > LEAST_LOSS)
     return best, (NOT_SHOWN, UNDECIDED, SHOWN)[passed], p, ends
 
@@ -176,7 +164,8 @@ def own_words(run: dict, grounded: pd.DataFrame) -> list[dict]:
     It does where it does against all of them.
     """
     if grounded.empty:
-        return []
+        sentence = "Not tested: no object is in the images."
+        return [finding(OWN, "all controls", NOT_TESTED, sentence, n=0)]
     found = [_above(run, grounded, name) for name in COMPARED_WITH]
     outcomes = {each["outcome"] for each in found}
     outcome = outcomes.pop() if len(outcomes) == 1 else UNDECIDED
@@ -190,15 +179,16 @@ def own_words(run: dict, grounded: pd.DataFrame) -> list[dict]:
 def _above(run: dict, grounded: pd.DataFrame, name: str) -> dict:
     """The own word's AUROC above a control's, at the layer where that is most; the interval allows
     for the choice of the layer."""
-    above = differences(grounded, name).to_numpy()
+    above = difference(grounded, *COMPARED_WITH[name]).to_numpy()
     n = len(above)
-    if n < MIN_IMAGES:
+    if n < stats.MIN_IMAGES:
         sentence = f"Not tested against {name} ({count_of(n, 'image')})."
         return finding(OWN, name, NOT_TESTED, sentence, n=n)
     best = above.mean(axis=0).argmax()
-    value, ends = above[:, best].mean(), interval(above, n_chosen_from=above.shape[1])[:, best]
+    value = above[:, best].mean()
+    ends = stats.interval(above, n_chosen_from=above.shape[1])[:, best]
     outcome, its = (SHOWN, "Its") if ends[0] > 0 else (NOT_SHOWN, "Not shown: its")
-    by = with_interval(value, ends, two_decimals)
+    by = stats.with_interval(value, ends, two_decimals)
     where = peak_layers(run, layer_numbers(run), above, 0.75) or "no layer in particular"
     sentence = f"{its} AUROC is higher by {by} than that of {name}, at {where}, on {n} images."
     return finding(OWN, name, outcome, sentence, value=value, low=ends[0], high=ends[1], n=n)
@@ -207,7 +197,7 @@ def _above(run: dict, grounded: pd.DataFrame, name: str) -> dict:
 def peak_layers(run: dict, numbers, values: np.ndarray, widest: float = 0.5) -> str:
     """`layer 4`, `some layer from 4 to 6`: where `values` `[image, layer]` are largest, as far as
     it can be told (`peak_range`); empty where it can't."""
-    peak = peak_range(values, widest)
+    peak = stats.peak_range(values, widest)
     if peak is None:
         return ""
     first, last = (layer_label(run, numbers[at]) for at in peak)
@@ -219,8 +209,8 @@ def _sizes(grounded: pd.DataFrame) -> str:
     sizes, shown, others = grounded["size"].unique(), [], []
     for size in filter(set(sizes).__contains__, SIZES):
         of_size = grounded[grounded["size"] == size]
-        above = differences(of_size, next(iter(COMPARED_WITH))).to_numpy()
-        if (interval(above, n_chosen_from=len(sizes) * above.shape[1])[0] > 0).any():
+        above = difference(of_size, "auroc", "auroc_absent").to_numpy()
+        if (stats.interval(above, n_chosen_from=len(sizes) * above.shape[1])[0] > 0).any():
             shown.append(size)
         else:
             others.append(f"{size}, {count_of(len(above), 'image')}")
@@ -229,24 +219,21 @@ def _sizes(grounded: pd.DataFrame) -> str:
 
 
 def present_or_absent(confident: pd.DataFrame) -> list[dict]:
-    """Whether the largest P(word) tells what is in an image; from `category_confidence`.
-
-    Two tests must agree. One category at a time, images that have it are above those that don't
-    (what a scene raises passes too). One image at a time, what is there is above absent categories
-    of the same scene (`within_images`).
-    """
+    """Whether the largest P(word) tells what is in an image; from `category_confidence`. Two tests
+    must agree: one category at a time over images, and one image at a time (`within_images`)."""
     if confident["present"].nunique() < 2:
-        return []
+        sentence = "Not tested: nothing to compare."
+        return [finding(THERE, "all categories", NOT_TESTED, sentence, n=0)]
     area, (low, high) = presence_areas(confident)["within"]
     n, values = within_images(confident)
     above, scene = values["above"].to_numpy(), values["scene"].to_numpy()
-    passed = int(low > 0.5) + int(interval(above)[0] > 0)
-    outcome = NOT_TESTED if n < MIN_IMAGES else (NOT_SHOWN, UNDECIDED, SHOWN)[passed]
+    passed = int(low > 0.5) + int(stats.interval(above)[0] > 0)
+    outcome = NOT_TESTED if n < stats.MIN_IMAGES else (NOT_SHOWN, UNDECIDED, SHOWN)[passed]
     claim = "the patches tell whether a category is there"
     claim = claim.capitalize() if outcome == SHOWN else f"{outcome.capitalize()}: {claim}"
     sentence = (
         f"{claim}. One category at a time, over images, the AUROC of the largest P(word) is "
-        f"{with_interval(area, (low, high), two_decimals)}. "
+        f"{stats.with_interval(area, (low, high), two_decimals)}. "
     )
     if n:
         sentence += (
@@ -262,4 +249,5 @@ def present_or_absent(confident: pd.DataFrame) -> list[dict]:
 
 def _times(doublings: np.ndarray) -> str:
     """`4 (2 to 8) times`: the geometric mean."""
-    return with_interval(2 ** doublings.mean(), 2 ** interval(doublings), one_decimal) + " times"
+    mean, ends = doublings.mean(), stats.interval(doublings)
+    return f"{stats.with_interval(2**mean, 2**ends, one_decimal)} times"

@@ -11,11 +11,9 @@ from llava_lens.words import WORDS, names_of, plain, plural_of
 def is_right(kind: str, answer: str, truth: str, categories: Iterable[str] = ()) -> bool | None:
     """Whether an answer is right; None where it can't be graded.
 
-    An answer is graded by its first sentence, without case, in the terms of its kind (`KINDS`). An
-    object is the first name of one of `categories` or COCO's, the longest first: a hot dog is no
-    dog. Other kinds but presence must have one term alone. White against gray can't be graded:
-    light decides. A truth without a term, as with own prompts, is compared as text.
-    Source of the double words: CHAIR (Rohrbach et al., arXiv 1809.02156).
+    An answer is graded by its first sentence, in the terms of its kind (`KINDS`), or for an object
+    by the names of `categories` and COCO's. A truth without a term, as with own prompts, is
+    compared as text. Source of the double words: CHAIR (Rohrbach et al., arXiv 1809.02156).
     """
     meanings = _names(tuple(categories)) if KINDS[kind].about_objects else KINDS[kind].meanings
     true = _meant(kind, truth, meanings)
@@ -23,6 +21,7 @@ def is_right(kind: str, answer: str, truth: str, categories: Iterable[str] = ())
         return plain(answer).rstrip(".") == plain(truth).rstrip(".")
     first_sentence = re.split(r"[.!?](?!\d)|\n", answer.strip())[0]  # the point of 2.5 ends none
     said = _meant(kind, first_sentence, meanings)
+    # Light decides between white and gray.
     return None if said is None or {said, true} == {"white", "gray"} else said == true
 
 

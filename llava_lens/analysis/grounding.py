@@ -22,9 +22,8 @@ def word_probability(record: dict, category: str) -> np.ndarray:
 
 
 def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
-    """Mask `[patch]` of a category's patches, at least half covered by one of its boxes; a
-    box too small for that has the patch that it overlaps most. Which patches of a crowd hold the
-    category is not known, so a category with one has none in the image."""
+    """Mask `[patch]` of a category's patches, at least half covered by one of its boxes; a box too
+    small for that has the patch that it overlaps most. A category with a crowd has none."""
     objects = [item for item in record["objects"] if item["category"] == category]
     if any(item["crowd"] for item in objects):
         return np.zeros(math.prod(run["grid"]), bool)
@@ -36,9 +35,8 @@ def patches_of(record: dict, run: dict, category: str) -> np.ndarray:
 
 def sink_patches(record: dict) -> np.ndarray | None:
     """Mask `[patch]` of the sinks: the norm of their state is above the mean of the image's patches
-    by two standard deviations at more than half of the layers. They draw attention whatever they
-    show. None where the norms were not saved. Sources: Darcet et al., arXiv 2309.16588 (tokens of
-    large norm); Fan et al., arXiv 2603.00510 (sinks among LLaVA's patches)."""
+    by two standard deviations at more than half of the layers. None where norms were not saved.
+    Sources: Darcet et al., arXiv 2309.16588; Fan et al., arXiv 2603.00510."""
     if "norms" not in record["patches"]:
         return None
     norms = record["patches"]["norms"].astype(float)  # [layer, patch]
@@ -105,18 +103,19 @@ class Grounding:
     def add(self, record: dict) -> None:
         cases = cases_of(record, self.run)
         for number, case in enumerate(cases):
-            mask, others = self.masks.get(case.category), cases[:number] + cases[number + 1 :]
+            nowhere, others = np.zeros_like(case.inside), cases[:number] + cases[number + 1 :]
             beside = [other.word for other in others] or [case.absent]
-            of_others = np.any([np.zeros_like(case.inside), *(o.inside for o in others)], axis=0)
-            if mask is None:
+            of_others = np.any([nowhere, *(other.inside for other in others)], axis=0)
+            mask = self.masks.get(case.category, nowhere)
+            if case.category not in self.masks:
                 # Copies, since `top1` has views of all top-k tokens of the record.
                 copies = {lens: ids.copy() for lens, ids in case.top1.items()}
                 waiting = case._replace(top1=copies)
                 self.first_cases[case.category] = len(self.rows), waiting, beside, of_others
             self.masks[case.category] = case.inside
             columns = {
-                **_measured(case.word, case.top1, case.inside),
-                **_measured(case.absent, case.top1, case.inside, "_absent"),
+                **_measured(case, case.word, case.inside),
+                **_measured(case, case.absent, case.inside, "_absent"),
                 **_against_places(case, mask, beside, of_others),
                 **_without_sinks(case),
                 **_in_two_places(case, (case.inside, of_others), beside, "auroc_objects"),
@@ -130,24 +129,18 @@ class Grounding:
         - `size` (SIZES) of its largest object
         - `auroc`: of P(word) in its patches against P(word) in the others
         - `top1_hit_rate`: the share of its patches whose top-1 token is its word
-        - `auroc_absent`, `top1_hit_rate_absent`: of an absent category's word in the same patches.
-          What it has above 0.5 any word would have on any object
-        - `auroc_objects`: of P(word) in its patches against those of the image's other objects;
-          `auroc_objects_swapped`: of the other objects' words in the same two groups. They are
-          equal where any object's word is likelier on all objects
-        - `auroc_other_image`, `top1_hit_rate_other_image`: of the own word against the patches of
-          the category in another image. What it has above 0.5 comes from usual places
-        - `auroc_places`: of P(word) in its patches against those of the category in another image,
-          without patches of other objects; `auroc_places_swapped`: of the other objects' words in
-          these two groups, or else of the absent word. They are equal where words are likelier at
-          usual places and on any object
-        - `..._embedding`, `..._embedding_absent`, `..._embedding_other_image`: the same of the
-          embedding lens, by the word's cosine in place of P(word)
-        - `sinks`: how many patches are `sink_patches`; `auroc..._no_sinks`: without them
+        - `..._absent`: of an absent category's word in the same patches
+        - `..._other_image`: of the own word against the patches of the category in another image
+        - `auroc_objects`: of P(word) in its patches against those of the image's other objects
+        - `auroc_places`: against those of the category in another image, where no other object is
+        - `..._swapped`: of the other objects' words in the same two groups; at places without other
+          objects of the absent word
+        - `..._embedding`: by the embedding lens, so by the word's cosine in place of P(word)
+        - `sinks`: how many patches are `sink_patches`; `..._no_sinks`: without them
 
-        A control is NaN where there is no such word, object or image. Sources: AUROC against boxes
-        is this project's; patches that decode to the word of their object: Neo et al., arXiv
-        2410.07149.
+        A control is NaN where there is no such word, object or image. docs/method.md says what each
+        rules out. Sources: AUROC against boxes is this project's; patches that decode to the word
+        of their object: Neo et al., arXiv 2410.07149.
         """
         for category, (row, case, *others) in self.first_cases.items():
             if (mask := self.masks[category]) is not case.inside:
@@ -157,37 +150,43 @@ class Grounding:
         return pd.DataFrame(columns=[*Case._fields[:3], "layer"])
 
 
-def _measured(word: dict | None, top1: dict, mask: np.ndarray | None, control="") -> dict:
-    """MEASURES `[layer]` by column, of each lens: AUROC of the word in the patches of `mask`, and
-    the share of these whose `top1` is a token of the word. NaN without a word or a mask."""
+def _area(case: Case, word: dict | None, values: str, inside, among=slice(None)) -> np.ndarray:
+    """AUROC `[layer]` of a word's `values` (of VALUES) in the patches `inside` `[patch]`, against
+    the others of `among`. NaN without such a word, or where one side has no patch."""
+    inside = inside[among]
+    if word is None or values not in word or inside.all() or not inside.any():
+        return np.full(len(case.top1[""]), np.nan)
+    return auroc(word[values][:, among], inside)
+
+
+def _measured(case: Case, word: dict | None, inside: np.ndarray, control="") -> dict:
+    """MEASURES `[layer]` by column, of each lens, of a word in the patches `inside`."""
     columns = {}
     for lens, values in VALUES.items():
-        area = hits = np.full(len(top1[""]), np.nan)
-        if word is not None and mask is not None and values in word and lens in top1:
-            area = auroc(word[values], mask)
-            hits = np.isin(top1[lens][:, mask], word["token_ids"]).mean(axis=1)
+        area = _area(case, word, values, inside)
+        hits = np.full_like(area, np.nan)
+        if lens in case.top1 and not np.isnan(area).any():
+            hits = np.isin(case.top1[lens][:, inside], word["token_ids"]).mean(axis=1)
         columns |= {f"auroc{lens}{control}": area, f"top1_hit_rate{lens}{control}": hits}
     return columns
 
 
 def _without_sinks(case: Case) -> dict:
     """`sinks` and, by lens, `auroc_no_sinks` and `auroc_absent_no_sinks` `[layer]`."""
-    nothing, is_known = np.full(len(case.top1[""]), np.nan), case.sinks is not None
-    columns = {"sinks": np.full_like(nothing, case.sinks.sum()) if is_known else nothing}
-    kept = ~case.sinks if is_known else np.zeros_like(case.inside)
-    mask = case.inside[kept]
+    kept, n_sinks = np.zeros_like(case.inside), np.nan
+    if case.sinks is not None:
+        kept, n_sinks = ~case.sinks, case.sinks.sum()
+    columns = {"sinks": np.full(len(case.top1[""]), n_sinks, float)}
     for lens, values in VALUES.items():
         for word, control in ((case.word, ""), (case.absent, "_absent")):
-            has_both = word is not None and values in word and mask.any() and not mask.all()
-            area = auroc(word[values][:, kept], mask) if has_both else nothing
+            area = _area(case, word, values, case.inside, kept)
             columns[f"auroc{lens}{control}_no_sinks"] = area
     return columns
 
 
-def _against_places(case: Case, mask: np.ndarray | None, beside: list, of_others) -> dict:
-    """What is measured at the patches `mask` of the category in another image, if there is one."""
-    columns = _measured(case.word, case.top1, mask, "_other_image")
-    mask = case.inside if mask is None else mask  # then nothing is compared
+def _against_places(case: Case, mask: np.ndarray, beside: list, of_others: np.ndarray) -> dict:
+    """What is measured at the patches `mask` of the category in another image; none without one."""
+    columns = _measured(case, case.word, mask, "_other_image")
     # A usual place of another object counts for its word: its patches are left out.
     places = case.inside & ~of_others, mask & ~of_others
     for lens, values in VALUES.items():
@@ -200,19 +199,10 @@ def _in_two_places(
 ) -> dict:
     """AUROC `[layer]` of the own word in the first of two `places` (masks `[patch]`) against the
     second, and the mean of other `words` in the same two. Patches of both count for neither."""
-    own = swapped = np.full(len(case.top1[""]), np.nan)
-    either, words = places[0] ^ places[1], [case.word, *words]
-    mask = places[0][either]
-    is_read = None not in words and all(values in word for word in words)
-    if is_read and mask.any() and not mask.all():
-        own, *others = (auroc(word[values][:, either], mask) for word in words)
-        swapped = np.mean(others, axis=0)
-    return {name: own, f"{name}_swapped": swapped}
-
-
-def differences(grounded: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The own word's AUROC minus that of a control of COMPARED_WITH `[image, layer]`."""
-    return difference(grounded, *COMPARED_WITH[name])
+    either = places[0] ^ places[1]
+    own, *others = (_area(case, word, values, places[0], either) for word in (case.word, *words))
+    swapped = np.mean(others, axis=0)
+    return {name: np.where(np.isnan(swapped), np.nan, own), f"{name}_swapped": swapped}
 
 
 def difference(grounded: pd.DataFrame, own: str, control: str) -> pd.DataFrame:
@@ -223,7 +213,7 @@ def difference(grounded: pd.DataFrame, own: str, control: str) -> pd.DataFrame:
 
 def best_layer(grounded: pd.DataFrame) -> int:
     """The layer at which AUROCs of own words are furthest above those of absent words."""
-    above = differences(grounded, "absent words in the same boxes")
+    above = difference(grounded, "auroc", "auroc_absent")
     return int(above.mean().idxmax() if len(above) else grounded["layer"].min())
 
 

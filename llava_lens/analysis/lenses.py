@@ -6,9 +6,10 @@ import itertools
 import numpy as np
 import pandas as pd
 
+from llava_lens.analysis import stats
 from llava_lens.analysis.curves import layer_curve
 from llava_lens.analysis.grounding import CONTROLS, LENSES, MEASURES, difference
-from llava_lens.analysis.stats import MIN_IMAGES, interval
+from llava_lens.analysis.stats import MEASURED, NOT_SHOWN, NOT_TESTED, SHOWN, finding
 from llava_lens.schema import layer_label, layer_numbers
 from llava_lens.text import count_of, one_decimal
 
@@ -52,69 +53,58 @@ def longest_run(holds: np.ndarray) -> tuple[int, int] | None:
 
 
 def lenses(run: dict, grounded: pd.DataFrame) -> list[dict]:
-    """What `findings.finding` takes: for each lens the layers at which it finds objects, then the
-    sinks, with the same layers without them.
+    """For each lens the layers at which it finds objects, then the sinks where they are known, with
+    the same layers without them.
 
     A lens finds objects at a layer where the AUROC of their own words in their boxes is above 0.5,
-    above that of absent words there (a word may be rarer in all boxes, and rarest where it is
-    absent), and above usual places (`auroc_places` of `Grounding.table`). The intervals hold at all
-    layers of both lenses at once (Bonferroni). The longest run of such layers is named; `value` is
-    its first layer and `high` its last. Empty without boxes; a lens that was not read is left out.
+    above that of absent words there, and above usual places. The intervals hold at all layers of
+    both lenses at once (Bonferroni). The longest run of such layers is named: `value` is its first
+    layer and `high` its last. A lens that was not read is not tested, without a sentence.
     """
-    if grounded.empty:
-        return []
-    read = {lens: column for lens, column in LENSES.items() if _known(grounded, f"auroc{column}")}
-    found = {lens: _found(run, grounded, lens, column, len(read)) for lens, column in read.items()}
+    known = set(grounded.columns[grounded.notna().any()])
+    read = [lens for lens, column in LENSES.items() if f"auroc{column}" in known]
+    not_read = [finding(FINDS, lens, NOT_TESTED, n=0) for lens in LENSES if lens not in read]
+    found = [_found(run, grounded, lens, len(read)) for lens in read]
     if run.get("tied") and len(read) == 2:
-        found["embedding lens"]["sentence"] += TIED
-    if not _known(grounded, "sinks"):
-        return [*found.values()]
-    without = {
-        lens: _found(run, grounded, lens, column, len(read), "_no_sinks")
-        for lens, column in read.items()
-    }
-    return [*found.values(), _sinks(grounded, found, without)]
+        found[-1]["sentence"] += TIED
+    if "sinks" not in known:
+        return found + not_read
+    without = [_found(run, grounded, lens, len(read), "_no_sinks") for lens in read]
+    return [*found, *not_read, _sinks(grounded, found, without)]
 
 
-def _known(grounded: pd.DataFrame, column: str) -> bool:
-    return column in grounded and grounded[column].notna().any()
-
-
-def _found(
-    run: dict, grounded: pd.DataFrame, lens: str, column: str, n_lenses: int, end=""
-) -> dict:
+def _found(run: dict, grounded: pd.DataFrame, lens: str, n_lenses: int, end="") -> dict:
+    column = LENSES[lens]
     own, places = f"auroc{column}{end}", f"auroc_places{column}"
     pairs = [(own, "chance"), (own, f"auroc{column}_absent{end}"), (places, f"{places}_swapped")]
     rows = grounded.assign(chance=0.5).dropna(subset=[name for pair in pairs for name in pair])
     above = [difference(rows, *pair).to_numpy() for pair in pairs]
     n, n_layers = above[0].shape
-    told = {"claim": FINDS, "about": lens, "n": n}
-    if n < MIN_IMAGES:
+    if n < stats.MIN_IMAGES:
         sentence = f"Not tested: the {lens} ({count_of(n, 'image')} with a control)."
-        return told | {"outcome": "not tested", "sentence": sentence}
-    lows = [interval(each, n_chosen_from=n_lenses * n_layers)[0] for each in above]
+        return finding(FINDS, lens, NOT_TESTED, sentence, n=n)
+    lows = [stats.interval(each, n_chosen_from=n_lenses * n_layers)[0] for each in above]
     shown = longest_run(np.min(lows, axis=0) > 0)
     if shown is None:
         sentence = f"Not shown: that the {lens} finds objects at any layer ({n} images)."
-        return told | {"outcome": "not shown", "sentence": sentence}
+        return finding(FINDS, lens, NOT_SHOWN, sentence, n=n)
     first, last = layer_numbers(run)[[*shown]]
     begin, end = (f"layer {layer_label(run, n)}" if n else "the embedding" for n in (first, last))
     where = f"from {begin} to {end}" if first < last else f"at {begin}"
     where = f"from {begin} on" if shown[1] == n_layers - 1 else where
     sentence = f"The {lens} finds objects {where} ({n} images)."
-    return told | {"outcome": "shown", "sentence": sentence, "value": first, "high": last}
+    return finding(FINDS, lens, SHOWN, sentence, value=first, high=last, n=n)
 
 
-def _sinks(grounded: pd.DataFrame, found: dict, without: dict) -> dict:
+def _sinks(grounded: pd.DataFrame, found: list[dict], without: list[dict]) -> dict:
     """How many patches are sinks, and which of the lenses' sentences change without them."""
     counts = grounded.groupby("image")["sinks"].first().dropna()
     sentence = f"Sinks: {one_decimal(counts.mean())} patches per image on average"
-    ends = ("outcome", "value", "high")
     changed = [
-        each["sentence"] for lens, each in without.items()
-        if [each.get(end) for end in ends] != [found[lens].get(end) for end in ends]
-    ]  # fmt: skip
+        after["sentence"]
+        for before, after in zip(found, without, strict=True)
+        if any(before[name] != after[name] for name in ("outcome", "value", "high"))
+    ]
     same = "without them the lenses find objects at the same layers."
     sentence += f". Without them: {' '.join(changed)}" if changed else f"; {same}"
-    told = {"claim": SINKS, "about": "patches", "outcome": "measured", "sentence": sentence}
-    return told | {"value": counts.mean(), "n": len(counts)}
+    return finding(SINKS, "patches", MEASURED, sentence, value=counts.mean(), n=len(counts))

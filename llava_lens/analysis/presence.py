@@ -34,7 +34,7 @@ def category_confidence(images: list[tuple[set, list]]) -> pd.DataFrame:
 
     - `confidence`: the largest P(word) over all layers and patches
     - `frequency`: what can be said blindly, the share of images that have the category, in the
-      half that this one is not in. Over all others it would be the rarer the more it is here
+      half that this one is not in. Over all others it would be smaller where it is here
     - `said_yes`: the model's answer when asked, 1 for yes and 0 for no; NaN for none or neither
 
     Source of the confidence: a variant of Jiang et al., arXiv 2410.02762, who take no final norm,
@@ -50,11 +50,6 @@ def category_confidence(images: list[tuple[set, list]]) -> pd.DataFrame:
             rows.append({**row, "frequency": share})
     columns = ["image", "category", "present", "absent_sampling", "confidence", "said_yes"]
     return pd.DataFrame(rows, columns=[*columns, "frequency"]).astype({"said_yes": float})
-
-
-def presence_answers(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `category_confidence` that the model was asked about."""
-    return table.dropna(subset="said_yes")
 
 
 def presence_areas(table: pd.DataFrame) -> dict[str, tuple[float, np.ndarray]]:
@@ -131,7 +126,7 @@ def presence_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def _presence_row(table: pd.DataFrame) -> dict[str, float]:
     """One row of `presence_table`."""
-    measures, asked = presence_areas(table), presence_answers(table)
+    measures, asked = presence_areas(table), table.dropna(subset="said_yes")
     for name, present in (("sensitivity", True), ("specificity", False)):
         rows = asked[asked["present"] == present]
         right = (rows["said_yes"] == present).groupby(rows["image"]).mean()

@@ -8,9 +8,9 @@ import pandas as pd
 
 from llava_lens.analysis import findings
 from llava_lens.analysis.causal import LEAST_DIFFERENCE
-from llava_lens.analysis.curves import bias_curve, first_tokens, per_image
+from llava_lens.analysis.curves import bias_curve, first_tokens, per_image, split_by_kind
 from llava_lens.analysis.lenses import FINDS, SINKS
-from llava_lens.analysis.per_kind import controls_table, settling_table
+from llava_lens.analysis.per_kind import controls_table, grades_table, settling_table
 from llava_lens.analysis.presence import presence_table
 from llava_lens.analysis.stats import LEAST_LIKELY, interval, with_interval
 from llava_lens.kinds import KINDS
@@ -26,31 +26,30 @@ from llava_lens.text import (
 )
 
 
-def summary(run: dict, tables) -> str:
-    """The first screen: a table of all kinds of question, and a line per claim."""
-    found = findings.findings(run, tables)
+def summary(run: dict, tables, found: list[dict]) -> str:
+    """The first screen, from all `findings`: a table of all kinds of question, a line per claim."""
 
-    def said(claim, otherwise):
-        return " ".join(each["sentence"] for each in found if each["claim"] == claim) or otherwise
+    def said(*claims):
+        sentences = (each["sentence"] for each in found if each["claim"] in claims)
+        return " ".join(filter(None, sentences))
 
     n = count_of(tables.layers["image"].nunique(), "image")
     prompts = count_of(len(first_tokens(tables.answers)), "prompt")
     demo = f" {DEMO_NOTE}" if run["model"] == "demo/model" else ""
-    own = [each for each in found if each["claim"] == findings.OWN][:1]
+    own = next(each["sentence"] for each in found if each["claim"] == findings.OWN)
     lines = [
         f"**Read**: {n} with {prompts}, {as_code(run['model'])}, {run['n_layers']} layers.{demo}",
-        f"**Order**: {said(findings.ORDER, 'Not tested: no right answer has a route.')}",
+        f"**Order**: {said(findings.ORDER)}",
         "**In the patches** (AUROC of P(word) inside the object's boxes against outside): "
-        + (own[0]["sentence"] if own else "Not tested: no object is in the images.")
-        + "".join(f" {each['sentence']}" for each in found if each["claim"] in (FINDS, SINKS)),
-        f"**Present or absent**: {said(findings.THERE, 'Not tested: nothing to compare.')}",
+        f"{own} {said(FINDS, SINKS)}".strip(),
+        f"**Present or absent**: {said(findings.THERE)}",
         "**Taken from the object's patches** (how much more P(answer) falls without attention to "
         "them than without attention to as many other patches): "
-        + said(findings.WINDOW, "Not tested: too few images, or attention was not cut."),
+        + (said(findings.WINDOW) or "Not tested: too few images, or attention was not cut."),
         f"**Not shown**: what the model knows before the lens can read it.{_bias(run, tables)}",
     ]
     lines = [f"- {line}" for line in lines]
-    return "\n".join([lines[0], "", _kinds_table(run, tables.answers), "", *lines[1:]])
+    return "\n".join([lines[0], "", _kinds_table(run, tables.answers, found), "", *lines[1:]])
 
 
 LAYERS = {  # columns of the first screen, by column of the answers
@@ -62,20 +61,22 @@ LAYERS = {  # columns of the first screen, by column of the answers
 }
 
 
-def _kinds_table(run: dict, answers: pd.DataFrame) -> str:
+def _kinds_table(run: dict, answers: pd.DataFrame, found: list[dict]) -> str:
     """A row per kind of question: right answers, what the image adds, and the layers."""
-    shares = ["probability", "other_probability", "grey_probability"]
-    medians = {column: settling_table(answers, column) for column in LAYERS}
-    kinds, controls, rows = medians["mediated"], controls_table(answers), []
-    for kind, row in kinds.iterrows():
+    grades, rows = grades_table(answers), []
+    controls = controls_table(answers).reindex(grades.index)
+    medians = {(each["claim"], each["about"]): each for each in found}
+    for kind, row in grades.iterrows():
         cells = [KINDS[kind].title, f"{row['images']:.0f}", _right_cell(row), _chance(kind, run)]
         cells.append(percent(row["majority"]) if row["graded"] else "-")
-        of_kind = controls.reindex(index=[kind], columns=shares).iloc[0]
-        cells += ["not known" if np.isnan(share) else two_decimals(share) for share in of_kind]
-        for column, table in medians.items():
-            median, low, high = table.loc[kind, ["median", "low", "high"]]
+        for column in ("probability", "other_probability", "grey_probability"):
+            share = controls.loc[kind, column]
+            cells.append("not known" if np.isnan(share) else two_decimals(share))
+        for column in LAYERS:
             show = two_decimals if column == "mediated" else partial(layer_label, run)
-            cells.append(with_interval(median, (low, high), show))
+            median = [medians[column, kind][name] for name in ("value", "low", "high")]
+            value, *ends = np.array(median, float)
+            cells.append(with_interval(value, ends, show))
         rows.append(cells)
     header = ["asked about", "images", "right", "chance", "a blind model", "P(answer)"]
     header += ["with another image", "with a grey image", *LAYERS.values()]
@@ -83,7 +84,7 @@ def _kinds_table(run: dict, answers: pd.DataFrame) -> str:
 
 
 def _right_cell(row: pd.Series) -> str:
-    """`67% (47% to 82%)`, from a row of `settling_table`."""
+    """`67% (47% to 82%)`, from a row of `grades_table`."""
     if row["graded"]:
         return with_interval(row["right"], interval_ends(row, "right"), percent)
     return f"{row['not_gradable']:.0f} not gradable" if row["not_gradable"] else "not known"
@@ -149,8 +150,8 @@ AT_ONCE = {  # cuts in all blocks, by header
 
 def _cuts(run: dict, knocked: pd.DataFrame) -> str:
     at_once, rows = knocked[knocked["layer"] > run["n_layers"]], []
-    for kind in filter(set(at_once["kind"]).__contains__, KINDS):
-        changes = per_image(at_once[at_once["kind"] == kind], "change", "cut")
+    for kind, of_kind in split_by_kind(at_once).items():
+        changes = per_image(of_kind, "change", "cut")
         cells = [
             with_interval(changes[cut].mean(), interval(changes[cut], "change"), two_decimals)
             for cut in AT_ONCE
@@ -162,7 +163,7 @@ def _cuts(run: dict, knocked: pd.DataFrame) -> str:
 def _procedure(run: dict, answers: pd.DataFrame) -> str:
     """One line on what was checked and left out."""
     first = first_tokens(answers)
-    without, ungraded = first["handed_over"].isna().sum(), settling_table(answers)["not_gradable"]
+    without, ungraded = first["handed_over"].isna().sum(), grades_table(answers)["not_gradable"]
     n, pieces = len(first), (~first["whole_word"].astype(bool)).sum()
     route = f"The route was read at {len(run['route_layers'])} of {len(run['layers'])} layers. No "
     route += f"route for {without} of {n} answers (no other image with another answer nearby, or "
@@ -183,16 +184,17 @@ def _procedure(run: dict, answers: pd.DataFrame) -> str:
 
 def report_answers(run: dict, answers: pd.DataFrame) -> str:
     """Right and wrong answers apart, and the first wrong ones."""
-    rows, sides = [], ((True, "right"), (False, "wrong"))
-    for kind, (right, name) in itertools.product(KINDS, sides):
-        alone = answers[(answers["kind"] == kind) & answers["right"].eq(right)]
+    rows, kinds = [], split_by_kind(answers).items()
+    for (kind, of_kind), right in itertools.product(kinds, (True, False)):
+        alone = of_kind[of_kind["right"].eq(right)]
         if alone.empty:
             continue
         row = settling_table(alone, "readable_layer").loc[kind]
-        readable = with_interval(row["median"], row[["low", "high"]], partial(layer_label, run))
-        gain = controls_table(alone).reindex([kind]).iloc[0]
-        gain = with_interval(gain["gain"], gain[["low", "high"]], two_decimals)
-        rows.append([KINDS[kind].title, name, f"{row['images']:.0f}", readable, gain])
+        readable = with_interval(row["value"], row[["low", "high"]], partial(layer_label, run))
+        row = controls_table(alone).reindex([kind]).iloc[0]
+        gain = with_interval(row["gain"], row[["low", "high"]], two_decimals)
+        images = f"{alone['image'].nunique()}"
+        rows.append([KINDS[kind].title, "right" if right else "wrong", images, readable, gain])
     header = ["asked about", "answers", "images", "readable from layer", "P above another image"]
     wrong = _what_was_wrong(first_tokens(answers))
     return "\n\n".join(filter(None, [markdown_table(header, rows), wrong]))
@@ -227,20 +229,22 @@ def report_changes(run: dict, layers: pd.DataFrame) -> str:
     return markdown_table([*header, "last layer over 0.1 bits from the output"], rows)
 
 
+PRESENCE = {  # columns of `presence_table`: header, and how a share is written
+    "confidence": ("AUROC of the largest P(word)", two_decimals),
+    "frequency": ("of a constant per category", two_decimals),
+    "within": ("one category at a time", two_decimals),
+    "sensitivity": ("says yes to the present", percent),
+    "specificity": ("no to the absent", percent),
+}
+
+
 def report_presence(confident: pd.DataFrame) -> str:
     """`presence_table` of `category_confidence`."""
-    header = [
-        "absent categories",
-        "images",
-        "AUROC of the largest P(word)",
-        "of a constant per category",
-    ]
-    header += ["one category at a time", "says yes to the present", "no to the absent"]
-    shows = dict.fromkeys(("confidence", "frequency", "within"), two_decimals)
-    shows |= dict.fromkeys(("sensitivity", "specificity"), percent)
-    rows = [
-        [sampling, f"{row['images']:.0f}"]
-        + [with_interval(row[name], interval_ends(row, name), shows[name]) for name in shows]
-        for sampling, row in presence_table(confident).iterrows()
-    ]
+    rows = []
+    for sampling, row in presence_table(confident).iterrows():
+        cells = [sampling, f"{row['images']:.0f}"]
+        for name, (_, show) in PRESENCE.items():
+            cells.append(with_interval(row[name], interval_ends(row, name), show))
+        rows.append(cells)
+    header = ["absent categories", "images", *(title for title, _ in PRESENCE.values())]
     return markdown_table(header, rows)

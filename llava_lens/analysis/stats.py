@@ -1,8 +1,9 @@
-"""The statistics of claims: intervals, tests, the layer at which a curve has risen."""
+"""The statistics of claims: intervals, tests, outcomes, the layer at which a curve has risen."""
 
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 from scipy.stats import binom, norm, t, wilcoxon
 
 TINY = 2.0**-126  # the smallest float32 probability, for logarithms
@@ -34,11 +35,22 @@ def readable_layer(margin: np.ndarray, prob: np.ndarray) -> np.ndarray:
     `margin` (log P(word) minus log P(best rival)) and `prob` (P(word)), both `[layer, ...]`.
 
     One past the last (never) if the final margin is not positive, or P(word) ends below
-    LEAST_LIKELY. It depends on how high an answer ends and how the last layers sharpen: kinds of
-    question can't be compared by it.
+    LEAST_LIKELY. Kinds of question can't be compared by it (docs/method.md).
     """
     is_read = (margin[-1] > 0) & (prob[-1] >= LEAST_LIKELY)
     return stays_from((margin >= margin[-1] / 2) & is_read)
+
+
+SHOWN, NOT_SHOWN, UNDECIDED = "shown", "not shown", "undecided"
+NOT_TESTED, MEASURED = "not tested", "measured"
+
+
+def finding(claim: str, about: str, outcome: str, sentence: str = "", **numbers) -> dict:
+    """A claim, named as in docs/claims.md. `numbers`: `value`, `low`, `high`, `n` (images), `p`."""
+    known = dict.fromkeys(("value", "low", "high", "n", "p")) | numbers
+    known = {name: None if pd.isna(value) else float(value) for name, value in known.items()}
+    known["n"] = None if known["n"] is None else int(known["n"])
+    return {"claim": claim, "about": about, "outcome": outcome, **known, "sentence": sentence}
 
 
 MIN_IMAGES = 12  # for an interval or a test

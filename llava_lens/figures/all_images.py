@@ -125,17 +125,17 @@ def plot_mean_series(layers: pd.DataFrame, run: dict, by: str = "segment", bias=
 
 def plot_answers(answers: pd.DataFrame, run: dict):
     """Probability and rank of the answer's first word per layer and kind of prompt, with 95 %
-    bands. Dotted: the same word with another image, or with a grey one if there is no other."""
+    bands. Dotted: the same word with another image, where there is one."""
     curves, order = answer_curves(answers), list(KINDS)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
     for axis, column in zip(axes, ("probability", "rank"), strict=True):
         style.draw_layer_curves(axis, run, curves[column], "kind", order)
-        for kind, rows in curves[f"control_{column}"].groupby("kind"):
+        for kind, rows in curves[f"other_{column}"].groupby("kind"):
             axis.plot(rows["layer"], rows["mean"], ":", color=style.look_of(kind, order)["color"])
     style.legend_below(figure, axes[0])
     title = "Probability of the answer (dotted: with another image)"
     axes[0].set(title=title, ylabel="mean probability", ylim=(0, 1.02))
-    largest = max(curves[column]["mean"].max() for column in ("rank", "control_rank"))
+    largest = max(curves[column]["mean"].max() for column in ("rank", "other_rank"))
     powers = range(int(np.ceil(largest)) + 1)
     axes[1].set_yticks(powers, [f"{10**power:,}" for power in powers])
     title = "Rank of the answer (1 = top; dotted: with another image)"
@@ -163,7 +163,7 @@ def plot_settling(answers: pd.DataFrame, run: dict):
         axis.plot(first[column], rows + jitter, "o", color="0.5", markersize=4, alpha=0.5)
         rows = np.arange(len(table)) + 0.38  # under the points, which it would hide
         axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
-        axis.plot(table["median"], rows, "D", color=style.ORANGE, markersize=6, zorder=4)
+        axis.plot(table["value"], rows, "D", color=style.ORANGE, markersize=6, zorder=4)
         style.layer_axis(axis, run, with_never=first[list(titles)].max(axis=None) >= never)
         axis.set_title(title)
     axes[0].set_yticks(range(len(table)), table.index)
@@ -248,9 +248,9 @@ def plot_gallery(results: Results, table: pd.DataFrame, layer: int, n: int = 3):
 
 def plot_presence(table: pd.DataFrame):
     """ROC curves for present against absent categories, from `category_confidence`, and as a point
-    with 95 % intervals the model's own answers (`presence_answers`)."""
+    with 95 % intervals the model's own answers."""
     figure, axis = plt.subplots(figsize=(5.6, 5.2))
-    asked = presence.presence_answers(table)
+    asked = table.dropna(subset="said_yes")
     curves = {
         "largest P(word) in the patches": (table, "confidence", "-", style.BLUE, 1.5),
         "the same, only those asked about": (asked, "confidence", "--", style.BLUE, 1.5),

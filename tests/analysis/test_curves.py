@@ -17,20 +17,18 @@ def test_the_lens_s_bias_against_scipy(run, tables):
 
 
 def test_rows_are_repeated_over_layers_by_hand():
-    rows = [({"image": "a", "n": 1}, {"p": np.array([0.1, 0.2])}),
-            ({"image": "b", "n": 2}, {"p": np.array([0.3, 0.4])})]  # fmt: skip
+    """What is not known stays so, whichever comes first; tuples of one length are one column."""
+    rows = [
+        ({"right": None, "n": 1, "asked": ("x", "y")}, {"p": np.array([0.1, 0.2])}),
+        ({"right": True, "n": 2, "asked": ("z", "x")}, {"p": np.array([0.3, 0.4])}),
+    ]
+    expected = [[None, 1, ("x", "y"), 0, 0.1], [None, 1, ("x", "y"), 4, 0.2],
+                [True, 2, ("z", "x"), 0, 0.3], [True, 2, ("z", "x"), 4, 0.4]]  # fmt: skip
     table = curves.repeat_over_layers(rows, np.array([0, 4]))
-    expected = [["a", 1, 0, 0.1], ["a", 1, 4, 0.2], ["b", 2, 0, 0.3], ["b", 2, 4, 0.4]]
     assert table.to_numpy().tolist() == expected
+    turned = curves.repeat_over_layers(rows[::-1], np.array([0, 4]))
+    assert turned.to_numpy().tolist() == expected[2:] + expected[:2]
     assert curves.repeat_over_layers([], np.array([0, 4])).empty
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 3])
-def test_a_column_of_tuples_of_one_length_is_one_column(n):
-    asked = tuple("abc"[:n])
-    rows = [({"categories": asked, "n": n}, {"p": np.array([0.1, 0.2])})] * 3
-    table = curves.repeat_over_layers(rows, np.array([0, 4]))
-    assert table["categories"].tolist() == [asked] * 6 and table["n"].tolist() == [n] * 6
 
 
 def test_the_top_tokens_by_hand():

@@ -79,27 +79,10 @@ def test_a_planted_signal_has_auroc_1_and_another_image_s_boxes_a_half():
     assert len(other) == 160 and abs(other.mean() - 0.5) < 3 * other.std() / 160**0.5 < 0.06
 
 
-def test_words_of_other_objects_against_brute_force():
-    """Two objects that share patches: those count for neither."""
-    boxes = [("dog", (0.0, 0.0, 28.0, 28.0)), ("cat", (19.0, 19.0, 28.0, 28.0))]
-    rng, shape = np.random.default_rng(0), (len(LAYERS), GRID**2)
-    log2_probs = {name: rng.integers(-9, 0, shape) for name in ("dog", "cat")}
-    record = make_record("a", boxes, log2_probs)
-    dog, cat = (patches_by_points(record, name) for name in ("dog", "cat"))
-    either = dog ^ cat
-    assert (dog & cat).any() and either.sum() > 8
-    rows = grounding_of([record], RUN).set_index(["category", "layer"])
-    for position, layer in enumerate(LAYERS):
-        for word, column in (("dog", "auroc_objects"), ("cat", "auroc_objects_swapped")):
-            values = record["words"][word == "cat"]["log2_probs"][position, either]
-            area = sklearn.metrics.roc_auc_score(dog[either], values)
-            assert rows.loc[("dog", layer), column] == pytest.approx(area)
-
-
-def test_usual_places_against_brute_force():
-    """The own word and the cat's in the dog's patches against those of the dog in the other image;
-    where nothing else is there, an absent word in place of the cat's. The cat's patches are left
-    out."""
+def test_other_objects_and_usual_places_against_brute_force():
+    """Places: the own word and the cat's in the dog's patches against those of the dog in the other
+    image, without the cat's patches; where nothing else is there, the cat's is an absent word.
+    Objects: against the cat's patches. Patches of both groups count for neither."""
     rng, shape = np.random.default_rng(0), (len(LAYERS), GRID**2)
     places, records = {"a": (0.0, 0.0, 28.0, 28.0), "b": (19.0, 9.5, 28.0, 28.0)}, []
     for name, box in places.items():
@@ -110,17 +93,17 @@ def test_usual_places_against_brute_force():
     in_a, in_b = (patches_by_points(record, "dog") for record in records)
     cats, either = patches_by_points(records[1], "cat"), in_a ^ in_b
     assert (in_a & in_b).any() and (in_a & ~in_b).any() and (either & cats).any()
+    assert (in_b & cats).any() and not in_b[cats].all()
     rows = grounding_of(records, RUN).set_index(["image", "category", "layer"])
-    for record, own in zip(records, (in_a, in_b), strict=True):
-        either = either & ~cats if record is records[1] else either
-        words = {word["category"]: word["log2_probs"] for word in record["words"]}
+    compared = [("a", "places", in_a, either), ("b", "places", in_b, either & ~cats)]
+    for name, column, own, groups in [*compared, ("b", "objects", in_b, in_b ^ cats)]:
+        words = {word["category"]: word["log2_probs"] for word in records[name == "b"]["words"]}
         for position, layer in enumerate(LAYERS):
-            row = rows.loc[record["name"], "dog", layer]
-            for column, name in (("auroc_places", "dog"), ("auroc_places_swapped", "cat")):
-                values = words[name][position, either]
-                assert row[column] == pytest.approx(
-                    sklearn.metrics.roc_auc_score(own[either], values)
-                )
+            row = rows.loc[name, "dog", layer]
+            for end, word in (("", "dog"), ("_swapped", "cat")):
+                values = words[word][position, groups]
+                area = sklearn.metrics.roc_auc_score(own[groups], values)
+                assert row[f"auroc_{column}{end}"] == pytest.approx(area)
 
 
 def test_no_record_is_held_longer_than_its_turn():

@@ -48,8 +48,13 @@ def test_a_word_below_chance_is_not_found_although_absent_ones_are_further_below
 
 def test_few_images_and_a_lens_that_was_not_read_are_said():
     found = said(planted(3))
-    assert found.keys() == {"logit lens"} and found["logit lens"]["outcome"] == "not tested"
-    assert lenses.lenses(RUN, grounding_of([], RUN)) == []
+    assert (
+        found["logit lens"]["sentence"] == "Not tested: the logit lens (3 images with a control)."
+    )
+    assert found["embedding lens"]["sentence"] == ""
+    for records in (planted(3), []):
+        outcomes = [(each["outcome"], each["claim"]) for each in said(records).values()]
+        assert outcomes == [("not tested", lenses.FINDS)] * 2
 
 
 def test_tied_embeddings_are_said_where_both_lenses_were_read():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llava_lens.analysis import per_kind, report
+from llava_lens.analysis import findings, per_kind, report, stats
 
 SHAPES = ["circle", "heart", "star"]
 
@@ -21,50 +21,43 @@ def answers_with(kind: str, graded: list[tuple[str, bool | None]]) -> pd.DataFra
     return pd.DataFrame(rows).astype({"right": object}).assign(**constant, readable_layer=3)
 
 
-def test_settling_table():
-    """By hand; the interval narrows with the number of images and does not exist below twelve."""
-    rng = np.random.default_rng(0)
-
-    def table(n):
-        graded = [("dog", right) for right in [True, None] * (n // 2) + [False] * (n % 2)]
-        answers = answers_with("colour", graded).assign(settling_layer=rng.integers(2, 9, n))
-        return answers, per_kind.settling_table(answers).loc["colour"]
-
-    answers, many = table(400)
-    _, few = table(13)
-    _, eleven = table(11)
-    assert many["median"] == answers["settling_layer"].median() and many["images"] == 400
-    assert many["graded"] == 200 and many["right"] == 1
-    assert many["low"] <= many["median"] <= many["high"]
-    assert many["high"] - many["low"] < few["high"] - few["low"]
-    assert np.isnan(eleven["low"]) and eleven["graded"] == 6 and eleven["not_gradable"] == 5
+def test_layers_and_grades_by_hand():
+    """Two answers in each of 26 images: layers count as their mean, shares are of images."""
+    graded = [("dog", right) for right in [True, None] * 12 + [False] * 2]
+    answers = answers_with("colour", graded).assign(settling_layer=range(26))
+    answers = pd.concat([answers, answers.assign(settling_layer=range(2, 28))])
+    row = per_kind.settling_table(answers).loc["colour"]
+    ends = stats.interval(np.arange(1, 27), "median")
+    assert row.to_dict() == {"value": 13.5, "low": ends[0], "high": ends[1], "n": 26}
+    row = per_kind.grades_table(answers).loc["colour"]
+    assert row[["images", "answers", "graded", "not_gradable"]].tolist() == [26, 52, 28, 24]
+    low, high = stats.interval(np.arange(14) < 12, "share", 28)
+    assert row[["right", "right_low", "right_high"]].tolist() == [12 / 14, low, high]
 
 
 def test_pieces_of_words_are_left_out_where_the_lens_reads_alone():
     answers = answers_with("colour", [("red", True)] * 4)
     answers = answers.assign(whole_word=[True, False] * 2, handed_over=[1.0, 5.0, 1.0, np.nan])
     lens, route = (
-        per_kind.settling_table(answers, column).loc["colour", "n_images_with_layer"]
+        per_kind.settling_table(answers, column).loc["colour", "n"]
         for column in ("readable_layer", "handed_over")
     )
     assert (lens, route) == (2, 3)
 
 
 def test_right_and_wrong_answers_apart_by_hand():
-    rows = [
-        {"image": i, "kind": "colour", "right": i < 3, "whole_word": True, "token": 0, "word_at": 0,
-         "layer": 5, "readable_layer": 2 * i, "settling_layer": 5, "probability": 0.9,
-         "other_probability": 0.1 * i, "grey_probability": 0.0, "truth": "red", "question": "?",
-         "answer": "red"}
-        for i in range(5)
-    ]  # fmt: skip
+    table = answers_with("colour", [("red", number < 3) for number in range(5)])
+    table = table.assign(layer=5, readable_layer=range(0, 10, 2), question="?", answer="red")
+    others = [0, 0.1, 0.2, 0.3, 0.4]
+    table = table.assign(probability=0.9, other_probability=others, grey_probability=0.0)
     run = {"layers": [str(layer) for layer in range(11)]}
-    text = report.report_answers(run, pd.DataFrame(rows).astype({"image": str}))
+    text = report.report_answers(run, table)
     assert "| colours | right | 3 | 2 (no interval) | 0.80 (no interval) |" in text
     assert "| colours | wrong | 2 | 7 (no interval) | 0.55 (no interval) |" in text
 
 
 def test_controls_by_hand():
+    """An image without another has no part in what the image adds: a grey one is no other."""
     constant = {"token": 0, "word_at": 0, "whole_word": True, "kind": "colour"}
     columns = {"image": ["a", "a", "b", "b"], "layer": [0, 1, 0, 1]}
     columns["probability"] = [0.1, 0.9, 0.2, 0.7]
@@ -72,13 +65,15 @@ def test_controls_by_hand():
     columns["grey_probability"] = [0.0, 0.1, 0.0, 0.2]
     answers = pd.DataFrame(columns).assign(**constant)
     row = per_kind.controls_table(answers).loc["colour"]
-    assert row[:4].tolist() == pytest.approx([0.8, 0.3, 0.15, (0.6 + 0.5) / 2])
-    assert np.isnan(row["low"])
+    assert row[:4].tolist() == pytest.approx([0.8, 0.3, 0.15, 0.6])
+    assert np.isnan(row["low"]) and row["n"] == 1
+    alone = per_kind.controls_table(answers[answers["image"] == "b"]).loc["colour"]
+    assert np.isnan(alone["gain"]) and alone["n"] == 0
 
 
 def test_what_cant_be_graded_is_counted_and_never_wrong():
     graded = [("left", True), ("left", False), ("left", None), ("above", None), (None, None)]
-    row = per_kind.settling_table(answers_with("relation", graded)).loc["relation"]
+    row = per_kind.grades_table(answers_with("relation", graded)).loc["relation"]
     assert (row["answers"], row["graded"], row["not_gradable"]) == (5, 2, 2)
     assert row["right"] == 0.5 and row["majority"] == 0.75
 
@@ -95,14 +90,16 @@ def test_rates_stand_beside_chance_and_the_majority_answer():
     columns = ["probability", "other_probability", "grey_probability"]
     table = table.assign(**dict.fromkeys(columns, 0.5), question="?", answer="!")
     layers = ["leaves_image", "handed_over", "mediated"]
-    text = report._kinds_table(run, table.assign(**dict.fromkeys(layers, np.nan)))
+    table = table.assign(**dict.fromkeys(layers, np.nan))
+    text = report._kinds_table(run, table, findings.measured(table))
     few = "(no interval)"
     assert f"| the arrangement of objects | 5 | 75% {few} | 25% | 60% | 0.50 |" in text
     assert f"| objects | 2 | 100% {few} | 33% | 100% |" in text
     assert f"| presence | 2 | 50% {few} | 50% | 50% |" in text
     assert "| own prompts | 1 | not known | - | - |" in text
-    none = table.assign(right=None, **dict.fromkeys(layers, np.nan))
-    assert "| objects | 2 | 2 not gradable | 33% | - |" in report._kinds_table(run, none)
+    none = table.assign(right=None)
+    text = report._kinds_table(run, none, findings.measured(none))
+    assert "| objects | 2 | 2 not gradable | 33% | - |" in text
 
 
 def test_on_the_demo_the_image_brings_the_answer(demo_tables):

@@ -9,15 +9,22 @@ import pandas as pd
 import pytest
 
 from llava_lens import text as text_py
-from llava_lens.analysis import curves, findings, presence, report
+from llava_lens.analysis import curves, findings, lenses, presence, report
 from tests.analysis.made import tables_of
 from tests.conftest import ROOT
 from tests.hostile import make_results
 
+CLAIMS = {findings.ORDER, findings.OWN, findings.THERE, findings.WINDOW, lenses.FINDS}
+MEASURES = {*report.LAYERS, "P above another image", lenses.SINKS}
+
+
+def summary_of(run, tables):
+    return report.summary(run, tables, findings.findings(run, tables))
+
 
 def test_the_sentences_are_those_of_the_tables(demo, demo_tables):
     table = demo_tables.grounded
-    text = report.summary(demo.run, demo_tables)
+    text = summary_of(demo.run, demo_tables)
     per_image = table.groupby(["image", "layer"])[["auroc", "auroc_absent"]].mean()
     above = (per_image["auroc"] - per_image["auroc_absent"]).groupby("layer").mean()
     whole, absent, *_ = findings.own_words(demo.run, table)
@@ -35,7 +42,7 @@ def test_the_sentences_are_those_of_the_tables(demo, demo_tables):
 
 
 def test_the_first_screen_has_at_most_twelve_lines_and_no_semicolon_in_a_cell(demo, demo_tables):
-    text = report.summary(demo.run, demo_tables)
+    text = summary_of(demo.run, demo_tables)
     lines = [line for line in text.splitlines() if line and "---" not in line]
     assert len(lines) <= 12
     cells = [line for line in text.splitlines() if line.startswith("|")]
@@ -46,10 +53,11 @@ def test_findings_come_back_as_data(demo, demo_tables, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "report/findings.json").symlink_to(tmp_path / "precious")
-    findings.save_findings(tmp_path / "report/findings.json", demo.run, demo_tables)
+    found = findings.findings(demo.run, demo_tables)
+    findings.save_findings(tmp_path / "report/findings.json", demo.run, found)
     assert (tmp_path / "precious").read_text() == "precious"
     saved = json.loads((tmp_path / "report/findings.json").read_text())
-    assert saved["findings"] == findings.findings(demo.run, demo_tables)
+    assert saved["findings"] == found
     by_claim = {(each["claim"], each["about"]): each for each in saved["findings"]}
     readable = by_claim["readable_layer", "relation"]
     assert (readable["value"], readable["low"], readable["high"], readable["n"]) == (7, 6, 8, 24)
@@ -59,10 +67,22 @@ def test_findings_come_back_as_data(demo, demo_tables, tmp_path):
     assert all(each["claim"] in claims for each in saved["findings"])
 
 
-def test_without_annotations_nothing_is_claimed(run, tables):
-    assert findings.own_words(run, tables.grounded) == []
-    assert findings.present_or_absent(tables.confident) == []
-    assert "no object is in the images." in report.summary(run, tables)
+def test_what_could_not_be_tested_is_said_and_is_among_the_findings(run, tables):
+    """Three images: no annotations, no route, too few for a window."""
+    found = findings.findings(run, tables)
+    claims = [each for each in found if each["claim"] not in MEASURES]
+    assert {each["claim"] for each in claims} == CLAIMS
+    assert {each["outcome"] for each in claims} == {"not tested"}
+    by_claim = {each["claim"]: each["sentence"] for each in claims}
+    assert by_claim[findings.ORDER] == "Not tested: no right answer has a route."
+    assert by_claim[findings.OWN] == "Not tested: no object is in the images."
+    assert by_claim[findings.THERE] == "Not tested: nothing to compare."
+    text = report.summary(run, tables, found)
+    assert all(sentence in text for sentence in by_claim.values())
+    assert "): Not tested: too few images, or attention was not cut." in text
+    measured = findings.measured(tables.answers.assign(handed_over=np.nan))
+    outcomes = {each["claim"]: each["outcome"] for each in measured if each["about"] == "object"}
+    assert [outcomes[name] for name in ("handed_over", "mediated")] == ["not tested", "measured"]
 
 
 def test_the_report_cuts_long_texts():
@@ -75,7 +95,7 @@ def test_the_report_cuts_long_texts():
     run["model"] = "a" * 5000
     records = [{**record, "name": f"{number}.jpg"} for number in range(5)]
     tables = tables_of(records, run, np.full((3, 3, 20), 1 / 20))
-    text = report.summary(run, tables)
+    text = summary_of(run, tables)
     assert len(text) < 10_000 and "a" * 150 in text and "…" in html.unescape(text)
     text = report.report(run, tables) + report.report_answers(run, tables.answers)
     assert len(text) < 10_000 and "b" * 150 in text and "…" in html.unescape(text)
@@ -100,7 +120,7 @@ def test_a_peak_has_a_range(run):
 
 
 def test_report_counts_what_was_loaded(run, tables):
-    text = report.summary(run, tables) + report.report(run, tables)
+    text = summary_of(run, tables) + report.report(run, tables)
     answers = tables.answers.query("token == 0 and layer == 0")
     objects = answers[answers["kind"] == "object"]
     assert "3 images with 9 prompts" in text and "no right answer has a route" in text
@@ -128,13 +148,13 @@ def test_what_is_in_bits_says_so_beside_the_number(run, tables):
     certain = tables.mean_probability.copy()
     certain[1, 0] = np.eye(certain.shape[2])[0]
     bias = curves.bias_curve(certain, run).query("segment == 'prompt'")["bias"].max()
-    text = report.summary(run, tables._replace(mean_probability=certain))
+    text = summary_of(run, tables._replace(mean_probability=certain))
     assert re.search(rf"is over 1 bit from the last layer's \({bias:.1f} bits at most\)", text)
 
 
 def test_an_answer_that_is_never_readable_is_named(run, tables):
     answers = tables.answers.assign(readable_layer=len(run["layers"]), whole_word=True)
-    assert "| never (no interval) |" in report.summary(run, tables._replace(answers=answers))
+    assert "| never (no interval) |" in summary_of(run, tables._replace(answers=answers))
 
 
 def test_no_text_of_a_stranger_is_mark_up_in_the_report(run, tables):

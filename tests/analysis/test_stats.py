@@ -10,13 +10,6 @@ import sklearn.metrics
 from llava_lens.analysis import stats
 
 
-def test_settling_layer_against_a_loop():
-    rank = np.random.default_rng(0).integers(1, 3, (6, 500))
-    rank[-1] = 1
-    for column, settled in zip(rank.T, stats.settling_layer(rank), strict=True):
-        assert (column[settled:] == 1).all() and (settled == 0 or column[settled - 1] != 1)
-
-
 def test_the_best_rival_is_no_spelling_of_the_word():
     ids, probs = np.array([[4, 7, 9], [7, 9, 4]]), np.array([[0.5, 0.3, 0.1], [0.6, 0.2, 0.1]])
     assert stats.best_rival(ids, probs, [4, 9]).tolist() == [0.3, 0.6]

@@ -8,14 +8,7 @@ import simulate_report as sim
 N_SETS = 16
 # More of 16 data sets claim something in fewer than 1 of 1,000 tries if 5 % do.
 MOST_FALSE = scipy.stats.binom.ppf(0.999, N_SETS, 0.05) / N_SETS
-LEFT_OUT = (
-    "several prompts",
-    "large image",
-    "twice the noise",
-    "half six",
-    "nothing",
-    "usual place",
-)
+LEFT_OUT = "several prompts", "large image", "twice the noise", "half six", "nothing", "usual place"
 
 
 def rows(table, left_out=()):
@@ -43,12 +36,3 @@ def test_intervals_hold_the_true_value_and_do_not_exist_below_twelve_images():
     low, high = scipy.stats.binom.ppf([0.0005, 0.9999], 400, [0.93, 0.97]) / 400
     assert (table[24] >= low).all() and (table["planted"] < 0.9)[table[24] > high].sum() <= 1
     assert np.isfinite(table[24].to_numpy(float)).all()
-
-
-def test_a_cell_that_was_counted_is_not_counted_again(tmp_path):
-    rows, path = [("a peak", 0.5, lambda number, n: number % 3 == 0)], tmp_path / "counts.csv"
-    first = sim.count(rows, [12], 50, path)
-    kept = path.read_bytes()
-    assert first[12].tolist() == [17 / 50] and kept.decode().strip() == "a peak,0.5,12,50,17"
-    again = sim.count([("a peak", 0.5, None)], [12], 50, path)
-    assert again.equals(first) and path.read_bytes() == kept
