@@ -54,6 +54,11 @@ def not_called(categories: Iterable[str], others: Iterable[str]) -> list[str]:
     return sorted(name for name in categories if names.isdisjoint(names_of(name)))
 
 
+def is_called(category: str, others: Iterable[str]) -> bool:
+    """Whether a category has a name in common with one of the `others`."""
+    return not not_called([category], others)
+
+
 def is_plural(noun: str) -> bool:
     """Whether a noun takes "are": scissors, skis, people, cars; not bus, glass, tennis or lens."""
     head = _parts(plain(noun))[1]

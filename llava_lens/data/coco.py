@@ -7,7 +7,7 @@ from unicodedata import normalize
 
 from llava_lens.schema import MOST, MOST_LABEL
 from llava_lens.text import is_text, require
-from llava_lens.words import SPECIAL_TOKENS, not_called, plain
+from llava_lens.words import SPECIAL_TOKENS, is_called, not_called, plain
 
 MOST_BOX = 1e6  # pixels of a box's place or size: beyond that it is a mistake
 # Names that tools give to what is no object, or to one that nobody could tell.
@@ -44,7 +44,7 @@ def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[st
         listed = {same_id(category): {"name": category} for category in named}
     used = {same_id(item.get("category_id")) for item in annotations}
     categories, relatives, nameless = _categories(listed, used)
-    objects, possible, unused = _read_objects(annotations, images, categories)
+    objects, unread, unused = _read_objects(annotations, images, categories)
 
     def names(ids) -> set[str]:
         ids = map(same_id, ids if isinstance(ids, list) else ())
@@ -54,24 +54,26 @@ def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[st
     is_federated = any("neg_category_ids" in entry for entry in images.values())
     everything, told = set(categories.values()) if "categories" in data else None, []
     for image_id, entry in images.items():
-        may_be = possible[image_id]
+        may_be, found = unread[image_id], objects[image_id]
         if may_be is not None:
-            may_be = may_be | names(entry.get("not_exhaustive_category_ids"))
-            may_be = set().union(*(relatives[category] for category in may_be))
+            partly = may_be | names(entry.get("not_exhaustive_category_ids"))
+            for item in found:  # where more of them may be, none is known to be the only one
+                item["crowd"] |= is_called(item["category"], partly)
+            has = partly.union(item["category"] for item in found)
+            may_be = set().union(*(relatives[category] for category in has))
         looked_for = names(entry.get("neg_category_ids")) if is_federated else everything
         file = normalize("NFC", entry["file_name"])  # Macs write accents as two characters
         file = "/".join(part for part in re.split(r"[/\\]", file) if part not in ("", ".", ".."))
-        told.append(Annotated(file, objects[image_id], may_be, looked_for))
+        told.append(Annotated(file, found, may_be, looked_for))
     problems = [f"{name}{problem}" for problem in problems + odd + nameless + unused]
     return told, set(categories.values()), problems
 
 
 def _read_objects(annotations: list, images: dict, categories: dict) -> tuple[dict, dict, list]:
-    """`(objects, possible, problems)`, the first two by image id, as of Annotated."""
-    # The category of an annotation that can't be used is possible all the same. If that can't be
-    # told, any category is; if the image can't be told, any is in every image.
+    """By image id the objects, and the categories of annotations that can't be used (None: any).
+    And a sentence for each of these."""
     objects = {image_id: [] for image_id in images}
-    possible = {image_id: set() for image_id in images}
+    unread = {image_id: set() for image_id in images}
     problems, unsure = [], set()
     for number, entry in enumerate(annotations):
         image_id, category_id = same_id(entry.get("image_id")), same_id(entry.get("category_id"))
@@ -80,19 +82,20 @@ def _read_objects(annotations: list, images: dict, categories: dict) -> tuple[di
             key = "image_id" if image_id not in images else "category_id"
             problems.append(f", annotation {number}: there is no {entry.get(key, key)!r:.60}")
             continue
-        possible[image_id].add(categories[category_id])
         try:
             few = len(objects[image_id]) < MOST["object"]
             require(few, f"its image has more than {MOST['object']} objects")
             item = _read_object(entry, categories[category_id], _size(images[image_id]))
         except (ValueError, OverflowError) as error:
             problems.append(f", annotation {number}: {str(error)[:120]}")
+            unread[image_id].add(categories[category_id])
             continue
         objects[image_id] += [item] * (item not in objects[image_id])
-    # An unlisted id of the type of the others is that of an image left out of a subset.
+    # Without a category it could be of any, without an image in each. But an unlisted id that is of
+    # the type of the others is that of an image left out of a subset.
     is_lost = {*map(type, unsure)} - {*map(type, images)}
-    possible |= {image_id: None for image_id in images if is_lost or image_id in unsure}
-    return objects, possible, problems
+    unread |= {image_id: None for image_id in images if is_lost or image_id in unsure}
+    return objects, unread, problems
 
 
 def _categories(entries: dict, used: set) -> tuple[dict, dict[str, set[str]], list[str]]:

@@ -31,10 +31,14 @@ def test_an_annotation_that_cannot_be_used_is_named_and_left_out(
     data = json.loads((photographs / "instances_test.json").read_text())
     data["annotations"].append({**data["annotations"][0], "id": 3, **change})
     write(tmp_path, "instances_odd.json", data)
-    objects, _, categories, (said,), _ = read(tmp_path, "china.jpg")
+    found = read(tmp_path, "china.jpg")
+    (said,) = found.problems
     assert said.startswith("instances_odd.json, annotation 2: ") and problem in said
-    whole = read(photographs, "china.jpg")
-    assert (objects, categories) == (whole.objects, whole.categories)
+    temple, tree = read(photographs, "china.jpg").objects["china.jpg"]
+    # A second temple is somewhere: the first counts as a crowd, and is never "the temple".
+    temple["crowd"] = not change.keys() & {"category_id", "image_id"}
+    assert found.objects == {"china.jpg": [temple, tree]}
+    assert found.categories == ["temple", "tree", "umbrella"]
 
 
 @pytest.mark.parametrize(
@@ -235,6 +239,13 @@ def test_a_heading_without_annotations_is_no_category(tmp_path):
 )
 def test_of_lvis_only_what_was_looked_for_is_absent(tmp_path, image, absent):
     assert absent_of(tmp_path, image=image) == absent
+
+
+def test_where_lvis_has_not_annotated_all_none_is_the_only_one(tmp_path):
+    image = {"not_exhaustive_category_ids": [2]}
+    absent_of(tmp_path, another(), categories=("dog", "cat", "Cats"), image=image)
+    dog, cat = read(tmp_path, "1.jpg", "2.jpg").objects["1.jpg"]
+    assert (dog["crowd"], cat["crowd"]) == (False, True)
 
 
 def test_where_one_image_says_what_was_looked_for_the_others_of_its_file_know_nothing(tmp_path):
