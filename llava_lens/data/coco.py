@@ -7,7 +7,7 @@ from unicodedata import normalize
 
 from llava_lens.schema import MOST, MOST_LABEL
 from llava_lens.text import is_text, require
-from llava_lens.words import SPECIAL_TOKENS, is_called, not_called, plain
+from llava_lens.words import SPECIAL_TOKENS, is_called, plain
 
 MOST_BOX = 1e6  # pixels of a box's place or size: beyond that it is a mistake
 # Names that tools give to what is no object, or to one that nobody could tell.
@@ -22,11 +22,6 @@ class Annotated(NamedTuple):
     objects: list[dict]  # those that can be used
     possible: set[str] | None  # categories that the image has or may have; None: any
     looked_for: set[str] | None  # categories that it was searched for; None: the data set's
-
-
-def known_absent(categories: set[str], possible: list[set[str] | None]) -> list[str]:
-    """Those of `categories` that share no name with any of the `possible` ones, sorted."""
-    return [] if None in possible else not_called(categories, set().union(*possible))
 
 
 def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[str]]:
