@@ -175,11 +175,9 @@ def labels_and_words(tokenizer, d_vocab: int) -> tuple[list[str], list[int]]:
 
 def first_word(labels: list[str], answer_ids: list[int]) -> tuple[int, list[int]]:
     """`(at, ids)`: the number of the answer's token that begins its first word, and the tokens that
-    stand for that word; none where no token spells it.
+    stand for that word (docs/method.md); none where no token spells it.
 
-    They spell it whole, with or without a leading space, as said, in lower case or capitalised; and
-    the one that began it is added: "Yellow", said as `▁Y` and `ellow`, is `▁yellow`, `▁Yellow`,
-    `yellow` and `▁Y`. A digit after a space of its own (Llama's `▁`, `2`) is at 1. A spelling
+    "Yellow", said as `▁Y` and `ellow`, is `▁yellow`, `▁Yellow`, `yellow` and `▁Y`. A spelling
     without the space is a piece of words, unless there is one with it or the answer has none there.
     """
     pieces = [bytes_of(labels[token_id]) for token_id in answer_ids]

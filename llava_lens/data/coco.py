@@ -100,7 +100,7 @@ def _categories(entries: dict, used: set) -> tuple[dict, dict[str, set[str]], li
     names, spelling, problems = {}, {}, []
     for category_id, entry in entries.items():
         name, key = entry["name"], plain(entry["name"])
-        is_name = is_text(name) and len(name) <= MOST_LABEL and not name.startswith("_")
+        is_name = is_text(name) and len(name) <= MOST_LABEL
         if not is_name or key in NO_CATEGORIES or SPECIAL_TOKENS.search(name):
             problems.append(f", category {category_id}: {name!r:.50} can't be asked about")
         elif category_id in used or key not in headings:  # without annotations only a heading
@@ -169,8 +169,7 @@ def _read_object(entry: dict, category: str, image_size: tuple[int, int] | None)
     box, color, polygons = (entry.get(key) for key in ("bbox", "color", "segmentation"))
     is_box = _are_pixels(box) and len(box) == 4 and min(box[2:]) > 0
     require(is_box, f"the box {box!r:.60} is not x, y and a width and height above 0")
-    fractions = max(box) <= 1 and any(side != int(side) for side in box)
-    require(not fractions, f"the box {box!r:.60} seems to be in fractions of the image")
+    require(max(box) > 1, f"the box {box!r:.60} seems to be in fractions of the image")
     for start, length, side in zip(box[:2], box[2:], image_size or (), strict=False):
         # By a tenth it may be of an object that is cut off.
         within = -0.1 * side <= start < side and 0 < start + length <= 1.1 * side
@@ -185,7 +184,7 @@ def _read_object(entry: dict, category: str, image_size: tuple[int, int] | None)
         "category": category,
         "box": [float(side) for side in box],
         # What can't be understood is no single object either.
-        "crowd": str(entry.get("iscrowd") or 0).lower() not in ("0", "0.0", "false"),
+        "crowd": str(entry.get("iscrowd") or 0) not in ("0", "0.0"),
         "color": color if is_text(color) else None,
         "polygons": polygons if whole else [],
         "image_size": image_size,

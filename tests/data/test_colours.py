@@ -1,15 +1,11 @@
 """Colours of objects by their pixels, against judgements by eye.
 
-`judged_colours.csv` lists 407 objects of COCO photographs: of categories that may have a colour,
-each the only one of its category in the photograph, from 1 % of the crop on. Someone looked at
-crops with the outline drawn in and wrote down the colour terms that were right, before the rule's
-word was computed. There is none where no one term was. `tint_a` and `tint_b` are the photograph's
-`tint_of`, empty where that is None or it is in one tone. White, black and the bound on the cast
-were first set on the half `tuned` of 240 objects. The 167 of `other photographs` were judged later:
-there the rule of then was right 23 times of 30. What is unsure was set with all of them in view, so
-none of the three is held out any more. On the photographs' own pixels 46 of 47 words are right.
-`judged_colours.npz` has what was measured of each object, a little coarser: 40 colours (median cut)
-and how many thousandths of its pixels have each.
+`judged_colours.csv` lists 407 objects of COCO photographs, each the only one of its category there.
+Someone looked at crops with the outline drawn in and wrote down the colour terms that were right,
+before the rule's word was computed; none where no one term was. `tint_a` and `tint_b` are the
+photograph's `tint_of`, empty where that is None or it is in one tone. The rule was last set with
+all three groups in view (docs/method.md). `judged_colours.npz` has the pixels of each object, a
+little coarser: 40 colours (median cut) and how many thousandths of its pixels have each.
 """
 
 import csv
