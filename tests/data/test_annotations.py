@@ -183,6 +183,8 @@ def test_annotations(photographs):
 
 def test_without_annotations(tmp_path):
     assert read(tmp_path, "a.jpg") == ({}, {}, [], [], "")
+    write(tmp_path, "a.json", [DOG])  # of which of two images?
+    assert read(tmp_path, "a.jpg", "a.gif").objects == {}
 
 
 def test_what_is_named_twice_is_left_out_and_said(photographs, tmp_path):
@@ -249,6 +251,7 @@ def test_what_any_file_tells_of_an_image_is_not_absent(tmp_path, files, names):
         # An accent is one character or two.
         (["\xe9/\xfc.png"], ["e\u0301/u\u0308.png"], "a.json", {"\xe9__\xfc.png": 0}),
         (["e\u0301/u\u0308.png"], ["\xe9/\xfc.png"], "a.json", {"e\u0301__u\u0308.png": 0}),
+        (["e\u0301/0.png", "a/0.png"], ["0.png"], "e\u0301/a.json", {"e\u0301__0.png": 0}),
     ],
 )
 def test_annotations_belong_to_the_longest_path_that_is_unambiguous(

@@ -125,13 +125,6 @@ def test_a_photograph_in_one_tone_has_no_colours(image):
     assert not data_colours.is_one_tone(image)
 
 
-def test_a_term_must_hold_without_the_tint_of_the_light():
-    """A white sink that light of a lamp makes yellow."""
-    pixels = np.full((9, 3), (228, 205, 158), np.uint8)
-    assert data_colours.colour_of(pixels) in ("yellow", "orange", "brown")
-    assert data_colours.colour_of(pixels, np.array([2.0, 14.0])) is None
-
-
 def picture(colours: list[str]) -> Image.Image:
     """Vertical stripes of 20 x 100 pixels."""
     stripes = [np.full((100, 20, 3), ImageColor.getrgb(colour), np.uint8) for colour in colours]
@@ -162,15 +155,21 @@ def test_the_pixels_are_those_within_the_shrunk_polygon():
     assert len(data_colours.pixels_within([rectangle(200, 200, 300, 300)], image)) == 0
 
 
-def test_a_colour_needs_seven_tenths_and_gray_is_none():
-    for stripes, word in [
-        (["red"] * 8 + ["blue"] * 2, "red"),
-        (["red"] * 6 + ["blue"] * 4, None),
-        (["gray"] * 10, None),
-        (["white"] * 9 + ["gray"], "white"),
-    ]:
-        assert data_colours.colour_of(np.asarray(picture(stripes)).reshape(-1, 3)) == word
-    assert data_colours.colour_of(np.zeros((0, 3), np.uint8)) is None
+@pytest.mark.parametrize(
+    "pixels, word, less_light",
+    [
+        (["red"] * 8 + ["blue"] * 2, "red", "red"),
+        (["red"] * 6 + ["blue"] * 4, None, None),
+        (["white"] * 9 + ["gray"], "white", "white"),
+        (["gray"], None, None),
+        ([], None, None),
+        (["rgb(228, 205, 158)"], "yellow", None),  # light of a lamp on a white sink
+    ],
+)
+def test_a_colour_needs_seven_tenths_and_must_hold_without_the_tint(pixels, word, less_light):
+    rgb = np.array([ImageColor.getrgb(colour) for colour in pixels], np.uint8).reshape(-1, 3)
+    assert data_colours.colour_of(rgb) == word
+    assert data_colours.colour_of(rgb, np.array([2.0, 14.0])) == less_light
 
 
 LEFT = [rectangle(0, 0, 20, 100)]
