@@ -67,14 +67,9 @@ def is_plural(noun: str) -> bool:
     return bool(by_rule) or head in WORDS["plural"] or head in irregular
 
 
-def is_uncountable(noun: str) -> bool:
-    """Whether a noun takes no article, as broccoli."""
-    return _parts(plain(noun))[1] in WORDS["uncountable"]
-
-
 def with_article(noun: str) -> str:
     """A noun as a question about its presence names it: a dog, an hourglass, broccoli, scissors."""
-    if is_plural(noun) or is_uncountable(noun):
+    if is_plural(noun) or _parts(plain(noun))[1] in WORDS["uncountable"]:
         return noun
     said = plain(noun) + " "
     vowel = said[0] in "aeiou" and not said.startswith(tuple(WORDS["a"]))

@@ -236,7 +236,6 @@ def test_plural(noun, plural):
 def test_of_cocos_categories_two_are_plural_and_one_has_no_article():
     names = words_py.WORDS["categories"]
     assert [name for name in names if words_py.is_plural(name)] == ["skis", "scissors"]
-    assert [name for name in names if words_py.is_uncountable(name)] == ["broccoli"]
     a = {words_py.with_article(name).split()[0] for name in names}
     assert a == {"a", "an", "skis", "scissors", "broccoli"}
     plural = ["sunglasses", "men", "Cars", "feet", "traffic_lights", "zebras", "tomatoes"]
