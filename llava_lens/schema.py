@@ -114,7 +114,7 @@ PATCHES = {
 OBJECT = {
     "category": Field(str, "its name"),
     "box": Field(float, "x, y, width, height in pixels of the crop, clipped", ("xywh",), 0, "side"),
-    "crowd": Field(bool, "COCO's iscrowd"),
+    "crowd": Field(bool, "COCO's iscrowd, or some of its category could not be read"),
     "color": Field((str, type(None)), "where it is known"),
     "color_from": Field(str, "annotation, pixels (of its polygon), or empty"),
     "visible": Field(float, "share of the object within the crop", (), 0, 1.001),

@@ -54,6 +54,11 @@ def not_called(categories: Iterable[str], others: Iterable[str]) -> list[str]:
     return sorted(name for name in categories if names.isdisjoint(names_of(name)))
 
 
+def is_called(category: str, others: Iterable[str]) -> bool:
+    """Whether a category has a name in common with one of the `others`."""
+    return not not_called([category], others)
+
+
 def is_plural(noun: str) -> bool:
     """Whether a noun takes "are": scissors, skis, people, cars; not bus, glass, tennis or lens."""
     head = _parts(plain(noun))[1]
@@ -62,14 +67,9 @@ def is_plural(noun: str) -> bool:
     return bool(by_rule) or head in WORDS["plural"] or head in irregular
 
 
-def is_uncountable(noun: str) -> bool:
-    """Whether a noun takes no article, as broccoli."""
-    return _parts(plain(noun))[1] in WORDS["uncountable"]
-
-
 def with_article(noun: str) -> str:
     """A noun as a question about its presence names it: a dog, an hourglass, broccoli, scissors."""
-    if is_plural(noun) or is_uncountable(noun):
+    if is_plural(noun) or _parts(plain(noun))[1] in WORDS["uncountable"]:
         return noun
     said = plain(noun) + " "
     vowel = said[0] in "aeiou" and not said.startswith(tuple(WORDS["a"]))
@@ -170,11 +170,9 @@ def labels_and_words(tokenizer, d_vocab: int) -> tuple[list[str], list[int]]:
 
 def first_word(labels: list[str], answer_ids: list[int]) -> tuple[int, list[int]]:
     """`(at, ids)`: the number of the answer's token that begins its first word, and the tokens that
-    stand for that word; none where no token spells it.
+    stand for that word (docs/method.md); none where no token spells it.
 
-    They spell it whole, with or without a leading space, as said, in lower case or capitalised; and
-    the one that began it is added: "Yellow", said as `▁Y` and `ellow`, is `▁yellow`, `▁Yellow`,
-    `yellow` and `▁Y`. A digit after a space of its own (Llama's `▁`, `2`) is at 1. A spelling
+    "Yellow", said as `▁Y` and `ellow`, is `▁yellow`, `▁Yellow`, `yellow` and `▁Y`. A spelling
     without the space is a piece of words, unless there is one with it or the answer has none there.
     """
     pieces = [bytes_of(labels[token_id]) for token_id in answer_ids]

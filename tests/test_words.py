@@ -32,7 +32,6 @@ WITH_A_WORD = [
     "potted plant", "bed", "dining table", "tv", "laptop", "mouse", "remote", "keyboard",
     "cell phone", "sink", "book", "clock",
 ]  # fmt: skip
-AMBIGUOUS = {"bag", "wine", "meter", "mitt", "bat", "glass", "traffic", "stop", "fire", "hot"}
 
 
 def test_of_cocos_80_categories_33_have_a_word_in_llamas_vocabulary():
@@ -40,6 +39,7 @@ def test_of_cocos_80_categories_33_have_a_word_in_llamas_vocabulary():
     assert [name for name in words_py.WORDS["categories"] if watched(name)] == WITH_A_WORD
     names = [name for word in words_py.WORDS["categories"] for name in words_py.names_of(word)]
     assert len(names) == len(set(names))  # each belongs to one category
+    assert "▁man" in watched("person") and "man" not in watched("person")
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,6 @@ def test_of_cocos_80_categories_33_have_a_word_in_llamas_vocabulary():
 )
 def test_a_word_is_whole_tokens(category, words):
     assert watched(category) == set(words.split())
-
-
-def test_every_watched_token_is_a_name_of_its_category():
-    for category in WITH_A_WORD:
-        letters = {word.lstrip("▁").lower() for word in watched(category)}
-        assert letters <= {*words_py.names_of(category)} - AMBIGUOUS
-    assert "man" not in watched("person") and "▁man" in watched("person")
 
 
 def test_other_categories_get_singular_plural_and_capitals():
@@ -243,7 +236,6 @@ def test_plural(noun, plural):
 def test_of_cocos_categories_two_are_plural_and_one_has_no_article():
     names = words_py.WORDS["categories"]
     assert [name for name in names if words_py.is_plural(name)] == ["skis", "scissors"]
-    assert [name for name in names if words_py.is_uncountable(name)] == ["broccoli"]
     a = {words_py.with_article(name).split()[0] for name in names}
     assert a == {"a", "an", "skis", "scissors", "broccoli"}
     plural = ["sunglasses", "men", "Cars", "feet", "traffic_lights", "zebras", "tomatoes"]

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
 
-from llava_lens.data.coco import Annotated, known_absent, read_file
+from llava_lens.data.coco import Annotated, read_file
 from llava_lens.data.images import MOST_JSON_BYTES, data_files, find_images, images_and_masks
 from llava_lens.data.parsers import EXPECTED, PARSERS
 from llava_lens.files import check_file
 from llava_lens.kaggle import data_sets
+from llava_lens.words import not_called
 
 # Files of other kinds (YOLO, VOC, tables, archives) are annotations if they are called so, or as an
 # image is.
@@ -168,5 +169,7 @@ def _choose(told: _Told, claims: dict[str, list[tuple]]) -> tuple[dict, dict]:
         elif top and first.objects:
             looked_for = unlisted if first.looked_for is None else first.looked_for
             objects[name] = first.objects
-            absent[name] = known_absent(looked_for, [one.possible for _, one in claimed])
+            possible = [one.possible for _, one in claimed]
+            is_open = None in possible
+            absent[name] = [] if is_open else not_called(looked_for, set().union(*possible))
     return objects, absent

@@ -7,7 +7,7 @@ from unicodedata import normalize
 
 from llava_lens.schema import MOST, MOST_LABEL
 from llava_lens.text import is_text, require
-from llava_lens.words import SPECIAL_TOKENS, not_called, plain
+from llava_lens.words import SPECIAL_TOKENS, is_called, plain
 
 MOST_BOX = 1e6  # pixels of a box's place or size: beyond that it is a mistake
 # Names that tools give to what is no object, or to one that nobody could tell.
@@ -22,11 +22,6 @@ class Annotated(NamedTuple):
     objects: list[dict]  # those that can be used
     possible: set[str] | None  # categories that the image has or may have; None: any
     looked_for: set[str] | None  # categories that it was searched for; None: the data set's
-
-
-def known_absent(categories: set[str], possible: list[set[str] | None]) -> list[str]:
-    """Those of `categories` that share no name with any of the `possible` ones, sorted."""
-    return [] if None in possible else not_called(categories, set().union(*possible))
 
 
 def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[str]]:
@@ -44,7 +39,7 @@ def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[st
         listed = {same_id(category): {"name": category} for category in named}
     used = {same_id(item.get("category_id")) for item in annotations}
     categories, relatives, nameless = _categories(listed, used)
-    objects, possible, unused = _read_objects(annotations, images, categories)
+    objects, unread, unused = _read_objects(annotations, images, categories)
 
     def names(ids) -> set[str]:
         ids = map(same_id, ids if isinstance(ids, list) else ())
@@ -54,24 +49,26 @@ def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[st
     is_federated = any("neg_category_ids" in entry for entry in images.values())
     everything, told = set(categories.values()) if "categories" in data else None, []
     for image_id, entry in images.items():
-        may_be = possible[image_id]
+        may_be, found = unread[image_id], objects[image_id]
         if may_be is not None:
-            may_be = may_be | names(entry.get("not_exhaustive_category_ids"))
-            may_be = set().union(*(relatives[category] for category in may_be))
+            partly = may_be | names(entry.get("not_exhaustive_category_ids"))
+            for item in found:  # where more of them may be, none is known to be the only one
+                item["crowd"] |= is_called(item["category"], partly)
+            has = partly.union(item["category"] for item in found)
+            may_be = set().union(*(relatives[category] for category in has))
         looked_for = names(entry.get("neg_category_ids")) if is_federated else everything
         file = normalize("NFC", entry["file_name"])  # Macs write accents as two characters
         file = "/".join(part for part in re.split(r"[/\\]", file) if part not in ("", ".", ".."))
-        told.append(Annotated(file, objects[image_id], may_be, looked_for))
+        told.append(Annotated(file, found, may_be, looked_for))
     problems = [f"{name}{problem}" for problem in problems + odd + nameless + unused]
     return told, set(categories.values()), problems
 
 
 def _read_objects(annotations: list, images: dict, categories: dict) -> tuple[dict, dict, list]:
-    """`(objects, possible, problems)`, the first two by image id, as of Annotated."""
-    # The category of an annotation that can't be used is possible all the same. If that can't be
-    # told, any category is; if the image can't be told, any is in every image.
+    """By image id the objects, and the categories of annotations that can't be used (None: any).
+    And a sentence for each of these."""
     objects = {image_id: [] for image_id in images}
-    possible = {image_id: set() for image_id in images}
+    unread = {image_id: set() for image_id in images}
     problems, unsure = [], set()
     for number, entry in enumerate(annotations):
         image_id, category_id = same_id(entry.get("image_id")), same_id(entry.get("category_id"))
@@ -80,19 +77,20 @@ def _read_objects(annotations: list, images: dict, categories: dict) -> tuple[di
             key = "image_id" if image_id not in images else "category_id"
             problems.append(f", annotation {number}: there is no {entry.get(key, key)!r:.60}")
             continue
-        possible[image_id].add(categories[category_id])
         try:
             few = len(objects[image_id]) < MOST["object"]
             require(few, f"its image has more than {MOST['object']} objects")
             item = _read_object(entry, categories[category_id], _size(images[image_id]))
         except (ValueError, OverflowError) as error:
             problems.append(f", annotation {number}: {str(error)[:120]}")
+            unread[image_id].add(categories[category_id])
             continue
         objects[image_id] += [item] * (item not in objects[image_id])
-    # An unlisted id of the type of the others is that of an image left out of a subset.
+    # Without a category it could be of any, without an image in each. But an unlisted id that is of
+    # the type of the others is that of an image left out of a subset.
     is_lost = {*map(type, unsure)} - {*map(type, images)}
-    possible |= {image_id: None for image_id in images if is_lost or image_id in unsure}
-    return objects, possible, problems
+    unread |= {image_id: None for image_id in images if is_lost or image_id in unsure}
+    return objects, unread, problems
 
 
 def _categories(entries: dict, used: set) -> tuple[dict, dict[str, set[str]], list[str]]:
@@ -102,7 +100,7 @@ def _categories(entries: dict, used: set) -> tuple[dict, dict[str, set[str]], li
     names, spelling, problems = {}, {}, []
     for category_id, entry in entries.items():
         name, key = entry["name"], plain(entry["name"])
-        is_name = is_text(name) and len(name) <= MOST_LABEL and not name.startswith("_")
+        is_name = is_text(name) and len(name) <= MOST_LABEL
         if not is_name or key in NO_CATEGORIES or SPECIAL_TOKENS.search(name):
             problems.append(f", category {category_id}: {name!r:.50} can't be asked about")
         elif category_id in used or key not in headings:  # without annotations only a heading
@@ -171,8 +169,7 @@ def _read_object(entry: dict, category: str, image_size: tuple[int, int] | None)
     box, color, polygons = (entry.get(key) for key in ("bbox", "color", "segmentation"))
     is_box = _are_pixels(box) and len(box) == 4 and min(box[2:]) > 0
     require(is_box, f"the box {box!r:.60} is not x, y and a width and height above 0")
-    fractions = max(box) <= 1 and any(side != int(side) for side in box)
-    require(not fractions, f"the box {box!r:.60} seems to be in fractions of the image")
+    require(max(box) > 1, f"the box {box!r:.60} seems to be in fractions of the image")
     for start, length, side in zip(box[:2], box[2:], image_size or (), strict=False):
         # By a tenth it may be of an object that is cut off.
         within = -0.1 * side <= start < side and 0 < start + length <= 1.1 * side
@@ -187,7 +184,7 @@ def _read_object(entry: dict, category: str, image_size: tuple[int, int] | None)
         "category": category,
         "box": [float(side) for side in box],
         # What can't be understood is no single object either.
-        "crowd": str(entry.get("iscrowd") or 0).lower() not in ("0", "0.0", "false"),
+        "crowd": str(entry.get("iscrowd") or 0) not in ("0", "0.0"),
         "color": color if is_text(color) else None,
         "polygons": polygons if whole else [],
         "image_size": image_size,

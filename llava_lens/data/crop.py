@@ -107,43 +107,34 @@ def open_crop(record: dict) -> Image.Image:
     return Image.fromarray(record["crop"].astype(np.uint8))
 
 
-def box_in_crop(
-    box, image_size: tuple[int, int], image_processor, side: int | None = None
-) -> tuple[list[float], float]:
-    """A box `[x, y, width, height]` of the image in pixels of the model's crop, clipped to it, and
-    the share (0 ... 1) of the box that the crop holds: 0 for a box no larger than rounding. The
-    crop has `side` pixels along a side, or all that the processor gives."""
-    scale, offset, size = place_image(tuple(image_size), image_processor)
-    size = (side, side) if side else size
-    corners = np.array([box[:2], np.add(box[:2], box[2:])])  # [corner, x and y]
-    (x0, y0), (x1, y1) = np.clip(corners * scale + offset, 0, size).tolist()
-    whole = box[2] * scale[0] * box[3] * scale[1]
-    is_seen = min(x1 - x0, y1 - y0) >= LEAST_SIDE
-    visible = min(1.0, (x1 - x0) * (y1 - y0) / whole) if is_seen else 0.0
-    return [x0, y0, x1 - x0, y1 - y0], float(visible)
-
-
 def objects_in_crop(
     objects: list[dict], image_size: tuple[int, int], image_processor, side: int | None = None
 ) -> list[dict]:
-    """Objects of `annotate` as the model sees them: `box` is in pixels of the crop.
+    """Objects of `annotate` as the model sees them: `box` is in pixels of the crop, clipped to it.
+    The crop has `side` pixels along a side, or all that the processor gives.
 
     Instead of `image_size` and `polygons` each has `visible`, the share of the object that the crop
-    holds, `share`, the share of the crop that the object takes (both 0 ... 1), and `cut_off`,
-    whether it reaches the edge of the image or of the crop. Boxes for another resolution of the
-    image (the object's `image_size`) are scaled. `side` is that of `box_in_crop`.
+    holds (0 for a box no larger than rounding), `share`, the share of the crop that the object
+    takes (both 0 ... 1), and `cut_off`, whether it reaches the edge of the image or of the crop.
+    Boxes for another resolution of the image (the object's `image_size`) are scaled.
     """
-    seen, crop_size = [], side or place_image(tuple(image_size), image_processor).size
+    seen = []
     for item in objects:
+        scale, offset, size = place_image(tuple(image_size), image_processor)
+        size = (side, side) if side else size
         x, y, w, h = item["box"]
         width, height = annotated_size = item.get("image_size") or image_size
-        scaled = np.multiply(item["box"], np.tile(np.divide(image_size, annotated_size), 2))
-        box, visible = box_in_crop(scaled, image_size, image_processor, side)
+        box = np.multiply(item["box"], np.tile(np.divide(image_size, annotated_size), 2))
+        corners = np.array([box[:2], np.add(box[:2], box[2:])])  # [corner, x and y]
+        (x0, y0), (x1, y1) = np.clip(corners * scale + offset, 0, size).tolist()
+        whole, area = box[2] * scale[0] * box[3] * scale[1], (x1 - x0) * (y1 - y0)
+        is_seen = min(x1 - x0, y1 - y0) >= LEAST_SIDE
+        visible = min(1.0, float(area / whole)) if is_seen else 0.0
         to_edge = min(x / width, y / height, 1 - (x + w) / width, 1 - (y + h) / height)
         kept = {key: value for key, value in item.items() if key not in ("image_size", "polygons")}
-        share = float(box[2] * box[3] / np.prod(np.broadcast_to(crop_size, 2)))
-        cut_off = bool(visible < 0.999 or to_edge < EDGE)
-        seen.append({**kept, "box": box, "visible": visible, "share": share, "cut_off": cut_off})
+        kept |= {"box": [x0, y0, x1 - x0, y1 - y0], "visible": visible}
+        kept |= {"share": float(area / np.prod(size))}
+        seen.append({**kept, "cut_off": bool(visible < 0.999 or to_edge < EDGE)})
     return seen
 
 

@@ -13,7 +13,7 @@ from llava_lens.data.colours import may_have_colour
 from llava_lens.data.watched import draw_absent
 from llava_lens.kinds import DEFAULT_KINDS, KINDS, MOST_COUNTED, question_of
 from llava_lens.text import is_text, require
-from llava_lens.words import SPECIAL_TOKENS, WORDS, is_plural, is_uncountable, names_of, not_called
+from llava_lens.words import SPECIAL_TOKENS, WORDS, is_called, names_of, not_called, with_article
 
 # Shares of the crop, of what is asked about; LEAST_COUNTED is about half a patch of LLaVA-1.5's.
 LEAST_ASKED, LEAST_MAIN, LEAST_CARRIER, LEAST_COUNTED = 0.01, 0.05, 0.2, 0.001
@@ -93,9 +93,10 @@ def _numbers(scene: Scene) -> list[Candidate]:
     """Categories of which a few objects are there, each of them alone, whole and not tiny."""
     candidates = []
     for name in sorted({item["category"] for item in scene.clear}):
-        same = [item for item in scene.objects if not not_called([item["category"]], [name])]
+        same = [item for item in scene.objects if is_called(item["category"], [name])]
         unsure = any(o["crowd"] or o["cut_off"] or o["share"] < LEAST_COUNTED for o in same)
-        if not (unsure or len(same) > MOST_COUNTED or is_plural(name) or is_uncountable(name)):
+        is_counted = with_article(name) != name  # no plural, nor broccoli
+        if is_counted and not unsure and len(same) <= MOST_COUNTED:
             candidates.append(Candidate({"category": name}, str(len(same))))
     return scene.draw(candidates)
 
@@ -169,9 +170,9 @@ def main_category(clear: list[dict], objects: list[dict]) -> str | None:
         return None
     largest = max(clear, key=lambda item: item["share"])
     name, box = largest["category"], largest["box"]
-    others = [item for item in objects if not_called([item["category"]], [name])]
+    others = [item for item in objects if not is_called(item["category"], [name])]
     cuts, least = [_overlap(item["box"], box) for item in others], LEAST_MAIN
-    if not not_called([name], WORDS["carriers"]):
+    if is_called(name, WORDS["carriers"]):
         least = LEAST_CARRIER
         halves = [item["box"][2] * item["box"][3] / 2 for item in others]
         if largest["cut_off"] or any(map(operator.gt, cuts, halves)):

@@ -64,7 +64,7 @@ def words_to_watch(  # noqa: PLR0913 (all that a choice of words depends on)
     are about, then others by `draw_absent`.
 
     A category is not watched without a word (`word_ids`), nor if it is called like a colour where
-    `prompts` ask for one. An absent one must share no name and no token with the `objects`
+    `prompts` ask for one. An absent one must share no name, and so no token, with the `objects`
     (`objects_in_crop`). Each is a dict of `category`, `present`, `token_ids` and `absent_sampling`
     (one of ABSENT_SAMPLINGS; empty: present).
     """
@@ -73,8 +73,7 @@ def words_to_watch(  # noqa: PLR0913 (all that a choice of words depends on)
     ids = {name: word_ids(vocabulary, name) for name in sorted({*absent, *has} - {*colours})}
     seen = {item["category"] for item in objects if item["visible"] >= LEAST_VISIBLE}
     present = [(name, "") for name in ids if ids[name] and name in seen]
-    taken = {token_id for name in has & ids.keys() for token_id in ids[name]}
-    free = [name for name in not_called(absent, has) if ids.get(name) and not taken & {*ids[name]}]
+    free = [name for name in not_called(absent, has) if ids.get(name)]
     asked = {name: prompt["absent_sampling"] for prompt in prompts for name in prompt["categories"]}
     drawn = [(name, asked[name]) for name in free if name in asked][: len(present)]
     others, n = [name for name in free if name not in asked], len(present) - len(drawn)

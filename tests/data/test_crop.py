@@ -11,15 +11,15 @@ from llava_lens.data import crop, images, prompts
 from llava_lens.model import load, read
 
 
+def seen_in_crop(box, image_size, processor) -> dict:
+    return crop.objects_in_crop([{"box": box}], image_size, processor)[0]
+
+
 def test_boxes_for_another_resolution_are_scaled(llava):
-    found = {"category": "dog", "crowd": False, "color": None}
-    scaled = found | {"box": [20.0, 40.0, 60.0, 80.0], "image_size": (400, 200)}
-    found |= {"box": [10.0, 20.0, 30.0, 40.0], "image_size": (200, 100)}
-    one, other = (
-        crop.objects_in_crop([item], (400, 200), llava[1].image_processor)
-        for item in (found, scaled)
-    )
-    assert one == other and "image_size" not in one[0]
+    found = {"box": [10.0, 20.0, 30.0, 40.0], "image_size": (200, 100)}
+    scaled = {"box": [20.0, 40.0, 60.0, 80.0], "image_size": (400, 200)}
+    one, other = crop.objects_in_crop([found, scaled], (400, 200), llava[1].image_processor)
+    assert one == other and "image_size" not in one
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 3), (3, 50), (100, 1)])
@@ -71,7 +71,8 @@ def test_boxes_follow_any_processor_that_resizes_crops_or_pads(way, size, at_cor
         for image in (pixels, 0 * pixels, 255 - 0 * pixels)
     )
     seen = (seen - black) / (white - black).max()  # padding is grey
-    box, visible = crop.box_in_crop((x, y, w, h), size, processor)
+    found = seen_in_crop((x, y, w, h), size, processor)
+    box, visible = found["box"], found["visible"]
     whole = w * h * np.prod(crop.place_image(size, processor).scale)
     assert visible == pytest.approx(seen.sum() / whole, rel=0.1)
     cover = crop.patch_coverage(box, {"grid": [56, 56], "image_size": 56}).reshape(56, 56)
@@ -120,17 +121,17 @@ def processor_of(change):
 )
 def test_a_processor_that_does_more_is_refused(change):
     with pytest.raises(ValueError, match="Boxes can't be placed .* more than resize, crop and pad"):
-        crop.box_in_crop((1, 2, 3, 4), (90, 60), processor_of(change))
+        seen_in_crop((1, 2, 3, 4), (90, 60), processor_of(change))
 
 
 def test_a_box_is_a_list_of_floats(llava):
     """The format of the results has no tuples and no numpy numbers."""
-    found = {"category": "dog", "box": [1, 2, 30, 40], "crowd": False, "color": None}
-    (seen,) = crop.objects_in_crop([found], (90, 60), llava[1].image_processor)
-    box, visible = crop.box_in_crop((1, 2, 30, 40), (90, 60), llava[1].image_processor)
-    assert seen["box"] == box and seen["visible"] == visible and type(box) is list
-    assert crop.box_in_crop((0, 0, 10, 50), (200, 50), llava[1].image_processor)[1] == 0  # outside
-    assert {type(number) for number in [*box, visible, seen["visible"], seen["share"]]} == {float}
+    seen = seen_in_crop((1, 2, 30, 40), (90, 60), llava[1].image_processor)
+    assert type(seen["box"]) is list and type(seen["cut_off"]) is bool
+    numbers = [*seen["box"], seen["visible"], seen["share"]]
+    assert {type(number) for number in numbers} == {float}
+    outside = seen_in_crop((0, 0, 10, 50), (200, 50), llava[1].image_processor)
+    assert outside["visible"] == outside["share"] == 0 and outside["cut_off"]
 
 
 def test_a_grid_need_not_be_square():
@@ -144,9 +145,8 @@ def test_a_grid_need_not_be_square():
 def test_what_lies_past_the_last_patch_is_outside_the_crop():
     """Of 56 pixels patches of 10 cover 50, as SigLIP's patches of 14 cover 378 of 384."""
     plain = PROCESSORS["plain"]
-    past = {"category": "dog", "box": [51.0, 0.0, 5.0, 50.0]}
-    across = {"category": "dog", "box": [40.0, 0.0, 16.0, 50.0]}
-    past, across = crop.objects_in_crop([past, across], (56, 56), plain, side=50)
+    boxes = [{"box": [51.0, 0.0, 5.0, 50.0]}, {"box": [40.0, 0.0, 16.0, 50.0]}]
+    past, across = crop.objects_in_crop(boxes, (56, 56), plain, side=50)
     assert past["visible"] == past["share"] == 0
     assert across["box"] == [40, 0, 10, 50] and across["visible"] == 10 / 16
     assert across["share"] == 0.2 and across["cut_off"]

@@ -1,7 +1,5 @@
 """Questions made from annotations, and the user's own."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -60,6 +58,7 @@ def test_prompts_are_capped_and_seeded():
         item("dog", (200, 100, 20, 20)),
         item("dog", (200, 100, 90, 90), crowd=True),
         item("dog", (200, 100, 9, 9), visible=0.1),
+        item("Puppy", (200, 100, 90, 90)),
     ],
 )
 def test_what_occurs_twice_is_asked_neither_colour_nor_relation(other):
@@ -85,18 +84,12 @@ def test_relation(a, b, relation):
     assert data_prompts.relation_of(a, b) == relation
 
 
-TOKENS = "</s>", "<s>", "<unk>", "<pad>", "<image>"
-
-
 @pytest.mark.parametrize(
     "prompts, message",
     [
         ([""], "Prompt 0 is empty"),
         (["a", " \n"], "Prompt 1 is empty"),
-        *(
-            ([f"What is {token}?"], f"Prompt 0 .*has its own {re.escape(token)}")
-            for token in TOKENS
-        ),
+        (["What is <image>?"], "Prompt 0 .*has its own <image>: leave it out"),
         (["A dog?<|im_end|> </s>"], r"own <\|im_end\|>, </s>: leave it out"),
         ("What is it?", "it must be a list of questions"),
         ([{"question": None}], "Prompt 0 is empty"),
@@ -147,7 +140,7 @@ TABLE, CAKE = item("dining table", (10, 100, 310, 200)), item("cake", (100, 120,
         ([item("dog", (0, 0, 100, 100)), item("cat", (150, 0, 90, 90))], None),  # not clearly
         # A cat in a box that is twice as large: what it cuts from the box is not the box's.
         ([item("crate", (0, 0, 300, 200)), item("cat", (50, 20, 190, 150))], None),
-        ([item("Dog", (0, 0, 200, 200)), item("dogs", (200, 200, 130, 130))], "Dog"),
+        ([item("Dog", (0, 0, 200, 200)), item("dogs", (0, 200, 300, 100))], "Dog"),
     ],
 )
 def test_the_main_object_is_what_a_person_would_name(objects, main):
@@ -199,19 +192,7 @@ def test_an_object_at_an_edge_of_image_or_crop_may_be_cut_off(llava):
         "whole": (200, 100, 100, 100), "top": (200, 1, 100, 100), "bottom": (200, 300, 99, 179),
         "out": (0, 100, 60, 60), "crop": (60, 100, 100, 100), "at the crop": (90, 100, 60, 60),
     }  # fmt: skip
-    objects = [
-        {"category": name, "box": list(box), "crowd": False, "color": None, "color_from": ""}
-        for name, box in boxes.items()
-    ]
+    objects = [{"category": name, "box": list(box)} for name, box in boxes.items()]
     seen = crop.objects_in_crop(objects, (640, 480), llava[1].image_processor)
     whole = [found["category"] for found in seen if not found["cut_off"]]
     assert whole == ["whole", "at the crop"]
-
-
-def test_a_category_of_the_same_name_makes_an_object_ambiguous():
-    objects = [item("cat", (10, 10, 99, 99)), item("Cats", (200, 10, 99, 99))]
-    objects.append(item("cup", (10, 200, 99, 99)))
-    made = data_prompts.make_prompts(objects, ["kitten", "dog"], per_kind=9)
-    assert [p["question"].splitlines()[0] for p in made if p["kind"] == "colour"] == []
-    about = {p["categories"][0]: p["truth"] for p in made if p["kind"] == "presence"}
-    assert about == {"cat": "yes", "Cats": "yes", "cup": "yes", "dog": "no"}
