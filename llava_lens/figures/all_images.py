@@ -163,7 +163,8 @@ def plot_settling(answers: pd.DataFrame, run: dict):
         axis.plot(first[column], rows + jitter, "o", color="0.5", markersize=4, alpha=0.5)
         rows = np.arange(len(table)) + 0.38  # under the points, which it would hide
         axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
-        axis.plot(table["median"], rows, "D", color=style.ORANGE, markersize=6, zorder=4)
+        point = {"color": style.ORANGE, "markersize": 6, "zorder": 4, "clip_on": False}
+        axis.plot(table["median"], rows, "D", **point)
         style.layer_axis(axis, run, with_never=first[list(titles)].max(axis=None) >= never)
         axis.set_title(title)
     axes[0].set_yticks(range(len(table)), table.index)

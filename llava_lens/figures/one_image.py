@@ -26,7 +26,7 @@ from llava_lens.words import without_space
 
 MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
 PANEL_COLUMNS = 11  # token columns that are legible side by side at notebook width
-CELL = {"ha": "center", "va": "center", "fontsize": 6.5, "parse_math": False, "in_layout": False}
+CELL = {"ha": "center", "va": "center", "fontsize": 6, "parse_math": False, "in_layout": False}
 # A larger grid is drawn in panels of half the width, and names tokens of this probability only.
 LARGE_GRID, LEAST_NAMED = 12, 0.05
 
@@ -136,15 +136,23 @@ def plot_patches(run: dict, record: dict, layers: list[int]):
     norm = LogNorm(0.01, 1, clip=True)
     for axis, layer in zip(axes.flat[1:], layers, strict=False):  # there may be more axes
         ids, probs = (record["patches"][name][layer, :, 0] for name in ("top_ids", "top_probs"))
-        ids = np.where(probs >= least, ids.astype(int), -1)  # -1 is not named
-        cells = [drawn(without_space(run["tokens"][i]), 10) if i >= 0 else "" for i in ids]
-        mesh = draw_patches(axis, run, record, probs, norm, cells)
+        mesh = draw_patches(axis, run, record, probs, norm, patch_words(run, ids, probs, least))
         axis.set_title(f"layer {run['layers'][layer]}")
     for axis in axes.flat:
         axis.set_axis_off()
     label = "probability of the top-1 token (0.01 and less: clear)"
     _colour_bar(figure, mesh, axes, label=label, shrink=0.5)
     return figure
+
+
+def patch_words(run: dict, ids, probs, least: float) -> list[str]:
+    """What stands in the patches: their tokens `ids` `[patch]` that have at least the probability
+    `least`. In a large grid a word takes two lines, or it would lie over the next patch's word."""
+    finest = max(run["grid"])
+    room, most = (10, 10) if finest <= LARGE_GRID else (max(1, 96 // finest), 192 // finest)
+    words = [drawn(without_space(run["tokens"][i]), most) for i in ids]
+    lines = [textwrap.fill(word, room, break_on_hyphens=False) for word in words]
+    return [word * bool(prob >= least) for word, prob in zip(lines, probs, strict=True)]
 
 
 def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]):

@@ -189,11 +189,12 @@ function drawBadge(context, x, y, width, height, number) {
     context.lineWidth = line;
     context.strokeRect(x + 1, y + 1, width - 2, height - 2);
   }
+  const [left, top] = [Math.max(x - 5, 0), Math.max(y - 7, 0)]; // within the picture
   context.fillStyle = "#000";
-  context.fillRect(x - 5, y - 7, 14, 14);
+  context.fillRect(left, top, 14, 14);
   context.fillStyle = "#ffd400";
   context.font = `700 11px ${FONT}`;
   context.textAlign = "center";
   context.textBaseline = "middle";
-  context.fillText(number + 1, x + 2, y + 0.5);
+  context.fillText(number + 1, left + 7, top + 7.5);
 }
