@@ -1,15 +1,12 @@
 """figures.explorer: its pages in Chromium; the tests are skipped where that is missing."""
 
 import base64
+import functools
 import html
 import io
-import os
+import json
+import operator
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import time
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -26,7 +23,6 @@ from llava_lens.analysis.answers import answer_rows, answers_table
 from llava_lens.figures import explorer
 from llava_lens.figures.explorer.data import load_page_data
 from llava_lens.text import printable
-from tests.browser import until
 
 GRID = 4  # patches along a side, of the tiny model
 # Whatever of it ends up as markup, as script or in an address says so.
@@ -48,24 +44,6 @@ def route(handed_over, mediated=0.25):
     }  # fmt: skip
 
 
-def with_second_lens(record, rng):
-    """The record as the embedding lens makes it; patches 1 and 6 are sinks."""
-    ids, norms = (
-        record["patches"]["top_ids"],
-        rng.lognormal(0, 0.1, record["patches"]["entropy"].shape),
-    )
-    cosines = np.sort(rng.uniform(0.05, 0.12, (*norms.shape, 5)))[..., ::-1].astype(np.float16)
-    norms[1:, [1, 6]] *= 9
-    norms[0, 3] *= 9  # at one layer only
-    nearest = {"embedding_ids": ids[..., [4, 3, 0, 2, 1]], "embedding_cosines": cosines}
-    words = [
-        {**word, "cosines": rng.uniform(-0.1, 0.1, norms.shape).astype(np.float16)}
-        for word in record["words"]
-    ]
-    patches = {**record["patches"], **nearest, "norms": norms.astype(np.float16)}
-    return {**record, "patches": patches, "words": words}
-
-
 @pytest.fixture(scope="module")
 def sample(results):
     """Run and record with two watched words and boxes, and tokens that differ by case and space."""
@@ -81,12 +59,17 @@ def sample(results):
         {"category": "temple", "box": [3.5, 7.0, 30.0, 28.0]},
         {"category": "outside", "box": [0.0, 0.0, 0.0, 0.0]},
     ]
-    record["words"] = []
-    for number, category in ((3, "temple"), (4, "dog")):
-        log2_probs = (-20 * rng.random(shape)).astype(np.float16)
-        word = {"token_ids": [int(top[number]), number], "log2_probs": log2_probs}
-        record["words"].append({"category": category, "present": number == 3} | word)
-    return run, with_second_lens(record, rng)
+    record["words"] = [
+        {"category": category, "present": number == 3, "token_ids": [int(top[number]), number]}
+        | {"log2_probs": (-20 * rng.random(shape)).astype(np.float16)}
+        for number, category in ((3, "temple"), (4, "dog"))
+    ]
+    patches = record["patches"]
+    bench.add_embedding_lens(rng, patches, record["words"])
+    patches["embedding_ids"] = patches["embedding_ids"][..., [4, 3, 0, 2, 1]]
+    patches["norms"] = np.ones(shape, np.float16)
+    patches["norms"][1:, [1, 6]] = patches["norms"][0, 3] = 9  # sinks, and large at one layer only
+    return run, record
 
 
 @pytest.fixture(scope="module")
@@ -369,6 +352,17 @@ def test_sinks_are_marked(page, sample, saved):
         assert (blue > green + 60) == (patch in (1, 6))
 
 
+# Places in what a page saves, and a value that is wrong there.
+WRONG_DATA = [
+    ("format", "another"), ("crop", "AAAA"), ("grid", [4, 5]), ("layers", ["emb"]),
+    ("tokens", "1", 2), ("tokens", "x", "dog"), ("patches", "top_ids", 0, 0, 0, 0.5),
+    ("patches", "top_probs", 1, []), ("patches", "target_rank", [1]), ("words", "temple"),
+    ("words", 0, "log2_probs", "x"), ("words", 0, "cosines", [0.5]), ("embedding", "cosines", 0),
+    ("embedding", "top_ids", None), ("prompts", 1, "token_ids", [1]),
+    ("prompts", 2, "grey", "target_log2", [0.5]), ("prompts", 0, "readings", {}),
+]  # fmt: skip
+
+
 def test_the_data_of_a_page_can_be_saved_and_read(page, sample, saved, tmp_path):
     run, record = sample
     page.open(saved)
@@ -395,10 +389,17 @@ def test_the_data_of_a_page_can_be_saved_and_read(page, sample, saved, tmp_path)
     assert first["token_ids"] == record["prompts"][0]["token_ids"].tolist()
     assert first["route"]["last"] == [0, 0, 0, 1, 1, 1] and first["route"]["other"] == "flower.jpg"
     whole = path.read_bytes()
-    for broken in (whole[:-9], b"[]", b'{"format": "another"}', whole.replace(b'"words"', b'"w"')):
-        path.write_bytes(broken)
-        with pytest.raises(ValueError, match="save it again from the page"):
+    broken = [whole[:-9], b"[]", whole.replace(b'"words"', b'"w"')]
+    for *way, name, value in WRONG_DATA:
+        data = json.loads(whole)
+        functools.reduce(operator.getitem, way, data)[name] = value
+        broken.append(json.dumps(data).encode())
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"saved.json' is not .* save it again from the page"):
             load_page_data(path)
+    with pytest.raises(OSError, match="saved.json"):
+        load_page_data(tmp_path / "not/saved.json")
 
 
 def test_the_second_pane_shows_another_prompt_or_the_grey_image(page, sample, saved):
@@ -623,35 +624,6 @@ def test_where_there_are_no_frames_a_picture_and_a_sentence_stay(sample):
     assert min(Image.open(io.BytesIO(base64.b64decode(picture))).size) > 400
 
 
-def test_the_page_works_in_jupyterlab(page, sample, tmp_path):
-    """Skipped without it: `pip install jupyterlab` somewhere on the PATH."""
-    if not shutil.which("jupyter-lab"):
-        pytest.skip("no JupyterLab")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    nbformat.write(notebook_of(explorer.Inline(*sample)), tmp_path / "shown.ipynb")
-    environment = {**os.environ, "JUPYTER_DATA_DIR": str(tmp_path), "HOME": str(tmp_path)}
-    where = {"cwd": tmp_path, "env": environment, "stderr": subprocess.DEVNULL}
-    subprocess.run(["jupyter-trust", "shown.ipynb"], check=True, **where)
-    options = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token="]
-    server = subprocess.Popen(["jupyter-lab", *options], start_new_session=True, **where)
-    try:
-        until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), "the server answers")
-        page.browser.get(f"http://127.0.0.1:{port}/lab/tree/shown.ipynb")
-        page.wait("document.querySelector('iframe[srcdoc]')")
-        time.sleep(5)  # while it starts, it takes the keys to itself
-        page.browser.switch_to.frame(page.find("iframe[srcdoc]"))
-        drive(page, *sample)
-    finally:
-        page.browser.switch_to.default_content()
-        page.browser.get("about:blank")
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-    log = page.browser.get_log("browser")
-    assert not [entry for entry in log if entry["level"] == "SEVERE"]
-
-
 # ---- The index -----------------------------------------------------------------------------------
 
 
@@ -734,21 +706,21 @@ def test_which_images_get_a_page():
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """The page of an image of LLaVA-1.5-7B's shape with six prompts of random numbers."""
+def large_sample():
+    """Run and record of LLaVA-1.5-7B's shape, with six prompts."""
     bench.use("7b")
     rng = np.random.default_rng(0)
-    run, record = bench.make_run(rng), bench.make_record(rng, "large.jpg", bench.make_crop())
-    return explorer.save_explorer(tmp_path_factory.mktemp("large") / "large.jpg.html", run, record)
+    return bench.make_run(rng), bench.make_record(rng, "large.jpg", bench.make_crop())
 
 
-def test_a_large_image_has_at_most_2_mb_in_a_notebook():
-    """With the second lens, whose tokens are as random here as the others."""
-    bench.use("7b")
-    rng = np.random.default_rng(0)
-    run, record = bench.make_run(rng), bench.make_record(rng, "large.jpg", bench.make_crop())
-    shown = explorer.Inline(run, with_second_lens(record, rng))._repr_html_()
-    assert 1e6 < len(shown) < 2e6
+@pytest.fixture(scope="module")
+def large(large_sample, tmp_path_factory):
+    path = tmp_path_factory.mktemp("large") / "large.jpg.html"
+    return explorer.save_explorer(path, *large_sample)
+
+
+def test_a_large_image_has_at_most_2_mb_in_a_notebook(large_sample):
+    assert 1e6 < len(explorer.Inline(*large_sample)._repr_html_()) < 2e6
 
 
 def test_a_text_stays_scrolled_where_it_was(page, large):
