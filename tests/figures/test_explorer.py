@@ -242,10 +242,6 @@ def search(page, query: str, choice: int = 1) -> list[str]:
     return found
 
 
-def word_rows(page) -> list[str]:
-    return [row["probability"] for row in page.numbers() if row["shown"] == "word"]
-
-
 def test_a_watched_word_is_exact_at_every_patch(page, sample, saved):
     run, record = sample
     page.open(saved, "#layer=3&least=-6")
@@ -253,7 +249,8 @@ def test_a_watched_word_is_exact_at_every_patch(page, sample, saved):
     word = record["words"][0]
     assert page.hash()["word"] == ".".join(map(str, word["token_ids"]))
     expected = 2.0 ** word["log2_probs"][3].astype(float)
-    np.testing.assert_allclose([float(value) for value in word_rows(page)], expected, rtol=1e-6)
+    shown = [float(row["probability"]) for row in page.numbers("word")]
+    np.testing.assert_allclose(shown, expected, rtol=1e-6)
     largest = 2.0 ** word["log2_probs"].astype(float).max(axis=1)
     curve = curve_of(page, "#word-chart", "largest of all patches", len(run["layers"]))
     assert_curve(curve, largest.tolist())
@@ -272,14 +269,14 @@ def test_another_word_says_where_it_was_not_kept(page, sample, saved):
         if wanted != ids:
             search(page, "zebra", 1 + found.index(one))
         assert page.hash()["word"] == ".".join(map(str, wanted))
-        for pos, shown in enumerate(word_rows(page)):
+        for pos, row in enumerate(page.numbers("word")):
             if wanted == [record["patches"]["top_ids"][-1, pos, 0]]:
                 expected = float(record["patches"]["target_prob"][4, pos])
             else:
                 expected = kept(record["patches"], 4, pos, wanted)
-            assert (shown == "not kept") == (expected is None)
-            if expected is not None:
-                assert float(shown) == pytest.approx(expected, rel=0.02)
+            shown = row["probability"]
+            shown = None if shown == "not kept" else float(shown)
+            assert shown == (expected and pytest.approx(expected, rel=0.02))
     assert "not 0" in page.text("#word-shown")
 
 
@@ -309,7 +306,7 @@ def test_at_first_the_answer_and_its_route_are_shown(page, sample, saved):
     page.run("update({layer: 1})")
     (at,) = (x for name, anchor, x, _ in ticks if (name, anchor) == ("1", "middle"))
     assert page.run(mark).startswith(f"M{at} ")
-    page.find("#prompt option[value='1']").click()  # an empty route
+    page.choose("prompt", "1")  # an empty route
     assert not page.find("#route").is_displayed()
     assert "readable" in page.text("#texts .row") and "image" not in page.text("#texts .row")
     page.at_patch(3)
@@ -322,7 +319,7 @@ def test_the_embedding_lens_shows_cosines_and_says_so(page, sample, saved):
     run, record = sample
     patches = record["patches"]
     page.open(saved, "#layer=3&pins=p7,t0.2")
-    page.find("#lens option[value='embedding']").click()
+    page.choose("lens", "embedding")
     page.at_patch(9)
     shown = page.texts("#preview li")
     ids, cosines = (patches[f"embedding_{name}"][3, 9] for name in ("ids", "cosines"))
@@ -331,12 +328,12 @@ def test_the_embedding_lens_shows_cosines_and_says_so(page, sample, saved):
     assert "no probability" in page.text("#scale-of") and page.hash()["lens"] == "embedding"
     assert_top(page, "#pins .card:nth-child(2)", run, record["prompts"][0]["readings"], 3, 2)
     search(page, "temple")
-    rows = [row for row in page.numbers() if row["shown"] == "word"]
+    rows = page.numbers("word")
     assert {row["probability"] for row in rows} == {""}
     expected = record["words"][0]["cosines"][3].astype(float)
     np.testing.assert_allclose([float(row["cosine"]) for row in rows], expected, atol=6e-4)
     page.open(saved, f"#layer=3&lens=embedding&word={ids[1]}")
-    rows = [row for row in page.numbers() if row["shown"] == "word"]
+    rows = page.numbers("word")
     kept_at = (patches["embedding_ids"][3] == ids[1]).any(-1)
     assert [row["cosine"] != "not kept" for row in rows] == kept_at.tolist()
     assert page.browser.get_log("browser") == []
@@ -347,8 +344,7 @@ def test_sinks_are_marked(page, sample, saved):
     page.open(saved, "#boxes=0")
     assert page.text("#sinks").startswith("◥ 2 sinks")
     for patch in range(GRID**2):
-        row, column = divmod(patch, GRID)
-        red, green, blue = pixel(page, (column + 0.98) / GRID, (row + 0.02) / GRID).astype(int)
+        _, green, blue = pixel(page, patch, 0.98, 0.02)
         assert (blue > green + 60) == (patch in (1, 6))
 
 
@@ -405,13 +401,13 @@ def test_the_data_of_a_page_can_be_saved_and_read(page, sample, saved, tmp_path)
 def test_the_second_pane_shows_another_prompt_or_the_grey_image(page, sample, saved):
     run, record = sample
     page.open(saved)
-    page.find("#pane option[value='2']").click()
+    page.choose("pane", "2")
     prompt, pos = record["prompts"][2], 5
     page.at_text("#second", pos, 1)
     assert page.text("#preview h3").startswith(f"Prompt 2, position {pos + 1}")
     assert_top(page, "#preview", run, prompt["readings"], 1, pos)
     assert page.hash()["pane"] == "2"
-    page.find("#pane option[value='grey']").click()
+    page.choose("pane", "grey")
     prompt, n_layers = record["prompts"][0], len(run["layers"])
     own = prompt["readings"]["target_prob"][:, prompt["n_prompt"] - 1]
     assert_curve(curve_of(page, "#second", "with the image", n_layers), own.tolist())
@@ -426,9 +422,10 @@ return [...photo.getContext("2d").getImageData(x, y, 1, 1).data].slice(0, 3);
 """
 
 
-def pixel(page, x: float, y: float) -> np.ndarray:
-    """The colour in the photograph at x, y from 0 to 1."""
-    return np.array(page.run(PIXEL, x, y))
+def pixel(page, patch: int, x: float, y: float) -> np.ndarray:
+    """The colour in the photograph at x, y of a patch, from 0 to 1."""
+    row, column = divmod(patch, GRID)
+    return np.array(page.run(PIXEL, (column + x) / GRID, (row + y) / GRID))
 
 
 def test_colour_stands_only_where_there_is_probability(page, sample, saved):
@@ -440,13 +437,12 @@ def test_colour_stands_only_where_there_is_probability(page, sample, saved):
     least = np.sort(probs)[len(probs) // 2]
     page.run("update({least: arguments[0]})", float(np.log10(least)))
     for patch, prob in enumerate(probs):
-        row, column = divmod(patch, GRID)
-        red, _, blue = pixel(page, (column + 0.06) / GRID, (row + 0.06) / GRID).astype(int)
+        red, _, blue = pixel(page, patch, 0.06, 0.06)
         assert (red - blue > 3) == (prob > 1.05 * least) or 0.95 < prob / least < 1.3
-    x, y = (3.5 + 30) / run["image_size"], 0.3  # on the box's right side
-    before = pixel(page, x, y)
+    on_box = 0, GRID * (3.5 + 30) / run["image_size"], GRID * 0.3  # on its right side
+    before = pixel(page, *on_box)
     page.find("#boxes").click()
-    after = pixel(page, x, y)
+    after = pixel(page, *on_box)
     assert (before != after).any() and after[2] > after[0] + 60  # blue
 
 
@@ -477,12 +473,10 @@ def test_picture_and_numbers_are_saved(page, sample, saved):
     photo = page.run("return document.getElementById('photo').width")
     colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
     assert picture.height > photo and len(colours) > 1000
-    rows = page.numbers()
     patches = record["patches"]
     pinned = {"": (patches, 3), "1": (record["prompts"][1]["readings"], 2)}
-    tops = [row for row in rows if row["shown"] == "patch"]
+    tops, pins, texts = (page.numbers(shown) for shown in ("patch", "pin", "text"))
     assert [int(row["token_id"]) for row in tops] == patches["top_ids"][2, :, 0].tolist()
-    pins = [row for row in rows if row["shown"] == "pin"]
     assert len(pins) == 2 * len(run["layers"]) * run["top_k"]
     for row in pins:
         readings, pos = pinned[row["prompt"]]
@@ -490,8 +484,7 @@ def test_picture_and_numbers_are_saved(page, sample, saved):
         assert int(row["token_id"]) == readings["top_ids"][layer, pos, k]
         prob = readings["top_probs"][layer, pos, k]
         assert float(row["probability"]) == pytest.approx(prob, rel=1e-3, abs=1e-7)
-    texts = {row["prompt"] for row in rows if row["shown"] == "text"}
-    assert texts == {"0", "1"}
+    assert {row["prompt"] for row in texts} == {"0", "1"}
 
 
 WRONG_STATES = [
@@ -551,7 +544,8 @@ def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path)
     page.at_text("#texts", 1, 2)
     assert page.text("#name") == record["name"] and PAYLOADS[1] in page.text("#texts h2")
     assert page.text("#texts b") == PAYLOADS[0]
-    tokens = [row["token"] for row in page.numbers()]
+    kinds = "patch", "word", "text", "pin"
+    tokens = [row["token"] for shown in kinds for row in page.numbers(shown)]
     assert any(token.startswith("'=") for token in tokens)
     assert not any(token.startswith("=") for token in tokens)
     assert_harmless(page)
@@ -586,7 +580,7 @@ def drive(page, run, record) -> None:
     assert_top(page, "#pins .card", run, record["patches"], 3, 6)
     page.at_patch(9)
     assert_top(page, "#preview", run, record["patches"], 3, 9)
-    page.find("#lens option[value='embedding']").click()
+    page.choose("lens", "embedding")
     ids = record["patches"]["embedding_ids"][3, 9]
     labels = [printable(run["tokens"][i]) for i in ids]
     assert page.texts("#preview li .label") == labels
@@ -648,19 +642,19 @@ def test_the_index_filters_and_sorts(page, index):
     names = [record["name"] for record in records]
     assert page.texts("#cards h2") == names
     assert page.run("return [...document.images].every((image) => image.naturalWidth > 0)")
-    page.find("#kind option[value='object']").click()
+    page.choose("kind", "object")
     assert len(page.texts("#cards li")) == len(names)
-    page.find("#answers option[value='wrong']").click()
+    page.choose("answers", "wrong")
     assert page.texts("#cards h2") == names[1:]
     assert all("✗ wrong, truth: temple" in text for text in page.texts("#cards li"))
-    page.find("#answers option[value='right']").click()
+    page.choose("answers", "right")
     assert page.texts("#cards h2") == names[:1] and "✓ right" in page.text("#cards li")
-    page.find("#answers option[value='']").click()
-    page.find("#sort option[value='late']").click()
+    page.choose("answers", "")
+    page.choose("sort", "late")
     first = curves.first_tokens(answers).query("kind == 'object'").set_index("image")
     layers = [first["readable_layer"][name] for name in page.texts("#cards h2")]
     assert layers == sorted(layers, reverse=True)
-    page.find("#sort option[value='handed']").click()
+    page.choose("sort", "handed")
     assert page.texts("#cards h2") == [names[at] for at in (1, 2, 0)]
     assert "leaves image 1, handed over 2; mediated 0.25" in page.text("#cards li")
 
