@@ -14,7 +14,6 @@ from llava_lens.figures import all_images
 from tests.figures.drawing import NASTY, drawn_without_warnings, labels_of, overlap, title_of, watch
 
 N_IMAGES = 14  # enough for intervals
-NINE = {"layers": ["emb", *map(str, range(1, 9))], "n_layers": 8}
 
 
 def test_every_token_is_drawn_without_warnings(run, tables):
@@ -78,8 +77,8 @@ def joined_lines(axis):
 
 
 def routes(n_images, handed_over, layers):
-    """A table as of `causal.routes` of colour and relation, with `handed_over` by kind. The image
-    has the answer up to there, then the last position."""
+    """A table as of `causal.routes` of three kinds, with `handed_over` by kind. The image has the
+    answer up to there, then the last position."""
     cells = itertools.product(range(n_images), handed_over, layers)
     table = pd.DataFrame(cells, columns=["image", "kind", "layer"])
     handed = table["kind"].map(handed_over)
@@ -105,15 +104,17 @@ def test_the_route_is_that_of_the_table(n_images, n_layers, step):
     """Of 13 layers every third was read by the lens; patched was every second of 33."""
     numbers = [*range(0, n_layers, 3 if n_layers == 13 else 1)]
     run = {"layers": ["emb", *map(str, numbers[1:])], "n_layers": n_layers - 1}
-    table = routes(n_images, {"relation": 6, "colour": 4}, range(0, n_layers, step))
+    handed_over = {"relation": 6, "colour": 4, "presence": n_layers}
+    table = routes(n_images, handed_over, range(0, n_layers, step))
     figure = all_images.plot_route(table, answers_of(table, numbers), run)
-    titles = [title_of(axis).split("\n") for axis in figure.axes[:2]]
-    kinds = "colour", "relation"
+    titles = [title_of(axis).split("\n") for axis in figure.axes]
+    kinds = "colour", "relation", "presence"
     assert [title[0] for title in titles] == [f"{kind}, {n_images} answers" for kind in kinds]
     assert titles[0][1] == "leaves image 4, handed over 4, mediated 0.25"
     assert titles[1][1].startswith("leaves image 6, handed over 6")
+    assert "handed over never" in titles[2][1]
     labels = [label.get_text() for label in figure.legends[0].get_texts()]
-    for axis, kind in zip(figure.axes, kinds, strict=False):
+    for axis, kind in zip(figure.axes, kinds, strict=True):
         rows = table[(table["kind"] == kind) & (table["image"] == 0)]
         lines = {line.get_label(): line for line in joined_lines(axis)}
         assert list(lines) == labels
@@ -125,14 +126,8 @@ def test_the_route_is_that_of_the_table(n_images, n_layers, step):
         assert len(axis.collections) == (3 if n_images == N_IMAGES else 0)  # bands
     figure.canvas.draw()
     assert figure.get_tightbbox().width < 10.3  # no title goes past the figure
-    boxes = [axis._left_title.get_window_extent() for axis in figure.axes[:2]]
-    assert boxes[0].x1 < boxes[1].x0
-
-
-def test_an_answer_that_is_never_handed_over_is_said():
-    table = routes(3, {"colour": 9}, range(9))
-    figure = all_images.plot_route(table, answers_of(table, range(9)), NINE)
-    assert "handed over never" in title_of(figure.axes[0])
+    boxes = [axis._left_title.get_window_extent() for axis in figure.axes]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
 def knockouts(n_images, n_blocks=32):
