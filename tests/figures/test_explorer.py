@@ -726,6 +726,17 @@ def test_a_text_stays_scrolled_where_it_was(page, large):
     assert page.run(f"return {scrollers}.map((one) => one.scrollLeft)") == [77, 77]
 
 
+@pytest.mark.parametrize("width", [1400, 1100])
+def test_no_card_beside_the_picture_is_cut(page, large, width):
+    page.browser.set_window_size(width, 900)
+    page.open(large, "#pins=p100,p300&word=30&layer=24")
+    page.at_patch(100)  # with several spellings
+    cards = "[...document.querySelectorAll('#inspector > *')]"
+    rooms = page.run(f"return {cards}.map((card) => card.clientHeight - card.scrollHeight)")
+    page.browser.set_window_size(1400, 900)
+    assert min(rooms) >= 0
+
+
 # Milliseconds until the frame is painted, per layer of the slider and per patch hovered over.
 TIMES = """
 const [done, slider, canvas] = [arguments[0], byId("layer"), byId("photo")];
@@ -749,11 +760,6 @@ const hover = (i) => canvas.dispatchEvent(new MouseEvent("mousemove",
 """
 
 
-# How many of the cards beside the picture are cut.
-CUT = """return [...document.querySelectorAll("#inspector > *")]
-  .filter((card) => card.scrollHeight > card.clientHeight + 1).length"""
-
-
 def test_a_large_page_is_fast(page, large):
     """With four pins, a word and a second pane. The budget is a second to open, 50 ms for a layer
     and for a hover. The best of several is taken, so that other work does not count; `-s` shows
@@ -763,7 +769,6 @@ def test_a_large_page_is_fast(page, large):
         page.open(large, "#pins=p100,p300,t0.39,p5&pane=1&word=300")
         opened.append(int(page.run("return document.documentElement.dataset.ready")))
     layers, hovers = page.browser.execute_async_script(TIMES)
-    assert page.run(CUT) == 0
     print(f"ms to open {min(opened)}, per layer {min(layers):.0f}, per hover {min(hovers):.0f}")
     assert min(opened) < 1000 and min(layers) < 50 and min(hovers) < 50
 
