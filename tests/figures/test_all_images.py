@@ -130,7 +130,7 @@ def test_the_route_is_that_of_the_table(n_images, n_layers, step):
     assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
-def knockouts(n_images, n_blocks=32):
+def knockouts(n_images, n_blocks):
     """A table as of `causal.knockouts`: the object's patches and the control in windows, every cut
     in all blocks."""
     every = n_blocks + 1
@@ -142,23 +142,20 @@ def knockouts(n_images, n_blocks=32):
     return table[known & (of_objects | (table["layer"] == every))]
 
 
-@pytest.mark.parametrize("n_images", [2, N_IMAGES])
-def test_the_knockout_of_32_blocks_and_five_kinds(n_images):
-    run = {"n_layers": 32, "layers": ["emb", *map(str, range(1, 33))]}
-    figure = all_images.plot_knockout(knockouts(n_images), run)
+@pytest.mark.parametrize("n_images, n_blocks, step", [(2, 32, 1), (N_IMAGES, 32, 1), (2, 12, 3)])
+def test_the_knockout_names_blocks_and_not_positions_of_layers(n_images, n_blocks, step):
+    numbers = range(0, n_blocks + 1, step)
+    run = {"n_layers": n_blocks, "layers": ["emb", *map(str, numbers[1:])]}
+    figure = all_images.plot_knockout(knockouts(n_images, n_blocks), run)
     assert {title_of(axis) for axis in figure.axes[:5]} == set(KINDS)
     figure.canvas.draw()
     assert not any(map(overlap, figure.axes[:5]))
     lines = {title_of(axis): len(joined_lines(axis)) for axis in figure.axes[:5]}
     assert lines.pop("description") == 0 and set(lines.values()) == {2}
-
-
-def test_the_knockout_names_blocks_and_not_positions_of_layers():
-    run = {"n_layers": 12, "layers": ["emb", "3", "6", "9", "12"]}
-    figure = all_images.plot_knockout(knockouts(2, 12), run)
     axis = figure.axes[0].xaxis
-    places = dict(zip(labels_of(axis), axis.get_ticklocs(), strict=True))
-    assert [places[name] for name in ("3", "6", "9", "12")] == [3, 6, 9, 12]
+    *places, (last, _) = zip(labels_of(axis), axis.get_ticklocs(), strict=True)
+    assert last == "all" and places[-1] == (f"{n_blocks}", n_blocks)
+    assert all(int(name) == place for name, place in places)
 
 
 # ---- Words in boxes -----------------------------------------------------------------------------
