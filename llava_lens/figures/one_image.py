@@ -46,9 +46,8 @@ def plot_prompt(run: dict, prompt: dict):
     as colour; beside it at the same positions JSD to the previous layer, JSD to the last layer and
     entropy, in bits.
 
-    First come the positions at which the answer is read: the prompt's last, and the answer's own.
-    Below are the question's. Colours end at the largest possible value: 1 for JSD, log2 of the
-    vocabulary's size for entropy.
+    The positions at which the answer is read come first, the question's below. Colours end at the
+    largest possible value: 1 for JSD, log2 of the vocabulary's size for entropy.
     """
     readings, n_layers = prompt["readings"], len(run["layers"])
     probs, most_bits = readings["top_probs"][:, :, 0], np.log2(len(run["tokens"]))
