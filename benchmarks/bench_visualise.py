@@ -10,7 +10,6 @@ saving one takes, and time and peak memory of the executed notebook, which it le
 """
 
 import argparse
-import functools
 import itertools
 import resource
 import shutil
@@ -34,7 +33,6 @@ TOP_K = 10
 KINDS = [("object", "dog"), ("presence", "yes"), ("presence", "no"), ("colour", None),
          ("relation", "left"), ("description", None)]  # with their truths  # fmt: skip
 
-
 # Tokens and their probabilities in most patches of the background, and others that came up there.
 REPEATED = {"olas": 0.018, "▁steps": 0.016, "▁dust": 0.012, "steps": 0.008, "atia": 0.008,
             "sa": 0.0075, "anden": 0.007, "XY": 0.006}  # fmt: skip
@@ -49,6 +47,9 @@ SPELLINGS = {
     "kite": {"▁kite": 0.7, "▁kites": 0.3},
     "person": {"▁person": 0.5, "▁people": 0.5},
 }
+# Labels that stand at the start of the vocabulary, whatever its size.
+KNOWN = ["<unk>", "<s>", "</s>", "dog", *REPEATED, *ODD, *itertools.chain(*SPELLINGS.values())]
+KNOWN = list(dict.fromkeys(KNOWN))
 # Boxes on the crop of china.jpg as shares of its side.
 BOXES = [("temple", 0, 0.06, 0.62, 0.9), ("tree", 0.5, 0.65, 0.5, 0.35),
          ("tree", 0, 0.78, 0.45, 0.22), ("boat", 0.74, 0.52, 0.19, 0.05)]  # fmt: skip
@@ -60,21 +61,10 @@ def use(size: str) -> None:
     N_LAYERS, GRID, IMAGE_SIZE, D_VOCAB = SIZES[size]
 
 
-@functools.cache
-def known_tokens() -> list[str]:
-    """Labels that stand at the start of the vocabulary, whatever its size."""
-    special = ["<unk>", "<s>", "</s>", "dog", *REPEATED, *ODD]
-    return list(dict.fromkeys([*special, *itertools.chain(*SPELLINGS.values())]))
-
-
-def ids_of(tokens) -> list[int]:
-    return [known_tokens().index(token) for token in tokens]
-
-
 def make_tokens(rng) -> list[str]:
     """Labels of Llama-2's kinds: bytes, words with and without a leading space, Cyrillic, CJK."""
     alphabets = ["abcdefghijklmnop", "абвгдежзиклмнопр", "的一是不了人我在有他这中大来上"]
-    tokens = known_tokens() + [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens = KNOWN + [f"<0x{byte:02X}>" for byte in range(256)]
     while len(tokens) < D_VOCAB:
         letters = list(alphabets[rng.choice(3, p=[0.75, 0.2, 0.05])])
         word = "".join(rng.choice(letters, rng.integers(1, 9)))
@@ -132,14 +122,17 @@ def patch_readings(rng, words: dict[str, np.ndarray]) -> dict:
         add(rng.integers(300, D_VOCAB, shape), 0.006 * 0.85**k)
     background = rng.random(GRID**2) < 0.7
     for token, prob in REPEATED.items():
-        add(ids_of([token])[0], prob * background)
+        add(KNOWN.index(token), prob * background)
     # Neighbours share an odd token, which changes every few layers.
     columns, rows = np.arange(GRID**2) % GRID // 3, np.arange(GRID**2) // GRID // 2
     odd = (columns * 7 + rows * 5 + np.arange(N_LAYERS)[:, None] // 6 * 3) % len(ODD)
-    add(np.array(ids_of(ODD))[odd], rng.exponential(0.02, GRID**2) * ~background)
+    add(
+        np.array([KNOWN.index(token) for token in ODD])[odd],
+        rng.exponential(0.02, GRID**2) * ~background,
+    )
     for category, spellings in SPELLINGS.items():
         for token, share in spellings.items():
-            add(ids_of([token])[0], share * words[category])
+            add(KNOWN.index(token), share * words[category])
     ids, probs = (np.stack(part, axis=-1) for part in zip(*candidates, strict=True))
     order = np.argsort(-probs, axis=-1)
     ids, probs = (np.take_along_axis(part, order, axis=-1) for part in (ids, probs))
@@ -165,11 +158,11 @@ def text_readings(rng, n_pos: int) -> dict:
     return make_readings(rng, ids, probs, np.where(is_sure, probs[..., 0], 1e-5), rank)
 
 
-def make_object(category: str, x: float, y: float, width: float, height: float) -> dict:
-    """An object with its box, in shares of the crop's side."""
-    box = [float(side * IMAGE_SIZE) for side in (x, y, width, height)]
+def make_object(category: str, *sides: float) -> dict:
+    """An object with its box: x, y, width and height, in shares of the crop's side."""
+    box = [float(side * IMAGE_SIZE) for side in sides]
     about = {"crowd": False, "color": None, "color_from": "", "visible": 1.0, "cut_off": False}
-    return {"category": category, "box": box, "share": float(width * height), **about}
+    return {"category": category, "box": box, "share": float(sides[2] * sides[3]), **about}
 
 
 def make_control(rng) -> dict:
@@ -238,7 +231,11 @@ def make_record(rng, name: str, crop: np.ndarray) -> dict:
         whole = {token: share for token, share in tokens.items() if share > 0.25}
         present = category in {box[0] for box in BOXES}
         log2_probs = np.log2(probs[category] * sum(whole.values())).astype(np.float16)
-        about = {"category": category, "present": present, "token_ids": sorted(ids_of(whole))}
+        about = {
+            "category": category,
+            "present": present,
+            "token_ids": sorted(map(KNOWN.index, whole)),
+        }
         sampling = "" if present else "random"
         words.append({**about, "absent_sampling": sampling, "log2_probs": log2_probs})
     patches = patch_readings(rng, probs)
@@ -277,11 +274,11 @@ def make_crop() -> np.ndarray:
 
 
 def make_run(rng) -> dict:
-    fixed = {"model": "synthetic", "revision": "", "dtype": "float16", "packages": {}}
-    fixed["quantize"] = None
-    fixed |= {"own_prompts": [], "categories": ["dog"], "per_kind": 1, "seed": 0, "top_k": TOP_K}
+    fixed = {"model": "synthetic", "revision": "", "dtype": "float16", "quantize": None}
+    fixed |= {"packages": {}, "own_prompts": [], "categories": ["dog"], "per_kind": 1, "seed": 0}
     return {
         **fixed,
+        "top_k": TOP_K,
         "format_version": schema.FORMAT_VERSION,
         "n_layers": N_LAYERS - 1,
         "layers": ["emb", *map(str, range(1, N_LAYERS))],

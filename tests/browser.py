@@ -60,14 +60,20 @@ class Page:
         get = "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)"
         return self.run(get, selector)
 
+    def chain(self):
+        from selenium.webdriver import ActionChains  # only where a browser has been found
+
+        return ActionChains(self.browser, duration=0)
+
+    def choose(self, select: str, value: str) -> None:
+        self.find(f"#{select} option[value='{value}']").click()
+
     def mouse(self, canvas, x: float, y: float, click: bool = False) -> None:
         """Move the mouse to x, y in CSS pixels of the canvas, and click there."""
-        from selenium.webdriver import ActionChains
-
         box = "arguments[0].scrollIntoView({block: 'center', inline: 'nearest'});"
         box += "const box = arguments[0].getBoundingClientRect(); return [box.width, box.height]"
         width, height = self.run(box, canvas)
-        chain = ActionChains(self.browser, duration=0)
+        chain = self.chain()
         chain.move_to_element_with_offset(canvas, round(x - width / 2), round(y - height / 2))
         (chain.click() if click else chain).perform()
 
@@ -87,9 +93,7 @@ class Page:
         self.mouse(self.find(f"{pane} canvas"), x + 20, y + 8, click)
 
     def key(self, *keys: str) -> None:
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.browser, duration=0).send_keys(*keys).perform()
+        self.chain().send_keys(*keys).perform()
 
     def hash(self) -> dict[str, str]:
         """The state in the address, once it has come to rest."""
@@ -106,9 +110,10 @@ class Page:
         (new,) = set(self.downloads.glob(f"*{ending}")) - before
         return new.read_bytes()
 
-    def numbers(self) -> list[dict[str, str]]:
+    def numbers(self, shown: str) -> list[dict[str, str]]:
+        """The rows that *Save CSV* saves of the patches, the word, the texts or the pins."""
         text = self.saved("#save-numbers", ".csv").decode("utf-8-sig")
-        return list(csv.DictReader(io.StringIO(text)))
+        return [row for row in csv.DictReader(io.StringIO(text)) if row["shown"] == shown]
 
 
 def until(holds, what: str) -> None:

@@ -49,9 +49,9 @@ OF_SIZES = {
 
 
 def plot_route(routes: pd.DataFrame, answers: pd.DataFrame, run: dict):
-    """From `routes` and the table of answers, a panel per kind of prompt: the mean effect of
-    patching each group of positions, and thin the lens's P(answer) of the same answers. Titles say
-    medians over images."""
+    """From `routes` and the table of answers, a panel per kind of prompt: the mean effect of each
+    patching, and dotted the lens's P(answer) of the same answers. Titles say medians over images.
+    """
     curves, of_image = route_curves(routes), routes.groupby(["kind", "image"])
     medians = of_image[["leaves_image", "handed_over", "mediated"]].mean().astype(float)
     medians = medians.groupby("kind").median()
@@ -163,7 +163,8 @@ def plot_settling(answers: pd.DataFrame, run: dict):
         axis.plot(first[column], rows + jitter, "o", color="0.5", markersize=4, alpha=0.5)
         rows = np.arange(len(table)) + 0.38  # under the points, which it would hide
         axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
-        axis.plot(table["value"], rows, "D", color=style.ORANGE, markersize=6, zorder=4)
+        point = {"color": style.ORANGE, "markersize": 6, "zorder": 4, "clip_on": False}
+        axis.plot(table["value"], rows, "D", **point)
         style.layer_axis(axis, run, with_never=first[list(titles)].max(axis=None) >= never)
         axis.set_title(title)
     axes[0].set_yticks(range(len(table)), table.index)
@@ -238,10 +239,8 @@ def plot_gallery(results: Results, table: pd.DataFrame, layer: int, n: int = 3):
             draw_patches(axis, run, with_boxes_of(record, case.category), probs, norm)
             other = case.auroc_other_image
             control = "no control" if np.isnan(other) else f"control {other:.2f}"
-            title = (
-                f"{name}: {style.title_of(case.category, 30)}, AUROC {case.auroc:.2f} ({control})\n"
-            )
-            title += f"P at most {probs.max():.2g}, {style.drawn(case.image, 24)}"
+            title = f"{name}: {style.title_of(case.category, 30)}, AUROC {case.auroc:.2f}"
+            title += f" ({control})\nP at most {probs.max():.2g}, {style.drawn(case.image, 24)}"
             axis.set_title(title, fontsize=9, parse_math=False)
     return figure
 

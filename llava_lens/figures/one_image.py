@@ -12,21 +12,12 @@ from matplotlib.patheffects import withStroke
 from llava_lens.analysis.curves import first_tokens
 from llava_lens.analysis.grounding import word_probability
 from llava_lens.data.crop import open_crop
-from llava_lens.figures.style import (
-    GREY,
-    ORANGE,
-    OVERLAY,
-    SERIES_TITLES,
-    displayed,
-    drawn,
-    layer_ticks,
-    title_of,
-)
+from llava_lens.figures import style
 from llava_lens.words import without_space
 
 MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
 PANEL_COLUMNS = 11  # token columns that are legible side by side at notebook width
-CELL = {"ha": "center", "va": "center", "fontsize": 6.5, "parse_math": False, "in_layout": False}
+CELL = {"ha": "center", "va": "center", "fontsize": 6, "parse_math": False, "in_layout": False}
 # A larger grid is drawn in panels of half the width, and names tokens of this probability only.
 LARGE_GRID, LEAST_NAMED = 12, 0.05
 
@@ -46,8 +37,8 @@ def table_of_answers(answers: pd.DataFrame, image: str):
 
 def large_crop(record: dict):
     """The image as the model saw it, large enough to look at."""
-    alt = f"The image {drawn(record['name'], 60)} as the model saw it"
-    return displayed(open_crop(record).resize((336, 336)), alt)
+    alt = f"The image {style.drawn(record['name'], 60)} as the model saw it"
+    return style.displayed(open_crop(record).resize((336, 336)), alt)
 
 
 def plot_prompt(run: dict, prompt: dict):
@@ -55,21 +46,20 @@ def plot_prompt(run: dict, prompt: dict):
     as colour; beside it at the same positions JSD to the previous layer, JSD to the last layer and
     entropy, in bits.
 
-    First come the positions at which the answer is read: the prompt's last, and the answer's own.
-    Below are the question's. Colours end at the largest possible value: 1 for JSD, log2 of the
-    vocabulary's size for entropy.
+    The positions at which the answer is read come first, the question's below. Colours end at the
+    largest possible value: 1 for JSD, log2 of the vocabulary's size for entropy.
     """
     readings, n_layers = prompt["readings"], len(run["layers"])
     probs, most_bits = readings["top_probs"][:, :, 0], np.log2(len(run["tokens"]))
     panels = [("probability of the top-1 token", probs, 1)]
-    for name, (title, _) in SERIES_TITLES.items():
+    for name, (title, _) in style.SERIES_TITLES.items():
         label = textwrap.fill(f"{title} (bits)", 15)
         panels.append((label, readings[name], most_bits if name == "entropy" else 1))
     blocks = _blocks(prompt, n_layers)
     height = len(blocks) * ((0.2 if n_layers <= 12 else 0.14) * n_layers + 0.8) + 1.3
     shape = {"sharey": True, "squeeze": False, "width_ratios": [4.2, 1, 1, 1]}
     figure, axes = plt.subplots(len(blocks), 4, figsize=(10, height), **shape)
-    ticks = layer_ticks(run)
+    ticks = style.layer_ticks(run)
     for row, (title, positions, width) in zip(axes, blocks, strict=True):
         for axis, (_, values, most) in zip(row, panels, strict=True):
             scale = {"vmin": 0, "vmax": most, "aspect": "auto", "origin": "lower"}
@@ -79,7 +69,7 @@ def plot_prompt(run: dict, prompt: dict):
         for (layer, column), prob in np.ndenumerate(probs[:, positions]):
             token = run["tokens"][readings["top_ids"][layer, positions[column], 0]]
             # As many letters as a cell has room for.
-            cell = row[0].text(column, layer, drawn(token, 86 // width), **CELL)
+            cell = row[0].text(column, layer, style.drawn(token, 86 // width), **CELL)
             cell.set_color("black" if prob > 0.45 else "white")
         row[0].set_yticks(ticks, [run["layers"][position] for position in ticks])
         row[0].set(title=title, ylabel="layer")
@@ -87,8 +77,8 @@ def plot_prompt(run: dict, prompt: dict):
         place = {"location": "top", "aspect": 10 if column else 42, "pad": 0.3 / height}
         figure.colorbar(axes[0, column].images[0], ax=axes[:, column], label=label, **place)
     axes[-1, 0].set_xlabel("input token at the position (bold: the answer, fed back)")
-    asked = title_of(prompt["question"].strip().splitlines()[0], 80)
-    asked += f" \u2192 {title_of(prompt['answer'], 30)}"
+    asked = style.title_of(prompt["question"].strip().splitlines()[0], 80)
+    asked += f" \u2192 {style.title_of(prompt['answer'], 30)}"
     n_shown, n_pos = sum(len(positions) for _, positions, _ in blocks), len(prompt["token_ids"])
     asked += f"\n{n_shown} of {n_pos:,} positions" if n_shown < n_pos else ""
     figure.suptitle(asked, x=0.01, ha="left", fontsize=10, parse_math=False)
@@ -114,7 +104,7 @@ def _blocks(prompt: dict, n_layers: int) -> list[tuple[str, np.ndarray, int]]:
 
 def _token_axis(axis, run: dict, prompt: dict, positions: np.ndarray, slanted: bool) -> None:
     """Name the columns by their input tokens, the answer's in bold."""
-    labels = [drawn(run["tokens"][prompt["token_ids"][pos]], 10) for pos in positions]
+    labels = [style.drawn(run["tokens"][prompt["token_ids"][pos]], 10) for pos in positions]
     look = {"rotation": 90, "fontsize": 6}
     if slanted:
         look = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
@@ -136,15 +126,23 @@ def plot_patches(run: dict, record: dict, layers: list[int]):
     norm = LogNorm(0.01, 1, clip=True)
     for axis, layer in zip(axes.flat[1:], layers, strict=False):  # there may be more axes
         ids, probs = (record["patches"][name][layer, :, 0] for name in ("top_ids", "top_probs"))
-        ids = np.where(probs >= least, ids.astype(int), -1)  # -1 is not named
-        cells = [drawn(without_space(run["tokens"][i]), 10) if i >= 0 else "" for i in ids]
-        mesh = draw_patches(axis, run, record, probs, norm, cells)
+        mesh = draw_patches(axis, run, record, probs, norm, patch_words(run, ids, probs, least))
         axis.set_title(f"layer {run['layers'][layer]}")
     for axis in axes.flat:
         axis.set_axis_off()
     label = "probability of the top-1 token (0.01 and less: clear)"
     _colour_bar(figure, mesh, axes, label=label, shrink=0.5)
     return figure
+
+
+def patch_words(run: dict, ids, probs, least: float) -> list[str]:
+    """What stands in the patches: their tokens `ids` `[patch]` that have at least the probability
+    `least`. In a large grid a word takes two lines, or it would lie over the next patch's word."""
+    finest = max(run["grid"])
+    room, most = (10, 10) if finest <= LARGE_GRID else (max(1, 96 // finest), 192 // finest)
+    words = [style.drawn(without_space(run["tokens"][i]), most) for i in ids]
+    lines = [textwrap.fill(word, room, break_on_hyphens=False) for word in words]
+    return [word * bool(prob >= least) for word, prob in zip(lines, probs, strict=True)]
 
 
 def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]):
@@ -155,7 +153,7 @@ def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]
     present = {word["category"] for word in record["words"] if word["present"]}
     for row, category in zip(axes, categories, strict=True):
         probs = word_probability(record, category)
-        label = title_of(category, 30) + ("" if category in present else "\n(not annotated)")
+        label = style.title_of(category, 30) + ("" if category in present else "\n(not annotated)")
         row[0].set_ylabel(label, parse_math=False)
         largest = probs[layers].max()
         norm = LogNorm(largest / 1000, largest, clip=True)
@@ -168,7 +166,7 @@ def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]
 
 def _colour_bar(figure, mesh, axes, **options) -> None:
     bar = figure.colorbar(mesh, ax=axes, pad=0.01, format="%.2g", **options)
-    bar.ax.set_facecolor(GREY)  # of a middling photograph, over which the colours lie
+    bar.ax.set_facecolor(style.GREY)  # of a middling photograph, over which the colours lie
 
 
 def with_boxes_of(record: dict, category: str) -> dict:
@@ -182,7 +180,7 @@ def draw_patches(axis, run: dict, record: dict, values, norm: Normalize, cells: 
     (rows, columns), size = run["grid"], run["image_size"]
     placed = {"extent": (0, size, size, 0), "interpolation": "nearest"}
     axis.imshow(open_crop(record).convert("L"), cmap="gray", **placed)
-    mesh = axis.imshow(np.reshape(values, (rows, columns)), cmap=OVERLAY, norm=norm, **placed)
+    mesh = axis.imshow(np.reshape(values, (rows, columns)), cmap=style.OVERLAY, norm=norm, **placed)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     look = {"color": "white", "path_effects": [withStroke(linewidth=1.2, foreground="black")]}
@@ -205,9 +203,9 @@ def _draw_boxes(axis, record: dict, names: bool = False) -> None:
         x, y, width, height = item["box"]
         if not (width and height):  # outside the crop
             continue
-        line = {"fill": False, "edgecolor": ORANGE, "linewidth": 1.5}
+        line = {"fill": False, "edgecolor": style.ORANGE, "linewidth": 1.5}
         axis.add_patch(matplotlib.patches.Rectangle((x, y), width, height, **line))
         if names:
-            label = {"color": ORANGE, "fontsize": 8, "va": "bottom", "clip_on": True}
+            label = {"color": style.ORANGE, "fontsize": 8, "va": "bottom", "clip_on": True}
             label["bbox"] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-            axis.text(x, y, title_of(item["category"], 30), parse_math=False, **label)
+            axis.text(x, y, style.title_of(item["category"], 30), parse_math=False, **label)

@@ -8,14 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
-import PIL.ImageOps
 import seaborn as sns
 from IPython.display import Image
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
+from PIL import ImageDraw, ImageFont, ImageOps
 
 from llava_lens.files import inside, write_whole
 from llava_lens.schema import layer_label, layer_numbers, weights_label
@@ -89,10 +87,10 @@ def save_figure(folder, run: dict, figure, name: str) -> Image:
 def _with_model(pixels: PIL.Image.Image, run: dict) -> PIL.Image.Image:
     """The picture with a strip below it, of FOOT pixels: no legend is in the way there."""
     model = title_of(f"{run['model']} ({weights_label(run)})", 100)
-    font = PIL.ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 15)
-    picture = PIL.ImageOps.expand(pixels.convert("RGB"), (0, 0, 0, FOOT), "white")
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 15)
+    picture = ImageOps.expand(pixels.convert("RGB"), (0, 0, 0, FOOT), "white")
     place = picture.width - 8, picture.height - 6
-    PIL.ImageDraw.Draw(picture).text(place, model, "#666666", font, anchor="rs")
+    ImageDraw.Draw(picture).text(place, model, "#666666", font, anchor="rs")
     return picture
 
 

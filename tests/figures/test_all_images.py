@@ -14,7 +14,6 @@ from llava_lens.figures import all_images
 from tests.figures.drawing import NASTY, drawn_without_warnings, labels_of, overlap, title_of, watch
 
 N_IMAGES = 14  # enough for intervals
-NINE = {"layers": ["emb", *map(str, range(1, 9))], "n_layers": 8}
 
 
 def test_every_token_is_drawn_without_warnings(run, tables):
@@ -78,8 +77,8 @@ def joined_lines(axis):
 
 
 def routes(n_images, handed_over, layers):
-    """A table as of `causal.routes` of colour and relation, with `handed_over` by kind. The image
-    has the answer up to there, then the last position."""
+    """A table as of `causal.routes` of three kinds, with `handed_over` by kind. The image has the
+    answer up to there, then the last position."""
     cells = itertools.product(range(n_images), handed_over, layers)
     table = pd.DataFrame(cells, columns=["image", "kind", "layer"])
     handed = table["kind"].map(handed_over)
@@ -105,15 +104,17 @@ def test_the_route_is_that_of_the_table(n_images, n_layers, step):
     """Of 13 layers every third was read by the lens; patched was every second of 33."""
     numbers = [*range(0, n_layers, 3 if n_layers == 13 else 1)]
     run = {"layers": ["emb", *map(str, numbers[1:])], "n_layers": n_layers - 1}
-    table = routes(n_images, {"relation": 6, "colour": 4}, range(0, n_layers, step))
+    handed_over = {"relation": 6, "colour": 4, "presence": n_layers}
+    table = routes(n_images, handed_over, range(0, n_layers, step))
     figure = all_images.plot_route(table, answers_of(table, numbers), run)
-    titles = [title_of(axis).split("\n") for axis in figure.axes[:2]]
-    kinds = "colour", "relation"
+    titles = [title_of(axis).split("\n") for axis in figure.axes]
+    kinds = "colour", "relation", "presence"
     assert [title[0] for title in titles] == [f"{kind}, {n_images} answers" for kind in kinds]
     assert titles[0][1] == "leaves image 4, handed over 4, mediated 0.25"
     assert titles[1][1].startswith("leaves image 6, handed over 6")
+    assert "handed over never" in titles[2][1]
     labels = [label.get_text() for label in figure.legends[0].get_texts()]
-    for axis, kind in zip(figure.axes, kinds, strict=False):
+    for axis, kind in zip(figure.axes, kinds, strict=True):
         rows = table[(table["kind"] == kind) & (table["image"] == 0)]
         lines = {line.get_label(): line for line in joined_lines(axis)}
         assert list(lines) == labels
@@ -125,17 +126,11 @@ def test_the_route_is_that_of_the_table(n_images, n_layers, step):
         assert len(axis.collections) == (3 if n_images == N_IMAGES else 0)  # bands
     figure.canvas.draw()
     assert figure.get_tightbbox().width < 10.3  # no title goes past the figure
-    boxes = [axis._left_title.get_window_extent() for axis in figure.axes[:2]]
-    assert boxes[0].x1 < boxes[1].x0
+    boxes = [axis._left_title.get_window_extent() for axis in figure.axes]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
-def test_an_answer_that_is_never_handed_over_is_said():
-    table = routes(3, {"colour": 9}, range(9))
-    figure = all_images.plot_route(table, answers_of(table, range(9)), NINE)
-    assert "handed over never" in title_of(figure.axes[0])
-
-
-def knockouts(n_images, n_blocks=32):
+def knockouts(n_images, n_blocks):
     """A table as of `causal.knockouts`: the object's patches and the control in windows, every cut
     in all blocks."""
     every = n_blocks + 1
@@ -147,23 +142,20 @@ def knockouts(n_images, n_blocks=32):
     return table[known & (of_objects | (table["layer"] == every))]
 
 
-@pytest.mark.parametrize("n_images", [2, N_IMAGES])
-def test_the_knockout_of_32_blocks_and_five_kinds(n_images):
-    run = {"n_layers": 32, "layers": ["emb", *map(str, range(1, 33))]}
-    figure = all_images.plot_knockout(knockouts(n_images), run)
+@pytest.mark.parametrize("n_images, n_blocks, step", [(2, 32, 1), (N_IMAGES, 32, 1), (2, 12, 3)])
+def test_the_knockout_names_blocks_and_not_positions_of_layers(n_images, n_blocks, step):
+    numbers = range(0, n_blocks + 1, step)
+    run = {"n_layers": n_blocks, "layers": ["emb", *map(str, numbers[1:])]}
+    figure = all_images.plot_knockout(knockouts(n_images, n_blocks), run)
     assert {title_of(axis) for axis in figure.axes[:5]} == set(KINDS)
     figure.canvas.draw()
     assert not any(map(overlap, figure.axes[:5]))
     lines = {title_of(axis): len(joined_lines(axis)) for axis in figure.axes[:5]}
     assert lines.pop("description") == 0 and set(lines.values()) == {2}
-
-
-def test_the_knockout_names_blocks_and_not_positions_of_layers():
-    run = {"n_layers": 12, "layers": ["emb", "3", "6", "9", "12"]}
-    figure = all_images.plot_knockout(knockouts(2, 12), run)
     axis = figure.axes[0].xaxis
-    places = dict(zip(labels_of(axis), axis.get_ticklocs(), strict=True))
-    assert [places[name] for name in ("3", "6", "9", "12")] == [3, 6, 9, 12]
+    *places, (last, _) = zip(labels_of(axis), axis.get_ticklocs(), strict=True)
+    assert last == "all" and places[-1] == (f"{n_blocks}", n_blocks)
+    assert all(int(name) == place for name, place in places)
 
 
 # ---- Words in boxes -----------------------------------------------------------------------------

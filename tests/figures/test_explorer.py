@@ -1,14 +1,17 @@
 """figures.explorer: its pages in Chromium; the tests are skipped where that is missing."""
 
 import base64
+import functools
 import html
 import io
+import json
+import operator
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from urllib.parse import unquote
@@ -48,24 +51,6 @@ def route(handed_over, mediated=0.25):
     }  # fmt: skip
 
 
-def with_second_lens(record, rng):
-    """The record as the embedding lens makes it; patches 1 and 6 are sinks."""
-    ids, norms = (
-        record["patches"]["top_ids"],
-        rng.lognormal(0, 0.1, record["patches"]["entropy"].shape),
-    )
-    cosines = np.sort(rng.uniform(0.05, 0.12, (*norms.shape, 5)))[..., ::-1].astype(np.float16)
-    norms[1:, [1, 6]] *= 9
-    norms[0, 3] *= 9  # at one layer only
-    nearest = {"embedding_ids": ids[..., [4, 3, 0, 2, 1]], "embedding_cosines": cosines}
-    words = [
-        {**word, "cosines": rng.uniform(-0.1, 0.1, norms.shape).astype(np.float16)}
-        for word in record["words"]
-    ]
-    patches = {**record["patches"], **nearest, "norms": norms.astype(np.float16)}
-    return {**record, "patches": patches, "words": words}
-
-
 @pytest.fixture(scope="module")
 def sample(results):
     """Run and record with two watched words and boxes, and tokens that differ by case and space."""
@@ -81,12 +66,17 @@ def sample(results):
         {"category": "temple", "box": [3.5, 7.0, 30.0, 28.0]},
         {"category": "outside", "box": [0.0, 0.0, 0.0, 0.0]},
     ]
-    record["words"] = []
-    for number, category in ((3, "temple"), (4, "dog")):
-        log2_probs = (-20 * rng.random(shape)).astype(np.float16)
-        word = {"token_ids": [int(top[number]), number], "log2_probs": log2_probs}
-        record["words"].append({"category": category, "present": number == 3} | word)
-    return run, with_second_lens(record, rng)
+    record["words"] = [
+        {"category": category, "present": number == 3, "token_ids": [int(top[number]), number]}
+        | {"log2_probs": (-20 * rng.random(shape)).astype(np.float16)}
+        for number, category in ((3, "temple"), (4, "dog"))
+    ]
+    patches = record["patches"]
+    bench.add_embedding_lens(rng, patches, record["words"])
+    patches["embedding_ids"] = patches["embedding_ids"][..., [4, 3, 0, 2, 1]]
+    patches["norms"] = np.ones(shape, np.float16)
+    patches["norms"][1:, [1, 6]] = patches["norms"][0, 3] = 9  # sinks, and large at one layer only
+    return run, record
 
 
 @pytest.fixture(scope="module")
@@ -259,10 +249,6 @@ def search(page, query: str, choice: int = 1) -> list[str]:
     return found
 
 
-def word_rows(page) -> list[str]:
-    return [row["probability"] for row in page.numbers() if row["shown"] == "word"]
-
-
 def test_a_watched_word_is_exact_at_every_patch(page, sample, saved):
     run, record = sample
     page.open(saved, "#layer=3&least=-6")
@@ -270,7 +256,8 @@ def test_a_watched_word_is_exact_at_every_patch(page, sample, saved):
     word = record["words"][0]
     assert page.hash()["word"] == ".".join(map(str, word["token_ids"]))
     expected = 2.0 ** word["log2_probs"][3].astype(float)
-    np.testing.assert_allclose([float(value) for value in word_rows(page)], expected, rtol=1e-6)
+    shown = [float(row["probability"]) for row in page.numbers("word")]
+    np.testing.assert_allclose(shown, expected, rtol=1e-6)
     largest = 2.0 ** word["log2_probs"].astype(float).max(axis=1)
     curve = curve_of(page, "#word-chart", "largest of all patches", len(run["layers"]))
     assert_curve(curve, largest.tolist())
@@ -289,14 +276,14 @@ def test_another_word_says_where_it_was_not_kept(page, sample, saved):
         if wanted != ids:
             search(page, "zebra", 1 + found.index(one))
         assert page.hash()["word"] == ".".join(map(str, wanted))
-        for pos, shown in enumerate(word_rows(page)):
+        for pos, row in enumerate(page.numbers("word")):
             if wanted == [record["patches"]["top_ids"][-1, pos, 0]]:
                 expected = float(record["patches"]["target_prob"][4, pos])
             else:
                 expected = kept(record["patches"], 4, pos, wanted)
-            assert (shown == "not kept") == (expected is None)
-            if expected is not None:
-                assert float(shown) == pytest.approx(expected, rel=0.02)
+            shown = row["probability"]
+            shown = None if shown == "not kept" else float(shown)
+            assert shown == (expected and pytest.approx(expected, rel=0.02))
     assert "not 0" in page.text("#word-shown")
 
 
@@ -326,7 +313,7 @@ def test_at_first_the_answer_and_its_route_are_shown(page, sample, saved):
     page.run("update({layer: 1})")
     (at,) = (x for name, anchor, x, _ in ticks if (name, anchor) == ("1", "middle"))
     assert page.run(mark).startswith(f"M{at} ")
-    page.find("#prompt option[value='1']").click()  # an empty route
+    page.choose("prompt", "1")  # an empty route
     assert not page.find("#route").is_displayed()
     assert "readable" in page.text("#texts .row") and "image" not in page.text("#texts .row")
     page.at_patch(3)
@@ -339,7 +326,7 @@ def test_the_embedding_lens_shows_cosines_and_says_so(page, sample, saved):
     run, record = sample
     patches = record["patches"]
     page.open(saved, "#layer=3&pins=p7,t0.2")
-    page.find("#lens option[value='embedding']").click()
+    page.choose("lens", "embedding")
     page.at_patch(9)
     shown = page.texts("#preview li")
     ids, cosines = (patches[f"embedding_{name}"][3, 9] for name in ("ids", "cosines"))
@@ -348,12 +335,12 @@ def test_the_embedding_lens_shows_cosines_and_says_so(page, sample, saved):
     assert "no probability" in page.text("#scale-of") and page.hash()["lens"] == "embedding"
     assert_top(page, "#pins .card:nth-child(2)", run, record["prompts"][0]["readings"], 3, 2)
     search(page, "temple")
-    rows = [row for row in page.numbers() if row["shown"] == "word"]
+    rows = page.numbers("word")
     assert {row["probability"] for row in rows} == {""}
     expected = record["words"][0]["cosines"][3].astype(float)
     np.testing.assert_allclose([float(row["cosine"]) for row in rows], expected, atol=6e-4)
     page.open(saved, f"#layer=3&lens=embedding&word={ids[1]}")
-    rows = [row for row in page.numbers() if row["shown"] == "word"]
+    rows = page.numbers("word")
     kept_at = (patches["embedding_ids"][3] == ids[1]).any(-1)
     assert [row["cosine"] != "not kept" for row in rows] == kept_at.tolist()
     assert page.browser.get_log("browser") == []
@@ -364,9 +351,19 @@ def test_sinks_are_marked(page, sample, saved):
     page.open(saved, "#boxes=0")
     assert page.text("#sinks").startswith("◥ 2 sinks")
     for patch in range(GRID**2):
-        row, column = divmod(patch, GRID)
-        red, green, blue = pixel(page, (column + 0.98) / GRID, (row + 0.02) / GRID).astype(int)
+        _, green, blue = pixel(page, patch, 0.98, 0.02)
         assert (blue > green + 60) == (patch in (1, 6))
+
+
+# Places in what a page saves, and a value that is wrong there.
+WRONG_DATA = [
+    ("format", "another"), ("crop", "AAAA"), ("grid", [4, 5]), ("layers", ["emb"]),
+    ("tokens", "1", 2), ("tokens", "x", "dog"), ("patches", "top_ids", 0, 0, 0, 0.5),
+    ("patches", "top_probs", 1, []), ("patches", "target_rank", [1]), ("words", "temple"),
+    ("words", 0, "log2_probs", "x"), ("words", 0, "cosines", [0.5]), ("embedding", "cosines", 0),
+    ("embedding", "top_ids", None), ("prompts", 1, "token_ids", [1]),
+    ("prompts", 2, "grey", "target_log2", [0.5]), ("prompts", 0, "readings", {}),
+]  # fmt: skip
 
 
 def test_the_data_of_a_page_can_be_saved_and_read(page, sample, saved, tmp_path):
@@ -377,8 +374,8 @@ def test_the_data_of_a_page_can_be_saved_and_read(page, sample, saved, tmp_path)
     data, patches = load_page_data(path), record["patches"]
     every = [[of["patches"], *(one["readings"] for one in of["prompts"])] for of in (data, record)]
     for read, readings in zip(*every, strict=True):
-        assert (read["top_ids"] == readings["top_ids"]).all()
-        assert (read["target_rank"] == readings["target_rank"]).all()
+        for name in ("top_ids", "target_rank"):
+            assert (read[name] == readings[name]).all()
         assert (read["top_probs"] == readings["top_probs"].astype(np.float16)).all()
         target = np.log2(readings["target_prob"])
         np.testing.assert_allclose(read["target_log2"], target, atol=0.04)
@@ -395,22 +392,29 @@ def test_the_data_of_a_page_can_be_saved_and_read(page, sample, saved, tmp_path)
     assert first["token_ids"] == record["prompts"][0]["token_ids"].tolist()
     assert first["route"]["last"] == [0, 0, 0, 1, 1, 1] and first["route"]["other"] == "flower.jpg"
     whole = path.read_bytes()
-    for broken in (whole[:-9], b"[]", b'{"format": "another"}', whole.replace(b'"words"', b'"w"')):
-        path.write_bytes(broken)
-        with pytest.raises(ValueError, match="save it again from the page"):
+    broken = [whole[:-9], b"[]", whole.replace(b'"words"', b'"w"')]
+    for *way, name, value in WRONG_DATA:
+        data = json.loads(whole)
+        functools.reduce(operator.getitem, way, data)[name] = value
+        broken.append(json.dumps(data).encode())
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"saved.json' is not .* save it again from the page"):
             load_page_data(path)
+    with pytest.raises(OSError, match="saved.json"):
+        load_page_data(tmp_path / "not/saved.json")
 
 
 def test_the_second_pane_shows_another_prompt_or_the_grey_image(page, sample, saved):
     run, record = sample
     page.open(saved)
-    page.find("#pane option[value='2']").click()
+    page.choose("pane", "2")
     prompt, pos = record["prompts"][2], 5
     page.at_text("#second", pos, 1)
     assert page.text("#preview h3").startswith(f"Prompt 2, position {pos + 1}")
     assert_top(page, "#preview", run, prompt["readings"], 1, pos)
     assert page.hash()["pane"] == "2"
-    page.find("#pane option[value='grey']").click()
+    page.choose("pane", "grey")
     prompt, n_layers = record["prompts"][0], len(run["layers"])
     own = prompt["readings"]["target_prob"][:, prompt["n_prompt"] - 1]
     assert_curve(curve_of(page, "#second", "with the image", n_layers), own.tolist())
@@ -425,9 +429,10 @@ return [...photo.getContext("2d").getImageData(x, y, 1, 1).data].slice(0, 3);
 """
 
 
-def pixel(page, x: float, y: float) -> np.ndarray:
-    """The colour in the photograph at x, y from 0 to 1."""
-    return np.array(page.run(PIXEL, x, y))
+def pixel(page, patch: int, x: float, y: float) -> np.ndarray:
+    """The colour in the photograph at x, y of a patch, from 0 to 1."""
+    row, column = divmod(patch, GRID)
+    return np.array(page.run(PIXEL, (column + x) / GRID, (row + y) / GRID))
 
 
 def test_colour_stands_only_where_there_is_probability(page, sample, saved):
@@ -439,13 +444,12 @@ def test_colour_stands_only_where_there_is_probability(page, sample, saved):
     least = np.sort(probs)[len(probs) // 2]
     page.run("update({least: arguments[0]})", float(np.log10(least)))
     for patch, prob in enumerate(probs):
-        row, column = divmod(patch, GRID)
-        red, _, blue = pixel(page, (column + 0.06) / GRID, (row + 0.06) / GRID).astype(int)
+        red, _, blue = pixel(page, patch, 0.06, 0.06)
         assert (red - blue > 3) == (prob > 1.05 * least) or 0.95 < prob / least < 1.3
-    x, y = (3.5 + 30) / run["image_size"], 0.3  # on the box's right side
-    before = pixel(page, x, y)
+    on_box = 0, GRID * (3.5 + 30) / run["image_size"], GRID * 0.3  # on its right side
+    before = pixel(page, *on_box)
     page.find("#boxes").click()
-    after = pixel(page, x, y)
+    after = pixel(page, *on_box)
     assert (before != after).any() and after[2] > after[0] + 60  # blue
 
 
@@ -476,12 +480,10 @@ def test_picture_and_numbers_are_saved(page, sample, saved):
     photo = page.run("return document.getElementById('photo').width")
     colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
     assert picture.height > photo and len(colours) > 1000
-    rows = page.numbers()
     patches = record["patches"]
     pinned = {"": (patches, 3), "1": (record["prompts"][1]["readings"], 2)}
-    tops = [row for row in rows if row["shown"] == "patch"]
+    tops, pins, texts = (page.numbers(shown) for shown in ("patch", "pin", "text"))
     assert [int(row["token_id"]) for row in tops] == patches["top_ids"][2, :, 0].tolist()
-    pins = [row for row in rows if row["shown"] == "pin"]
     assert len(pins) == 2 * len(run["layers"]) * run["top_k"]
     for row in pins:
         readings, pos = pinned[row["prompt"]]
@@ -489,8 +491,7 @@ def test_picture_and_numbers_are_saved(page, sample, saved):
         assert int(row["token_id"]) == readings["top_ids"][layer, pos, k]
         prob = readings["top_probs"][layer, pos, k]
         assert float(row["probability"]) == pytest.approx(prob, rel=1e-3, abs=1e-7)
-    texts = {row["prompt"] for row in rows if row["shown"] == "text"}
-    assert texts == {"0", "1"}
+    assert {row["prompt"] for row in texts} == {"0", "1"}
 
 
 WRONG_STATES = [
@@ -550,7 +551,8 @@ def test_hostile_texts_run_no_script_and_make_no_request(page, sample, tmp_path)
     page.at_text("#texts", 1, 2)
     assert page.text("#name") == record["name"] and PAYLOADS[1] in page.text("#texts h2")
     assert page.text("#texts b") == PAYLOADS[0]
-    tokens = [row["token"] for row in page.numbers()]
+    kinds = "patch", "word", "text", "pin"
+    tokens = [row["token"] for shown in kinds for row in page.numbers(shown)]
     assert any(token.startswith("'=") for token in tokens)
     assert not any(token.startswith("=") for token in tokens)
     assert_harmless(page)
@@ -585,7 +587,7 @@ def drive(page, run, record) -> None:
     assert_top(page, "#pins .card", run, record["patches"], 3, 6)
     page.at_patch(9)
     assert_top(page, "#preview", run, record["patches"], 3, 9)
-    page.find("#lens option[value='embedding']").click()
+    page.choose("lens", "embedding")
     ids = record["patches"]["embedding_ids"][3, 9]
     labels = [printable(run["tokens"][i]) for i in ids]
     assert page.texts("#preview li .label") == labels
@@ -624,18 +626,18 @@ def test_where_there_are_no_frames_a_picture_and_a_sentence_stay(sample):
 
 
 def test_the_page_works_in_jupyterlab(page, sample, tmp_path):
-    """Skipped without it: `pip install jupyterlab` somewhere on the PATH."""
-    if not shutil.which("jupyter-lab"):
-        pytest.skip("no JupyterLab")
+    bin_folder = Path(sys.executable).parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     nbformat.write(notebook_of(explorer.Inline(*sample)), tmp_path / "shown.ipynb")
     environment = {**os.environ, "JUPYTER_DATA_DIR": str(tmp_path), "HOME": str(tmp_path)}
     where = {"cwd": tmp_path, "env": environment, "stderr": subprocess.DEVNULL}
-    subprocess.run(["jupyter-trust", "shown.ipynb"], check=True, **where)
+    subprocess.run([str(bin_folder / "jupyter-trust"), "shown.ipynb"], check=True, **where)
     options = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token="]
-    server = subprocess.Popen(["jupyter-lab", *options], start_new_session=True, **where)
+    server = subprocess.Popen(
+        [str(bin_folder / "jupyter-lab"), *options], start_new_session=True, **where
+    )
     try:
         until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), "the server answers")
         page.browser.get(f"http://127.0.0.1:{port}/lab/tree/shown.ipynb")
@@ -676,19 +678,19 @@ def test_the_index_filters_and_sorts(page, index):
     names = [record["name"] for record in records]
     assert page.texts("#cards h2") == names
     assert page.run("return [...document.images].every((image) => image.naturalWidth > 0)")
-    page.find("#kind option[value='object']").click()
+    page.choose("kind", "object")
     assert len(page.texts("#cards li")) == len(names)
-    page.find("#answers option[value='wrong']").click()
+    page.choose("answers", "wrong")
     assert page.texts("#cards h2") == names[1:]
     assert all("✗ wrong, truth: temple" in text for text in page.texts("#cards li"))
-    page.find("#answers option[value='right']").click()
+    page.choose("answers", "right")
     assert page.texts("#cards h2") == names[:1] and "✓ right" in page.text("#cards li")
-    page.find("#answers option[value='']").click()
-    page.find("#sort option[value='late']").click()
+    page.choose("answers", "")
+    page.choose("sort", "late")
     first = curves.first_tokens(answers).query("kind == 'object'").set_index("image")
     layers = [first["readable_layer"][name] for name in page.texts("#cards h2")]
     assert layers == sorted(layers, reverse=True)
-    page.find("#sort option[value='handed']").click()
+    page.choose("sort", "handed")
     assert page.texts("#cards h2") == [names[at] for at in (1, 2, 0)]
     assert "leaves image 1, handed over 2; mediated 0.25" in page.text("#cards li")
 
@@ -734,21 +736,21 @@ def test_which_images_get_a_page():
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """The page of an image of LLaVA-1.5-7B's shape with six prompts of random numbers."""
+def large_sample():
+    """Run and record of LLaVA-1.5-7B's shape, with six prompts."""
     bench.use("7b")
     rng = np.random.default_rng(0)
-    run, record = bench.make_run(rng), bench.make_record(rng, "large.jpg", bench.make_crop())
-    return explorer.save_explorer(tmp_path_factory.mktemp("large") / "large.jpg.html", run, record)
+    return bench.make_run(rng), bench.make_record(rng, "large.jpg", bench.make_crop())
 
 
-def test_a_large_image_has_at_most_2_mb_in_a_notebook():
-    """With the second lens, whose tokens are as random here as the others."""
-    bench.use("7b")
-    rng = np.random.default_rng(0)
-    run, record = bench.make_run(rng), bench.make_record(rng, "large.jpg", bench.make_crop())
-    shown = explorer.Inline(run, with_second_lens(record, rng))._repr_html_()
-    assert 1e6 < len(shown) < 2e6
+@pytest.fixture(scope="module")
+def large(large_sample, tmp_path_factory):
+    path = tmp_path_factory.mktemp("large") / "large.jpg.html"
+    return explorer.save_explorer(path, *large_sample)
+
+
+def test_a_large_image_has_at_most_2_mb_in_a_notebook(large_sample):
+    assert 1e6 < len(explorer.Inline(*large_sample)._repr_html_()) < 2e6
 
 
 def test_a_text_stays_scrolled_where_it_was(page, large):
@@ -760,14 +762,25 @@ def test_a_text_stays_scrolled_where_it_was(page, large):
     assert page.run(f"return {scrollers}.map((one) => one.scrollLeft)") == [77, 77]
 
 
+@pytest.mark.parametrize("width", [1400, 1100])
+def test_no_card_beside_the_picture_is_cut(page, large, width):
+    page.browser.set_window_size(width, 900)
+    page.open(large, "#pins=p100,p300&word=30&layer=24")
+    page.at_patch(100)  # with several spellings
+    cards = "[...document.querySelectorAll('#inspector > *')]"
+    rooms = page.run(f"return {cards}.map((card) => card.clientHeight - card.scrollHeight)")
+    page.browser.set_window_size(1400, 900)
+    assert min(rooms) >= 0
+
+
 # Milliseconds until the frame is painted, per layer of the slider and per patch hovered over.
 TIMES = """
-const done = arguments[0], slider = document.getElementById("layer");
-const canvas = document.getElementById("photo"), box = canvas.getBoundingClientRect();
+const [done, slider, canvas] = [arguments[0], byId("layer"), byId("photo")];
+const [box, side] = [canvas.getBoundingClientRect(), patchSide()]; // each time over another patch
 const painted = () => new Promise((then) => requestAnimationFrame(() => setTimeout(then)));
 async function times(act) {
   const all = [];
-  for (let i = 0; i < 33; i++) {
+  for (const i of range(33)) {
     await painted();
     const start = performance.now();
     act(i);
@@ -777,7 +790,6 @@ async function times(act) {
   return all;
 }
 const step = (layer) => { slider.value = layer; slider.dispatchEvent(new Event("input")); };
-const side = patchSide(); // each time over another patch
 const hover = (i) => canvas.dispatchEvent(new MouseEvent("mousemove",
   { clientX: box.left + (i % 24 + 0.5) * side, clientY: box.top + 200 + i, bubbles: true }));
 (async () => done([await times(step), await times(hover)]))();
@@ -799,12 +811,10 @@ def test_a_large_page_is_fast(page, large):
 
 def test_a_page_is_not_written_through_a_link(tmp_path):
     (tmp_path / "precious").write_text("precious")
-    (tmp_path / "explorer").mkdir()
-    (tmp_path / "explorer/index.html").symlink_to(tmp_path / "precious")
-    explorer.save_explorer_index(tmp_path / "explorer", [], [])
+    (tmp_path / "index.html").symlink_to(tmp_path / "precious")
+    explorer.save_explorer_index(tmp_path, [], [])
     assert (tmp_path / "precious").read_text() == "precious"
-    assert not (tmp_path / "explorer/index.html").is_symlink()
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report/explorer").symlink_to(tmp_path / "explorer")
+    assert not (tmp_path / "index.html").is_symlink()
+    (tmp_path / "explorer").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="explorer' is a link"):
-        explorer.save_explorer_index(tmp_path / "report/explorer", [], [])
+        explorer.save_explorer_index(tmp_path / "explorer", [], [])

@@ -140,6 +140,12 @@ def test_patches_stand_where_they_were_in_the_crop(run, record):
     assert list(axis.images[1].get_extent()) == [0, size, size, 0]
 
 
+def test_in_a_large_grid_a_word_takes_two_lines():
+    run = {"grid": [24, 24], "tokens": ["▁elephants", "▁dog", "▁zebra"]}
+    words = one_image.patch_words(run, [0, 1, 2, 2], [0.5, 0.05, 0.05, 0.04], 0.05)
+    assert words == ["elep\nhan…", "dog", "zebr\na", ""]
+
+
 def test_words_are_drawn_from_the_record(run, record):
     """The whole probability of the word in every patch, at the layers that are asked for; what is
     not annotated is marked so."""

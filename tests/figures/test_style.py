@@ -61,16 +61,15 @@ def test_what_cannot_be_seen_is_drawn_as_its_code_point():
 
 def test_a_figure_is_not_saved_through_a_link(tmp_path):
     (tmp_path / "precious").write_text("precious")
-    (tmp_path / "report/figures").mkdir(parents=True)
-    (tmp_path / "report/figures/a.png").symlink_to(tmp_path / "precious")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/a.png").symlink_to(tmp_path / "precious")
     figure, _ = plt.subplots()
-    shown = style.save_figure(tmp_path / "report", RUN, figure, "a")
+    shown = style.save_figure(tmp_path, RUN, figure, "a")
     assert (tmp_path / "precious").read_text() == "precious"
-    assert (tmp_path / "report/figures/a.png").read_bytes() == shown.data
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/figures").symlink_to(tmp_path / "report/figures")
+    assert (tmp_path / "figures/a.png").read_bytes() == shown.data
+    (tmp_path / "figures/figures").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="figures' is a link"):
-        style.save_figure(tmp_path / "other", RUN, figure, "a")
+        style.save_figure(tmp_path / "figures", RUN, figure, "a")
 
 
 def test_a_saved_figure_looks_as_drawn(tmp_path):

@@ -19,7 +19,6 @@ from llava_lens.files import inside, write_whole
 from llava_lens.kinds import KINDS
 from llava_lens.store import Results
 from llava_lens.text import as_code, is_text, require
-from llava_lens.words import without_space
 
 SCRIPTS = ["data", "state", "photo", "text", "charts", "cards", "words", "saved", "page", "index"]
 FRAME_HEIGHT = 800  # pixels of a page within a notebook
@@ -76,13 +75,11 @@ def _still(run: dict, record: dict) -> bytes:
     from llava_lens.figures import one_image, style
 
     ids, probs = (record["patches"][name][-1, :, 0] for name in ("top_ids", "top_probs"))
-    words = [style.drawn(without_space(run["tokens"][i]), 10) for i in ids]
-    is_named, picture = probs >= one_image.LEAST_NAMED, io.BytesIO()
+    words, picture = one_image.patch_words(run, ids, probs, one_image.LEAST_NAMED), io.BytesIO()
     with plt.rc_context():
         style.use_style()
         figure, axis = plt.subplots(figsize=(5, 5))
-        cells = [word * bool(named) for word, named in zip(words, is_named, strict=True)]
-        one_image.draw_patches(axis, run, record, probs, LogNorm(0.01, 1, clip=True), cells)
+        one_image.draw_patches(axis, run, record, probs, LogNorm(0.01, 1, clip=True), words)
         figure.savefig(picture, format="jpeg", dpi=100)
         plt.close(figure)  # else the cell would show it too
     return picture.getvalue()

@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,7 @@ from llava_lens.analysis.causal import PATCHED, effects_of
 from llava_lens.analysis.grounding import sink_patches
 from llava_lens.data.crop import open_crop
 from llava_lens.files import check_file
-from llava_lens.schema import layer_label, layer_numbers, weights_label
+from llava_lens.schema import N_NEAREST, layer_label, layer_numbers, weights_label
 from llava_lens.text import printable, require, two_decimals
 
 FORMAT = "llava-lens explorer 1"  # of what a page saves as JSON
@@ -164,35 +165,51 @@ def pack(data: dict) -> str:
     return base64.b64encode(packed).decode()
 
 
-def _as_read(nested: list) -> np.ndarray:
-    """An array of the JSON; its floats are those of float16 again, of which it has five digits."""
-    array = np.array(nested)
-    return array.astype(np.float16).astype(np.float32) if array.dtype == float else array
-
-
 def load_page_data(path) -> dict:
     """What the explorer's *Save JSON* saved: plain values, and arrays where a record has them.
 
     `patches` and each prompt's `readings` have `top_ids` and `top_probs` `[layer, pos, top_k]`,
-    `target_log2` and `target_rank` `[layer, pos]`; `embedding` (or None) has `top_ids` and
-    `cosines` `[layer, patch, 5]`; a word has `log2_probs` `[layer, patch]`; `crop` is
-    `[row, column, rgb]`. `tokens` has the labels by id. Raises OSError if the file can't be read,
-    ValueError if it is none of these.
+    `target_log2` and `target_rank` `[layer, pos]`; a prompt's `grey` has the last two `[layer]`;
+    `embedding` (or None) has `top_ids` and `cosines` `[layer, patch, 5]`; a word has `log2_probs`
+    `[layer, patch]`; `crop` is `[row, column, rgb]`. `tokens` has the labels by id. Raises OSError
+    if the file can't be read, ValueError if a field is missing or has another shape.
     """
-    check_file(path, MOST_BYTES)
     try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
+        check_file(path, MOST_BYTES)
+        data = json.loads(Path(path).read_bytes())
         require(data["format"] == FORMAT, f"its format is {data['format']!r:.50}")
         data["tokens"] = {int(i): label for i, label in data["tokens"].items()}
+        require({type(label) for label in data["tokens"].values()} == {str}, "a label is no text")
         with Image.open(io.BytesIO(base64.b64decode(data["crop"])), formats=["JPEG"]) as crop:
-            data["crop"] = np.asarray(crop)
-        nested = [data["patches"], data["embedding"] or {}, *data["words"]]
-        nested += [prompt[name] for prompt in data["prompts"] for name in ("readings", "grey")]
-        for fields in nested:
-            for name in fields.keys() - {"category", "present", "token_ids"}:
-                fields[name] = _as_read(fields[name])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            data["crop"] = np.asarray(crop.convert("RGB"))
+        for fields, names, shape in _arrays_of(data):
+            for name in names:
+                fields[name] = _as_read(name, fields[name], shape)
+    except (FileNotFoundError, PermissionError):  # they name the file
+        raise
+    except Exception as error:  # a stranger's file can raise nearly anything
         known = f"{str(path)!r} is not what the explorer's Save JSON saves ({error!r:.200})"
         raise ValueError(f"{known}: save it again from the page.") from error
     return data
+
+
+def _arrays_of(data: dict) -> list[tuple]:
+    """Parts, names of their arrays, and the shape that fits the layers, the grid and the tokens."""
+    n_layers, patches, prompts = len(data["layers"]), data["patches"], data["prompts"]
+    of_patches, top_k = (n_layers, int(np.prod(data["grid"]))), len(patches["top_ids"][0][0])
+    parts = [(one, ["log2_probs", *one.keys() & {"cosines"}], of_patches) for one in data["words"]]
+    if data["embedding"] is not None:
+        parts += [(data["embedding"], ("top_ids", "cosines"), (*of_patches, N_NEAREST))]
+    targets = ("target_log2", "target_rank")
+    texts = [(one["readings"], (n_layers, len(one["token_ids"]))) for one in prompts]
+    for readings, shape in [(patches, of_patches), *texts]:
+        parts += [(readings, ("top_ids", "top_probs"), (*shape, top_k)), (readings, targets, shape)]
+    return parts + [(one["grey"], targets, (n_layers,)) for one in prompts]
+
+
+def _as_read(name: str, nested: list, shape: tuple) -> np.ndarray:
+    """An array of the JSON; its floats are those of float16 again, of which it has five digits."""
+    array, kinds = np.array(nested), "i" if name in ("top_ids", "target_rank") else "if"
+    said = f"{name} is {array.dtype} of shape {array.shape}, not numbers of shape {shape}"
+    require(array.dtype.kind in kinds and array.shape == shape, said)
+    return array.astype(np.float16).astype(np.float32) if array.dtype == float else array

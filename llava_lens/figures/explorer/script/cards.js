@@ -15,15 +15,10 @@ function cellTitle(cell) {
 /** What a card holds; `number` is that of a pin. */
 function partsOf(cell, layer, number) {
   const title = make("h3");
-  if (number !== undefined)
-    title.append(make("span", { className: "badge" }, `${number + 1}`));
+  if (number !== undefined) title.append(make("span", { className: "badge" }, `${number + 1}`));
   title.append(make("span", { role: "status" }, cellTitle(cell)));
   if (number !== undefined) {
-    const unpin = make(
-      "button",
-      { ariaLabel: `Unpin ${cellTitle(cell)}`, title: "Unpin" },
-      "×",
-    );
+    const unpin = make("button", { ariaLabel: `Unpin ${cellTitle(cell)}`, title: "Unpin" }, "×");
     unpin.onclick = () => update({ pins: togglePin(cell) });
     title.append(unpin);
   }

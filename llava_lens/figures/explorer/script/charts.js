@@ -5,10 +5,7 @@ const FLOOR = 1e-4; // of charts of probabilities, and 1 over that of ranks
 // A scale: `at` is where a value is, 0 at the top and 1 at the bottom; `ticks` are `[value, name]`.
 const falling = (p) => Math.log10(clamp(p, FLOOR, 1)) / Math.log10(FLOOR);
 const POWERS = [1, 0.1, 0.01, 0.001];
-const PROBABILITIES = {
-  at: falling,
-  ticks: [...POWERS.map((p) => [p, p]), [FLOOR, "≤1e-4"]],
-};
+const PROBABILITIES = { at: falling, ticks: [...POWERS.map((p) => [p, p]), [FLOOR, "≤1e-4"]] };
 const RANKS = {
   at: (rank) => falling(1 / rank),
   ticks: [...POWERS.map((p) => [1 / p, Math.round(1 / p)]), [1 / FLOOR, "≥10000"]],
@@ -42,9 +39,7 @@ function chart(series, width = 300, height = 150, scale = probabilitiesOrRanks()
   const names = series.filter((one) => !one.thin).map(({ name }) => name);
   svg.setAttribute("aria-label", `Curves over layers: ${names.join(", ")}`);
   for (const [value, name] of scale.ticks) {
-    svg.append(
-      draw("path", { d: `M${left} ${y(value)}H${width - right}`, stroke: "#e3e7eb" }),
-    );
+    svg.append(draw("path", { d: `M${left} ${y(value)}H${width - right}`, stroke: "#e3e7eb" }));
     const place = { ...text, x: left - 4, y: y(value) + 3.5, "text-anchor": "end" };
     svg.append(draw("text", place, `${name}`));
   }
@@ -57,8 +52,7 @@ function chart(series, width = 300, height = 150, scale = probabilitiesOrRanks()
     svg.append(draw("text", place, data.layers[layer]));
   }
   const layerMark = draw("path", { stroke: MARK, "stroke-width": 5, opacity: 0.25 });
-  svg.markLayer = () =>
-    layerMark.setAttribute("d", `M${x(state.layer)} ${top}V${height - bottom}`);
+  svg.markLayer = () => layerMark.setAttribute("d", `M${x(state.layer)} ${top}V${height - bottom}`);
   svg.markLayer();
   svg.append(layerMark);
   for (const one of [...series].reverse()) svg.append(line(one, x, y));
@@ -87,9 +81,7 @@ function line({ name, values, colour, dash, thin, joined }, x, y) {
       );
   });
   const stroke = { d: path, fill: "none", stroke: colour, "stroke-width": thin ? 0.8 : 2 };
-  group.append(
-    draw("path", { ...stroke, "stroke-dasharray": dash, "stroke-linejoin": "round" }),
-  );
+  group.append(draw("path", { ...stroke, "stroke-dasharray": dash, "stroke-linejoin": "round" }));
   return group;
 }
 
@@ -116,9 +108,10 @@ function seriesOf(cell) {
   }));
   series.sort((a, b) => Math.max(...b.probs) - Math.max(...a.probs));
   series.forEach((one, at) => {
-    one.values = state.rank && !byEmbedding(cell.prompt)
-      ? range(nLayers()).map((layer) => rankOf(cell, layer, one.id))
-      : one.probs;
+    one.values =
+      state.rank && !byEmbedding(cell.prompt)
+        ? range(nLayers()).map((layer) => rankOf(cell, layer, one.id))
+        : one.probs;
     one.thin = at >= LINES.length;
     one.colour = one.thin ? "#9aa4af" : LINES[at];
     one.dash = DASHES[at] ?? "";

@@ -86,8 +86,7 @@ let photo; // what is drawn of the photograph: { colour, grey, brightness [patch
 
 const PATCHES = -1; // in place of a prompt's number
 const nLayers = () => data.layers.length;
-const readingsOf = (prompt) =>
-  prompt === PATCHES ? data.patches : data.prompts[prompt].readings;
+const readingsOf = (prompt) => (prompt === PATCHES ? data.patches : data.prompts[prompt].readings);
 const nPatches = () => data.grid[0] * data.grid[1];
 const allPatches = () => range(nPatches()).map((pos) => ({ prompt: PATCHES, pos }));
 const positionsOf = (prompt) =>
@@ -105,8 +104,7 @@ const groups = new Map(); // ids by spelling: tokens that differ in case or lead
 const spelling = (id) => spellings.get(id);
 
 /** Where the top-k of a cell begin at a layer. A cell is `{ prompt, pos }`. */
-const start = (cell, layer) =>
-  (layer * positionsOf(cell.prompt) + cell.pos) * topK(cell.prompt);
+const start = (cell, layer) => (layer * positionsOf(cell.prompt) + cell.pos) * topK(cell.prompt);
 
 /** The top-k of a cell at a layer, falling: `[{ id, p }]`, `p` a probability or a cosine. */
 function topOf(cell, layer) {

@@ -8,9 +8,7 @@ function chosenImages() {
   const [kind, answers, sort] = ["kind", "answers", "sort"].map((id) => byId(id).value);
   const images = data.index.map((image) => ({
     ...image,
-    prompts: image.prompts.filter(
-      (one) => (!kind || one.kind === kind) && isOf(answers, one),
-    ),
+    prompts: image.prompts.filter((one) => (!kind || one.kind === kind) && isOf(answers, one)),
   }));
   const number = (image, of) => Math.min(...image.prompts.map(of));
   const order = {
@@ -51,12 +49,7 @@ function imageCard({ name, page, thumbnail, prompts }) {
   const note = page ? [] : [make("p", { className: "soft" }, missing)];
   const title = make("h2", {}, link(name));
   const image = make("img", { alt: "", src: thumbnail });
-  const card = make(
-    "article",
-    {},
-    image,
-    make("div", {}, title, ...note, make("ul", {}, ...rows)),
-  );
+  const card = make("article", {}, image, make("div", {}, title, ...note, make("ul", {}, ...rows)));
   if (page) image.onclick = () => title.firstChild.click();
   if (page) image.style.cursor = "pointer";
   return card;
@@ -65,13 +58,10 @@ function imageCard({ name, page, thumbnail, prompts }) {
 function showIndex() {
   document.title = "All images: logit lens";
   for (const image of data.index)
-    image.thumbnail = URL.createObjectURL(
-      new Blob([image.thumbnail], { type: "image/jpeg" }),
-    );
+    image.thumbnail = URL.createObjectURL(new Blob([image.thumbnail], { type: "image/jpeg" }));
   const kinds = data.kinds.map((kind) => make("option", { value: kind }, kind));
   byId("kind").append(make("option", { value: "" }, "all"), ...kinds);
-  for (const id of ["kind", "answers", "sort"])
-    byId(id).addEventListener("change", showCards);
+  for (const id of ["kind", "answers", "sort"]) byId(id).addEventListener("change", showCards);
   byId("index").hidden = false;
   showCards();
 }

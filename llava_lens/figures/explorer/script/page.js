@@ -4,15 +4,14 @@ const panes = [];
 
 function show() {
   byId("layer").value = state.layer;
-  byId("layer-shown").textContent =
-    `Layer ${data.layers[state.layer]} of ${data.layers.at(-1)}`;
+  byId("layer-shown").textContent = `Layer ${data.layers[state.layer]} of ${data.layers.at(-1)}`;
   byId("least").value = state.least;
   byId("least-shown").textContent = `Shown from ${digits(10 ** state.least)}`;
   byId("least").disabled = byEmbedding(PATCHES); // its cosines are all shown
   byId("lens").value = state.lens;
   byId("prompt").value = state.prompt;
   byId("pane").value = state.pane;
-  for (const name of ["boxes", "grey", "fade", "rank"]) byId(name).checked = state[name];
+  for (const name of SWITCHES) byId(name).checked = state[name];
   showLegend();
   drawPhoto();
   // Not put there anew each time, which would lose how far a text is scrolled.
@@ -91,12 +90,7 @@ function listen(canvas, marker, { at, place, move }) {
   canvas.addEventListener("click", (event) => at(event) && pin(at(event)));
   canvas.addEventListener("blur", () => hover(null));
   canvas.addEventListener("keydown", (event) => {
-    const step = {
-      ArrowLeft: [-1, 0],
-      ArrowRight: [1, 0],
-      ArrowUp: [0, -1],
-      ArrowDown: [0, 1],
-    };
+    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if (step[event.key]) hover(move(cursor, ...step[event.key]));
     else if (event.key === "Enter" && cursor) {
       const target = cursor; // pinning clears the cursor
@@ -145,10 +139,7 @@ function listenToText(pane) {
         left + pane.columnWidth - scroller.clientWidth,
         left - SIDE,
       );
-      return {
-        cell: { prompt, pos },
-        layer: clamp(layer - (cursor ? dy : 0), 0, nLayers() - 1),
-      };
+      return { cell: { prompt, pos }, layer: clamp(layer - (cursor ? dy : 0), 0, nLayers() - 1) };
     },
   });
 }
@@ -157,29 +148,23 @@ function listenToText(pane) {
 function promptOptions() {
   return data.prompts.map(({ short, answer }, number) => {
     const text = `${number}: ${short} → ${answer}`;
-    return make(
-      "option",
-      { value: number },
-      text.length > 90 ? `${text.slice(0, 89)}…` : text,
-    );
+    return make("option", { value: number }, text.length > 90 ? `${text.slice(0, 89)}…` : text);
   });
 }
 
 function listenToControls() {
-  const number = (value) => (value === "" || value === "grey" ? value : Number(value));
-  byId("layer").addEventListener("input", ({ target }) =>
-    update({ layer: Number(target.value) }),
-  );
-  byId("least").addEventListener("input", ({ target }) =>
-    update({ least: Number(target.value) }),
-  );
-  byId("prompt").addEventListener("change", ({ target }) =>
-    update({ prompt: number(target.value) }),
-  );
-  byId("pane").addEventListener("change", ({ target }) =>
-    update({ pane: number(target.value) }),
-  );
-  for (const name of ["boxes", "grey", "fade", "rank"])
+  const events = {
+    layer: "input",
+    least: "input",
+    prompt: "change",
+    pane: "change",
+    lens: "change",
+  };
+  for (const [name, event] of Object.entries(events))
+    byId(name).addEventListener(event, ({ target: { value } }) =>
+      update({ [name]: value === "" || isNaN(value) ? value : Number(value) }),
+    );
+  for (const name of SWITCHES)
     byId(name).addEventListener("change", ({ target }) => update({ [name]: target.checked }));
   byId("search").addEventListener("input", showFound);
   byId("search").addEventListener("keydown", (event) => {
@@ -189,13 +174,9 @@ function listenToControls() {
   byId("save-numbers").onclick = saveNumbers;
   byId("save-data").onclick = saveData;
   byId("play").onclick = play;
-  byId("lens").addEventListener("change", ({ target }) => update({ lens: target.value }));
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    if (
-      event.key === " " &&
-      !event.target.closest("a, button, select, input:not([type=range])")
-    ) {
+    if (event.key === " " && !event.target.closest("a, button, select, input:not([type=range])")) {
       event.preventDefault(); // which would scroll
       if (!event.repeat) play();
     }

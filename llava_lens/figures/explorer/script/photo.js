@@ -1,7 +1,6 @@
 // The photograph with its patches.
 
 const patchSide = () => room.photo / data.grid[1];
-const scaleOfBoxes = () => patchSide() / data.patch_side;
 
 /** Decode the crop once, and keep what the patches cover of it in colour, in grey, and as one
  * brightness per patch. */
@@ -32,9 +31,17 @@ function drawPhoto() {
   context.drawImage(state.grey ? photo.grey : photo.colour, 0, 0, width, height);
   const writeTexts = allPatches().map((cell) => drawPatch(context, cell, side));
   drawGrid(context, width, height);
-  if (state.boxes) drawBoxes(context, scaleOfBoxes());
+  const scale = side / data.patch_side; // of the boxes
+  if (state.boxes)
+    for (const { box } of seenObjects())
+      drawFrame(
+        context,
+        "#fff",
+        MARK,
+        box.map((length) => length * scale),
+      );
   for (const writeText of writeTexts) writeText?.(); // over the boxes' lines
-  if (state.boxes) drawBoxNames(context, scaleOfBoxes(), width);
+  if (state.boxes) drawBoxNames(context, scale, width);
   for (const pos of data.sinks ?? []) drawSink(context, ...patchCorner(pos, side), side);
   state.pins.forEach((cell, number) => {
     if (cell.prompt === PATCHES)
@@ -52,32 +59,21 @@ function whatIsShown() {
 /** A corner of a patch whose state is a sink. */
 function drawSink(context, x, y, side) {
   const size = clamp(side / 3, 6, 14);
-  context.beginPath();
-  context.moveTo(x + side, y);
-  context.lineTo(x + side - size, y);
-  context.lineTo(x + side, y + size);
-  context.closePath();
+  const corner = new Path2D(`M${x + side} ${y}h${-size}l${size} ${size}z`);
   context.fillStyle = SINK;
   context.strokeStyle = "#fff";
   context.lineWidth = 1;
-  context.fill();
-  context.stroke();
+  context.fill(corner);
+  context.stroke(corner);
 }
 
 function drawGrid(context, width, height) {
   const [rows, columns] = data.grid;
-  context.beginPath();
-  for (const line of range(columns - 1)) {
-    context.moveTo(((line + 1) * width) / columns, 0);
-    context.lineTo(((line + 1) * width) / columns, height);
-  }
-  for (const line of range(rows - 1)) {
-    context.moveTo(0, ((line + 1) * height) / rows);
-    context.lineTo(width, ((line + 1) * height) / rows);
-  }
+  const down = range(columns - 1).map((line) => `M${((line + 1) * width) / columns} 0V${height}`);
+  const across = range(rows - 1).map((line) => `M0 ${((line + 1) * height) / rows}H${width}`);
   context.strokeStyle = "rgba(255, 255, 255, 0.2)";
   context.lineWidth = 1;
-  context.stroke();
+  context.stroke(new Path2D([...down, ...across].join("")));
 }
 
 const patchCorner = (pos, side) => [
@@ -153,16 +149,14 @@ function shorten(context, text, width) {
 /** The annotated boxes that lie in the crop. */
 const seenObjects = () => data.objects.filter(({ box }) => box[2] && box[3]);
 
-function drawBoxes(context, scale) {
-  for (const { box } of seenObjects())
-    for (const [colour, width] of [
-      ["#fff", 4],
-      [MARK, 2],
-    ]) {
-      context.strokeStyle = colour;
-      context.lineWidth = width;
-      context.strokeRect(...box.map((length) => length * scale));
-    }
+/** A frame of two colours, which is seen on any picture. */
+function drawFrame(context, outer, inner, place) {
+  context.strokeStyle = outer;
+  context.lineWidth = 4;
+  context.strokeRect(...place);
+  context.strokeStyle = inner;
+  context.lineWidth = 2;
+  context.strokeRect(...place);
 }
 
 function drawBoxNames(context, scale, size) {
@@ -181,19 +175,13 @@ function drawBoxNames(context, scale, size) {
 }
 
 function drawBadge(context, x, y, width, height, number) {
-  for (const [colour, line] of [
-    ["#000", 4],
-    ["#ffd400", 2],
-  ]) {
-    context.strokeStyle = colour;
-    context.lineWidth = line;
-    context.strokeRect(x + 1, y + 1, width - 2, height - 2);
-  }
+  drawFrame(context, "#000", "#ffd400", [x + 1, y + 1, width - 2, height - 2]);
+  const [left, top] = [Math.max(x - 5, 0), Math.max(y - 7, 0)]; // within the picture
   context.fillStyle = "#000";
-  context.fillRect(x - 5, y - 7, 14, 14);
+  context.fillRect(left, top, 14, 14);
   context.fillStyle = "#ffd400";
   context.font = `700 11px ${FONT}`;
   context.textAlign = "center";
   context.textBaseline = "middle";
-  context.fillText(number + 1, x + 2, y + 0.5);
+  context.fillText(number + 1, left + 7, top + 7.5);
 }

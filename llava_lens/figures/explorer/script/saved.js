@@ -23,9 +23,7 @@ async function savePicture() {
   const [photograph, space] = [byId("photo"), 30 * ratio];
   const texts = [[state.prompt, panes[0].canvas]];
   if (data.prompts[state.pane]) texts.push([state.pane, panes[1].canvas]);
-  const svgs = [
-    ...document.querySelectorAll("#pins .card > .halves > div > svg:first-child"),
-  ];
+  const svgs = [...document.querySelectorAll("#pins .card > .halves > div > svg:first-child")];
   const charts = await Promise.all(svgs.map(pictureOf));
   const [chartWidth, chartHeight] = [300 * ratio, 150 * ratio];
   const picture = make("canvas");
@@ -71,9 +69,7 @@ async function savePicture() {
 
 /** The numbers that are shown: patches and text at their layers, the pins' top-k, the word. */
 function saveNumbers() {
-  const rows = [
-    "shown,prompt,position,layer,rank,token_id,token,probability,cosine".split(","),
-  ];
+  const rows = ["shown,prompt,position,layer,rank,token_id,token,probability,cosine".split(",")];
   const add = (shown, cell, layer, rank, ids, token, p) => {
     const prompt = cell.prompt === PATCHES ? "" : cell.prompt;
     const name = data.layers[layer];
@@ -109,8 +105,7 @@ function saveNumbers() {
 /** All that the page holds, as JSON: `load_page_data` of the explorer in Python reads it. */
 function saveData() {
   // Five digits tell all numbers of float16 apart.
-  const short = (number) =>
-    Number.isInteger(number) ? number : Number(number.toPrecision(5));
+  const short = (number) => (Number.isInteger(number) ? number : Number(number.toPrecision(5)));
   const nested = (numbers, [length, ...inner], from = 0) => {
     const step = inner.reduce((product, one) => product * one, 1);
     return range(length).map((i) =>

@@ -17,6 +17,8 @@ const state = {
   rank: false,
 };
 
+const SWITCHES = ["boxes", "grey", "fade", "rank"]; // checkboxes
+
 const sameCell = (a, b) => a.prompt === b.prompt && a.pos === b.pos;
 const cellName = (cell) =>
   cell.prompt === PATCHES ? `p${cell.pos}` : `t${cell.prompt}.${cell.pos}`;
@@ -68,9 +70,7 @@ function readAddress() {
   if (!state.word.every((id) => label(id) !== undefined)) state.word = [];
   const least = parseFloat(said.get("least"));
   if (least >= -6 && least < 0) state.least = least;
-  state.boxes = said.get("boxes") !== "0";
-  state.grey = said.get("grey") !== "0";
-  state.fade = said.get("fade") !== "0";
+  for (const name of ["boxes", "grey", "fade"]) state[name] = said.get(name) !== "0";
   state.rank = said.get("rank") === "1";
 }
 

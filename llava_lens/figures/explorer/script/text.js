@@ -12,15 +12,7 @@ function makeTextPane() {
   const nowRow = make("div", { className: "now-row" });
   const scroller = make("div", { className: "scroller" }, layers, canvas, nowRow, marker);
   const element = make("section", {}, heading, scroller);
-  const pane = {
-    element,
-    canvas,
-    marker,
-    scroller,
-    prompt: 0,
-    rowHeight: 22,
-    columnWidth: 46,
-  };
+  const pane = { element, canvas, marker, scroller, prompt: 0, rowHeight: 22, columnWidth: 46 };
   let drawn = "";
 
   pane.corner = (pos, layer) => [
@@ -60,15 +52,10 @@ function makeTextPane() {
   pane.at = ({ offsetX, offsetY }) => {
     const pos = Math.floor((offsetX - SIDE) / pane.columnWidth);
     const layer = nLayers() - 1 - Math.floor((offsetY - HEAD) / pane.rowHeight);
-    const inside =
-      pos >= 0 && pos < positionsOf(pane.prompt) && layer >= 0 && layer < nLayers();
+    const inside = pos >= 0 && pos < positionsOf(pane.prompt) && layer >= 0 && layer < nLayers();
     return inside ? { cell: { prompt: pane.prompt, pos }, layer } : null;
   };
-  pane.place = (cell, layer) => [
-    ...pane.corner(cell.pos, layer),
-    pane.columnWidth,
-    pane.rowHeight,
-  ];
+  pane.place = (cell, layer) => [...pane.corner(cell.pos, layer), pane.columnWidth, pane.rowHeight];
   return pane;
 }
 
@@ -119,11 +106,7 @@ function drawText(pane) {
   context.font = `11px ${FONT}`;
   context.textAlign = "right";
   for (const layer of range(nLayers()))
-    context.fillText(
-      data.layers[layer],
-      SIDE - 6,
-      pane.corner(0, layer)[1] + pane.rowHeight / 2,
-    );
+    context.fillText(data.layers[layer], SIDE - 6, pane.corner(0, layer)[1] + pane.rowHeight / 2);
   const [x] = pane.corner(n_prompt, 0);
   context.fillStyle = MARK;
   context.fillRect(x - 2, HEAD - 4, 4, nLayers() * height + 8);
@@ -166,9 +149,7 @@ function greyPane() {
   const own = range(nLayers()).map((layer) =>
     state.rank ? rankOf(cell, layer, id) : valueOf(cell, layer, [id]),
   );
-  const other = [
-    ...(state.rank ? grey.target_rank : grey.target_log2.map((log2) => 2 ** log2)),
-  ];
+  const other = [...(state.rank ? grey.target_rank : grey.target_log2.map((log2) => 2 ** log2))];
   const series = [
     { name: "with the image", values: own, colour: LINES[0], dash: "" },
     { name: "with a plain grey image", values: other, colour: LINES[1], dash: "6 3" },

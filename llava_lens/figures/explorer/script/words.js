@@ -99,9 +99,7 @@ function aboutWord() {
 
 function wordCurves() {
   const largest = largestOf(state.word);
-  const series = [
-    { name: "largest of all patches", values: largest, colour: LINES[0], dash: "" },
-  ];
+  const series = [{ name: "largest of all patches", values: largest, colour: LINES[0], dash: "" }];
   state.pins.slice(0, LINES.length - 1).forEach((cell, number) => {
     if (byEmbedding(PATCHES) !== byEmbedding(cell.prompt)) return; // a text has no cosines
     const values = range(nLayers()).map((layer) => valueOf(cell, layer, state.word));
