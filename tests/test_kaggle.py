@@ -191,6 +191,15 @@ def test_a_torch_that_cannot_be_imported_says_why(blocked, monkeypatch):
     assert kaggle_py.probe_gpus() == {"torch": said, "cuda": None, "gpus": []}
 
 
+def test_a_device_that_is_not_here_is_named_with_those_that_are(monkeypatch):
+    monkeypatch.setattr(kaggle_py, "probe_gpus", lambda: T4_X2)
+    for device in (None, "cuda", "cuda:1"):
+        assert kaggle_py.gpus_for(device) == [T4, T4]
+    usable = r"sees 2 GPUs here: .* one of \['None', 'cpu', 'cuda', 'cuda:0', 'cuda:1'\]"
+    with pytest.raises(ValueError, match=f"device is 'cuda:2', and torch {usable}"):
+        kaggle_py.gpus_for("cuda:2")
+
+
 def test_torch_is_asked_in_another_process(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     code = "import sys; from llava_lens.kaggle import probe_gpus\n"

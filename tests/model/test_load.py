@@ -147,11 +147,10 @@ def test_no_room_is_said_in_numbers(config, quantize, free, message):
         (dict(dtype="float16", quantize="4bit"), [1.25 * GIB + 400_000] * 2, 2),
     ],
 )
-def test_as_many_copies_as_have_room(llava_folder, monkeypatch, settings, free, copies):
+def test_as_many_copies_as_have_room(llava_folder, settings, free, copies):
     gpus = [{"free": one} for one in free]
-    monkeypatch.setattr(load, "probe_gpus", lambda: {"gpus": gpus})
     settings = load.Settings(str(llava_folder), **{"dtype": "float32"} | settings)
-    assert load.copies_that_fit(settings) == copies
+    assert load.copies_that_fit(settings, gpus) == copies
 
 
 # ---- Checkpoints that lack something ------------------------------------------------------------
@@ -236,7 +235,7 @@ def test_the_original_format_is_named_with_the_model_to_take(tmp_path, no_weight
     with pytest.raises(ValueError, match=f"format of the original LLaVA.*llava-hf/llava-{name}"):
         load.load_llava(tmp_path)
     with pytest.raises(ValueError, match="format of the original LLaVA"):
-        load.copies_that_fit(load.Settings(str(tmp_path)))
+        load.copies_that_fit(load.Settings(str(tmp_path)), [])
 
 
 def of_types(text, vision):
