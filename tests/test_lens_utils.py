@@ -76,6 +76,9 @@ def test_a_run_goes_on_from_what_is_there(whole, llava_folder, tmp_path, capsys)
         assert one == other
     lens.analyse(images, tmp_path / "more", **settings, go_on_from=tmp_path)
     assert "0 of 3 images are to be read" in capsys.readouterr().out
+    other = images._replace(annotations=Annotations({}, {}, [], []))
+    with pytest.raises(ValueError, match=r"1 image changed .* china.jpg \(annotations\)"):
+        lens.analyse(other, tmp_path, **settings)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
