@@ -219,9 +219,9 @@ def test_images_and_annotations_that_changed_are_named(results):
 
 
 def test_a_second_run_in_one_folder_says_so_and_stops(tmp_path, results):
-    half = tmp_path / "images/x.pkl.7.tmp"
+    own, half = store.Results(tmp_path), tmp_path / "images/x.pkl.7.tmp"
     message = f"Another run is writing to .*{tmp_path.name}.*wait for its end, or choose another"
-    with pytest.raises(KeyboardInterrupt), store.Results(tmp_path).held():
+    with pytest.raises(KeyboardInterrupt), own.held():
         store.Results(results).continue_from()  # it's another folder
         half.parent.mkdir()
         half.write_bytes(b"of the other run")
