@@ -250,6 +250,8 @@ OTHER_NAMES += [("numpy._core.multiarray", "_reconstruct"), ("builtins", "eval")
         NDARRAY + pickle.MARK + SIX + pickle.TUPLE + pickle.REDUCE,
         NDARRAY + body([]) + pickle.REDUCE,
         THREE,  # arguments that are not called
+        NDARRAY + THREE,
+        ARRAY + pickle.REDUCE,
         body("numpy") + THREE + pickle.REDUCE,
         NDARRAY + pickle.EMPTY_TUPLE + pickle.NEWOBJ,
         body({}) + NDARRAY + body(1) + pickle.SETITEM,  # a function as a key
