@@ -4,6 +4,7 @@ Make_Analyse: prepare, load_images, analyse, what_was_saved, look.
 Visualise_Analyse: prepare, open_results, tabulate.
 """
 
+import difflib
 import os
 import time
 from pathlib import Path
@@ -24,8 +25,7 @@ from llava_lens.figures.explorer import Inline, index_entry, show
 from llava_lens.store import Results
 from llava_lens.text import require
 
-# Idle torch threads sleep: with one of two cores busy, spinning made reading an image 50 times
-# slower. torch reads this once, when `analyse` imports it; nothing above does.
+# torch reads this when it is imported: spinning idle threads made reading up to 50 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 STARTED = time.monotonic()  # of the session, from which `hours` are counted
 DEMO, HUB = "demo/model", "llava-hf/llava-1.5-7b-hf"
@@ -62,18 +62,15 @@ def load_images(folder=None, limit: int | None = None) -> Images:
     return Images(folder, paths, annotations)
 
 
-def analyse(images: Images, results="results", **settings) -> None:
-    """Read every image that has no record in the folder `results` yet.
+def analyse(images, results="results", processes=None, hours=None, go_on_from=None, **settings):
+    """Read every one of `images` (Images) that has no record in the folder `results` yet.
 
-    `settings` are the parameters of Make_Analyse: `processes`, `hours`, `go_on_from`, and those of
-    `llava_lens.model.load.Settings`. The model is loaded once per process, and the lens is checked
-    on the first image. A run that was stopped goes on from what is there. Raises ValueError, which
-    names it, for a setting or a folder that can't be used, and what `read_images` raises.
+    All others are parameters of Make_Analyse; `settings` are those of `model.load.Settings`. A run
+    that was stopped goes on from what is there. Raises ValueError, which names it, for a setting or
+    a folder that can't be used, and what `read_images` raises.
     """
-    apart = "processes", "hours", "go_on_from"  # what is no setting of the model's
-    processes, hours, go_on_from = (settings.pop(name, None) for name in apart)
     settings["deadline"] = STARTED + 3600 * (8.0 if hours is None else hours)
-    settings = _settings(**settings)
+    settings, gpus = _settings_and_gpus(settings, "results", "processes", "hours", "go_on_from")
     from accelerate import notebook_launcher
 
     from llava_lens.model.images import read_images
@@ -82,7 +79,7 @@ def analyse(images: Images, results="results", **settings) -> None:
     to_read = _unread(images, results, go_on_from)
     print(f"{len(to_read)} of {len(images.paths)} images are to be read into {results}")
     if not processes:
-        processes = 1 if settings.device else copies_that_fit(settings)
+        processes = 1 if settings.device else copies_that_fit(settings, gpus)
     arguments = images.paths, images.annotations, results, settings, show
     with Results(results).held():
         if processes > 1:
@@ -94,13 +91,13 @@ def analyse(images: Images, results="results", **settings) -> None:
 def look(image, question, other=None, folder=None, **settings) -> Inline:
     """Read one photograph with one question or several: the explorer's page, for a cell to show.
 
-    `image` is a path, a PIL image or an array `[height, width, rgb]` of uint8; so is `other`, whose
-    states are patched in for the route (None: a plain grey image). `settings` are those of
-    `analyse`. The model is loaded once and kept. Nothing is saved but, into a `folder`, the page.
-    Raises ValueError for an image or a question that can't be used, and what `read_one` raises.
+    `image` and `other` are paths, PIL images or arrays `[height, width, rgb]` of uint8. The states
+    of `other` (None: a plain grey image) are patched in for the route. `settings` are `analyse`'s.
+    The model is kept. Only the page is saved, into a `folder`. Raises what `read_one` raises.
     """
     questions = list(question) if isinstance(question, (list, tuple)) else [question]
-    settings = _settings(**{"knockout": False, **settings, "prompts": questions})
+    settings = {"knockout": False, **settings, "prompts": questions}
+    settings, _ = _settings_and_gpus(settings, "other", "folder")
     from llava_lens.model.look import read_one
 
     page = Inline(*read_one(image, other, settings))
@@ -109,19 +106,24 @@ def look(image, question, other=None, folder=None, **settings) -> Inline:
     return page
 
 
-def _settings(**given):
-    """The Settings of a run; None stands for a default, but prompts are a list."""
+def _settings_and_gpus(given: dict, *others: str) -> tuple:
+    """The Settings of a run, and the GPUs here. None stands for a default, but prompts are a list.
+    `others` are the other arguments that might be meant by an unknown name."""
     kaggle.prepare_quantize(given.get("quantize"))  # before torch is imported
     from llava_lens.model.load import Settings
 
+    known = [*Settings.__annotations__, *others]
+    for name in given:
+        (near,) = difflib.get_close_matches(name, known, 1, cutoff=0)
+        require(name in known, f"There is no setting {name!r}: the nearest is {near!r}.")
     given = {name: one for name, one in given.items() if one is not None or name == "prompts"}
     given = {"model": HUB if kaggle.on_kaggle() else DEMO, "prompts": []} | given
     given |= {"model": str(given["model"]), "prompts": as_prompts(given["prompts"])}
-    on_cpu = given.get("device") == "cpu" or not kaggle.probe_gpus()["gpus"]
-    settings = Settings(**{"dtype": "float32" if on_cpu else "float16", **given})
+    gpus = kaggle.gpus_for(given.get("device"))
+    settings = Settings(**{"dtype": "float16" if gpus else "float32", **given})
     if settings.model == DEMO:
         print(schema.DEMO_NOTE)
-    return settings
+    return settings, gpus
 
 
 def _unread(images: Images, results, go_on_from) -> dict[str, Path]:
@@ -136,8 +138,7 @@ def _unread(images: Images, results, go_on_from) -> dict[str, Path]:
 
 
 def what_was_saved(results, images: Images) -> None:
-    """Say what the folder `results` holds: sizes, skipped images, images that are not in `images`,
-    and what to do next."""
+    """Say what the folder `results` holds, what of it is not of `images`, and what to do next."""
     out = Results(results)
     sizes = [out.record_path(name).stat().st_size / 1e6 for name in out.names]
     each = sum(sizes) / max(1, len(sizes))
@@ -152,10 +153,9 @@ def what_was_saved(results, images: Images) -> None:
 
 
 def open_results(folder=None) -> Results:
-    """The results in or under `folder`, and say what they are.
+    """Find the results in or under `folder`, and say what they are.
 
-    Without a folder: Kaggle's attached data sets, or `results`. Raises FileNotFoundError where
-    there are none, ValueError for several.
+    Without a folder: Kaggle's attached data sets, or `results`. Raises as `Results.find`.
     """
     results = Results.find(folder or (kaggle.KAGGLE_INPUT if kaggle.on_kaggle() else "results"))
     model = f"{results.run['model']} ({schema.weights_label(results.run)})"

@@ -8,6 +8,8 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
+from llava_lens.text import require
+
 KAGGLE_INPUT = Path("/kaggle/input")
 # Kaggle's image has an older transformers.
 PIP_LENS = ["transformer-lens==4.3.0", "transformers==5.24.0"]
@@ -57,6 +59,19 @@ def probe_gpus() -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def gpus_for(device: str | None) -> list[dict]:
+    """The GPUs that torch sees now (`probe_gpus`), which takes some seconds; for "cpu" none, at
+    once. Raises ValueError, which names those that are here, for a `device` that is not."""
+    if device == "cpu":
+        return []
+    gpus = probe_gpus()["gpus"]
+    usable = ["cuda"] * bool(gpus) + [f"cuda:{number}" for number in range(len(gpus))]
+    sees = f"device is {device!r}, and torch sees {len(gpus)} GPUs here"
+    known = device is None or device in usable
+    require(known, f"{sees}: set it to one of {['None', 'cpu', *usable]}.")
+    return gpus
+
+
 def prepare_kaggle() -> None:
     """On Kaggle, before torch is imported: print what machine this is and install what is missing.
     Elsewhere: nothing. Raises RuntimeError with the remedy if the machine can't do the work."""
@@ -94,8 +109,6 @@ def prepare_quantize(quantize: str | None) -> None:
 def _install(packages: list[str]) -> None:
     """Install those of `packages` that are missing here, or are of another version."""
     installed = {f"{package.name}=={package.version}" for package in metadata.distributions()}
-    if "transformers==5.23.0" in installed:  # the tests pass with it too
-        installed.add("transformers==5.24.0")
     packages = [package for package in packages if package not in installed]
     if not packages:
         return

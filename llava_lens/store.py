@@ -150,8 +150,8 @@ class Results:
     def held(self) -> Iterator[None]:
         """Hold the folder for one run, whose forked processes write to it too.
 
-        A lock ends with the process that holds it, so none is left behind. The same `Results` may
-        hold the folder again within. Raises ValueError if another run holds it.
+        A lock ends with the process that holds it, so none is left behind. Raises ValueError if
+        another run holds it.
         """
         try:
             with explained(self.folder, "change its permissions, or choose another folder"):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import lens_utils as lens
+from llava_lens import kaggle
 from llava_lens.data.annotations import Annotations
 from llava_lens.store import Results
 from tests.conftest import ROOT
+from tests.test_kaggle import T4_X2
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,9 @@ def test_a_run_goes_on_from_what_is_there(whole, llava_folder, tmp_path, capsys)
         assert one == other
     lens.analyse(images, tmp_path / "more", **settings, go_on_from=tmp_path)
     assert "0 of 3 images are to be read" in capsys.readouterr().out
+    other = images._replace(annotations=Annotations({}, {}, [], []))
+    with pytest.raises(ValueError, match=r"1 image changed .* china.jpg \(annotations\)"):
+        lens.analyse(other, tmp_path, **settings)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -129,15 +134,42 @@ def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
         ({"device": "cuda"}, "device is 'cuda', and torch sees 0 GPUs"),
         ({"model": "demo"}, "'demo' is neither"),
         ({"model": "demo/none"}, "'demo' has no 'none' in it"),
-        ({"topk": 5}, "topk"),
+        ({"tok_k": 5, "model": "demo"}, "There is no setting 'tok_k': the nearest is 'top_k'"),
+        ({"prosesses": 2}, "There is no setting 'prosesses': the nearest is 'processes'"),
         ({"route": "False"}, "route is 'False': it must be True or False"),
     ],
 )
 def test_bad_settings_are_named(whole, llava_folder, tmp_path, settings, message, monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises(ValueError, match=message):
         lens.analyse(whole[0], tmp_path, **{"model": llava_folder, "device": "cpu", **settings})
     assert not any(tmp_path.rglob("*.pkl"))
+
+
+def test_a_misspelt_setting_of_look_is_named():
+    with pytest.raises(ValueError, match="no setting 'foldr': the nearest is 'folder'"):
+        lens.look("none.jpg", "?", model="none", foldr="pages")
+
+
+@pytest.mark.parametrize(
+    "device, run, n_probes",
+    [(None, ("float16", 2), 1), ("cuda:1", ("float16", 1), 1), ("cpu", ("float32", 1), 0)],
+)
+def test_gpus_are_looked_for_once(whole, tmp_path, monkeypatch, device, run, n_probes):
+    """For the default dtype, the device and the number of processes."""
+    probed, runs = [], []
+
+    def read(*arguments, n=1):
+        runs.append((arguments[3].dtype, n))
+
+    def launch(reader, arguments, num_processes):
+        reader(*arguments, n=num_processes)
+
+    monkeypatch.setattr(kaggle, "probe_gpus", lambda: probed.append(1) or T4_X2)
+    monkeypatch.setattr("llava_lens.model.images.read_images", read)
+    monkeypatch.setattr("accelerate.notebook_launcher", launch)
+    lens.analyse(whole[0], tmp_path, model=ROOT / "demo/model", device=device)
+    assert runs == [run] and len(probed) == n_probes
 
 
 def test_an_image_about_which_nothing_can_be_asked_is_skipped_by_name(

@@ -20,7 +20,6 @@ from tests.hostile import (
     ARRAY,
     CHECKS,
     NDARRAY,
-    PART,
     RECORD,
     RUN,
     Opcodes,
@@ -86,19 +85,19 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path, value, check, message):
     assert os.listdir(tmp_path) == ["a.pkl"]
 
 
-@pytest.mark.parametrize("make", ["link", "folder", "pipe", "gigabytes"])
-def test_only_a_plain_file_of_a_bounded_size_is_opened(tmp_path, make):
+def test_only_a_plain_file_of_a_bounded_size_is_opened(tmp_path):
     """Opening a pipe would block; reading gigabytes takes all memory."""
     path = tmp_path / "file.pkl"
-    pickles.save(tmp_path / "good.pkl", PART)
-    if make == "gigabytes":
-        path.touch()
-        os.truncate(path, 3 * 2**30)  # takes no room
-    else:
-        makers = {"link": lambda: path.symlink_to("good.pkl"), "folder": path.mkdir}
-        makers.get(make, lambda: os.mkfifo(path))()
+    os.mkfifo(path)
+    refused(path, why="no file")
+    path.unlink()
+    path.touch()
+    os.truncate(path, 3 * 2**30)  # takes no room
     with within():
-        refused(path)
+        refused(path, why="more than 128 MiB")
+    path.unlink()
+    path.symlink_to("elsewhere")
+    refused(path, why="a link")
 
 
 PICKLED = gzip.compress(pickle.dumps(1))
@@ -209,19 +208,12 @@ def test_the_arrays_made_by_hand_below_are_what_numpy_loads(tmp_path):
 
 POINTER = struct.pack("<Q", 0xDEADBEEF)
 # Bytes taken for pointers, alone and as a part of what is there; no plain number; no type.
-WRONG_TYPES = [("O", POINTER), ("|O", POINTER), ("|O8", POINTER), ("O,f4", POINTER + bytes(4))]
-WRONG_TYPES += [("(1,)O", POINTER), ({"names": ["x"], "formats": ["O"]}, POINTER)]
-WRONG_TYPES += [([["x", "O"]], POINTER), ("<U1", b"\xff\xff\xff\x7f"), (b"<f4", bytes(4))]
-WRONG_TYPES += [(dtype, bytes(4)) for dtype in (">f4", "f4", " <f4")]
-WRONG_TYPES += [
-    (dtype, bytes(8))
-    for dtype in ("V8", "|V8", "(1000000,)f8", "|S8", "<M8[D]", "<m8", "<c8", "", None, 7, NDARRAY)
-]
-WRONG_TYPES += [(ARRAY, bytes(8))]
+WRONG_TYPES = [("|O", POINTER), ("O,f4", POINTER + bytes(4)), ([["x", "O"]], POINTER)]
+WRONG_TYPES += [("<U1", b"\xff\xff\xff\x7f"), (b"<f4", bytes(4)), (">f4", bytes(4))]
+WRONG_TYPES += [(dtype, bytes(8)) for dtype in ("|V8", "(1000000,)f8", "<c8", None, NDARRAY, ARRAY)]
 # Of 8 bytes in "<f4" but for those that say how many they have.
-WRONG_SHAPES = [[10**12], [3], [1], [], [2**63], [10**30], [-1], [-2, -1], [2.0], ["2"], [True, 2]]
-WRONG_SHAPES += [[None], [[2]], (2,), (1, 1, 2), 2, None, {"0": 2}]
-WRONG_SHAPES += [call_of("numpy", "ndarray", [1], "<i8", struct.pack("<q", 2))]
+WRONG_SHAPES = [[10**12], [3], [1], [], [2**63], [-1], [-2, -1], [2.0], ["2"], [[2]], (1, 1, 2), 2]
+WRONG_SHAPES += [{"0": 2}, call_of("numpy", "ndarray", [1], "<i8", struct.pack("<q", 2))]
 WRONG_SIZES = [([2], bytes(7)), ([2**62, 4], b""), ([1] * 65, bytes(4)), ([1] * 10**6, bytes(4))]
 # Something else than bytes, of which one numpy array would be a view of the other.
 WRONG_DATA = ["12345678", [0] * 8, None, 8, call_of("numpy", "ndarray", [8], "|u1", bytes(8))]
@@ -241,27 +233,27 @@ def test_a_call_that_lies_is_refused(tmp_path, shape, dtype, data):
         refused(write(tmp_path, array_of(shape, dtype, data)))
 
 
+# How others are loaded would change.
 STATE = pickle.EMPTY_DICT + string("__setstate__") + pickle.NONE + pickle.SETITEM
 ARGUMENTS = [[2], "<f4", bytes(8)]
 THREE = b"".join(map(body, ARGUMENTS)) + pickle.TUPLE3
 SIX = b"".join(map(body, [*ARGUMENTS, 0, [4], "F"]))
-OTHER_NAMES = [("numpy", name) for name in ("memmap", "ndarray.tofile", "dtype", "load")]
-OTHER_NAMES += [("numpy._core.numeric", "_frombuffer"), ("numpy._core.multiarray", "_reconstruct")]
-OTHER_NAMES += [("NUMPY", "ndarray"), ("builtins", "eval"), ("llava_lens.pickles", "_array")]
+OTHER_NAMES = [("numpy", "memmap"), ("numpy", "ndarray.tofile"), ("NUMPY", "ndarray")]
+OTHER_NAMES += [("numpy._core.multiarray", "_reconstruct"), ("builtins", "eval")]
 
 
 @pytest.mark.parametrize(
     "opcodes",
     [
         NDARRAY,  # the function itself, not called
-        NDARRAY + body([1]) + pickle.TUPLE1 + pickle.REDUCE,
         NDARRAY + body([1]) + body("<f4") + pickle.TUPLE2 + pickle.REDUCE,
         NDARRAY + pickle.MARK + SIX + pickle.TUPLE + pickle.REDUCE,
         NDARRAY + body([]) + pickle.REDUCE,
         THREE,  # arguments that are not called
+        NDARRAY + THREE,
+        ARRAY + pickle.REDUCE,
         body("numpy") + THREE + pickle.REDUCE,
         NDARRAY + pickle.EMPTY_TUPLE + pickle.NEWOBJ,
-        NDARRAY + pickle.EMPTY_TUPLE + pickle.EMPTY_DICT + pickle.NEWOBJ_EX,
         body({}) + NDARRAY + body(1) + pickle.SETITEM,  # a function as a key
         body({}) + body("x") + NDARRAY + pickle.SETITEM,  # and as a value
         NDARRAY + body("x") + body(1) + pickle.SETITEM,
@@ -270,12 +262,7 @@ OTHER_NAMES += [("NUMPY", "ndarray"), ("builtins", "eval"), ("llava_lens.pickles
         ARRAY + body(1.0) + pickle.APPEND,
         body({}) + ARRAY + body(1) + pickle.SETITEM,
         *(call_of(*name, *ARGUMENTS) for name in OTHER_NAMES),
-        # How others are loaded would change.
         *(called + STATE + pickle.BUILD for called in (NDARRAY, ARRAY)),
-        *(
-            called + pickle.NONE + STATE + pickle.TUPLE2 + pickle.BUILD
-            for called in (NDARRAY, ARRAY)
-        ),
     ],
 )
 def test_no_other_call_is_made(tmp_path, opcodes):
@@ -330,15 +317,14 @@ def test_a_bomb_as_a_value_takes_no_time(tmp_path):
                 refused(path, check)
 
 
-def test_one_thing_in_many_places_is_refused(tmp_path):
-    """A prompt three hundred thousand times is a file of some kB and takes hours to check."""
-    many = {**RECORD, "prompts": RECORD["prompts"] * 300_000}
-    with within():
-        refused(write(tmp_path, pickle.dumps(many, 5)), CHECKS["record"][1])
-    many["prompts"] = many["prompts"][:80_000]
-    with within(), pytest.raises(ValueError, match="MiB.* choose a smaller top_k or fewer prompts"):
-        pickles.save(tmp_path / "big.pkl", many)
-    assert os.listdir(tmp_path) == ["file.pkl"]
+@pytest.mark.parametrize(
+    "value, message",
+    [(np.zeros(2**27, np.uint8), "it has more than 128 MiB"), ([0] * 2**19, "too many parts")],
+)
+def test_what_is_too_large_is_not_saved(tmp_path, value, message):
+    with within(), pytest.raises(ValueError, match=f"{message}.* choose a smaller top_k or fewer"):
+        pickles.save(tmp_path / "big.pkl", value)
+    assert not any(tmp_path.iterdir())
 
 
 def test_keys_of_one_hash_take_no_time(tmp_path):
@@ -355,8 +341,9 @@ def test_keys_of_one_hash_take_no_time(tmp_path):
 PICKLES = {what: pickled(value) for what, (value, _) in CHECKS.items()}
 FILES = {what: gzip.compress(pickled, 1, mtime=0) for what, pickled in PICKLES.items()}
 whats = st.sampled_from(list(CHECKS))
-kinds = st.sampled_from(["flip", "insert", "delete", "cut"])
-edit = st.tuples(st.floats(0, 1, exclude_max=True), kinds, st.binary(min_size=1, max_size=9))
+# Where in a file, how many bytes go there (often all that follow), and which come.
+lengths = st.integers(0, 9) | st.just(2**30)
+edit = st.tuples(st.floats(0, 1, exclude_max=True), lengths, st.binary(max_size=9))
 edits = st.lists(edit, min_size=1, max_size=4)
 names = [name for name in pickle.__all__ if name.isupper()]
 constants = [getattr(pickle, name) for name in names]
@@ -378,15 +365,9 @@ plain = st.recursive(
 
 
 def edited(data: bytes, edits) -> bytes:
-    for place, kind, new in edits:
+    for place, length, new in edits:
         at = int(place * len(data))
-        flipped = bytes([data[at] ^ new[0]]) if at < len(data) else b"\0"
-        data = {
-            "flip": data[:at] + flipped + data[at + 1 :],
-            "insert": data[:at] + new + data[at:],
-            "delete": data[:at] + data[at + len(new) :],
-            "cut": data[:at],
-        }[kind]
+        data = data[:at] + new + data[at + length :]
     return data
 
 
@@ -410,16 +391,13 @@ def loads(tmp_path_factory):
         yield loads
 
 
-def fuzz(n_cases):
-    how = {"deadline": None, "database": None, "derandomize": True}
-    return settings(max_examples=n_cases, suppress_health_check=list(HealthCheck), **how)
-
-
+HOW = {"deadline": None, "database": None, "derandomize": True}
+HOW["suppress_health_check"] = list(HealthCheck)
 opcode = opcodes | st.binary(max_size=4) | parts_of_arrays
 
 
 @pytest.mark.timeout(300)
-@fuzz(4000)
+@settings(max_examples=4000, **HOW)
 @given(what=whats, edits=edits, at=st.sampled_from("FPO"), body=st.lists(opcode, max_size=30))
 def test_fuzz(loads, what, edits, at, body):
     """Of the file, of the pickle within, and of its opcodes."""
@@ -431,7 +409,7 @@ def test_fuzz(loads, what, edits, at, body):
     loads(contents[at](), CHECKS[what][1])
 
 
-@fuzz(1200)
+@settings(max_examples=1200, **HOW)
 @given(what=whats, place=st.integers(0, 10**6), new=plain)
 def test_fuzz_the_values(loads, what, place, new):
     """What is saved is loaded, and nothing else."""

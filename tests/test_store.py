@@ -3,16 +3,13 @@
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 
 from llava_lens import checks, pickles, store
-from llava_lens.data import images, prompts
-from tests.conftest import ROOT
+from llava_lens.data import prompts
 from tests.hostile import D_VOCAB, N_LAYERS, PART, RECORD, RUN, save_results
 from tests.test_pickles import assert_same
 
@@ -50,13 +47,20 @@ def test_save_and_load_give_the_same(results, read):
         saved.record("chnia.jpg")
 
 
-def test_the_same_run_goes_on_and_another_is_refused(tmp_path, run):
+def test_the_same_run_goes_on_and_another_is_refused_with_both_values(tmp_path, run):
+    run, own = run | {"chat": "a" * 300}, prompts.as_prompts(["Is it?"])
     store.Results(tmp_path).begin({**run, "top_k": 3})
     store.Results(tmp_path).begin(run)  # there are no records of the other yet
     pickles.save(store.Results(tmp_path).record_path("a.jpg"), {})
     store.Results(tmp_path).begin({**run, "packages": {}})  # of the same run, with other packages
-    with pytest.raises(ValueError, match="top_k: 2 there, 5 now"):
-        store.Results(tmp_path).begin({**run, "top_k": 5})
+    for key, now, message in (
+        ("top_k", 5, "top_k: 2 there, 5 now.* choose another folder"),
+        ("words", "1", "words: 0 there, 1 now"),  # words.json was extended in between
+        ("own_prompts", own, r"own_prompts: \[\] there, .*Is it\?.* now"),
+        ("chat", "b" * 300, "chat: a{100} there, b{100} now"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            store.Results(tmp_path).begin({**run, key: now})
     assert store.Results(tmp_path).run["top_k"] == 2
 
 
@@ -118,25 +122,6 @@ def test_half_a_copy_and_nothing_at_all_are_named(tmp_path, results, run):
     assert (tmp_path / "notes.tmp").exists() and not (tmp_path / "images/a.jpg.pkl.7.tmp").exists()
 
 
-LEFT, RIGHT = (prompts.as_prompts([f"What is {side}?"]) for side in ("left", "right"))
-
-
-@pytest.mark.parametrize(
-    "key, there, now, message",
-    [
-        ("seed", 0, 1, "seed: 0 there, 1 now.* choose another folder"),
-        ("own_prompts", LEFT, RIGHT, r"own_prompts: .*is left\?.* there, .*is right\?.* now"),
-        ("chat", "a" * 300, "b" * 300, r"chat: a{100} there, b{100} now"),
-        ("words", "0", "1", "words: 0 there, 1 now"),  # words.json was extended in between
-    ],
-)
-def test_what_differs_is_named_with_both_values(tmp_path, run, key, there, now, message):
-    pickles.save(tmp_path / "run.pkl", {**run, key: there})
-    pickles.save(store.Results(tmp_path).record_path("a.jpg"), {})
-    with pytest.raises(ValueError, match=message):
-        store.Results(tmp_path).begin({**run, key: now})
-
-
 def test_results_are_found_or_asked_for(tmp_path, run):
     with pytest.raises(FileNotFoundError, match="Make_Analyse"):
         store.Results.find(tmp_path)
@@ -153,14 +138,7 @@ def test_results_are_found_or_asked_for(tmp_path, run):
         store.Results.find(tmp_path / "two").run  # noqa: B018 (a property that raises)
 
 
-def test_mean_over_images_is_of_means_over_positions(results, read):
-    mean = store.Results(results).mean_probability()
-    expected = np.mean([its for _, its in read], axis=0, dtype=float)
-    np.testing.assert_allclose(mean, expected, atol=1e-11)
-    np.testing.assert_allclose(mean.sum(axis=-1), 1, atol=1e-6)
-
-
-def test_a_segment_without_positions_does_not_count(tmp_path, read, run):
+def test_means_are_over_images_with_positions(tmp_path, read, run):
     results, (first, mean), (second, its_mean) = store.Results(tmp_path), *read[:2]
     mean = mean.copy()
     mean[2] = np.nan
@@ -168,10 +146,9 @@ def test_a_segment_without_positions_does_not_count(tmp_path, read, run):
     results.add(first, mean)
     assert results.names == [record["name"] for record in results.records()] == NAMES[:1]
     results.add(second, its_mean)
-    part = store.Results(tmp_path).whole
-    np.testing.assert_allclose(part["sums"][2], its_mean[2], atol=1e-11)
-    assert part["n_images"].tolist() == [2, 2, 1]
-    np.testing.assert_array_equal(store.Results(tmp_path).mean_probability()[2], part["sums"][2])
+    of_all = store.Results(tmp_path).mean_probability()
+    np.testing.assert_allclose(of_all[2], its_mean[2], atol=1e-11)
+    np.testing.assert_allclose(of_all[:2], (mean[:2] + its_mean[:2]) / 2, atol=1e-7)
     with pytest.raises(ValueError, match=f"{second['name']!r} is counted already"):
         results.add(second, its_mean)
 
@@ -228,106 +205,40 @@ def test_deleted_results_are_noticed(tmp_path, read, run):
     assert again.names == store.Results(out.folder).names == NAMES[1:2]
 
 
-def test_other_images_and_annotations_under_the_same_names_are_refused(
-    tmp_path, read, run, photographs
-):
-    """One is replaced by another, one is annotated anew; nothing is deleted."""
-    folder = tmp_path / "results"
-    shutil.copytree(photographs, tmp_path / "images")
-    image_paths = images.find_images(tmp_path / "images")
-    digests = {name: images.digests_of(path, []) for name, path in image_paths.items()}
-    for process, share in ((0, read[:2]), (1, read[2:])):
-        part = store.Results(folder)
-        part.begin(run, process)
-        for record, mean in share:
-            part.add(record | digests[record["name"]], mean)
-    assert len(image_paths) == 3 and store.Results(folder).unread(image_paths, digests) == {}
-    names = list(image_paths)
-    shutil.copy(image_paths[names[1]], image_paths[names[0]])
-    dog = {"category": "dog", "box": [1.0, 2.0, 3.0, 4.0], "crowd": False, "color": None}
-    for name, objects in ((names[0], []), (names[1], [{**dog, "image_size": None}])):
-        digests[name] = images.digests_of(image_paths[name], objects)
-    before = {path: path.read_bytes() for path in folder.rglob("*.pkl")}
-    with pytest.raises(ValueError, match="2 images changed .* Choose another folder") as error:
-        store.Results(folder).unread(image_paths, digests)
-    said = str(error.value)
-    assert f"{names[0]} (image), {names[1]} (annotations)" in said and names[2] not in said
-    assert {path: path.read_bytes() for path in folder.rglob("*.pkl")} == before
-    # Those that are not asked for don't matter.
-    assert store.Results(folder).unread(image_paths, {names[2]: digests[names[2]]}) == {}
+def test_images_and_annotations_that_changed_are_named(results):
+    """Those that are not asked for don't matter."""
+    saved, paths = store.Results(results), dict.fromkeys(NAMES, results)
+    digests = {name: RECORD[name] for name in ("image_digest", "annotations_digest")}
+    assert saved.unread(paths, dict.fromkeys(NAMES, digests)) == {}
+    changed = {NAMES[0]: digests | {"image_digest": "1"}, NAMES[2]: digests}
+    changed[NAMES[1]] = digests | {"annotations_digest": "1"}
+    which = r"china.jpg \(image\), flower.jpg \(annotations\)\. Choose another folder"
+    with pytest.raises(ValueError, match=f"2 images changed after reading into .*: {which}"):
+        saved.unread(paths, changed)
+    assert saved.unread(paths, {NAMES[2]: digests}) == {}
 
 
-HOLDS = """
-import sys, time
-sys.path.insert(0, {root!r})
-from llava_lens.store import Results
-with Results({folder!r}).held():
-    print("held", flush=True)
-    time.sleep(600)
-"""
+def test_a_second_run_in_one_folder_says_so_and_stops(tmp_path, results):
+    own, half = store.Results(tmp_path), tmp_path / "images/x.pkl.7.tmp"
+    message = f"Another run is writing to .*{tmp_path.name}.*wait for its end, or choose another"
+    with pytest.raises(KeyboardInterrupt), own.held():
+        store.Results(results).continue_from()  # it's another folder
+        half.parent.mkdir()
+        half.write_bytes(b"of the other run")
+        with pytest.raises(ValueError, match=message):
+            store.Results(tmp_path).continue_from(results)
+        assert half.exists() and store.Results(tmp_path).names == []  # to read it is no matter
+        raise KeyboardInterrupt
+    store.Results(tmp_path).continue_from(results)
+    assert not half.exists() and store.Results(tmp_path).names == NAMES
 
 
-@pytest.fixture
-def other_run():
-    """Starts another process that holds a folder."""
-    started = []
-
-    def start(folder):
-        code = HOLDS.format(root=str(ROOT), folder=str(folder))
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout.readline() == "held\n"
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def test_a_second_run_in_one_folder_says_so_and_stops(tmp_path, results, other_run):
-    folder = shutil.copytree(results, tmp_path / "results")
-    half = folder / "images/x.pkl.7.tmp"
-    other = other_run(folder)
-    half.write_bytes(b"of the other run")
-    message = f"Another run is writing to .*{folder.name}.*wait for its end, or choose another"
-    with pytest.raises(ValueError, match=message), store.Results(folder).held():
-        pytest.fail("two runs hold it")
-    with pytest.raises(ValueError, match=message):
-        store.Results(folder).continue_from()
-    assert half.exists() and len(store.Results(folder).names) == 3  # to read it is no matter
-    other.kill()
-    other.wait()
-    store.Results(folder).continue_from()
-    assert not half.exists()
-
-
-def test_a_lock_file_that_no_process_holds_is_no_lock_and_no_link(tmp_path):
-    (tmp_path / "lock").write_text("1")
-    with store.Results(tmp_path).held():
-        (tmp_path / "lock").unlink()
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     (tmp_path / "elsewhere").write_text("precious")
     (tmp_path / "lock").symlink_to("elsewhere")
     with pytest.raises(ValueError, match="lock' is a link"), store.Results(tmp_path).held():
         pytest.fail("it is held")
     assert (tmp_path / "elsewhere").read_text() == "precious"
-
-
-def test_a_folder_is_given_back_after_an_error(tmp_path, other_run):
-    with pytest.raises(KeyboardInterrupt), store.Results(tmp_path / "new").held():
-        raise KeyboardInterrupt
-    other_run(tmp_path / "new")
-
-
-def test_a_run_may_hold_its_folder_again_within(tmp_path, results, other_run):
-    own = store.Results(tmp_path)
-    assert own.names == [] and own.unread({"a": tmp_path}) == {"a": tmp_path}
-    with own.held():
-        own.continue_from(results)
-        with pytest.raises(ValueError, match="Another run"):  # it is held still
-            store.Results(tmp_path).continue_from()
-    assert own.names == store.Results(results).names
-    other_run(tmp_path)
 
 
 def test_the_end_of_a_launched_process_gives_nothing_back(tmp_path):
@@ -337,9 +248,8 @@ def test_the_end_of_a_launched_process_gives_nothing_back(tmp_path):
         process.start()
         process.join()
         assert process.exitcode == 0
-        ask = HOLDS.format(root=str(ROOT), folder=str(tmp_path))
-        done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
-        assert "Another run is writing" in done.stderr
+        with pytest.raises(ValueError, match="Another run"):
+            store.Results(tmp_path).continue_from()
 
 
 # ---- What others made ---------------------------------------------------------------------------

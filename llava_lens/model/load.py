@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
 
-from llava_lens.kaggle import on_kaggle, probe_gpus
+from llava_lens.kaggle import on_kaggle
 from llava_lens.kinds import DEFAULT_KINDS, MADE_KINDS, question_of
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
 from llava_lens.model.run import encode_prompts, has_template, patches_along
@@ -73,11 +73,6 @@ class Settings:
         require(self.quantize in (None, "4bit"), wrong)
         missing = "quantize needs bitsandbytes: pip install bitsandbytes==0.50.2, then restart."
         require(not self.quantize or find_spec("bitsandbytes"), missing)
-        if self.device not in (None, "cpu"):
-            n_gpus = len(probe_gpus()["gpus"])
-            usable = ["cuda"] * (n_gpus > 0) + [f"cuda:{gpu}" for gpu in range(n_gpus)]
-            sees = f"device is {self.device!r}, and torch sees {n_gpus} GPUs here"
-            require(self.device in usable, f"{sees}: set it to one of {['None', 'cpu', *usable]}.")
 
 
 def _empty_llava(config: LlavaConfig, dtype: str, quantize: str | None) -> tuple:
@@ -119,12 +114,12 @@ def device_map_for(config, dtype: str, free: list[int], quantize: str | None) ->
     )
 
 
-def copies_that_fit(settings: Settings) -> int:
-    """How many processes can share the images: on so many GPUs the model has room; at least 1.
-    Raises ValueError as `load_llava` does."""
+def copies_that_fit(settings: Settings, gpus: list[dict]) -> int:
+    """How many processes can share the images: on so many of `gpus` (`kaggle.probe_gpus`) the model
+    has room; at least 1. Raises ValueError as `load_llava` does."""
     config = _llava_config(settings.model)
     _, weights = _empty_llava(config, settings.dtype, settings.quantize)
-    return max(1, sum(weights + HEADROOM <= gpu["free"] for gpu in probe_gpus()["gpus"]))
+    return max(1, sum(weights + HEADROOM <= gpu["free"] for gpu in gpus))
 
 
 def _llava_config(model: str) -> LlavaConfig:

@@ -128,11 +128,10 @@ def test_no_room_is_said_in_numbers(config, quantize, free, message):
         (dict(dtype="float16", quantize="4bit"), [1.25 * GIB + 400_000] * 2, 2),
     ],
 )
-def test_as_many_copies_as_have_room(llava_folder, monkeypatch, settings, free, copies):
+def test_as_many_copies_as_have_room(llava_folder, settings, free, copies):
     gpus = [{"free": one} for one in free]
-    monkeypatch.setattr(load, "probe_gpus", lambda: {"gpus": gpus})
     settings = load.Settings(str(llava_folder), **{"dtype": "float32"} | settings)
-    assert load.copies_that_fit(settings) == copies
+    assert load.copies_that_fit(settings, gpus) == copies
 
 
 # ---- Checkpoints that lack something ------------------------------------------------------------
@@ -237,7 +236,7 @@ def test_a_config_that_is_no_llavas_is_refused_by_name(tmp_path, no_weights, con
         load.load_llava(tmp_path)
     assert str(tmp_path) in str(refused.value)
     with pytest.raises(ValueError, match=message):
-        load.copies_that_fit(load.Settings(str(tmp_path)))
+        load.copies_that_fit(load.Settings(str(tmp_path)), [])
 
 
 SMALL = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
