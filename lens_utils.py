@@ -6,7 +6,6 @@ Visualise_Analyse: prepare, open_results, tabulate.
 
 import difflib
 import os
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +22,10 @@ from llava_lens.data.images import digests_of, find_images
 from llava_lens.data.prompts import as_prompts
 from llava_lens.figures.explorer import Inline, index_entry, show
 from llava_lens.store import Results
-from llava_lens.text import require
+from llava_lens.text import check_number, count_of, require
 
 # torch reads this when it is imported: spinning idle threads made reading up to 50 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-STARTED = time.monotonic()  # of the session, from which `hours` are counted
 DEMO, HUB = "demo/model", "llava-hf/llava-1.5-7b-hf"
 prepare = kaggle.prepare_kaggle
 
@@ -46,15 +44,14 @@ def load_images(folder=None, limit: int | None = None) -> Images:
     Without a folder: Kaggle's attached data set, or the demo's scenes. With `limit` only the first
     so many images. Raises ValueError for a bad `limit`, FileNotFoundError where there is no image.
     """
-    wrong = f"limit is {limit!r}: it must be None or a whole number of 1 or more."
-    require(limit is None or type(limit) is int and limit >= 1, wrong)
+    check_number("limit", limit)
     folder = Path(folder or (find_data_set() if kaggle.on_kaggle() else "demo/scenes"))
     everything = find_images(folder)
     annotations = annotate(folder, everything)
     paths = dict(list(everything.items())[:limit])
     annotated, problems = len(annotations.objects.keys() & paths.keys()), annotations.problems
     known = f"{annotated} of them annotated with {len(annotations.categories)} categories"
-    print(f"{len(paths)} images under {folder}, {known}")
+    print(f"{count_of(len(paths), 'image')} under {folder}, {known}")
     if annotations.files:
         print(annotations.files)
     for problem in problems[:20] + [f"{len(problems) - 20} more"] * (len(problems) > 20):
@@ -69,7 +66,8 @@ def analyse(images, results="results", processes=None, hours=None, go_on_from=No
     that was stopped goes on from what is there. Raises ValueError, which names it, for a setting or
     a folder that can't be used, and what `read_images` raises.
     """
-    settings["deadline"] = STARTED + 3600 * (8.0 if hours is None else hours)
+    settings["deadline"] = kaggle.deadline_after(8.0 if hours is None else hours)
+    check_number("processes", processes)
     settings, gpus = _settings_and_gpus(settings, "results", "processes", "hours", "go_on_from")
     from accelerate import notebook_launcher
 
@@ -78,7 +76,7 @@ def analyse(images, results="results", processes=None, hours=None, go_on_from=No
 
     to_read = _unread(images, results, go_on_from)
     print(f"{len(to_read)} of {len(images.paths)} images are to be read into {results}")
-    if not processes:
+    if processes is None:
         processes = 1 if settings.device else copies_that_fit(settings, gpus)
     arguments = images.paths, images.annotations, results, settings, show
     with Results(results).held():
@@ -95,6 +93,7 @@ def look(image, question, other=None, folder=None, **settings) -> Inline:
     of `other` (None: a plain grey image) are patched in for the route. `settings` are `analyse`'s.
     The model is kept. Only the page is saved, into a `folder`. Raises what `read_one` raises.
     """
+    require("prompts" not in settings, "look has no prompts: `question` is one text, or several.")
     questions = list(question) if isinstance(question, (list, tuple)) else [question]
     settings = {"knockout": False, **settings, "prompts": questions}
     settings, _ = _settings_and_gpus(settings, "other", "folder")
@@ -143,7 +142,7 @@ def what_was_saved(results, images: Images) -> None:
     sizes = [out.record_path(name).stat().st_size / 1e6 for name in out.names]
     each = sum(sizes) / max(1, len(sizes))
     print(f"Results are in {out.folder.resolve()}")
-    print(f"{len(sizes)} images read, {sum(sizes):.1f} MB of records, {each:.2f} MB per image")
+    print(f"{count_of(len(sizes), 'image')} read, {sum(sizes):.1f} MB, {each:.2f} MB per image")
     for name, reason in out.skipped.items():
         print(f"skipped {name}: {reason}")
     if others := sorted(set(out.names) - images.paths.keys()):
@@ -159,7 +158,7 @@ def open_results(folder=None) -> Results:
     """
     results = Results.find(folder or (kaggle.KAGGLE_INPUT if kaggle.on_kaggle() else "results"))
     model = f"{results.run['model']} ({schema.weights_label(results.run)})"
-    print(f"{len(results.names)} images read with {model}, results in {results.folder}")
+    print(f"{count_of(len(results.names), 'image')} read with {model}, in {results.folder}")
     return results
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from llava_lens.text import require
 
 KAGGLE_INPUT = Path("/kaggle/input")
+STARTED = time.monotonic()  # of the session, from which hours are counted
 # Kaggle's image has an older transformers.
 PIP_LENS = ["transformer-lens==4.3.0", "transformers==5.24.0"]
 PIP_4BIT = ["bitsandbytes==0.50.2"]
@@ -43,6 +45,13 @@ def data_sets() -> list[Path]:
     """The folders of attached data sets: `<slug>` or `datasets/<owner>/<slug>`."""
     paths = sorted([*KAGGLE_INPUT.glob("*"), *KAGGLE_INPUT.glob("datasets/*/*")])
     return [path for path in paths if path.is_dir() and path != KAGGLE_INPUT / "datasets"]
+
+
+def deadline_after(hours: float) -> float:
+    """`time.monotonic()` when so many hours of the session are over. Raises ValueError."""
+    wrong = f"hours is {hours!r}: it must be a number of 0 or more."
+    require(type(hours) in (int, float) and hours >= 0, wrong)
+    return STARTED + 3600 * hours
 
 
 def probe_gpus() -> dict:

@@ -131,7 +131,7 @@ def load(path, check: Callable | None = None):
     it can't be read; ValueError, which names it, if it is no plain file, is damaged, holds anything
     but plain values, or if `check` raises."""
     what = "is damaged, of another release, or no result of this project"
-    with _named(path, what, "get it again or delete it"):
+    with _named(path, what, "get it again, or read the images into another folder"):
         with explained(path, "change its permissions, or get it again"):
             check_file(path, MOST_BYTES, follow_links=False)
             packed = Path(path).read_bytes()

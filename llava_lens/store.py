@@ -60,8 +60,12 @@ class Results:
 
     @cached_property
     def run(self) -> dict:
-        """`run.pkl` (RUN). Raises ValueError if it is damaged or of another format version."""
-        return load(self.folder / "run.pkl", check_run)
+        """`run.pkl` (RUN). Raises ValueError if it is missing, damaged or of another format."""
+        half = "perhaps half of a copy: get it again, set go_on_from as before, or choose another."
+        try:
+            return load(self.folder / "run.pkl", check_run)
+        except FileNotFoundError as error:
+            raise ValueError(f"{self._named} is a folder without run.pkl, {half}") from error
 
     @cached_property
     def whole(self) -> dict:
@@ -171,9 +175,8 @@ class Results:
         if not self._pickles("images") + self._pickles("parts"):
             return
         remedy = "choose another folder, or delete what is in this one."
-        half = "records but no run.pkl, perhaps half of a copy: set go_on_from as before"
-        require(self.started, f"{self._named} holds {half}, {remedy}")
-        before = load(self.folder / "run.pkl", check_run)
+        self._forget("run")  # another process may have written since
+        before = self.run
         for key in sorted(run.keys() - {"packages", "last_layer_jsd"}):
             there, now = str(before[key]), str(run[key])
             another = f"results of another run ({key}: {there[:100]} there, {now[:100]} now)"

@@ -11,6 +11,12 @@ def require(holds, what: str) -> None:
         raise ValueError(what)
 
 
+def check_number(name: str, value) -> None:
+    """Raise ValueError unless a parameter is None or a whole number of 1 or more."""
+    wrong = f"{name} is {value!r}: it must be None or a whole number of 1 or more."
+    require(value is None or type(value) is int and value >= 1, wrong)
+
+
 def is_text(value) -> bool:
     """Whether `value` is a plain string, is not blank, and can be written as UTF-8."""
     try:

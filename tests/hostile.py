@@ -151,7 +151,7 @@ def write(folder, pickled: bytes):
 def refused(path, check=lambda value: None, why=""):
     """Assert that the file is refused with the one error that names it."""
     what = r"file\.pkl.* is damaged, of another release, or no result of this project "
-    with pytest.raises(ValueError, match=rf"{what}\(.*(?:{why}).*get it again or delete it"):
+    with pytest.raises(ValueError, match=rf"{what}\(.*(?:{why}).*get it again, or read"):
         pickles.load(path, check)
 
 

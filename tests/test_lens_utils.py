@@ -111,12 +111,12 @@ def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
     lens.analyse(mine, tmp_path / "results", **settings, quantize="4bit")
     lens.what_was_saved(tmp_path / "results", mine)
     said = capsys.readouterr().out
-    assert "1 images read" in said and "skipped aaa_broken.jpg: " in said
+    assert "1 image read" in said and "skipped aaa_broken.jpg: " in said
     lens.what_was_saved(folder, mine)
     said = capsys.readouterr().out
     assert "2 images there are not under" in said and "china.jpg" in said
     run = lens.open_results(tmp_path / "results").run
-    assert "(float32, 4 bit), results in" in capsys.readouterr().out
+    assert "(float32, 4 bit), in " in capsys.readouterr().out
     assert run["quantize"] == "4bit" and run["last_layer_jsd"] <= 1e-5
     (prompt,) = Results(tmp_path / "results").record("flower.jpg")["prompts"]
     assert (prompt["kind"], prompt["question"]) == ("own", "What is it?")
@@ -137,6 +137,12 @@ def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
         ({"tok_k": 5, "model": "demo"}, "There is no setting 'tok_k': the nearest is 'top_k'"),
         ({"prosesses": 2}, "There is no setting 'prosesses': the nearest is 'processes'"),
         ({"route": "False"}, "route is 'False': it must be True or False"),
+        (
+            {"processes": "two"},
+            "processes is 'two': it must be None or a whole number of 1 or more",
+        ),
+        ({"hours": "8"}, "hours is '8': it must be a number of 0 or more"),
+        ({"hours": -1}, "hours is -1: it must be a number of 0 or more"),
     ],
 )
 def test_bad_settings_are_named(whole, llava_folder, tmp_path, settings, message, monkeypatch):
@@ -149,6 +155,8 @@ def test_bad_settings_are_named(whole, llava_folder, tmp_path, settings, message
 def test_a_misspelt_setting_of_look_is_named():
     with pytest.raises(ValueError, match="no setting 'foldr': the nearest is 'folder'"):
         lens.look("none.jpg", "?", model="none", foldr="pages")
+    with pytest.raises(ValueError, match="look has no prompts"):
+        lens.look("none.jpg", "?", prompts=["Is there a dog?"])
 
 
 @pytest.mark.parametrize(

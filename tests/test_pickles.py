@@ -132,7 +132,9 @@ def test_a_format_with_a_memo_is_refused_with_what_to_do(tmp_path):
     assert "run.pkl' is damaged, of another release" in said and "\n" not in said
     assert f"format version is an older one, this release reads {schema.FORMAT_VERSION}" in said
     assert "read the images again with Make_Analyse.ipynb, or take the release that made" in said
-    assert said.count(". ") == 0 and said.endswith("get it again or delete it.")
+    assert said.count(". ") == 0 and said.endswith(
+        "get it again, or read the images into another folder."
+    )
 
 
 # ---- Code ---------------------------------------------------------------------------------------
@@ -381,7 +383,7 @@ def loads(tmp_path_factory):
         try:
             pickles.load(path, check)
         except ValueError as error:
-            assert "file.pkl" in str(error) and "get it again or delete it" in str(error)
+            assert "file.pkl" in str(error) and "get it again, or read" in str(error)
             assert len(str(error)) < 1000
             return False
         return True

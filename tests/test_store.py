@@ -114,8 +114,11 @@ def test_only_what_is_counted_is_read_and_what_is_counted_must_be_there(tmp_path
 def test_half_a_copy_and_nothing_at_all_are_named(tmp_path, results, run):
     shutil.copytree(results / "images", tmp_path / "images")
     half = store.Results(tmp_path)
-    with pytest.raises(ValueError, match="holds records but no run.pkl"):
-        half.begin(run)
+    shutil.copytree(results / "parts", tmp_path / "parts")
+    without = "is a folder without run.pkl, perhaps half of a copy: get it again, set go_on_from"
+    for use in (lambda: half.begin(run), lambda: half.names):
+        with pytest.raises(ValueError, match=without):
+            use()
     (tmp_path / "notes.tmp").touch()
     (tmp_path / "images/a.jpg.pkl.7.tmp").touch()
     half.continue_from()
