@@ -176,9 +176,10 @@ def plot_knockout(table: pd.DataFrame, run: dict):
     """From `knockouts`, a panel per kind of prompt: the mean change of P(answer) by cut with 95 %
     intervals, in windows of blocks at their centres, and in all blocks at once at `all`."""
     curves, every = knockout_curves(table), run["n_layers"] + 1
+    cuts = {cut: look for cut, look in CUTS.items() if cut in set(table["cut"])}
     figure, axes = style.panels(len(curves), 2.7, "mean change of P(answer)")
     for axis, (kind, curve) in zip(axes, curves.items(), strict=True):
-        for place, (cut, (name, color, marker)) in enumerate(CUTS.items()):
+        for place, (cut, (name, color, marker)) in enumerate(cuts.items()):
             rows = curve[curve["cut"] == cut]
             in_windows, in_all = rows[rows["layer"] < every], rows[rows["layer"] == every]
             points = {"marker": marker, "markersize": 5, "zorder": 9 - place}
@@ -248,7 +249,7 @@ def plot_gallery(results: Results, table: pd.DataFrame, layer: int, n: int = 3):
 def plot_presence(table: pd.DataFrame):
     """ROC curves for present against absent categories, from `category_confidence`, and as a point
     with 95 % intervals the model's own answers."""
-    figure, axis = plt.subplots(figsize=(5.6, 5.2))
+    figure, axis = plt.subplots(figsize=(5.6, 6.2))
     asked = table.dropna(subset="said_yes")
     curves = {
         "largest P(word) in the patches": (table, "confidence", "-", style.BLUE, 1.5),
@@ -274,5 +275,5 @@ def plot_presence(table: pd.DataFrame):
     axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axis.set_xlabel("share of absent categories taken for present")
     axis.set_ylabel("share of present categories found")
-    axis.legend(fontsize=8, loc="lower right")
+    style.legend_below(figure, axis, columns=1)
     return figure

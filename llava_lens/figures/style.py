@@ -25,7 +25,9 @@ WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi
 BLUE, ORANGE, GREEN, YELLOW, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7"
 GREY = "0.6"
 DPI, FOOT = 150, 26  # of saved figures, which are 10 inches wide; pixels below for the model
-COLOURS, MARKERS = sns.color_palette("colorblind"), "osD^vPX*<>"  # ten of each
+# Ten of each; the palette's sixth colour is like its second, so it comes late.
+COLOURS = [sns.color_palette("colorblind")[at] for at in (0, 1, 2, 3, 4, 9, 7, 8, 5, 6)]
+MARKERS = "osD^vPX*<>"
 # Over a photograph: what is hardly probable is hardly seen.
 OVERLAY = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 1, 256)), "overlay")
 OVERLAY.colors[:, 3] = np.linspace(0, 0.85, 256)

@@ -240,6 +240,6 @@ def test_the_roc_curve_is_scikit_learns_and_the_answers_are_a_point():
     few, yes = present[:20], yes[:20]
     (point,) = (line for line in lines if line.get_marker() == "D")
     np.testing.assert_allclose(point.get_xydata(), [[yes[~few].mean(), yes[few].mean()]])
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     area = sklearn.metrics.roc_auc_score(present, confidence)
     assert f"AUROC {area:.2f} (" in labels[0] and " to " in labels[0]
