@@ -3,7 +3,10 @@
 import re
 
 import pytest
+from PIL import Image
 
+from llava_lens.data.annotations import annotate
+from llava_lens.data.images import find_images
 from tests.conftest import ROOT
 
 READMES = [ROOT / "README.md", ROOT / "README.ru.md"]
@@ -87,3 +90,13 @@ def test_sentences_are_counted_as_they_are_read():
     page = "# Head\n\nOne (Li et al., arXiv 2305.10355). *Two*\nis `a b. C` long.\n- three: 0.5 %\n"
     said = ["One (Li et al., arXiv 2305.10355).", "Two is code long.", "three: 0.5 %"]
     assert sentences_of(page + table) == said
+
+
+def test_the_annotations_of_the_docs_are_read(tmp_path):
+    shown = (ROOT / "docs/method.md").read_text("utf-8")
+    (tmp_path / "mine.json").write_text(re.search(r"```json\n(.*?)```", shown, re.DOTALL)[1])
+    Image.new("RGB", (640, 480)).save(tmp_path / "street.jpg")
+    found = annotate(tmp_path, find_images(tmp_path))
+    (objects,) = found.objects.values()
+    assert [item["category"] for item in objects] == ["car", "dog"] and not found.problems
+    assert objects[0]["color"] == "red" and objects[1]["box"] == [300, 180, 60, 50]
