@@ -94,15 +94,14 @@ def interval(
     return np.stack([middle - reach, middle + reach]) / scale
 
 
-def with_interval(value: float, ends: np.ndarray, show: Callable[[float], str]) -> str:
+def with_interval(value: float, ends: np.ndarray, show: Callable[[float], str], of="") -> str:
     """`6 (5 to 7)`: a statistic with its `interval`, each written by `show`. Too few images have
-    no interval."""
+    no interval. What it is `of` stands there too: `6 (5 to 7, 20 images)`, `6 (1 image)`."""
     if np.isnan(value):
         return "not known"
     low, high = ends
-    if np.isnan(low):
-        return f"{show(value)} (no interval)"
-    return f"{show(value)} ({show(low)} to {show(high)})"
+    between = "" if np.isnan(low) else f"{show(low)} to {show(high)}"
+    return f"{show(value)} ({', '.join(filter(None, [between, of])) or 'no interval'})"
 
 
 def signed_rank(differences: np.ndarray, alternative: str = "two-sided") -> float:
