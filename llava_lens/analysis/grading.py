@@ -16,15 +16,18 @@ def is_right(kind: str, answer: str, truth: str, categories: Iterable[str] = ())
     truth without a term, as with own prompts, is compared as text. An empty answer can't be graded.
     Source of the double words: CHAIR (Rohrbach et al., arXiv 1809.02156).
     """
-    if not plain(answer).rstrip("."):
+    answered, wanted = (plain(text).rstrip(".") for text in (answer, truth))
+    if not answered:
         return None
+    if answered == wanted:
+        return True
     meanings = _names(tuple(categories)) if KINDS[kind].about_objects else KINDS[kind].meanings
     true = meant(kind, truth, meanings)
     if true is None and KINDS[kind].about_objects:
         true = plain(truth)
         meanings = meanings | dict.fromkeys(names_of(truth), true)
     if true is None:
-        return plain(answer).rstrip(".") == plain(truth).rstrip(".")
+        return False
     first_sentence = re.split(r"[.!?](?!\d)|\n", answer.strip())[0]  # the point of 2.5 ends none
     said = meant(kind, first_sentence, meanings)
     # Light decides between white and gray.

@@ -59,6 +59,7 @@ CASES = {
     ("object", "temple", False): ["A dog", "A dog near a temple"],
     ("object", "temple", None): ["", "A building"],
     ("object", "puppy", True): ["A dog"],
+    ("object", "C++", True): ["C++."],
     ("object", "train tracks", True): ["Train tracks"],
     ("colour", "teal", None): [""],
     ("description", "dog", False): ["A dog"],
