@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.stats import interval, kl_bits
+from llava_lens.analysis.stats import TINY, interval
 from llava_lens.kinds import KINDS
 from llava_lens.schema import SEGMENTS, layer_numbers
 
@@ -94,7 +94,8 @@ def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
     rows = []
     for segment, mean in zip(SEGMENTS, mean_probability, strict=True):
         if mean.any():  # a run of one-token answers has no answer positions
-            bias = kl_bits(mean[-1], mean)
+            p, q = np.maximum(mean[-1], TINY), np.maximum(mean, TINY)
+            bias = (p * np.log2(p / q)).sum(-1)
             rows += zip([segment] * len(bias), layer_numbers(run), bias, strict=True)
     return pd.DataFrame(rows, columns=["segment", "layer", "bias"])
 

@@ -140,10 +140,7 @@ def where_taken(run: dict, knocked: pd.DataFrame) -> list[dict]:
 def window_of_use(more: np.ndarray) -> tuple[int, str, float, np.ndarray]:
     """The window in which `more` `[image, window]` is most in the mean, the outcome, p and the
     interval there, for how much more P falls without the object's patches than without as many
-    others. p and the interval allow for the choice of the window (Bonferroni).
-
-    Two tests must agree: Wilcoxon's, one-sided, and the interval of the mean, above LEAST_LOSS.
-    """
+    others. Both allow for the choice of the window (Bonferroni), and both must agree."""
     n_windows, best = more.shape[1], int(more.mean(axis=0).argmax())
     p = min(1, n_windows * stats.signed_rank(more[:, best], "greater"))
     ends = stats.interval(more, n_chosen_from=n_windows)[:, best].clip(-1, 1)
@@ -160,10 +157,8 @@ NO_OBJECT += "and objects that fill it"
 
 
 def own_words(run: dict, grounded: pd.DataFrame) -> list[dict]:
-    """Whether an object's own word marks its patches: in all, then against each of COMPARED_WITH.
-
-    It does where it does against all of them.
-    """
+    """Whether an object's own word marks its patches: in all, which is against all of
+    COMPARED_WITH, then against each."""
     if grounded.empty:
         sentence = f"Not tested: {NO_OBJECT}."
         return [finding(OWN, "all controls", NOT_TESTED, sentence, n=0)]

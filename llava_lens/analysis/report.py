@@ -15,15 +15,7 @@ from llava_lens.analysis.presence import presence_table
 from llava_lens.analysis.stats import LEAST_LIKELY, MIN_IMAGES, interval, with_interval
 from llava_lens.kinds import KINDS
 from llava_lens.schema import DEMO_NOTE, SEGMENTS, layer_label, weights_label
-from llava_lens.text import (
-    as_code,
-    count_of,
-    interval_ends,
-    markdown_table,
-    one_decimal,
-    percent,
-    two_decimals,
-)
+from llava_lens.text import as_code, count_of, interval_ends, markdown_table, percent, two_decimals
 
 NO_WINDOW = f"Not tested: attention was not cut, or no kind of question has {MIN_IMAGES} images "
 NO_WINDOW += "in which the object is known, is no crowd, and fills at most half of the image."
@@ -113,7 +105,7 @@ def _bias(run: dict, tables) -> str:
         return ""
     return (
         f" Up to layer {layer_label(run, far.max())} the lens's mean prediction is over 1 bit from "
-        f"the last layer's ({one_decimal(bias.max())} bits at most). Only a difference from a "
+        f"the last layer's ({count_of(bias.max(), 'bit')} at most). Only a difference from a "
         "control tells something there."
     )
 
