@@ -42,7 +42,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from tiny_llava import make_llava  # noqa: E402
 
-from llava_lens.analysis.stats import auroc, settling_layer  # noqa: E402
+from llava_lens.analysis.stats import auroc, stays_from  # noqa: E402
 from llava_lens.data.annotations import annotate  # noqa: E402
 from llava_lens.data.crop import objects_in_crop
 from llava_lens.data.images import find_images, open_image
@@ -644,7 +644,7 @@ def print_report(answers: dict, per_layer: dict) -> None:
         print_row(kind, 100 * per_layer[kind].mean(1))
     print("... and stays so up to the last layer (has settled), %")
     for kind in WORDS:
-        settling = settling_layer(np.where(per_layer[kind], 1, 0))
+        settling = stays_from(np.asarray(per_layer[kind], bool))
         print_row(kind, [100 * np.mean(settling <= layer) for layer in layers])
     print(
         "AUROC of P(an object's own word): patches in its box against all others, mean of objects"

@@ -1,8 +1,9 @@
 """All that a kind of question is: one entry of KINDS. Its candidates are in `data/prompts.py`."""
 
+import re
 from typing import NamedTuple
 
-from llava_lens.words import WORDS, is_plural, plural_of, with_article
+from llava_lens.words import WORDS, is_plural, plain, plural_of, with_article
 
 # LLaVA-1.5's conversation format (the image stands before the question), and the line that it was
 # trained to answer in a word.
@@ -82,3 +83,15 @@ def question_of(kind: str, **words: str) -> str:
     made = {"categories": plural_of(noun), "a_category": with_article(noun)}
     made |= {"is_or_are": verb, "Is_or_Are": verb.capitalize()}
     return KINDS[kind].template.format(**made, **words)
+
+
+def meant(kind: str, text: str, meanings: dict[str, str]) -> str | None:
+    """What `text` says in the terms of `meanings`, None where it says none, or several at once."""
+    terms = "|".join(map(re.escape, sorted(meanings, key=len, reverse=True)))
+    if not terms:
+        return None
+    # A term is no part of a word ("colored"), nor of a number: 2 and 5 of 2.5, 1 of 1,000.
+    whole = rf"\b(?<!\d[.,])(?:{terms})\b(?![.,]\d)"
+    found = [meanings[term] for term in re.findall(whole, plain(text)) if meanings[term]]
+    one = KINDS[kind].takes_first or len(set(found)) == 1
+    return found[0] if found and one else None

@@ -11,7 +11,7 @@ import pandas as pd
 from llava_lens.analysis.causal import UNKNOWN, route_layers_of
 from llava_lens.analysis.curves import SERIES_IN_BITS, repeat_over_layers
 from llava_lens.analysis.grading import is_right
-from llava_lens.analysis.stats import TINY, best_rival, readable_layer, settling_layer
+from llava_lens.analysis.stats import TINY, best_rival, readable_layer, stays_from
 from llava_lens.files import write_whole
 from llava_lens.schema import layer_numbers
 from llava_lens.text import require
@@ -136,7 +136,7 @@ def _token_row(prompt: dict, token: int, run: dict) -> tuple[dict, dict]:
         "token": token,
         "token_id": int(token_id),
         "token_label": run["tokens"][token_id],
-        "settling_layer": int(numbers[settling_layer(rank)]),
+        "settling_layer": int(numbers[stays_from(rank == 1)]),
         "readable_layer": int(numbers[readable_layer(margin, prob)]),
         **(route_layers_of(prompt, run) if at_word else UNKNOWN),
     }

@@ -112,7 +112,7 @@ def window_centres(run: dict) -> np.ndarray:
 
 def knockout_curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The mean change by cut (`layer_curve` of `knockouts`), for each kind of prompt there is."""
-    return curves_by_kind(table, "change", "cut")
+    return curves_by_kind(table, "change", "cut", "change")
 
 
 def changes_by_window(table: pd.DataFrame, run: dict, cut: str) -> pd.DataFrame:

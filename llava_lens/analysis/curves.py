@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from llava_lens.analysis.stats import interval, kl_bits
+from llava_lens.analysis.stats import TINY, interval
 from llava_lens.kinds import KINDS
 from llava_lens.schema import SEGMENTS, layer_numbers
 
@@ -59,15 +59,15 @@ def per_image(table: pd.DataFrame, column: str, by: str = "layer") -> pd.DataFra
     return table.groupby(["image", by])[column].mean().unstack(by).astype(float)
 
 
-def layer_curve(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
+def layer_curve(table: pd.DataFrame, column: str, by: str, of: str = "mean") -> pd.DataFrame:
     """The `mean` of `column` over images per group and `layer` (number), with its `interval` `low`
-    and `high`. A layer without values is left out: the first has no JSD to the layer before."""
+    and `high`, `of` a mean or a change. A layer without values is left out, as the first of JSD."""
     curves = [pd.DataFrame(columns=[by, "layer", "mean", "low", "high"])]
     for group, rows in table.groupby(by, sort=False):
         values = per_image(rows, column).dropna(how="all").dropna(axis=1, how="all")
         if values.empty:
             continue
-        low, high = interval(values.to_numpy())
+        low, high = interval(values.to_numpy(), of)
         mean = values.mean().to_numpy()
         curve = {by: group, "layer": values.columns, "mean": mean, "low": low, "high": high}
         curves.append(pd.DataFrame(curve))
@@ -80,9 +80,9 @@ def split_by_kind(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {kind: table[table["kind"] == kind] for kind in kinds}
 
 
-def curves_by_kind(table: pd.DataFrame, column: str, by: str) -> dict[str, pd.DataFrame]:
-    """`layer_curve` for each kind of prompt that there is."""
-    return {kind: layer_curve(rows, column, by) for kind, rows in split_by_kind(table).items()}
+def curves_by_kind(table: pd.DataFrame, *of_curve: str) -> dict[str, pd.DataFrame]:
+    """`layer_curve` for each kind of prompt that there is, with what it takes beside the table."""
+    return {kind: layer_curve(rows, *of_curve) for kind, rows in split_by_kind(table).items()}
 
 
 def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
@@ -94,7 +94,8 @@ def bias_curve(mean_probability: np.ndarray, run: dict) -> pd.DataFrame:
     rows = []
     for segment, mean in zip(SEGMENTS, mean_probability, strict=True):
         if mean.any():  # a run of one-token answers has no answer positions
-            bias = kl_bits(mean[-1], mean)
+            p, q = np.maximum(mean[-1], TINY), np.maximum(mean, TINY)
+            bias = (p * np.log2(p / q)).sum(-1)
             rows += zip([segment] * len(bias), layer_numbers(run), bias, strict=True)
     return pd.DataFrame(rows, columns=["segment", "layer", "bias"])
 

@@ -125,14 +125,13 @@ def where_taken(run: dict, knocked: pd.DataFrame) -> list[dict]:
         best, outcome, p, ends = window_of_use(control - own)
         peak, value = stats.peak_range(control - own), (control - own)[:, best].mean()
         where = "blocks {} to {}".format(*windows[best])
-        if peak is None:
-            where += ", but no window in particular"
-        elif peak[0] != peak[1]:
+        rest = "" if peak or outcome == NOT_SHOWN else " No window stands out."
+        if peak and peak[0] != peak[1]:
             where += f" (or another window of {windows[peak[0]][0]} to {windows[peak[1]][1]})"
         by = f"by {stats.with_interval(value, ends, two_decimals)} in {where}"
         says = {SHOWN: f" {by}", UNDECIDED: f": undecided, {by}"}
         says = says.get(outcome, ": not shown in any window")
-        sentence = f"{KINDS[kind].title.capitalize()}{says}, on {n} images (p = {p:.2g})."
+        sentence = f"{KINDS[kind].title.capitalize()}{says}, on {n} images (p = {p:.2g}).{rest}"
         numbers = {"value": value, "low": ends[0], "high": ends[1], "n": n, "p": p}
         found.append(finding(WINDOW, kind, outcome, sentence, **numbers))
     return found
@@ -141,10 +140,7 @@ def where_taken(run: dict, knocked: pd.DataFrame) -> list[dict]:
 def window_of_use(more: np.ndarray) -> tuple[int, str, float, np.ndarray]:
     """The window in which `more` `[image, window]` is most in the mean, the outcome, p and the
     interval there, for how much more P falls without the object's patches than without as many
-    others. p and the interval allow for the choice of the window (Bonferroni).
-
-    Two tests must agree: Wilcoxon's, one-sided, and the interval of the mean, above LEAST_LOSS.
-    """
+    others. Both allow for the choice of the window (Bonferroni), and both must agree."""
     n_windows, best = more.shape[1], int(more.mean(axis=0).argmax())
     p = min(1, n_windows * stats.signed_rank(more[:, best], "greater"))
     ends = stats.interval(more, n_chosen_from=n_windows)[:, best].clip(-1, 1)
@@ -156,15 +152,15 @@ def window_of_use(more: np.ndarray) -> tuple[int, str, float, np.ndarray]:
 
 OWN = "own word marks its object"
 THERE = "patches tell what is there"
+NO_OBJECT = "no image's crop has an object whose category has a word of one token, but for crowds "
+NO_OBJECT += "and objects that fill it"
 
 
 def own_words(run: dict, grounded: pd.DataFrame) -> list[dict]:
-    """Whether an object's own word marks its patches: in all, then against each of COMPARED_WITH.
-
-    It does where it does against all of them.
-    """
+    """Whether an object's own word marks its patches: in all, which is against all of
+    COMPARED_WITH, then against each."""
     if grounded.empty:
-        sentence = "Not tested: no object is in the images."
+        sentence = f"Not tested: {NO_OBJECT}."
         return [finding(OWN, "all controls", NOT_TESTED, sentence, n=0)]
     found = [_above(run, grounded, name) for name in COMPARED_WITH]
     outcomes = {each["outcome"] for each in found}
@@ -235,14 +231,13 @@ def present_or_absent(confident: pd.DataFrame) -> list[dict]:
         f"{claim}. One category at a time, over images, the AUROC of the largest P(word) is "
         f"{stats.with_interval(area, (low, high), two_decimals)}. "
     )
-    if n:
-        sentence += (
-            f"Within {count_of(n, 'image')}, P(word) of what is there is {_times(above)} that of "
-            f"absent categories of the same scene. Theirs is {_times(scene)} that of absent "
-            "categories drawn at random."
-        )
+    if np.isnan(above).any():
+        sentence += "Not known within images: too few have absent categories of the same scene."
     else:
-        sentence += "No image has absent categories of the same scene."
+        sentence += f"Within {count_of(n, 'image')}, P(word) of what is there is {_times(above)} "
+        sentence += "that of absent categories of the same scene."
+    if not np.isnan([above, scene]).any():
+        sentence += f" Theirs is {_times(scene)} that of absent categories drawn at random."
     numbers = {"value": area, "low": low, "high": high, "n": confident["image"].nunique()}
     return [finding(THERE, "all categories", outcome, sentence, **numbers)]
 

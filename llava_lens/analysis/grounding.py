@@ -218,8 +218,10 @@ def best_layer(grounded: pd.DataFrame) -> int:
 
 
 def best_and_worst(table: pd.DataFrame, layer: int, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The `n` rows at a layer with the largest AUROC, and with the smallest, each of an image."""
+    """The `n` rows at a layer with the largest AUROC, and with the smallest, each of an image. Of
+    fewer than 2 `n` images each side has a half: a best row is never below a worst one."""
     ordered = table[table["layer"] == layer].sort_values("auroc", ascending=False, kind="stable")
+    n = min(n, max(1, table["image"].nunique() // 2))
     best = ordered.drop_duplicates("image").head(n)
     return best, ordered.drop(best.index)[::-1].drop_duplicates("image").head(n)
 

@@ -97,14 +97,15 @@ def _found(run: dict, grounded: pd.DataFrame, lens: str, n_lenses: int, end="") 
 
 
 def _sinks(grounded: pd.DataFrame, found: list[dict], without: list[dict]) -> dict:
-    """How many patches are sinks, and which of the lenses' sentences change without them."""
+    """How many patches are sinks, and what the lenses say without them, if they find anything."""
     counts = grounded.groupby("image")["sinks"].first().dropna()
-    sentence = f"Sinks: {one_decimal(counts.mean())} patches per image on average"
+    sentence = f"Sinks: {one_decimal(counts.mean())} per image on average."
     changed = [
         after["sentence"]
         for before, after in zip(found, without, strict=True)
         if any(before[name] != after[name] for name in ("outcome", "value", "high"))
     ]
-    same = "without them the lenses find objects at the same layers."
-    sentence += f". Without them: {' '.join(changed)}" if changed else f"; {same}"
+    same = " Without them the lenses find objects at the same layers."
+    if SHOWN in {each["outcome"] for each in found + without}:
+        sentence += f" Without them: {' '.join(changed)}" if changed else same
     return finding(SINKS, "patches", MEASURED, sentence, value=counts.mean(), n=len(counts))

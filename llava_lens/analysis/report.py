@@ -12,18 +12,13 @@ from llava_lens.analysis.curves import bias_curve, first_tokens, per_image, spli
 from llava_lens.analysis.lenses import FINDS, SINKS
 from llava_lens.analysis.per_kind import controls_table, grades_table, settling_table
 from llava_lens.analysis.presence import presence_table
-from llava_lens.analysis.stats import LEAST_LIKELY, interval, with_interval
+from llava_lens.analysis.stats import LEAST_LIKELY, MIN_IMAGES, interval, with_interval
 from llava_lens.kinds import KINDS
 from llava_lens.schema import DEMO_NOTE, SEGMENTS, layer_label, weights_label
-from llava_lens.text import (
-    as_code,
-    count_of,
-    interval_ends,
-    markdown_table,
-    one_decimal,
-    percent,
-    two_decimals,
-)
+from llava_lens.text import as_code, count_of, interval_ends, markdown_table, percent, two_decimals
+
+NO_WINDOW = f"Not tested: attention was not cut, or no kind of question has {MIN_IMAGES} images "
+NO_WINDOW += "in which the object is known, is no crowd, and fills at most half of the image."
 
 
 def summary(run: dict, tables, found: list[dict]) -> str:
@@ -37,15 +32,16 @@ def summary(run: dict, tables, found: list[dict]) -> str:
     prompts = count_of(len(first_tokens(tables.answers)), "prompt")
     demo = f" {DEMO_NOTE}" if run["model"] == "demo/model" else ""
     own = next(each["sentence"] for each in found if each["claim"] == findings.OWN)
+    by_lens = said(FINDS, SINKS)
     lines = [
         f"**Read**: {n} with {prompts}, {as_code(run['model'])}, {run['n_layers']} layers.{demo}",
         f"**Order**: {said(findings.ORDER)}",
-        "**In the patches** (AUROC of P(word) inside the object's boxes against outside): "
-        f"{own} {said(FINDS, SINKS)}".strip(),
+        "**In the patches** (AUROC of P(word) inside the object's boxes against outside): " + own,
+        *([f"**By lens**: {by_lens}"] if by_lens else []),
         f"**Present or absent**: {said(findings.THERE)}",
         "**Taken from the object's patches** (how much more P(answer) falls without attention to "
         "them than without attention to as many other patches): "
-        + (said(findings.WINDOW) or "Not tested: too few images, or attention was not cut."),
+        + (said(findings.WINDOW) or NO_WINDOW),
         f"**Not shown**: what the model knows before the lens can read it.{_bias(run, tables)}",
     ]
     lines = [f"- {line}" for line in lines]
@@ -55,7 +51,7 @@ def summary(run: dict, tables, found: list[dict]) -> str:
 LAYERS = {  # columns of the first screen, by column of the answers
     "leaves_image": "leaves the image at layer",
     "handed_over": "handed over at layer",
-    "mediated": "through the question (0 to 1)",
+    "mediated": "through the question (0: not at all, 1: wholly)",
     "settling_layer": "top-1 from layer",
     "readable_layer": "readable from layer",
 }
@@ -74,9 +70,10 @@ def _kinds_table(run: dict, answers: pd.DataFrame, found: list[dict]) -> str:
             cells.append("not known" if np.isnan(share) else two_decimals(share))
         for column in LAYERS:
             show = two_decimals if column == "mediated" else partial(layer_label, run)
-            median = [medians[column, kind][name] for name in ("value", "low", "high")]
-            value, *ends = np.array(median, float)
-            cells.append(with_interval(value, ends, show))
+            median = medians[column, kind]
+            value, *ends = np.array([median[name] for name in ("value", "low", "high")], float)
+            fewer = count_of(median["n"], "image") if median["n"] < row["images"] else ""
+            cells.append(with_interval(value, ends, show, fewer))
         rows.append(cells)
     header = ["asked about", "images", "right", "chance", "a blind model", "P(answer)"]
     header += ["with another image", "with a grey image", *LAYERS.values()]
@@ -84,9 +81,10 @@ def _kinds_table(run: dict, answers: pd.DataFrame, found: list[dict]) -> str:
 
 
 def _right_cell(row: pd.Series) -> str:
-    """`67% (47% to 82%)`, from a row of `grades_table`."""
+    """`67% (47% to 82%)`, from a row of `grades_table`, with how many are graded if not all."""
     if row["graded"]:
-        return with_interval(row["right"], interval_ends(row, "right"), percent)
+        fewer = f"of {row['graded']:.0f} graded" if row["graded"] < row["answers"] else ""
+        return with_interval(row["right"], interval_ends(row, "right"), percent, fewer)
     return f"{row['not_gradable']:.0f} not gradable" if row["not_gradable"] else "not known"
 
 
@@ -107,7 +105,7 @@ def _bias(run: dict, tables) -> str:
         return ""
     return (
         f" Up to layer {layer_label(run, far.max())} the lens's mean prediction is over 1 bit from "
-        f"the last layer's ({one_decimal(bias.max())} bits at most). Only a difference from a "
+        f"the last layer's ({count_of(bias.max(), 'bit')} at most). Only a difference from a "
         "control tells something there."
     )
 
@@ -173,7 +171,7 @@ def _procedure(run: dict, answers: pd.DataFrame) -> str:
         f"**Procedure.** {weights}. On the first image the lens at the last layer "
         f"was {run['last_layer_jsd']:.1g} bits from the model's own distribution. "
         f"{route if run['route_layers'] else 'The route was not read (route = False)'}. "
-        f"Not gradable: {ungraded.sum():.0f} answers. Left out of what the lens reads: {pieces} of "
+        f"Answers not gradable: {ungraded.sum():.0f}. Left out of what the lens reads: {pieces} of "
         f"{n} answers, which begin with a piece of a word or a sign. No interval: fewer than 12 "
         "images, or 24 for a change of P."
     )

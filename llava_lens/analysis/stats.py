@@ -16,12 +16,6 @@ def stays_from(holds: np.ndarray) -> np.ndarray:
     return len(holds) - np.cumprod(holds[::-1], axis=0).sum(axis=0)
 
 
-def settling_layer(target_rank: np.ndarray) -> np.ndarray:
-    """The first layer position `[...]` from which on the target stays top-1, from its rank
-    `[layer, ...]`; one past the last for never (float16 can round two tokens to one value)."""
-    return stays_from(target_rank == 1)
-
-
 def best_rival(top_ids: np.ndarray, top_probs: np.ndarray, word_ids: list[int]) -> np.ndarray:
     """The largest probability `[...]` of a token that does not spell the word, from the top-k
     `[..., k]`. Where these hold none (a word has four spellings at most), it is the last of them:
@@ -94,15 +88,14 @@ def interval(
     return np.stack([middle - reach, middle + reach]) / scale
 
 
-def with_interval(value: float, ends: np.ndarray, show: Callable[[float], str]) -> str:
+def with_interval(value: float, ends: np.ndarray, show: Callable[[float], str], of="") -> str:
     """`6 (5 to 7)`: a statistic with its `interval`, each written by `show`. Too few images have
-    no interval."""
+    no interval. What it is `of` stands there too: `6 (5 to 7, 20 images)`, `6 (1 image)`."""
     if np.isnan(value):
         return "not known"
     low, high = ends
-    if np.isnan(low):
-        return f"{show(value)} (no interval)"
-    return f"{show(value)} ({show(low)} to {show(high)})"
+    between = "" if np.isnan(low) else f"{show(low)} to {show(high)}"
+    return f"{show(value)} ({', '.join(filter(None, [between, of])) or 'no interval'})"
 
 
 def signed_rank(differences: np.ndarray, alternative: str = "two-sided") -> float:
@@ -183,9 +176,3 @@ def auroc_by_image(
         return np.full(n, np.nan)
     area, without = all_wins / all_pairs, (all_wins - wins) / (all_pairs - pairs)
     return area - (n - 1) * (without - without.mean())
-
-
-def kl_bits(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """The Kullback-Leibler divergence `[...]` of `q` from `p` `[..., d_vocab]`, in bits."""
-    p, q = np.maximum(p, TINY), np.maximum(q, TINY)
-    return (p * np.log2(p / q)).sum(-1)

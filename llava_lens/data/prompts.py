@@ -11,7 +11,7 @@ import numpy as np
 
 from llava_lens.data.colours import may_have_colour
 from llava_lens.data.watched import draw_absent
-from llava_lens.kinds import DEFAULT_KINDS, KINDS, MOST_COUNTED, question_of
+from llava_lens.kinds import DEFAULT_KINDS, KINDS, MOST_COUNTED, meant, question_of
 from llava_lens.text import is_text, require
 from llava_lens.words import SPECIAL_TOKENS, WORDS, is_called, names_of, not_called, with_article
 
@@ -193,7 +193,8 @@ def as_prompts(prompts: list) -> list[dict]:
     the `user`.
 
     Each is a question, or a dict with `question` and optionally `kind` (else `own`) and `truth`.
-    Raises ValueError for anything else, and for a question that brings its own special token.
+    Raises ValueError for anything else, for a truth that no answer of its `kind` could meet, and
+    for a question that brings its own special token.
     """
     is_list = isinstance(prompts, (list, tuple)) or isinstance(prompts, np.ndarray) and prompts.ndim
     require(
@@ -214,6 +215,11 @@ def _as_prompt(prompt, where: str) -> dict:
     require(truth is None or is_text(truth), wrong_truth)
     known = ", ".join(KINDS)
     require(kind in KINDS, f"{where} is of the kind {kind!r}: it must be one of {known}.")
+    meanings = KINDS[kind].meanings
+    possible = [*dict.fromkeys(meanings.values())]
+    listed = ", ".join(possible if len(possible) < 20 else [*possible[:3], "...", possible[-1]])
+    can_be_met = not truth or not meanings or meant(kind, truth, meanings)
+    require(can_be_met, f"{where} has the truth {truth!r}: for {kind} give one of {listed}.")
     own = ", ".join(SPECIAL_TOKENS.findall(question))
     wrong = (
         f"{where} ({question!r:.200}) has its own {own}: leave it out, for the prompt puts it in."

@@ -53,7 +53,7 @@ def test_tables_have_the_numbers_of_the_layers_that_were_read(records, run, tabl
     for table, whole in ((few_answers, tables.answers), (few_layers, tables.layers)):
         assert table["layer"].tolist() == whole[whole["layer"].isin(kept)]["layer"].tolist()
     ranks = [prompt["word_rank"] for record in thin for prompt in record["prompts"]]
-    settled = [[*kept, 6][stats.settling_layer(rank)] for rank in ranks]
+    settled = [[*kept, 6][stats.stays_from(rank == 1)] for rank in ranks]
     assert curves.first_tokens(few_answers)["settling_layer"].tolist() == settled
 
 

@@ -218,6 +218,20 @@ def test_a_window_that_does_something_is_named_with_its_control():
     assert {(each["outcome"], each["sentence"]) for each in few} == {("not tested", "")}
 
 
+def test_a_window_that_is_not_the_only_one_is_said_in_two_sentences_and_no_band_leaves_p():
+    losses = np.random.default_rng(0).normal(0.3, 0.1, (4, 2, 24, len(CENTRES)))
+    losses[:, 1] = 0
+    losses[0, 0] = [[0]] + [[1]] * 23
+    table = simulated(losses)
+    relation = findings.where_taken(RUN, table)[2]
+    assert relation["about"] == "relation"
+    assert relation["sentence"].endswith(" No window stands out.")
+    assert "but" not in relation["sentence"]
+    curve = causal.knockout_curves(table)["colour"]
+    own = curve[curve["cut"] == "object"]
+    assert (own["mean"] < -0.95).all() and (own["low"] == -1).all()
+
+
 def test_cuts_in_all_blocks_stand_in_a_table():
     rows = [
         {"image": f"{image}", "prompt": 0, "kind": "colour", "cut": cut, "layer": 33,

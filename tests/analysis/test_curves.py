@@ -16,6 +16,12 @@ def test_the_lens_s_bias_against_scipy(run, tables):
             assert curve[segment, layer] == pytest.approx(expected, abs=1e-4)
 
 
+def test_the_bias_of_a_certain_last_layer_is_finite():
+    mean = np.array([[[0.5, 0.5], [0.0, 1.0]], *np.zeros((2, 2, 2))])
+    curve = curves.bias_curve(mean, {"layers": ["emb", "1"]})
+    assert curve["bias"].tolist() == pytest.approx([1, 0])
+
+
 def test_rows_are_repeated_over_layers_by_hand():
     """What is not known stays so, whichever comes first; tuples of one length are one column."""
     rows = [

@@ -54,7 +54,14 @@ CASES = {
     ("own", "temple", True): ["Temple."],
     ("own", "temple.", True): ["Temple."],
     ("own", "temple", False): ["A temple"],
-    ("object", "temple", True): ["Temple"],
+    ("own", "temple", None): ["", " .\n"],
+    ("object", "temple", True): ["Temple", "A temple.", "temples"],
+    ("object", "temple", False): ["A dog", "A dog near a temple"],
+    ("object", "temple", None): ["", "A building"],
+    ("object", "puppy", True): ["A dog"],
+    ("object", "C++", True): ["C++."],
+    ("object", "train tracks", True): ["Train tracks"],
+    ("colour", "teal", None): [""],
     ("description", "dog", False): ["A dog"],
 }
 

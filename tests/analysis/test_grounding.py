@@ -4,6 +4,7 @@ import itertools
 import weakref
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.metrics
 
@@ -114,6 +115,23 @@ def test_no_record_is_held_longer_than_its_turn():
         top_ids = weakref.ref(record["patches"]["top_ids"])
         del record["patches"], record
         assert top_ids() is None
+
+
+@pytest.mark.parametrize(
+    "areas, best, worst",
+    [
+        ({"a": [0.9, 0.7], "b": [0.3]}, [0.9], [0.3]),
+        ({"a": [0.9], "b": [0.3], "c": [0.7]}, [0.9], [0.3]),
+        ({"a": [0.9, 0.8]}, [0.9], [0.8]),
+        ({"a": [0.9]}, [0.9], []),
+        (dict(zip("abcdef", np.c_[:6], strict=True)), [5, 4, 3], [0, 1, 2]),
+    ],
+)
+def test_no_best_case_is_below_a_worst_one(areas, best, worst):
+    rows = [(image, area) for image, of_image in areas.items() for area in of_image]
+    table = pd.DataFrame(rows, columns=["image", "auroc"]).assign(layer=2)
+    found = grounding.best_and_worst(table, 2, 3)
+    assert [rows["auroc"].tolist() for rows in found] == [best, worst]
 
 
 def test_no_control_without_another_image_or_an_absent_word():

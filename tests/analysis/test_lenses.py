@@ -84,6 +84,8 @@ def test_sinks_are_large_at_more_than_half_of_the_layers():
 def test_sinks_are_counted_and_what_only_they_show_is_lost_without_them():
     records = with_lens(planted(20))
     assert "at the same layers" in said(records)["patches"]["sentence"]
+    few = said(records[:3])["patches"]["sentence"]
+    assert few == "Sinks: 0 per image on average."  # nothing was shown that could be lost
     for record in records:
         inside = np.flatnonzero(grounding.patches_of(record, RUN, "dog"))
         word = record["words"][0]
@@ -93,4 +95,4 @@ def test_sinks_are_counted_and_what_only_they_show_is_lost_without_them():
     found = said(records)
     assert found["embedding lens"]["outcome"] == "not shown"
     sentence = found["patches"]["sentence"]
-    assert found["patches"]["value"] == 2 and sentence.startswith("Sinks: 2 patches per image")
+    assert found["patches"]["value"] == 2 and sentence.startswith("Sinks: 2 per image")

@@ -93,13 +93,31 @@ def test_rates_stand_beside_chance_and_the_majority_answer():
     table = table.assign(**dict.fromkeys(layers, np.nan))
     text = report._kinds_table(run, table, findings.measured(table))
     few = "(no interval)"
-    assert f"| the arrangement of objects | 5 | 75% {few} | 25% | 60% | 0.50 |" in text
+    assert "| the arrangement of objects | 5 | 75% (of 4 graded) | 25% | 60% | 0.50 |" in text
     assert f"| objects | 2 | 100% {few} | 33% | 100% |" in text
     assert f"| presence | 2 | 50% {few} | 50% | 50% |" in text
     assert "| own prompts | 1 | not known | - | - |" in text
     none = table.assign(right=None)
     text = report._kinds_table(run, none, findings.measured(none))
     assert "| objects | 2 | 2 not gradable | 33% | - |" in text
+
+
+@pytest.mark.parametrize(
+    "n, cells",
+    [
+        (3, ["100% (of 1 graded)", "4 (no interval)", "4 (1 image)"]),
+        (24, ["100% (85% to 100%, of 22 graded)", "4 (4 to 4)", "4 (4 to 4, 22 images)"]),
+    ],
+)
+def test_a_cell_says_of_how_many_it_is_where_the_row_has_more(n, cells):
+    """Two of the answers are empty: no word, and no grade."""
+    table = answers_with("colour", [("red", None)] * 2 + [("red", True)] * (n - 2))
+    columns = ["probability", "other_probability", "grey_probability", "leaves_image"]
+    table = table.assign(**dict.fromkeys([*columns, "handed_over", "mediated"], 4))
+    table = table.assign(readable_layer=4, whole_word=table["right"].eq(True))
+    run = {"layers": ["emb", *map(str, range(1, 6))], "categories": []}
+    row = report._kinds_table(run, table, findings.measured(table)).splitlines()[-1].split(" | ")
+    assert [row[2], row[8], row[-1].removesuffix(" |")] == cells
 
 
 def test_on_the_demo_the_image_brings_the_answer(demo_tables):

@@ -6,7 +6,7 @@ import pytest
 import sklearn.metrics
 
 from llava_lens import kinds
-from llava_lens.analysis import curves, presence
+from llava_lens.analysis import curves, findings, presence
 from tests.analysis.made import GRID, LAYERS, confidence_of, make_record, planted
 
 
@@ -42,6 +42,28 @@ def test_the_frequency_is_that_of_the_other_half_of_the_images():
         for number, boxes in enumerate([dog, dog, [], dog])
     ]
     assert confidence_of(records)["frequency"].tolist() == [1, 0.5, 1, 0.5]
+
+
+@pytest.mark.parametrize(
+    "sampling, n_images, expected",
+    [
+        ("random", 24, "Not known within images: too few have absent categories of the same"),
+        ("adversarial", 1, "Not known within images: too few"),
+        ("adversarial", 24, "Within 24 images, P(word) of what is there is 2 (2 to 2) times that"),
+    ],
+)
+def test_what_is_not_known_is_no_number_of_times(sampling, n_images, expected):
+    rows = [
+        {"image": f"{image}", "category": name, "present": (image + number) % 2 == 0}
+        for image in range(n_images)
+        for number, name in enumerate(["dog", "cat"])
+    ]
+    table = pd.DataFrame(rows).assign(frequency=0.5, said_yes=np.nan)
+    table["absent_sampling"] = np.where(table["present"], "", sampling)
+    table["confidence"] = np.where(table["present"], 0.5, 0.25)
+    (found,) = findings.present_or_absent(table)
+    assert expected in found["sentence"]
+    assert "known times" not in found["sentence"] and "Theirs" not in found["sentence"]
 
 
 def test_presence_answers(demo_tables):

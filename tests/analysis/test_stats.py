@@ -104,12 +104,6 @@ def test_the_interval_of_the_largest_holds_in_all_of_them_at_once():
     assert missed / 400 < 0.05
 
 
-def test_kl_bits_against_scipy():
-    p, q = np.random.default_rng(0).dirichlet(np.ones(9), 2)
-    assert stats.kl_bits(p, q) == pytest.approx(scipy.stats.entropy(p, q, base=2))
-    assert stats.kl_bits(np.array([0.0, 1.0]), np.array([0.5, 0.5])) == pytest.approx(1)
-
-
 def test_auroc_against_scikit_learn():
     rng = np.random.default_rng(0)
     values, inside = rng.integers(0, 9, (4, 50)).astype(float), rng.random(50) < 0.3  # with ties

@@ -98,11 +98,30 @@ def test_relation(a, b, relation):
         ([{"question": "How many?", "truth": 3}], "has the truth 3"),
         ([{"question": "a", "answer": "b"}], "has 'answer': only question, kind and truth"),
         ([{"question": "a", "kind": "color"}], "kind 'color'"),
+        *(
+            ([{"question": "a", "kind": kind, "truth": truth}], f"{truth}': for {kind} give {can}")
+            for kind, truth, can in [
+                ("colour", "turquoise", "one of black, white, .*purple"),
+                ("relation", "left or right", "one of left, right, above, below"),
+                ("presence", "true", "one of yes, no"),
+                ("counting", "2.5", "one of 0, 1, 2, ..., 1000"),
+            ]
+        ),
     ],
 )
 def test_bad_prompts(prompts, message):
     with pytest.raises(ValueError, match=message):
         data_prompts.as_prompts(prompts)
+
+
+@pytest.mark.parametrize(
+    "kind, truth",
+    [("colour", "Dark grey"), ("relation", "on top"), ("presence", "Yes."), ("counting", "two"),
+     ("object", "temple"), ("own", "anything"), ("colour", None)],
+)  # fmt: skip
+def test_a_truth_that_an_answer_can_meet_is_taken(kind, truth):
+    (asked,) = data_prompts.as_prompts([{"question": "?", "kind": kind, "truth": truth}])
+    assert asked["truth"] == truth
 
 
 @pytest.mark.parametrize(

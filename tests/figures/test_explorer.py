@@ -663,7 +663,7 @@ def index(results, tmp_path_factory):
     results, folder = store.Results(results), tmp_path_factory.mktemp("index")
     records, run = list(results.records()), {**results.run, "route_layers": list(range(6))}
     for record, handed_over in zip(records, (4, 2, 3), strict=True):
-        record["prompts"][1]["route"] = route(handed_over)
+        record["prompts"][1] |= {"route": route(handed_over), "answer": "A dog."}
     records[0]["prompts"][1]["truth"] = records[0]["prompts"][1]["answer"]
     explorer.save_explorer(folder / f"{records[0]['name']}.html", run, records[0])
     entries = [explorer.index_entry(record, run) for record in records]
