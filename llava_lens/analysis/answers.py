@@ -32,7 +32,7 @@ def choose_prompt(record: dict, number: int) -> dict:
     """The prompt of that number. Raises ValueError, which says how many there are."""
     last = len(record["prompts"]) - 1
     there = f"{record['name']} has the prompts 0 to {last}"
-    require(0 <= number <= last, f"prompt is {number}: {there}.")
+    require(type(number) is int and 0 <= number <= last, f"prompt is {number!r}: {there}.")
     return record["prompts"][number]
 
 

@@ -12,8 +12,8 @@ def is_right(kind: str, answer: str, truth: str, categories: Iterable[str] = ())
     """Whether an answer is right; None where it can't be graded.
 
     An answer is graded by its first sentence, in the terms of its kind (`KINDS`), or for an object
-    by the names of `categories` and COCO's, and the truth's own where that is none of them. Another
-    truth without a term, as with own prompts, is compared as text. An empty answer can't be graded.
+    by the names of `categories` and COCO's, and the truth's own where that is none of them. Where
+    the kind has no terms, the text is compared. What is said as the truth says it is right.
     Source of the double words: CHAIR (Rohrbach et al., arXiv 1809.02156).
     """
     answered, wanted = (plain(text).rstrip(".") for text in (answer, truth))
@@ -26,8 +26,8 @@ def is_right(kind: str, answer: str, truth: str, categories: Iterable[str] = ())
     if true is None and KINDS[kind].about_objects:
         true = plain(truth)
         meanings = meanings | dict.fromkeys(names_of(truth), true)
-    if true is None:
-        return False
+    if true is None:  # an annotated colour that is no term, as teal
+        return None if meanings else False
     first_sentence = re.split(r"[.!?](?!\d)|\n", answer.strip())[0]  # the point of 2.5 ends none
     said = meant(kind, first_sentence, meanings)
     # Light decides between white and gray.

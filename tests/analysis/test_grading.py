@@ -61,7 +61,7 @@ CASES = {
     ("object", "puppy", True): ["A dog"],
     ("object", "C++", True): ["C++."],
     ("object", "train tracks", True): ["Train tracks"],
-    ("colour", "teal", None): [""],
+    ("colour", "teal", None): ["", "Red", "It is teal"],
     ("description", "dog", False): ["A dog"],
 }
 
