@@ -17,8 +17,8 @@ from tests.hostile import make_results
 
 def test_a_prompt_is_that_which_was_chosen_or_refused_with_what_is_there(records):
     assert answers_py.choose_prompt(records[0], 1)["question"] == kinds_py.question_of("object")
-    for number in (3, -1):
-        message = f"prompt is {number}: china.jpg has the prompts 0 to 2"
+    for number in (3, -1, "What"):
+        message = f"prompt is {number!r}: china.jpg has the prompts 0 to 2"
         with pytest.raises(ValueError, match=message):
             answers_py.choose_prompt(records[0], number)
 
