@@ -193,15 +193,15 @@ def report_answers(run: dict, answers: pd.DataFrame) -> str:
         gain = with_interval(row["gain"], row[["low", "high"]], two_decimals)
         images = f"{alone['image'].nunique()}"
         rows.append([KINDS[kind].title, "right" if right else "wrong", images, readable, gain])
+    if not rows:
+        return "Nothing to show: no answer was graded."
     header = ["asked about", "answers", "images", "readable from layer", "P above another image"]
     wrong = _what_was_wrong(first_tokens(answers))
-    return "\n\n".join(filter(None, [markdown_table(header, rows), wrong]))
+    return f"{markdown_table(header, rows)}\n\n{wrong}"
 
 
 def _what_was_wrong(first: pd.DataFrame) -> str:
     graded = first.dropna(subset="right")
-    if graded.empty:
-        return ""
     wrong = graded[~graded["right"].astype(bool)]
     end = "." if wrong.empty else ":" if len(wrong) <= 5 else ", the first of them:"
     lines = [f"{len(wrong)} of {len(graded)} graded answers are wrong{end}", ""]

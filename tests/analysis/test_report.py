@@ -93,7 +93,7 @@ def test_the_report_cuts_long_texts():
     run, record, _ = make_results()
     for at, prompt in enumerate(record["prompts"]):
         texts = {"question": "b" * 5000, "truth": "c" * 5000, "categories": ["d" * 5000]}
-        record["prompts"][at] = {**prompt, "kind": "presence", **texts}
+        record["prompts"][at] = {**prompt, "kind": "own", **texts}
     for item in (*record["objects"], *record["words"]):
         item["category"] = "d" * 5000
     run["model"] = "a" * 5000
@@ -101,6 +101,8 @@ def test_the_report_cuts_long_texts():
     tables = tables_of(records, run, np.full((3, 3, 20), 1 / 20))
     text = summary_of(run, tables)
     assert len(text) < 10_000 and "a" * 150 in text and "…" in html.unescape(text)
+    ungraded = report.report_answers(run, tables.answers.assign(right=None))
+    assert ungraded == "Nothing to show: no answer was graded."
     text = report.report(run, tables) + report.report_answers(run, tables.answers)
     assert len(text) < 10_000 and "b" * 150 in text and "…" in html.unescape(text)
 
