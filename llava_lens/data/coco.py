@@ -100,7 +100,7 @@ def _categories(entries: dict, used: set) -> tuple[dict, dict[str, set[str]], li
     names, spelling, problems = {}, {}, []
     for category_id, entry in entries.items():
         name, key = entry["name"], plain(entry["name"])
-        is_name = is_text(name) and len(name) <= MOST_LABEL
+        is_name = is_text(name) and len(name) <= MOST_LABEL and not name.startswith("_")
         if not is_name or key in NO_CATEGORIES or SPECIAL_TOKENS.search(name):
             problems.append(f", category {category_id}: {name!r:.50} can't be asked about")
         elif category_id in used or key not in headings:  # without annotations only a heading
@@ -184,7 +184,7 @@ def _read_object(entry: dict, category: str, image_size: tuple[int, int] | None)
         "category": category,
         "box": [float(side) for side in box],
         # What can't be understood is no single object either.
-        "crowd": str(entry.get("iscrowd") or 0) not in ("0", "0.0"),
+        "crowd": str(entry.get("iscrowd") or 0).lower() not in ("0", "0.0", "false"),
         "color": color if is_text(color) else None,
         "polygons": polygons if whole else [],
         "image_size": image_size,

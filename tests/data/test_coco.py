@@ -84,6 +84,7 @@ def test_an_annotation_that_cannot_be_used_is_named_and_its_category_not_absent(
         ({"bbox": [80, 50, 12, 11]}, False),  # leaves the image by a little
         ({"iscrowd": "0"}, False),
         ({"iscrowd": 0.0}, False),
+        ({"iscrowd": "False"}, False),
         ({"iscrowd": None}, False),
         ({"iscrowd": 1.0}, True),
         ({"iscrowd": "yes"}, True),
@@ -158,7 +159,7 @@ KINDS = [{"name": name, "supercategory": above} for name, above in KINDS]
         # A heading of others, and what is no category.
         ([{"name": "fish", "supercategory": "creatures"}, "creatures", "cat"], 1),
         (["dog", {"name": "cat", "supercategory": "cat"}], 1),
-        (["dog", "cat", "background", "_background_", "__ignore__", "Unlabeled"], 6),
+        (["dog", "cat", "background", "_background_", "__ignore__", "__hidden__", "Unlabeled"], 7),
         # What the dog is a kind of, and the kinds of it: it may be one.
         ([*KINDS, "being"], 4),
     ],
