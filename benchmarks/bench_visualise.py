@@ -257,8 +257,8 @@ def add_embedding_lens(rng, patches: dict, words: list[dict]) -> None:
     sink."""
     shape = patches["top_ids"].shape[:2]
     cosines = np.sort(rng.normal(0.05, 0.02, (*shape, schema.N_NEAREST)))[:, :, ::-1]
-    patches["embedding_ids"] = patches["top_ids"][:, :, : schema.N_NEAREST]
-    patches["embedding_cosines"] = cosines.astype(np.float16)
+    patches["embedding_ids"] = patches["top_ids"][::2, :, : schema.N_NEAREST]
+    patches["embedding_cosines"] = cosines[::2].astype(np.float16)
     norms = rng.lognormal(0, 0.2, shape) * np.linspace(1, 60, shape[0])[:, None]
     norms[:, rng.random(shape[1]) < 0.01] *= 9
     patches["norms"] = norms.astype(np.float16)

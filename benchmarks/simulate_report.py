@@ -202,8 +202,7 @@ def patches_of(rng, n: int, **added) -> list:
             })  # fmt: skip
         top_ids = rng.integers(0, 6, (*shape, 1)).astype(np.uint16)
         norms = 1 + 9.0 * (own_noise.permutation(GRID**2) < 2)
-        patches = {"top_ids": top_ids, "embedding_ids": top_ids}
-        patches["norms"] = np.tile(norms, (shape[0], 1))
+        patches = {"top_ids": top_ids, "norms": np.tile(norms, (shape[0], 1))}
         read = {"objects": objects, "words": words, "prompts": [], "patches": patches}
         records.append({"name": f"{number:03}", **read})
     return records

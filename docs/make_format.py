@@ -42,7 +42,9 @@ The format version is {schema.FORMAT_VERSION}. Other versions are refused.
 - `two`: rows, columns
 - `segment`: {", ".join(schema.SEGMENTS)}
 - `d_vocab`: the vocabulary; `last_id` is its last token id, `most_bits` its logarithm
-- `top_k`: the most probable tokens of a reading; `nearest`: those of the embedding lens
+- `top_k`: the most probable tokens of a reading
+- `nearest`: the nearest tokens of the embedding lens; `nearest_layer`: every second of
+  `run["layers"]`, from the first
 - `window`: the windows in `run["knockout_windows"]`
 - `route_layer`: the layers in `run["route_layers"]`
 

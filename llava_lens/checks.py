@@ -111,7 +111,8 @@ def _sizes_of(run: dict) -> dict[str, float]:
     sizes |= {"segment": len(schema.SEGMENTS), "top_k": run["top_k"]}
     sizes |= {"patch": math.prod(run["grid"]), "two": 2}
     sizes |= {"d_vocab": d_vocab, "last_id": d_vocab - 1, "most_bits": np.log2(d_vocab) + ROUNDING}
-    sizes |= {"nearest": schema.N_NEAREST}
+    n_kept = len(run["layers"][:: schema.NEAREST_EVERY])
+    sizes |= {"nearest": schema.N_NEAREST, "nearest_layer": n_kept}
     return sizes | {"row": side, "column": side, "rgb": 3, "xywh": 4, "side": side + ROUNDING}
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 SEGMENTS = ["image", "prompt", "answer"]
 # How an absent category is drawn: POPE's three ways (Li et al., arXiv 2305.10355).
 ABSENT_SAMPLINGS = ["random", "popular", "adversarial"]
@@ -103,8 +103,9 @@ READINGS = {  # at each layer and position; a reading is about the token that fo
     "target_rank": Field("u", "rank of the target, 1 = top", LAYER_POS, 1, "d_vocab"),
 }
 COSINE = -1 - 1e-2, 1 + 1e-2  # bounds; float16 and bfloat16 round
-N_NEAREST = 5
-NEAREST = ("layer", "patch", "nearest")
+# So many nearest input embeddings, at every second layer: each takes a product with all rows.
+N_NEAREST, NEAREST_EVERY = 5, 2
+NEAREST = ("nearest_layer", "patch", "nearest")
 PATCHES = {
     **READINGS,
     "norms": Field("f", "of the residual states", ("layer", "patch"), 0, LARGEST_NORM, True),

@@ -61,7 +61,7 @@ def make_results():
     log2_probs = np.full((N_LAYERS, GRID**2), -3, np.float16)
     watched = {"category": "dog", "present": True, "token_ids": [3, 4], "absent_sampling": ""}
     watched["cosines"] = np.full_like(log2_probs, 0.1)
-    cosines = np.full((N_LAYERS, GRID**2, schema.N_NEAREST), 0.1, np.float16)
+    cosines = np.full((2, GRID**2, schema.N_NEAREST), 0.1, np.float16)
     nearest = {"embedding_ids": np.zeros_like(cosines, np.uint8), "embedding_cosines": cosines}
     nearest["norms"] = np.full_like(log2_probs, 9)
     record = {"name": "a.jpg", "image_digest": "0", "annotations_digest": "0"}

@@ -9,7 +9,7 @@ import pandas as pd
 from llava_lens.analysis.curves import first_tokens, per_image, repeat_over_layers
 from llava_lens.analysis.stats import auroc
 from llava_lens.data.crop import patch_coverage
-from llava_lens.schema import layer_numbers
+from llava_lens.schema import NEAREST_EVERY, layer_numbers
 
 # Of an object: below 1 %, below 10 %, and from 10 % of the crop.
 SIZES = ["small", "medium", "large"]
@@ -64,7 +64,7 @@ class Case(NamedTuple):
     size: str
     word: dict  # of the record's words
     absent: dict | None  # an absent category's
-    top1: dict[str, np.ndarray]  # [layer, patch] by lens, of VALUES
+    top1: dict[str, np.ndarray]  # [layer or nearest_layer, patch] by lens, of VALUES
     inside: np.ndarray  # mask [patch]
     sinks: np.ndarray | None  # mask [patch]
 
@@ -166,7 +166,8 @@ def _measured(case: Case, word: dict | None, inside: np.ndarray, control="") -> 
         area = _area(case, word, values, inside)
         hits = np.full_like(area, np.nan)
         if lens in case.top1 and not np.isnan(area).any():
-            hits = np.isin(case.top1[lens][:, inside], word["token_ids"]).mean(axis=1)
+            is_word = np.isin(case.top1[lens][:, inside], word["token_ids"])
+            hits[:: NEAREST_EVERY if lens else 1] = is_word.mean(axis=1)
         columns |= {f"auroc{lens}{control}": area, f"top1_hit_rate{lens}{control}": hits}
     return columns
 

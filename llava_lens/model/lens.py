@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from llava_lens.schema import LARGEST_NORM, N_NEAREST, SEGMENTS
+from llava_lens.schema import LARGEST_NORM, N_NEAREST, NEAREST_EVERY, SEGMENTS
 from llava_lens.words import labels_and_words
 
 # In bits. Entropies in float32 leave 2e-6; logits that are rounded otherwise by one unit in the
@@ -134,7 +134,8 @@ def read_embeddings(bridge, residuals: list, word_ids=()) -> dict[str, np.ndarra
     norm 1; nothing is subtracted. Rows that spell nothing are left out: rows past the tokenizer's
     last token, and its special tokens. Returns, with float16 cosines,
 
-    - `embedding_ids`, `embedding_cosines` `[layer, pos, N_NEAREST]`: the nearest, falling
+    - `embedding_ids`, `embedding_cosines` `[nearest_layer, pos, N_NEAREST]`: the nearest, falling,
+      at each NEAREST_EVERYth of the layers
     - `cosines` `[word, layer, pos]`: of the nearest token of each of `word_ids` (lists of ids)
 
     Sources: "EmbeddingLens" in Krojer et al., "LatentLens", arXiv 2602.00462; "EmbedLens", Fan et
@@ -145,22 +146,24 @@ def read_embeddings(bridge, residuals: list, word_ids=()) -> dict[str, np.ndarra
     # By parts: of a large vocabulary a copy in float32 would have gigabytes.
     lengths = torch.cat([rows.float().norm(dim=-1) for rows in weight.split(4096)])
     lengths = lengths.to(weight.dtype).clamp_min_(torch.finfo(weight.dtype).tiny)  # padding has 0
-    special, layers = [*{*tokenizer.all_special_ids, config.image_token_id}], []
-    for resid in residuals:
-        pieces = []
-        for states in resid.to(weight.device).split(SLICE):
-            states = torch.nn.functional.normalize(states.float(), dim=-1)  # half would overflow
-            cosines = (states.to(weight.dtype) @ weight.T).div_(lengths)  # [pos, d_vocab]
-            of_words = [cosines[:, ids].amax(-1) for ids in word_ids]
+    special, nearest = [*{*tokenizer.all_special_ids, config.image_token_id}], []
+    shape = len(word_ids), len(residuals), len(residuals[0])
+    of_words = torch.zeros(shape, dtype=torch.float16, device=weight.device)
+    for layer, resid in enumerate(residuals):
+        states = resid.to(weight.device).float()  # half would overflow
+        states = torch.nn.functional.normalize(states, dim=-1).to(weight.dtype)
+        for word, ids in enumerate(word_ids):
+            of_words[word, layer] = (states @ weight[ids].T).div_(lengths[ids]).amax(-1)
+        for few in states.split(SLICE) if layer % NEAREST_EVERY == 0 else ():
+            cosines = (few @ weight.T).div_(lengths)  # [pos, d_vocab]
             cosines[:, special] = cosines[:, len(tokenizer) :] = -2
-            nearest = top_k_of(cosines, N_NEAREST)
-            pieces.append((*nearest, torch.stack(of_words, 1) if of_words else states[:, :0]))
-        layers.append([torch.cat(parts) for parts in zip(*pieces, strict=True)])
-    cosines, ids, of_words = (torch.stack(parts).cpu() for parts in zip(*layers, strict=True))
+            nearest.append(top_k_of(cosines, N_NEAREST))
+    shape = -1, len(residuals[0]), N_NEAREST
+    cosines, ids = (torch.cat(parts).view(shape).cpu() for parts in zip(*nearest, strict=True))
     return {
         "embedding_ids": ids.numpy().astype(np.min_scalar_type(bridge.cfg.d_vocab)),
         "embedding_cosines": cosines.half().numpy(),
-        "cosines": of_words.permute(2, 0, 1).half().contiguous().numpy(),
+        "cosines": of_words.cpu().numpy(),
     }
 
 

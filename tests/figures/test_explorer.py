@@ -323,25 +323,35 @@ def test_at_first_the_answer_and_its_route_are_shown(page, sample, saved):
 
 
 def test_the_embedding_lens_shows_cosines_and_says_so(page, sample, saved):
+    from selenium.webdriver.common.keys import Keys
+
     run, record = sample
     patches = record["patches"]
     page.open(saved, "#layer=3&pins=p7,t0.2")
     page.choose("lens", "embedding")
+    assert page.hash()["layer"] == "2"  # of 5 layers 0, 2 and 4 were read
+    page.run("byId('layer').focus()")
+    for key, layer in ((Keys.ARROW_RIGHT, "4"), (Keys.ARROW_RIGHT, "4"), (Keys.ARROW_LEFT, "2")):
+        page.key(key)  # of the slider
+        assert page.hash()["layer"] == layer
+    page.run("document.activeElement.blur()")
+    page.key(Keys.ARROW_LEFT, Keys.ARROW_RIGHT)
     page.at_patch(9)
     shown = page.texts("#preview li")
-    ids, cosines = (patches[f"embedding_{name}"][3, 9] for name in ("ids", "cosines"))
+    ids, cosines = (patches[f"embedding_{name}"][1, 9] for name in ("ids", "cosines"))
     pairs = zip(ids, cosines.astype(float), strict=True)
     assert shown == [f"{printable(run['tokens'][i])}{cosine:.3f}" for i, cosine in pairs]
-    assert "no probability" in page.text("#scale-of") and page.hash()["lens"] == "embedding"
-    assert_top(page, "#pins .card:nth-child(2)", run, record["prompts"][0]["readings"], 3, 2)
+    assert "no probability. Read at 3 of 6 layers" in page.text("#scale-of")
+    assert page.hash()["lens"] == "embedding"
+    assert_top(page, "#pins .card:nth-child(2)", run, record["prompts"][0]["readings"], 2, 2)
     search(page, "temple")
     rows = page.numbers("word")
     assert {row["probability"] for row in rows} == {""}
-    expected = record["words"][0]["cosines"][3].astype(float)
+    expected = record["words"][0]["cosines"][2].astype(float)
     np.testing.assert_allclose([float(row["cosine"]) for row in rows], expected, atol=6e-4)
     page.open(saved, f"#layer=3&lens=embedding&word={ids[1]}")
     rows = page.numbers("word")
-    kept_at = (patches["embedding_ids"][3] == ids[1]).any(-1)
+    kept_at = (patches["embedding_ids"][1] == ids[1]).any(-1)
     assert [row["cosine"] != "not kept" for row in rows] == kept_at.tolist()
     assert page.browser.get_log("browser") == []
 
@@ -588,7 +598,7 @@ def drive(page, run, record) -> None:
     page.at_patch(9)
     assert_top(page, "#preview", run, record["patches"], 3, 9)
     page.choose("lens", "embedding")
-    ids = record["patches"]["embedding_ids"][3, 9]
+    ids = record["patches"]["embedding_ids"][1, 9]
     labels = [printable(run["tokens"][i]) for i in ids]
     assert page.texts("#preview li .label") == labels
     assert not page.find("#all-images").is_displayed()  # there is no index beside it

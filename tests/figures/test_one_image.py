@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_lens import store
+from llava_lens import schema, store
 from llava_lens.data import crop
 from llava_lens.figures import one_image, style
 from llava_lens.figures.style import drawn
@@ -115,7 +115,8 @@ def test_of_some_layers_each_row_has_its_own_label(run, record):
     """Every third of the 5 layers was read: a position on the axis is no layer's number."""
     run, positions = {**run, "layers": ["emb", "3", "5"]}, [0, 3, 5]
     for readings in (record["patches"], record["prompts"][0]["readings"]):
-        readings.update({name: values[positions] for name, values in readings.items()})
+        of_layers = readings.keys() & schema.READINGS.keys()
+        readings.update({name: readings[name][positions] for name in of_layers})
     figure = one_image.plot_prompt(run, record["prompts"][0])
     assert labels_of(figure.axes[0].yaxis) == ["emb", "3", "5"]
     watch(record, tree=False)

@@ -67,15 +67,19 @@ def test_the_embedding_lens_is_torchs_cosine_with_what_spells_something(
     states = torch.randn(70, 64).to(weight.dtype)
     states[:3] = weight[[image_id, past, 300]] * torch.tensor([1, 1, 9000])[:, None]
     with torch.inference_mode():
-        read = lens.read_embeddings(bridge, [states, states * 2], [[7, 300], [299]])
+        layers = [states, -states, states * 2]  # the second has no nearest
+        read = lens.read_embeddings(bridge, layers, [[7, 300], [299]])
     expected = torch.cosine_similarity(states[:, None].double(), weight[None].double(), dim=-1)
     words = torch.stack([expected[:, [7, 300]].amax(-1), torch.zeros(70)])
     np.testing.assert_allclose(read["cosines"][:, 0], words, atol=rounding)
+    words[0] = -expected[:, [7, 300]].amin(-1)
+    np.testing.assert_allclose(read["cosines"][:, 1], words, atol=rounding)
     spelled = expected.clone()
     spelled[:, [*processor.tokenizer.all_special_ids, *range(past, len(weight))]] = -2
     assert {image_id, past}.isdisjoint(read["embedding_ids"].ravel().tolist())
     assert expected[0].argmax() == image_id and expected[1].argmax() == past
     assert (read["embedding_ids"][:, 2, 0] == 300).all()
+    assert len(read["embedding_ids"]) == 2
     for layer in range(2):
         ids, cosines = read["embedding_ids"][layer], read["embedding_cosines"][layer]
         np.testing.assert_allclose(cosines, spelled.topk(5).values, atol=rounding)

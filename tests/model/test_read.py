@@ -45,6 +45,8 @@ def at_layers(value, layers, name=""):
         return {key: at_layers(one, layers, key) for key, one in value.items()}
     if isinstance(value, list):
         return [at_layers(one, layers) for one in value]
+    if name.startswith("embedding_"):
+        return value[::2]  # of layers 0, 2 and 4 those that are every second of `layers`
     return value[layers] if name in PER_LAYER else value
 
 

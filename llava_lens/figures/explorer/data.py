@@ -14,10 +14,10 @@ from llava_lens.analysis.causal import PATCHED, effects_of
 from llava_lens.analysis.grounding import sink_patches
 from llava_lens.data.crop import open_crop
 from llava_lens.files import check_file
-from llava_lens.schema import N_NEAREST, layer_label, layer_numbers, weights_label
+from llava_lens.schema import N_NEAREST, NEAREST_EVERY, layer_label, layer_numbers, weights_label
 from llava_lens.text import printable, require, two_decimals
 
-FORMAT = "llava-lens explorer 1"  # of what a page saves as JSON
+FORMAT = "llava-lens explorer 2"  # of what a page saves as JSON
 MOST_BYTES = 2**28  # of such a file; of LLaVA-1.5-7B one has 6 MB
 
 
@@ -122,8 +122,11 @@ def _packed_embedding(patches: dict) -> dict | None:
     """The second lens, where the record has it: the nearest input embeddings."""
     if "embedding_ids" not in patches:
         return None
-    cosines = _packed_cosines(patches["embedding_cosines"])
-    return {"top_ids": _packed_ids(patches["embedding_ids"]), "cosines": cosines}
+    return {
+        "at": [*range(0, len(patches["top_ids"]), NEAREST_EVERY)],  # on the layer axis
+        "top_ids": _packed_ids(patches["embedding_ids"]),
+        "cosines": _packed_cosines(patches["embedding_cosines"]),
+    }
 
 
 def _packed_cosines(cosines: np.ndarray) -> np.ndarray:
@@ -170,9 +173,10 @@ def load_page_data(path) -> dict:
 
     `patches` and each prompt's `readings` have `top_ids` and `top_probs` `[layer, pos, top_k]`,
     `target_log2` and `target_rank` `[layer, pos]`; a prompt's `grey` has the last two `[layer]`;
-    `embedding` (or None) has `top_ids` and `cosines` `[layer, patch, 5]`; a word has `log2_probs`
-    `[layer, patch]`; `crop` is `[row, column, rgb]`. `tokens` has the labels by id. Raises OSError
-    if the file can't be read, ValueError if a field is missing or has another shape.
+    `embedding` (or None) has `top_ids` and `cosines` `[at, patch, 5]` for the layers `at`; a word
+    has `log2_probs` `[layer, patch]`; `crop` is `[row, column, rgb]`. `tokens` has the labels by
+    id. Raises OSError if the file can't be read, ValueError if a field is missing or of another
+    shape.
     """
     try:
         check_file(path, MOST_BYTES)
@@ -198,8 +202,9 @@ def _arrays_of(data: dict) -> list[tuple]:
     n_layers, patches, prompts = len(data["layers"]), data["patches"], data["prompts"]
     of_patches, top_k = (n_layers, int(np.prod(data["grid"]))), len(patches["top_ids"][0][0])
     parts = [(one, ["log2_probs", *one.keys() & {"cosines"}], of_patches) for one in data["words"]]
-    if data["embedding"] is not None:
-        parts += [(data["embedding"], ("top_ids", "cosines"), (*of_patches, N_NEAREST))]
+    if (nearest := data["embedding"]) is not None:
+        shape = len(nearest["at"]), of_patches[1], N_NEAREST
+        parts += [(nearest, ("top_ids", "cosines"), shape)]
     targets = ("target_log2", "target_rank")
     texts = [(one["readings"], (n_layers, len(one["token_ids"]))) for one in prompts]
     for readings, shape in [(patches, of_patches), *texts]:

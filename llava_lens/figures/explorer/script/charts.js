@@ -27,8 +27,8 @@ function cosineScale() {
 const probabilitiesOrRanks = () => (state.rank ? RANKS : PROBABILITIES);
 
 /**
- * A chart of `series` (`{ name, values [layer], colour, dash }`) over layers. `markLayer` of it
- * moves the mark to the layer shown.
+ * A chart of `series` (`{ name, values, at, colour, dash }`) over layers; `at` has the layers of
+ * the values, where these are not all. `markLayer` of it moves the mark to the layer shown.
  */
 function chart(series, width = 300, height = 150, scale = probabilitiesOrRanks()) {
   const [left, right, top, bottom] = [38, 8, 6, 18];
@@ -65,20 +65,17 @@ function chart(series, width = 300, height = 150, scale = probabilitiesOrRanks()
   return svg;
 }
 
-/** One series: lines between layers that follow each other, or `joined` over gaps; dots at single
- * layers. */
-function line({ name, values, colour, dash, thin, joined }, x, y) {
+/** One series: lines between values that follow each other, dots at single ones. */
+function line({ name, values, at = range(nLayers()), colour, dash, thin }, x, y) {
   const group = draw("g", {}, draw("title", {}, name));
-  const known = (layer) => values[layer] !== null && values[layer] !== undefined;
+  const known = (i) => values[i] !== null && values[i] !== undefined;
   let path = "";
-  values.forEach((value, layer) => {
-    if (!known(layer)) return;
-    const goesOn = known(layer - 1) || (joined && path);
-    path += `${goesOn ? "L" : "M"}${x(layer).toFixed(1)} ${y(value).toFixed(1)}`;
-    if (!goesOn && !known(layer + 1) && !joined)
-      group.append(
-        draw("circle", { cx: x(layer), cy: y(value), r: thin ? 1.2 : 2.2, fill: colour }),
-      );
+  values.forEach((value, i) => {
+    if (!known(i)) return;
+    const [cx, cy] = [x(at[i]), y(value)];
+    path += `${known(i - 1) ? "L" : "M"}${cx.toFixed(1)} ${cy.toFixed(1)}`;
+    if (!known(i - 1) && !known(i + 1))
+      group.append(draw("circle", { cx, cy, r: thin ? 1.2 : 2.2, fill: colour }));
   });
   const stroke = { d: path, fill: "none", stroke: colour, "stroke-width": thin ? 0.8 : 2 };
   group.append(draw("path", { ...stroke, "stroke-dasharray": dash, "stroke-linejoin": "round" }));
@@ -100,21 +97,23 @@ function keysOf(series) {
 
 /** The series of a cell: every token that is top-1 at some layer, the most probable in colour. */
 function seriesOf(cell) {
-  const ids = [...new Set(range(nLayers()).map((layer) => top1(cell, layer)))];
+  const at = keptAt(cell.prompt);
+  const ids = [...new Set(at.map((layer) => top1(cell, layer)))];
   const series = ids.map((id) => ({
     id,
+    at,
     name: label(id),
-    probs: range(nLayers()).map((layer) => valueOf(cell, layer, [id])),
+    probs: at.map((layer) => valueOf(cell, layer, [id])),
   }));
   series.sort((a, b) => Math.max(...b.probs) - Math.max(...a.probs));
-  series.forEach((one, at) => {
+  series.forEach((one, number) => {
     one.values =
       state.rank && !byEmbedding(cell.prompt)
-        ? range(nLayers()).map((layer) => rankOf(cell, layer, one.id))
+        ? at.map((layer) => rankOf(cell, layer, one.id))
         : one.probs;
-    one.thin = at >= LINES.length;
-    one.colour = one.thin ? "#9aa4af" : LINES[at];
-    one.dash = DASHES[at] ?? "";
+    one.thin = number >= LINES.length;
+    one.colour = one.thin ? "#9aa4af" : LINES[number];
+    one.dash = DASHES[number] ?? "";
   });
   return series;
 }
@@ -130,9 +129,8 @@ function showRoute() {
     showRoute.shown = state.prompt;
     const patched = { image: "image patches", question: "question", last: "last position" };
     const series = Object.entries(patched).map(([group, name], number) => {
-      const values = Array(nLayers()).fill(null);
-      route.at.forEach((layer, at) => (values[layer] = route[group][at]));
-      return { name, values, colour: LINES[number], dash: DASHES[number], joined: true };
+      const [colour, dash] = [LINES[number], DASHES[number]];
+      return { name, values: route[group], at: route.at, colour, dash };
     });
     const about = `Effect of patching one layer's states from ${route.other}: 0 is the own answer, 1 is “${route.other_answer}”.`;
     byId("route").replaceChildren(

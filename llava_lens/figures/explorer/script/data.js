@@ -103,8 +103,14 @@ const spellings = new Map(); // by id
 const groups = new Map(); // ids by spelling: tokens that differ in case or leading space only
 const spelling = (id) => spellings.get(id);
 
-/** Where the top-k of a cell begin at a layer. A cell is `{ prompt, pos }`. */
-const start = (cell, layer) => (layer * positionsOf(cell.prompt) + cell.pos) * topK(cell.prompt);
+/** The layers at which the top-k of a cell were kept: with the embedding lens not all. */
+const keptAt = (prompt) => (byEmbedding(prompt) ? data.embedding.at : range(nLayers()));
+
+/** Where the top-k of a cell begin at one of these layers. A cell is `{ prompt, pos }`. */
+function start({ prompt, pos }, layer) {
+  const row = byEmbedding(prompt) ? data.embedding.at.indexOf(layer) : layer;
+  return (row * positionsOf(prompt) + pos) * topK(prompt);
+}
 
 /** The top-k of a cell at a layer, falling: `[{ id, p }]`, `p` a probability or a cosine. */
 function topOf(cell, layer) {

@@ -2,8 +2,20 @@
 
 const panes = [];
 
+/** The last layer up to this one at which the patches can be shown. */
+const shownAt = (layer) => keptAt(PATCHES).findLast((kept) => kept <= layer);
+
+/** Go to the layer that can be shown after this one, or before it; at the ends stay. */
+function step(by) {
+  const at = keptAt(PATCHES);
+  update({ layer: at[clamp(at.indexOf(state.layer) + by, 0, at.length - 1)] });
+}
+
 function show() {
-  byId("layer").value = state.layer;
+  state.layer = shownAt(state.layer);
+  const at = keptAt(PATCHES);
+  Object.assign(byId("layer"), { max: at.length - 1, value: at.indexOf(state.layer) });
+  byId("layer").ariaValueText = data.layers[state.layer];
   byId("layer-shown").textContent = `Layer ${data.layers[state.layer]} of ${data.layers.at(-1)}`;
   byId("least").value = state.least;
   byId("least-shown").textContent = `Shown from ${digits(10 ** state.least)}`;
@@ -37,7 +49,7 @@ function showLegend() {
   const shown = state.word.length ? ofWord : "Probability of the top-1 token";
   const cosine = state.word.length ? ofWord : "Cosine with the nearest input embedding";
   byId("scale-of").textContent = embedded
-    ? `${cosine}, linear. A cosine is no probability. Texts keep the logit lens`
+    ? `${cosine}, linear. A cosine is no probability. Read at ${keptAt(PATCHES).length} of ${nLayers()} layers. Texts keep the logit lens`
     : `${shown}, logarithmic${state.word.length ? `. ${inTexts}` : ""}`;
   const [least, most] = embedded ? cosineRange() : [];
   const at = (share) =>
@@ -57,13 +69,14 @@ function showLegend() {
 function play() {
   const isStart = !play.timer;
   clearInterval(play.timer);
+  const isLast = () => state.layer === shownAt(nLayers() - 1);
   const next = () => {
-    update({ layer: state.layer + 1 });
-    if (state.layer === nLayers() - 1) play();
+    step(1);
+    if (isLast()) play();
   };
   play.timer = isStart ? setInterval(next, 500) : 0;
   byId("play").textContent = isStart ? "❚❚ Pause" : "▶ Play";
-  if (isStart && state.layer === nLayers() - 1) update({ layer: 0 });
+  if (isStart && isLast()) update({ layer: 0 });
 }
 
 /** Mouse and keys on a canvas of cells. `at(event)` finds what is under the mouse, `place` where
@@ -153,8 +166,10 @@ function promptOptions() {
 }
 
 function listenToControls() {
+  byId("layer").addEventListener("input", ({ target: { value } }) =>
+    update({ layer: keptAt(PATCHES)[value] }),
+  );
   const events = {
-    layer: "input",
     least: "input",
     prompt: "change",
     pane: "change",
@@ -181,10 +196,10 @@ function listenToControls() {
       if (!event.repeat) play();
     }
     if (event.target.closest("input, select, canvas")) return;
-    const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
-    if (!step) return;
+    const by = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
+    if (!by) return;
     event.preventDefault();
-    update({ layer: clamp(state.layer + step, 0, nLayers() - 1) });
+    step(by);
   });
   window.addEventListener("resize", () => {
     measureRoom();
@@ -210,7 +225,6 @@ async function showImage() {
   byId("all-images").hidden = data.alone === true; // there is no index beside it
   byId("address").hidden = framed;
   byId("lens-label").hidden = !data.embedding;
-  byId("layer").max = nLayers() - 1;
   byId("prompt").append(...promptOptions());
   const grey = make("option", { value: "grey" }, "the same with a grey image");
   byId("pane").append(make("option", { value: "" }, "nothing"), grey, ...promptOptions());

@@ -93,7 +93,7 @@ function saveNumbers() {
     for (const pos of range(positionsOf(prompt)))
       for (const layer of range(nLayers())) addTop("text", { prompt, pos }, layer, 1);
   for (const cell of state.pins)
-    for (const layer of range(nLayers())) addTop("pin", cell, layer, Infinity);
+    for (const layer of keptAt(cell.prompt)) addTop("pin", cell, layer, Infinity);
   // A spreadsheet would take a token like =1+1 for a formula.
   const safe = (value) =>
     /^[=+\-@]/.test(value) && typeof value === "string" ? `'${value}` : value;

@@ -55,12 +55,12 @@ function showFound() {
   byId("found").replaceChildren(...found);
 }
 
-/** The largest value of a word over all patches [layer], null where none kept it. */
+/** The largest value of a word over all patches [`keptAt`], null where none kept it. */
 function largestOf(ids) {
   largestOf.known ??= new Map();
   const key = [state.lens, ...ids].join();
   if (!largestOf.known.has(key)) {
-    const largest = range(nLayers()).map((layer) => {
+    const largest = keptAt(PATCHES).map((layer) => {
       const kept = allPatches().map((cell) => valueOf(cell, layer, ids));
       return kept.every((p) => p === null) ? null : Math.max(...kept);
     });
@@ -98,13 +98,13 @@ function aboutWord() {
 }
 
 function wordCurves() {
-  const largest = largestOf(state.word);
-  const series = [{ name: "largest of all patches", values: largest, colour: LINES[0], dash: "" }];
+  const [values, at] = [largestOf(state.word), keptAt(PATCHES)];
+  const series = [{ name: "largest of all patches", values, at, colour: LINES[0], dash: "" }];
   state.pins.slice(0, LINES.length - 1).forEach((cell, number) => {
     if (byEmbedding(PATCHES) !== byEmbedding(cell.prompt)) return; // a text has no cosines
-    const values = range(nLayers()).map((layer) => valueOf(cell, layer, state.word));
+    const values = at.map((layer) => valueOf(cell, layer, state.word));
     const [colour, dash] = [LINES[number + 1], DASHES[number + 1]];
-    series.push({ name: `pin ${number + 1}`, values, colour, dash });
+    series.push({ name: `pin ${number + 1}`, values, at, colour, dash });
   });
   const scale = byEmbedding(PATCHES) ? cosineScale() : PROBABILITIES; // a sum has no rank
   const picture = chart(series, 480, 140, scale);
