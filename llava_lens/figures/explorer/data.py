@@ -37,7 +37,7 @@ def page_data(run: dict, record: dict) -> dict:
         "objects": [shown_fields(item, "category", "box") for item in record["objects"]],
         "words": [_packed_word(word) for word in record["words"]],
         "patches": _packed_readings(patches),
-        "embedding": _packed_embedding(patches),
+        "embedding": _packed_embedding(patches) if "embedding_ids" in patches else None,
         "sinks": None if sinks is None else np.flatnonzero(sinks).tolist(),
         "prompts": [one | _packed_prompt(prompt, run) for one, prompt in summaries],
         "tokens": _labels_used(run, record),
@@ -118,12 +118,10 @@ def _packed_target(readings: dict) -> dict:
     return {"target_log2": log2, "target_rank": _packed_ids(readings["target_rank"])}
 
 
-def _packed_embedding(patches: dict) -> dict | None:
-    """The second lens, where the record has it: the nearest input embeddings."""
-    if "embedding_ids" not in patches:
-        return None
+def _packed_embedding(patches: dict) -> dict:
+    """The second lens: the nearest input embeddings, `at` these places of the layer axis."""
     return {
-        "at": [*range(0, len(patches["top_ids"]), NEAREST_EVERY)],  # on the layer axis
+        "at": [*range(0, len(patches["top_ids"]), NEAREST_EVERY)],
         "top_ids": _packed_ids(patches["embedding_ids"]),
         "cosines": _packed_cosines(patches["embedding_cosines"]),
     }
