@@ -2,7 +2,7 @@
 
 import pytest
 
-from llava_lens.data import coco
+from llava_lens.data import coco, crop, prompts
 from tests.data.test_annotations import annotated, found_for, read, write
 
 BOX = [1, 2, 30, 40]
@@ -69,7 +69,7 @@ NOT_FOUR, LEAVES = "is not x, y and a width and height above 0", "leaves the ima
 def test_an_annotation_that_cannot_be_used_is_named_and_its_category_not_absent(
     tmp_path, entry, problem, absent
 ):
-    objects, known_absent, categories, (said,), _ = read_with(tmp_path, entry)
+    objects, known_absent, categories, (said,), *_ = read_with(tmp_path, entry)
     assert said.startswith("instances.json, annotation 1: ") and problem in said
     (dog,) = objects.pop("1.jpg")
     assert (dog["category"], dog["box"], dog["crowd"]) == ("dog", BOX, False) and not objects
@@ -92,7 +92,8 @@ def test_an_annotation_that_cannot_be_used_is_named_and_its_category_not_absent(
 )
 @pytest.mark.parametrize("width", [90, "90", 90.0])
 def test_annotations_as_exports_write_them(tmp_path, change, is_crowd, width):
-    objects, absent, _, problems, _ = read_with(tmp_path, another(**change), image={"width": width})
+    image = {"width": width}
+    objects, absent, _, problems, *_ = read_with(tmp_path, another(**change), image=image)
     _, cat = objects["1.jpg"]
     assert (cat["category"], cat["crowd"], cat["image_size"]) == ("cat", is_crowd, (90, 60))
     assert absent == {"1.jpg": ["cow"]} and not problems
@@ -106,8 +107,30 @@ def test_where_more_may_be_there_none_is_the_only_one(tmp_path):
         return [item["crowd"] for item in found.objects["1.jpg"]]
 
     assert crowds(another(), another(0, bbox=None)) == [True, False]
-    assert crowds(another(), another(2, bbox=None)) == [False, True]
+    assert crowds(another(), another(2, bbox=None), another(77)) == [False, True]
     assert crowds(another(), image={"not_exhaustive_category_ids": [2]}) == [False, True]
+
+
+@pytest.mark.parametrize(
+    "entry, main",
+    [
+        (another(bbox=None), None),  # it could fill the image
+        (another(bbox=[10, 70, 20, 20]), None),
+        (another(77, bbox=None), None),
+        (another(77, bbox=[50, 2, 40, 50]), None),
+        (another(77, bbox=[50, 2, 9, 9]), "dog"),  # whatever it is, it is smaller
+        (another(bbox=[50, 2, 9, 9], color="r" * 101), "dog"),
+        (another(image_id="1.jpg", bbox=[50, 2, 9, 9]), None),  # of this image, in whatever scale?
+        (another(image_id=99), "dog"),
+    ],
+)
+def test_the_main_object_is_told_only_where_none_that_was_dropped_may_be_larger(
+    tmp_path, llava, entry, main
+):
+    objects, _, dropped = read_with(tmp_path, entry).of("1.jpg")
+    seen = crop.objects_in_crop(objects + dropped, (90, 60), llava[1].image_processor)
+    made = prompts.make_prompts(seen, [], kinds=["object"])
+    assert [prompt["truth"] for prompt in made] == [main] * bool(main)
 
 
 TOKENS = "</s>", "<s>", "<unk>", "<pad>", "<image>", "<|im_end|>"
