@@ -99,7 +99,8 @@ def _found(run: dict, grounded: pd.DataFrame, lens: str, n_lenses: int, end="") 
 def _sinks(grounded: pd.DataFrame, found: list[dict], without: list[dict]) -> dict:
     """How many patches are sinks, and what the lenses say without them, if they find anything."""
     counts = grounded.groupby("image")["sinks"].first().dropna()
-    sentence = f"Sinks: {one_decimal(counts.mean())} per image on average."
+    mean, n = one_decimal(counts.mean()), count_of(len(counts), "image")
+    sentence = f"Sinks: {mean} per image on average, on {n}."
     changed = [
         after["sentence"]
         for before, after in zip(found, without, strict=True)

@@ -35,6 +35,8 @@ def test_the_sentences_are_those_of_the_tables(demo, demo_tables):
     row = presence.presence_table(demo_tables.confident).loc["all"]
     assert "The patches tell whether a category is there." in text
     assert f"{row['within']:.2f} ({row['within_low']:.2f} to" in text
+    few = findings.own_words(demo.run, table[table["image"] < "scene_14"])
+    assert max(each["high"] for each in few[1:]) == 1  # no difference of two AUROCs is larger
     one = table[table["image"] == "scene_00.png"]
     alone = findings.own_words(demo.run, one)
     assert {each["outcome"] for each in alone} == {"not tested"}
@@ -138,7 +140,7 @@ def test_report_counts_what_was_loaded(run, tables):
         assert f"{whole['readable_layer'].median():g} (no interval)" in text
     wrong = objects[~objects["right"].dropna().astype(bool)]
     below = report.report_answers(run, tables.answers)
-    assert f"{len(wrong)} of {objects['right'].notna().sum()} graded answers are wrong" in below
+    assert f"Wrong answers: {len(wrong)} of {objects['right'].notna().sum()} graded." in below
     assert all(text_py.as_code(image) in below for image in wrong["image"])
     assert "| image | 3 | no clear peak |" in report.report_changes(run, tables.layers)
 
