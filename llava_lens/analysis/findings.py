@@ -21,6 +21,8 @@ from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, layer_label, layer_numbers, weights_label
 from llava_lens.text import count_of, one_decimal, two_decimals
 
+GAIN = "P above another image"
+
 
 def findings(run: dict, tables) -> list[dict]:
     """All findings, from the `Tables` of `lens_utils.tabulate`: each a `finding`, with what the
@@ -41,7 +43,7 @@ def measured(answers: pd.DataFrame) -> list[dict]:
     layers = "settling_layer", "readable_layer", "leaves_image", "handed_over", "mediated"
     tables = {column: settling_table(answers, column) for column in layers}
     gains = controls_table(answers).rename(columns={"gain": "value", "n_gain": "n"})
-    tables["P above another image"] = gains
+    tables[GAIN] = gains.reindex(tables["settling_layer"].index).fillna({"n": 0})
     return [
         finding(claim, kind, MEASURED if row["n"] else NOT_TESTED, **row)
         for claim, table in tables.items()

@@ -56,10 +56,9 @@ def lenses(run: dict, grounded: pd.DataFrame) -> list[dict]:
     """For each lens the layers at which it finds objects, then the sinks where they are known, with
     the same layers without them.
 
-    A lens finds objects at a layer where the AUROC of their own words in their boxes is above 0.5,
-    above that of absent words there, and above usual places. The intervals hold at all layers of
-    both lenses at once (Bonferroni). The longest run of such layers is named: `value` is its first
-    layer and `high` its last. A lens that was not read is not tested, without a sentence.
+    docs/method.md says when a lens finds objects at a layer. The longest run of such layers is
+    named: `value` is its first layer and `high` its last. A lens that was not read is not tested,
+    without a sentence.
     """
     known = set(grounded.columns[grounded.notna().any()])
     read = [lens for lens, column in LENSES.items() if f"auroc{column}" in known]

@@ -32,12 +32,11 @@ def watched_of(record: dict) -> tuple[set[str], list[dict]]:
 def category_confidence(images: list[tuple[set, list]]) -> pd.DataFrame:
     """From the `watched_of` all records a row per image and watched category.
 
-    - `confidence`: the largest P(word) over all layers and patches
+    - `confidence`: the largest P(word) over all layers and patches, a variant of Jiang et al.'s
+      (arXiv 2410.02762; docs/method.md)
     - `frequency`: what can be said blindly, the share of images that have the category, in the
       half that this one is not in. Over all others it would be smaller where it is here
     - `said_yes`: the model's answer when asked, 1 for yes and 0 for no; NaN for none or neither
-
-    Source of the confidence: a variant of Jiang et al., arXiv 2410.02762 (docs/method.md).
     """
     halves = images[::2], images[1::2]
     images_with = [Counter(name for seen, _ in half for name in seen) for half in halves]
@@ -70,10 +69,10 @@ def within_images(table: pd.DataFrame) -> tuple[int, pd.DataFrame]:
     each as values whose mean it is and whose `interval` is its own.
 
     `above`: what is there above the absent categories that often stand beside it (adversarial: the
-    same scene). `scene`: these above the randomly drawn. All within images, so what raises all
-    words of an image cancels. From each confidence the mean of its category where it is absent, in
-    other images, is taken: categories differ whatever the image shows. That mean ties images to
-    each other, so the values are the jackknife's, over up to 24 groups of images.
+    same scene). `scene`: these above the randomly drawn. From each confidence the mean of its
+    category where it is absent, in other images, is taken: categories differ whatever the image
+    shows. That mean ties images to each other, so the values are the jackknife's, over up to 24
+    groups of images.
     """
     image, category = (pd.factorize(table[name])[0] for name in ("image", "category"))
     logs, sampling = np.log2(table["confidence"].to_numpy(float)), table["absent_sampling"]

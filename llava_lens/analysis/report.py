@@ -10,7 +10,7 @@ from llava_lens.analysis import findings
 from llava_lens.analysis.causal import LEAST_DIFFERENCE
 from llava_lens.analysis.curves import bias_curve, first_tokens, per_image, split_by_kind
 from llava_lens.analysis.lenses import FINDS, SINKS
-from llava_lens.analysis.per_kind import controls_table, grades_table, settling_table
+from llava_lens.analysis.per_kind import controls_table, grades_table
 from llava_lens.analysis.presence import presence_table
 from llava_lens.analysis.stats import LEAST_LIKELY, MIN_IMAGES, interval, with_interval
 from llava_lens.kinds import KINDS
@@ -71,9 +71,7 @@ def _kinds_table(run: dict, answers: pd.DataFrame, found: list[dict]) -> str:
             cells.append("not known" if np.isnan(share) else two_decimals(share) + fewer)
         for column in LAYERS:
             show = two_decimals if column == "mediated" else partial(layer_label, run)
-            median = medians[column, kind]
-            value, *ends = np.array([median[name] for name in ("value", "low", "high")], float)
-            cells.append(with_interval(value, ends, show, _fewer(median["n"], row["images"])))
+            cells.append(_cell(medians[column, kind], show, row["images"]))
         rows.append(cells)
     header = ["asked about", "images", "right", "chance", "a blind model", "P(answer)"]
     header += ["with another image", "with a grey image", *LAYERS.values()]
@@ -83,6 +81,12 @@ def _kinds_table(run: dict, answers: pd.DataFrame, found: list[dict]) -> str:
 def _fewer(n: float, n_of_row: float) -> str:
     """`19 images`: how many a cell is of, where its row has more."""
     return count_of(n, "image") if n < n_of_row else ""
+
+
+def _cell(found: dict, show, n_of_row: float) -> str:
+    """The value of a `finding` with its interval."""
+    value, *ends = np.array([found[name] for name in ("value", "low", "high")], float)
+    return with_interval(value, ends, show, _fewer(found["n"], n_of_row))
 
 
 def _right_cell(row: pd.Series) -> str:
@@ -123,8 +127,7 @@ is readable nowhere.
 
 - An order needs Wilcoxon's test and the sign test, on right answers within images, each with \
 p < {findings.LEVEL:.2g} (0.05, Bonferroni over the pairs), and a median that differs. The sign \
-test leaves out images without a difference, so an interval can reach 0. Wilcoxon's test alone: \
-undecided.
+test leaves out images that don't differ, so an interval can reach 0. Wilcoxon's alone: undecided.
 - An own word must be above all three controls. The interval allows for the choice of the layer. \
 That of usual places holds too where any word is likelier on any object.
 - What is there must be told in both comparisons: over images, and within them.
@@ -172,10 +175,9 @@ def _procedure(run: dict, answers: pd.DataFrame) -> str:
     route = f"The route was read at {len(run['route_layers'])} of {len(run['layers'])} layers. No "
     route += f"route for {without} of {n} (no other image with another answer nearby, or the two "
     route += f"differ by less than {LEAST_DIFFERENCE} logits)"
-    weights = as_code(weights_label(run))
     return (
-        f"**Procedure.** {weights}. On the first image the lens at the last layer "
-        f"was {run['last_layer_jsd']:.1g} bits from the model's own distribution. "
+        f"**Procedure.** {as_code(weights_label(run))}. On the first image the lens at the last "
+        f"layer was {run['last_layer_jsd']:.1g} bits from the model's own distribution. "
         f"{route if run['route_layers'] else 'The route was not read (route = False)'}. "
         f"Answers not gradable: {grades['not_gradable']:.0f} of "
         f"{grades['graded'] + grades['not_gradable']:.0f} with a known truth. Left out of what the "
@@ -194,19 +196,14 @@ def report_answers(run: dict, answers: pd.DataFrame) -> str:
         alone = of_kind[of_kind["right"].eq(right)]
         if alone.empty:
             continue
-        n, cells = alone["image"].nunique(), []
-        layers = settling_table(alone, "readable_layer").loc[kind]
-        gains = controls_table(alone).reindex([kind]).iloc[0]
-        for value, row, its_n, show in (
-            ("value", layers, "n", partial(layer_label, run)),
-            ("gain", gains, "n_gain", two_decimals),
-        ):
-            fewer = _fewer(row[its_n], n)
-            cells.append(with_interval(row[value], row[["low", "high"]], show, fewer))
-        rows.append([KINDS[kind].title, "right" if right else "wrong", f"{n}", *cells])
+        n, found = alone["image"].nunique(), findings.measured(alone)
+        medians = {each["claim"]: each for each in found}
+        readable = _cell(medians["readable_layer"], partial(layer_label, run), n)
+        gain = _cell(medians[findings.GAIN], two_decimals, n)
+        rows.append([KINDS[kind].title, "right" if right else "wrong", f"{n}", readable, gain])
     if not rows:
         return "Nothing to show: no answer was graded."
-    header = ["asked about", "answers", "images", "readable from layer", "P above another image"]
+    header = ["asked about", "answers", "images", LAYERS["readable_layer"], findings.GAIN]
     wrong = _what_was_wrong(first_tokens(answers))
     return f"{markdown_table(header, rows)}\n\n{wrong}"
 

@@ -106,8 +106,7 @@ def annotate(folder, image_paths: dict[str, Path]) -> Annotations:
 
 
 def _and_more(names: list[str]) -> str:
-    more = count_of(len(names) - 1, "more file")
-    return names[0] + f" and {more}" * (len(names) > 1)
+    return names[0] + f" and {count_of(len(names) - 1, 'more file')}" * (len(names) > 1)
 
 
 def _read(path: Path, folder, by_stem: dict[str, set[str]], told: _Told) -> None:
@@ -152,9 +151,8 @@ def _claims(told: _Told, n_first: int, image_paths: dict[str, Path]) -> dict[str
     alone = [name for name in image_paths if name not in claims]
     if unmatched and alone:
         told.problems.append(
-            f"{count_of(len({*unmatched}), 'annotated name')} without an image, for instance "
-            f"{unmatched[0]}; {count_of(len(alone), 'image')} without annotations, for instance "
-            f"{alone[0]}"
+            f"{count_of(len({*unmatched}), 'annotated name')} without an image, as {unmatched[0]}; "
+            f"{count_of(len(alone), 'image')} without annotations, as {alone[0]}"
         )
     return claims
 

@@ -68,7 +68,7 @@ def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[st
 def _read_objects(annotations: list, images: dict, categories: dict) -> tuple[dict, dict, list]:
     """By image id the objects, and what stands for annotations that can't be used (`_stand_in`).
     And a sentence for each of these."""
-    objects, dropped, problems, elsewhere = defaultdict(list), defaultdict(list), [], set()
+    objects, dropped, problems = defaultdict(list), defaultdict(list), []
     for number, entry in enumerate(annotations):
         image_id, category_id = same_id(entry.get("image_id")), same_id(entry.get("category_id"))
         category, size = categories.get(category_id, UNKNOWN), _size(images.get(image_id, {}))
@@ -81,15 +81,12 @@ def _read_objects(annotations: list, images: dict, categories: dict) -> tuple[di
             item = _read_object(entry, category, size)
         except (ValueError, OverflowError) as error:
             problems.append(f", annotation {number}: {str(error)[:120]}")
-            if image_id in images:
-                dropped[image_id].append(_stand_in(entry, category, size))
-            else:
-                elsewhere.add(type(image_id))
+            dropped[image_id] += [_stand_in(entry, category, size)] * (image_id in images)
             continue
         objects[image_id] += [item] * (item not in objects[image_id])
     # Without an image it could lie in each. But an unlisted id that is of the type of the others is
     # that of an image left out of a subset.
-    if elsewhere - {*map(type, images)}:
+    if {*map(type, dropped)} - {*map(type, images)}:
         for image_id in images:
             dropped[image_id].append(_stand_in({}, UNKNOWN, None))
     return objects, dropped, problems
@@ -197,7 +194,6 @@ def _stand_in(entry: dict, category: str, image_size: tuple[int, int] | None) ->
     """A crowd in the place of an annotation that can't be used: in its box, or in all of the image
     where the box can't be used either."""
     try:
-        item = _read_object({"bbox": entry.get("bbox")}, category, image_size)
+        return _read_object({"bbox": entry.get("bbox"), "iscrowd": 1}, category, image_size)
     except (ValueError, OverflowError):
-        item = _read_object({"bbox": [0, 0, 2, 2]}, category, (2, 2))
-    return item | {"crowd": True}
+        return _read_object({"bbox": [0, 0, 2, 2], "iscrowd": 1}, category, (2, 2))

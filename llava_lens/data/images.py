@@ -45,10 +45,8 @@ def find_images(folder) -> dict[str, Path]:
             name = f"{ascii_name[:100]}~{digest}{path.suffix}"
         by_name[name] = path
     if not by_name:
-        raise FileNotFoundError(
-            f"No image under {str(folder)!r}: looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it "
-            "and its subfolders."
-        )
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise FileNotFoundError(f"No image under {str(folder)!r}: none of {suffixes} at any depth.")
     return by_name
 
 

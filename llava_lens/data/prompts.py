@@ -188,9 +188,8 @@ def as_prompts(prompts: list) -> list[dict]:
     for a question that brings its own special token.
     """
     is_list = isinstance(prompts, (list, tuple)) or isinstance(prompts, np.ndarray) and prompts.ndim
-    require(
-        is_list, f"prompts is {prompts!r}: it must be a list of questions, or [] for made ones."
-    )
+    wrong = f"prompts is {prompts!r}: it must be a list of questions, or [] for made ones."
+    require(is_list, wrong)
     return [_as_prompt(prompt, f"Prompt {number}") for number, prompt in enumerate(prompts)]
 
 
@@ -204,8 +203,7 @@ def _as_prompt(prompt, where: str) -> dict:
     require(not unknown, f"{where} has {unknown}: only question, kind and truth have a meaning.")
     wrong_truth = f"{where} has the truth {truth!r}: it must be a text or None."
     require(truth is None or is_text(truth), wrong_truth)
-    known = ", ".join(KINDS)
-    require(kind in KINDS, f"{where} is of the kind {kind!r}: it must be one of {known}.")
+    require(kind in KINDS, f"{where} is of the kind {kind!r}: take one of {', '.join(KINDS)}.")
     meanings = KINDS[kind].meanings
     possible = [*dict.fromkeys(meanings.values())]
     listed = ", ".join(possible if len(possible) < 20 else [*possible[:3], "...", possible[-1]])

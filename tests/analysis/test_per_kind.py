@@ -49,7 +49,7 @@ def test_pieces_of_words_are_left_out_where_the_lens_reads_alone():
 def test_right_and_wrong_answers_apart_by_hand():
     table = answers_with("colour", [("red", number < 3) for number in range(5)])
     table = table.assign(layer=5, readable_layer=range(0, 10, 2), question="?", answer="red")
-    table["whole_word"] = table.index > 0
+    table = table.assign(whole_word=table.index > 0, leaves_image=1, handed_over=1, mediated=0)
     others = [0, 0.1, 0.2, 0.3, np.nan]
     table = table.assign(probability=0.9, other_probability=others, grey_probability=0.0)
     run = {"layers": [str(layer) for layer in range(11)]}

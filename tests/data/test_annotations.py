@@ -298,8 +298,8 @@ def test_what_is_called_otherwise_on_disk_is_said_in_one_sentence(tmp_path):
     annotated(tmp_path, ["COCO_val2014_01.jpg", "2.JPG", "3.jpg"])
     found = read(tmp_path, "01.jpg", "2.jpg", "3.jpg")
     assert list(found.objects) == ["3.jpg"] and found.problems == [
-        "2 annotated names without an image, for instance COCO_val2014_01.jpg; "
-        "2 images without annotations, for instance 01.jpg"
+        "2 annotated names without an image, as COCO_val2014_01.jpg; "
+        "2 images without annotations, as 01.jpg"
     ]
     # Of a subset of COCO every image has annotations: nothing to say.
     assert read(tmp_path, "3.jpg").problems == []

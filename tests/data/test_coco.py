@@ -27,6 +27,13 @@ def read_with(folder, *more, categories=("dog", "cat", "cow"), image=(), first=T
     return read(folder, "1.jpg", "2.jpg")
 
 
+def main_of(found, llava) -> list[str]:
+    """The main object of `1.jpg`, if one is asked about."""
+    objects, _, dropped = found.of("1.jpg")
+    seen = crop.objects_in_crop(objects + dropped, (90, 60), llava[1].image_processor)
+    return [prompt["truth"] for prompt in prompts.make_prompts(seen, [], kinds=["object"])]
+
+
 NAN = float("nan")
 NOT_FOUR, LEAVES = "is not x, y and a width and height above 0", "leaves the image"
 
@@ -67,9 +74,11 @@ NOT_FOUR, LEAVES = "is not x, y and a width and height above 0", "leaves the ima
     ],
 )
 def test_an_annotation_that_cannot_be_used_is_named_and_its_category_not_absent(
-    tmp_path, entry, problem, absent
+    tmp_path, llava, entry, problem, absent
 ):
-    objects, known_absent, categories, (said,), *_ = read_with(tmp_path, entry)
+    found = read_with(tmp_path, entry)
+    objects, known_absent, categories, (said,), *_ = found
+    assert main_of(found, llava) == ["dog"] * ("cat" in absent)  # it may be as large
     assert said.startswith("instances.json, annotation 1: ") and problem in said
     (dog,) = objects.pop("1.jpg")
     assert (dog["category"], dog["box"], dog["crowd"]) == ("dog", BOX, False) and not objects
@@ -111,26 +120,14 @@ def test_where_more_may_be_there_none_is_the_only_one(tmp_path):
     assert crowds(another(), image={"not_exhaustive_category_ids": [2]}) == [False, True]
 
 
-@pytest.mark.parametrize(
-    "entry, main",
-    [
-        (another(bbox=None), None),  # it could fill the image
-        (another(bbox=[10, 70, 20, 20]), None),
-        (another(77, bbox=None), None),
-        (another(77, bbox=[50, 2, 40, 50]), None),
-        (another(77, bbox=[50, 2, 9, 9]), "dog"),  # whatever it is, it is smaller
-        (another(bbox=[50, 2, 9, 9], color="r" * 101), "dog"),
-        (another(image_id="1.jpg", bbox=[50, 2, 9, 9]), None),  # of this image, in whatever scale?
-        (another(image_id=99), "dog"),
-    ],
-)
-def test_the_main_object_is_told_only_where_none_that_was_dropped_may_be_larger(
-    tmp_path, llava, entry, main
+@pytest.mark.parametrize("color, category_id", [("r" * 101, 1), (None, 77)])
+@pytest.mark.parametrize("box, main", [([50, 2, 9, 9], ["dog"]), ([50, 2, 40, 50], []), (None, [])])
+def test_the_main_object_is_told_where_what_was_dropped_is_known_to_be_smaller(
+    tmp_path, llava, color, category_id, box, main
 ):
-    objects, _, dropped = read_with(tmp_path, entry).of("1.jpg")
-    seen = crop.objects_in_crop(objects + dropped, (90, 60), llava[1].image_processor)
-    made = prompts.make_prompts(seen, [], kinds=["object"])
-    assert [prompt["truth"] for prompt in made] == [main] * bool(main)
+    """Without a box it could fill the image."""
+    found = read_with(tmp_path, another(category_id, bbox=box, color=color))
+    assert main_of(found, llava) == main
 
 
 TOKENS = "</s>", "<s>", "<unk>", "<pad>", "<image>", "<|im_end|>"
