@@ -171,16 +171,6 @@ def test_notes_beside_annotations_that_were_read_are_no_problem(tmp_path):
     assert list(boxes(tmp_path, "a.jpg")) == ["a.jpg"]
 
 
-def test_annotations(photographs):
-    objects, absent, categories, problems, files, _ = read(photographs, "china.jpg")
-    assert absent == {"china.jpg": ["umbrella"]} and "instances_test.json" in files
-    assert categories == ["temple", "tree", "umbrella"] and not problems
-    assert [(o["category"], o["box"], o["crowd"], o["color"]) for o in objects["china.jpg"]] == [
-        ("temple", [150, 60, 220, 200], False, None),
-        ("tree", [420, 180, 80, 100], False, "green"),
-    ]
-
-
 def test_without_annotations(tmp_path):
     assert read(tmp_path, "a.jpg") == ({}, {}, [], [], "", {})
     write(tmp_path, "a.json", [DOG])  # of which of two images?
@@ -230,6 +220,10 @@ def test_what_any_file_tells_of_an_image_is_not_absent(tmp_path, files, names):
         write(tmp_path, name, data)
     found, first = read(tmp_path, *names), names[0].replace("/", "__")
     assert len(found.objects[first]) == 1 and found.absent[first] == ["cow"]
+    data["annotations"].append({"image_id": 1, "category_id": 7, "bbox": DOG["bbox"]})
+    write(tmp_path, name, data)
+    objects, absent, dropped = read(tmp_path, *names).of(first)
+    assert len(objects) == len(dropped) == 1 and absent == []
 
 
 @pytest.mark.parametrize(
