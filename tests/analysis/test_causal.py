@@ -163,9 +163,8 @@ def test_changes_by_hand():
     assert set(table["prompt"]) == {0} and table["layer"].tolist() == [1.5, 3.5, 5] * 2 + [5]
     expected = [-0.5, -0.1, -0.8, -0.1, -0.1, -0.1, -0.7]
     assert table["change"].tolist() == pytest.approx(expected)
-    assert causal.changes_by_window(table, run, "object").loc["a"].tolist() == pytest.approx(
-        [-0.5, -0.1]
-    )
+    by_window = causal.changes_by_window(table, run, "object")
+    assert by_window.loc["a"].tolist() == pytest.approx([-0.5, -0.1])
 
 
 def test_without_knockout_nothing_is_said():

@@ -85,9 +85,8 @@ def test_sinks_are_counted_and_what_only_they_show_is_lost_without_them():
     records = with_lens(planted(20))
     assert "at the same layers" in said(records)["patches"]["sentence"]
     few = said(records[:3])["patches"]["sentence"]
-    assert (
-        few == "Sinks: 0 per image on average, on 3 images."
-    )  # nothing was shown that could be lost
+    # Nothing was shown that could be lost.
+    assert few == "Sinks: 0 per image on average, on 3 images."
     for record in records:
         inside = np.flatnonzero(grounding.patches_of(record, RUN, "dog"))
         word = record["words"][0]

@@ -77,9 +77,7 @@ def test_what_could_not_be_tested_is_said_and_is_among_the_findings(run, tables)
     assert {each["outcome"] for each in claims} == {"not tested"}
     by_claim = {each["claim"]: each["sentence"] for each in claims}
     assert by_claim[findings.ORDER] == "Not tested: no right answer has a route."
-    without_word = (
-        "Not tested: no image's crop has an object whose category has a word of one token"
-    )
+    without_word = "Not tested: no image's crop has an object whose category has a word of one"
     assert by_claim[findings.OWN].startswith(without_word)
     assert by_claim[findings.THERE] == "Not tested: nothing to compare."
     text = report.summary(run, tables, found)
@@ -172,8 +170,7 @@ def test_no_text_of_a_stranger_is_mark_up_in_the_report(run, tables):
     answers = tables.answers.assign(
         answer=nasty, truth="dog", right=False, question=nasty, image=nasty
     )
-    text = report.report(run, tables._replace(answers=answers)) + report.report_answers(
-        run, answers
-    )
+    text = report.report(run, tables._replace(answers=answers))
+    text += report.report_answers(run, answers)
     assert "<script" not in text and "$" not in text and "*b*" not in text
     assert "&#60;script&#62;" in text
