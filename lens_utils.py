@@ -157,7 +157,8 @@ def open_results(folder=None) -> Results:
     Without a folder: Kaggle's attached data sets, or `results`. Raises as `Results.find`.
     """
     results = Results.find(folder or (kaggle.KAGGLE_INPUT if kaggle.on_kaggle() else "results"))
-    model = f"{results.run['model']} ({schema.weights_label(results.run)})"
+    skipped = f", {len(results.skipped)} skipped" * bool(results.skipped)
+    model = f"{results.run['model']} ({schema.weights_label(results.run)}){skipped}"
     print(f"{count_of(len(results.names), 'image')} read with {model}, in {results.folder}")
     return results
 

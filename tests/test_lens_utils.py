@@ -119,7 +119,7 @@ def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
     said = capsys.readouterr().out
     assert "All statistics count 2 images not under" in said and "china.jpg" in said
     run = lens.open_results(tmp_path / "results").run
-    assert "(float32, 4 bit), in " in capsys.readouterr().out
+    assert "(float32, 4 bit), 1 skipped, in " in capsys.readouterr().out
     assert run["quantize"] == "4bit" and run["last_layer_jsd"] <= 1e-5
     (prompt,) = Results(tmp_path / "results").record("flower.jpg")["prompts"]
     assert (prompt["kind"], prompt["question"]) == ("own", "What is it?")

@@ -222,7 +222,7 @@ def present_or_absent(confident: pd.DataFrame) -> list[dict]:
     """Whether the largest P(word) tells what is in an image; from `category_confidence`. Two tests
     must agree: one category at a time over images, and one image at a time (`within_images`)."""
     if confident["present"].nunique() < 2:
-        sentence = "Not tested: nothing to compare."
+        sentence = "Not tested: no watched category is there, or all of them are."
         return [finding(THERE, "all categories", NOT_TESTED, sentence, n=0)]
     area, (low, high) = presence_areas(confident)["within"]
     n, values = within_images(confident)

@@ -119,11 +119,11 @@ def _bias(run: dict, tables) -> str:
     )
 
 
-RULES = f"""**Rules.** Layers are medians over images, brackets 95 % intervals. *Top-1*: from \
-there on the answer's word is the lens's most probable one. That can be luck where few answers are \
-possible. *Readable*: from there on it keeps half of its final lead in log P over the best other \
-word. That comes late where the last layers sharpen. An answer that ends below P = {LEAST_LIKELY} \
-is readable nowhere.
+RULES = f"""**Rules.** Layers are medians over images. Brackets have 95 % intervals, and how many \
+images a cell is of where its row has more. *Top-1*: from there on the answer's word is the lens's \
+most probable one. That can be luck where few answers are possible. *Readable*: from there on it \
+keeps half of its final lead in log P over the best other word. That comes late where the last \
+layers sharpen. An answer that ends below P = {LEAST_LIKELY} is readable nowhere.
 
 - An order needs Wilcoxon's test and the sign test, on right answers within images, each with \
 p < {findings.LEVEL:.2g} (0.05, Bonferroni over the pairs), and a median that differs. The sign \

@@ -114,8 +114,7 @@ def objects_in_crop(
     The crop has `side` pixels along a side, or all that the processor gives.
 
     Instead of `image_size` and `polygons` each has OBJECT's `visible` (0 for a box no larger than
-    rounding), `share` and `cut_off`. Boxes for another resolution of the image (the object's
-    `image_size`) are scaled.
+    rounding), `share` and `cut_off`. Boxes for another resolution (`image_size`) are scaled.
     """
     seen = []
     for item in objects:

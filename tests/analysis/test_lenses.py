@@ -86,7 +86,7 @@ def test_sinks_are_counted_and_what_only_they_show_is_lost_without_them():
     assert "at the same layers" in said(records)["patches"]["sentence"]
     few = said(records[:3])["patches"]["sentence"]
     # Nothing was shown that could be lost.
-    assert few == "Sinks: 0 per image on average, on 3 images."
+    assert few == "Sinks, patches with far longer states: 0 per image on average, on 3 images."
     for record in records:
         inside = np.flatnonzero(grounding.patches_of(record, RUN, "dog"))
         word = record["words"][0]
@@ -96,4 +96,4 @@ def test_sinks_are_counted_and_what_only_they_show_is_lost_without_them():
     found = said(records)
     assert found["embedding lens"]["outcome"] == "not shown"
     sentence = found["patches"]["sentence"]
-    assert found["patches"]["value"] == 2 and sentence.startswith("Sinks: 2 per image")
+    assert found["patches"]["value"] == 2 and sentence.startswith("Sinks, patches with far")
