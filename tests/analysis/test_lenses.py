@@ -48,9 +48,8 @@ def test_a_word_below_chance_is_not_found_although_absent_ones_are_further_below
 
 def test_few_images_and_a_lens_that_was_not_read_are_said():
     found = said(planted(3))
-    assert (
-        found["logit lens"]["sentence"] == "Not tested: the logit lens (3 images with a control)."
-    )
+    few = found["logit lens"]["sentence"]
+    assert few == "Not tested: the logit lens (3 images with a control)."
     assert found["embedding lens"]["sentence"] == ""
     for records in (planted(3), []):
         outcomes = [(each["outcome"], each["claim"]) for each in said(records).values()]

@@ -53,7 +53,9 @@ def test_right_and_wrong_answers_apart_by_hand():
     others = [0, 0.1, 0.2, 0.3, np.nan]
     table = table.assign(probability=0.9, other_probability=others, grey_probability=0.0)
     run = {"layers": [str(layer) for layer in range(11)]}
-    text = report.report_answers(run, table)
+    piece = table.tail(1).assign(kind="object", whole_word=False)
+    text = report.report_answers(run, pd.concat([table, piece]))
+    assert "| objects | wrong | 1 | not known | not known |" in text
     assert "| colours | right | 3 | 3 (2 images) | 0.75 (2 images) |" in text
     assert "| colours | wrong | 2 | 7 (no interval) | 0.60 (1 image) |" in text
 
@@ -73,19 +75,12 @@ def test_controls_by_hand():
     assert np.isnan(alone["gain"]) and alone["n_gain"] == 0
 
 
-def test_what_cant_be_graded_is_counted_and_never_wrong():
-    graded = [("left", True), ("left", False), ("left", None), ("above", None), (None, None)]
-    row = per_kind.grades_table(answers_with("relation", graded)).loc["relation"]
-    assert (row["answers"], row["graded"], row["not_gradable"]) == (5, 2, 2)
-    assert row["right"] == 0.5 and row["majority"] == 0.75
-
-
 def test_rates_stand_beside_chance_and_the_majority_answer():
     run = {"layers": ["emb", "1", "2", "3", "4"], "categories": SHAPES}
     said = {
         "relation": [("left", True)] * 3 + [("above", False), ("above", None)],
         "object": [("heart", True)] * 2,
-        "presence": [("yes", True), ("no", False)],
+        "presence": [("yes", True), ("no", False), (None, None)],
         "own": [(None, None)],
     }
     table = pd.concat(itertools.starmap(answers_with, said.items()))
@@ -97,7 +92,7 @@ def test_rates_stand_beside_chance_and_the_majority_answer():
     few = "(no interval)"
     assert "| the arrangement of objects | 5 | 75% (of 4 graded) | 25% | 60% | 0.50 |" in text
     assert f"| objects | 2 | 100% {few} | 33% | 100% |" in text
-    assert f"| presence | 2 | 50% {few} | 50% | 50% |" in text
+    assert "| presence | 3 | 50% (of 2 graded) | 50% | 50% |" in text
     assert "| own prompts | 1 | not known | - | - |" in text
     none = table.assign(right=None)
     text = report._kinds_table(run, none, findings.measured(none))

@@ -79,8 +79,7 @@ def test_what_could_not_be_tested_is_said_and_is_among_the_findings(run, tables)
     assert by_claim[findings.ORDER] == "Not tested: no right answer has a route."
     without_word = "Not tested: no image's crop has an object whose category has a word of one"
     assert by_claim[findings.OWN].startswith(without_word)
-    nothing_to_compare = "Not tested: no watched category is there, or all of them are."
-    assert by_claim[findings.THERE] == nothing_to_compare
+    assert by_claim[findings.THERE].startswith("Not tested: no watched category is there, or all")
     text = report.summary(run, tables, found)
     assert all(sentence in text for sentence in by_claim.values())
     assert "): Not tested: attention was not cut, or no kind of question has 12 images in" in text
@@ -168,9 +167,8 @@ def test_an_answer_that_is_never_readable_is_named(run, tables):
 
 def test_no_text_of_a_stranger_is_mark_up_in_the_report(run, tables):
     nasty = "`<script>alert(1)</script>` $x$ *b* | a_b_"
-    answers = tables.answers.assign(
-        answer=nasty, truth="dog", right=False, question=nasty, image=nasty
-    )
+    texts = dict.fromkeys(["answer", "question", "image"], nasty)
+    answers = tables.answers.assign(truth="dog", right=False, **texts)
     text = report.report(run, tables._replace(answers=answers))
     text += report.report_answers(run, answers)
     assert "<script" not in text and "$" not in text and "*b*" not in text
