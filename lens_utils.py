@@ -75,7 +75,7 @@ def analyse(images, results="results", processes=None, hours=None, go_on_from=No
     from llava_lens.model.load import copies_that_fit
 
     to_read = _unread(images, results, go_on_from)
-    print(f"{len(to_read)} of {len(images.paths)} images are to be read into {results}")
+    print(f"To read into {results}: {len(to_read)} of {count_of(len(images.paths), 'image')}")
     if processes is None:
         processes = 1 if settings.device else copies_that_fit(settings, gpus)
     arguments = images.paths, images.annotations, results, settings, show
@@ -128,9 +128,9 @@ def _settings_and_gpus(given: dict, *others: str) -> tuple:
 def _unread(images: Images, results, go_on_from) -> dict[str, Path]:
     """The images without a record in `results`, by name; ValueError where one has changed since."""
     Results(results).continue_from(go_on_from)
-    earlier, (objects, absent, *_) = Results(results), images.annotations
+    earlier = Results(results)
     digests = {
-        name: digests_of(images.paths[name], objects.get(name, []), absent.get(name, []))
+        name: digests_of(images.paths[name], *images.annotations.of(name))
         for name in images.paths.keys() & {*earlier.names}
     }
     return earlier.unread(images.paths, digests)
@@ -146,8 +146,8 @@ def what_was_saved(results, images: Images) -> None:
     for name, reason in out.skipped.items():
         print(f"skipped {name}: {reason}")
     if others := sorted(set(out.names) - images.paths.keys()):
-        print(f"{len(others)} images there are not under {images.folder} ({others[0]} ...).")
-        print("They count in all statistics. Without them: set `results` to a new folder.")
+        there = f"{count_of(len(others), 'image')} not under {images.folder} ({others[0]} ...)"
+        print(f"All statistics count {there} too. Without: set `results` to a new folder.")
     print("Next: Visualise_Analyse.ipynb. On Kaggle, save this version and attach its output.")
 
 
@@ -157,7 +157,8 @@ def open_results(folder=None) -> Results:
     Without a folder: Kaggle's attached data sets, or `results`. Raises as `Results.find`.
     """
     results = Results.find(folder or (kaggle.KAGGLE_INPUT if kaggle.on_kaggle() else "results"))
-    model = f"{results.run['model']} ({schema.weights_label(results.run)})"
+    skipped = f", {len(results.skipped)} skipped" * bool(results.skipped)
+    model = f"{results.run['model']} ({schema.weights_label(results.run)}){skipped}"
     print(f"{count_of(len(results.names), 'image')} read with {model}, in {results.folder}")
     return results
 

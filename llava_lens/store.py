@@ -112,7 +112,7 @@ class Results:
         names = self._some_names()
         name = names[0] if name is None else name
         near = difflib.get_close_matches(str(name), names, 5) if name not in names else []
-        there = f"its {len(names)} images, for instance {', '.join(near or names[:10])}"
+        there = f"its {count_of(len(names), 'image')}, for instance {', '.join(near or names[:10])}"
         none = f"No image {name!r} in {self._named}: set `image` to one of {there}."
         require(name in names, none)
         return load(self.record_path(name), partial(check_record, run=self.run, name=name))

@@ -70,12 +70,15 @@ def test_a_run_goes_on_from_what_is_there(whole, llava_folder, tmp_path, capsys)
     assert len(Results(tmp_path).names) == 1
     lens.analyse(images, tmp_path, **settings)
     said = capsys.readouterr().out
-    assert "2 of 3 images are to be read" in said and said.count("the explorer's page") == 1
+    assert (
+        f"To read into {tmp_path}: 2 of 3 images\n" in said
+        and said.count("the explorer's page") == 1
+    )
     for name in images.paths:
         one, other = (Results(at).record_path(name).read_bytes() for at in (folder, tmp_path))
         assert one == other
     lens.analyse(images, tmp_path / "more", **settings, go_on_from=tmp_path)
-    assert "0 of 3 images are to be read" in capsys.readouterr().out
+    assert f"To read into {tmp_path / 'more'}: 0 of 3 images" in capsys.readouterr().out
     other = images._replace(annotations=Annotations({}, {}, [], []))
     with pytest.raises(ValueError, match=r"1 image changed .* china.jpg \(annotations\)"):
         lens.analyse(other, tmp_path, **settings)
@@ -114,9 +117,9 @@ def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
     assert "1 image read" in said and "skipped aaa_broken.jpg: " in said
     lens.what_was_saved(folder, mine)
     said = capsys.readouterr().out
-    assert "2 images there are not under" in said and "china.jpg" in said
+    assert "All statistics count 2 images not under" in said and "china.jpg" in said
     run = lens.open_results(tmp_path / "results").run
-    assert "(float32, 4 bit), in " in capsys.readouterr().out
+    assert "(float32, 4 bit), 1 skipped, in " in capsys.readouterr().out
     assert run["quantize"] == "4bit" and run["last_layer_jsd"] <= 1e-5
     (prompt,) = Results(tmp_path / "results").record("flower.jpg")["prompts"]
     assert (prompt["kind"], prompt["question"]) == ("own", "What is it?")
@@ -183,12 +186,16 @@ def test_gpus_are_looked_for_once(whole, tmp_path, monkeypatch, device, run, n_p
 def test_an_image_about_which_nothing_can_be_asked_is_skipped_by_name(
     whole, llava_folder, tmp_path
 ):
-    """Here all are: relations need two objects."""
-    unknown = whole[0]._replace(annotations=Annotations({}, {}, [], []))
-    asked = {"model": llava_folder, "device": "cpu", "kinds": ["relation"]}
-    message = "china.jpg: none of the kinds .* asked about it: relation"
-    with pytest.raises(ValueError, match=message):
-        lens.analyse(unknown, tmp_path, **asked)
+    """Relations need two objects; the main object, that none of its size was dropped."""
+    known = whole[0].annotations
+    as_large = known.objects["china.jpg"][0] | {"category": "unknown", "crowd": True}
+    hidden = known._replace(dropped={"china.jpg": [as_large]})
+    for annotations, kind in ((Annotations({}, {}, [], []), "relation"), (hidden, "object")):
+        paths = {"china.jpg": whole[0].paths["china.jpg"]}
+        alone = whole[0]._replace(annotations=annotations, paths=paths)
+        asked = {"model": llava_folder, "device": "cpu", "kinds": [kind]}
+        with pytest.raises(ValueError, match=f"china.jpg: none of the kinds .* it: {kind}"):
+            lens.analyse(alone, tmp_path, **asked)
 
 
 @pytest.mark.parametrize(

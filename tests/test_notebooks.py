@@ -109,7 +109,7 @@ def test_from_photographs_to_figures(kaggle_folders, blocked, monkeypatch):
     settings |= dict(go_on_from=str(inputs / "make-analyse"), device="cpu")
     before = files_under(attached)
     text, _ = shown_by(executed(make, working, **settings))
-    assert "3 of 4 images are to be read" in text and "3 images read" in text
+    assert "To read into results: 3 of 4 images" in text and "3 images read" in text
     assert "skipped val2017__aaa_broken.jpg" in text and files_under(attached) == before
     shutil.rmtree(attached)
     shutil.move(working / "results", attached)

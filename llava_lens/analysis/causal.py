@@ -32,12 +32,8 @@ def effects_of(prompt: dict) -> dict[str, np.ndarray]:
 
 
 def route_layers_of(prompt: dict, run: dict) -> dict[str, float]:
-    """Where an answer is on its way, as layer numbers (NaN without effects).
-
-    - `leaves_image`: the first layer from which on the effect of the patches stays below a half
-    - `handed_over`: the first from which on the effect of the last position stays above a half
-    - `mediated`: the effect of the question at all layers at once, no layer
-    """
+    """Where an answer is on its way, as layer numbers, and how much of it is `mediated`; NaN
+    without effects. docs/method.md says what each means."""
     effects = effects_of(prompt)
     if not effects:
         return UNKNOWN

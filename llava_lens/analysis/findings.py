@@ -21,6 +21,8 @@ from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, layer_label, layer_numbers, weights_label
 from llava_lens.text import count_of, one_decimal, two_decimals
 
+GAIN = "P above another image"
+
 
 def findings(run: dict, tables) -> list[dict]:
     """All findings, from the `Tables` of `lens_utils.tabulate`: each a `finding`, with what the
@@ -40,7 +42,8 @@ def measured(answers: pd.DataFrame) -> list[dict]:
     """The medians over images of where answers are, and what the image adds to P(answer)."""
     layers = "settling_layer", "readable_layer", "leaves_image", "handed_over", "mediated"
     tables = {column: settling_table(answers, column) for column in layers}
-    tables["P above another image"] = controls_table(answers).rename(columns={"gain": "value"})
+    gains = controls_table(answers).rename(columns={"gain": "value", "n_gain": "n"})
+    tables[GAIN] = gains.reindex(tables["settling_layer"].index).fillna({"n": 0})
     return [
         finding(claim, kind, MEASURED if row["n"] else NOT_TESTED, **row)
         for claim, table in tables.items()
@@ -75,8 +78,8 @@ def _order_of_two(layers: pd.DataFrame) -> dict:
     about, n = " and ".join(layers.columns), len(layers)
     a, b = (KINDS[kind].title for kind in layers.columns)
     if n < stats.MIN_IMAGES:
-        have = f"{count_of(n, 'image')} {'has' if n == 1 else 'have'} right answers about both"
-        sentence = f"Not tested, {a} against {b}: {have}, a test needs {stats.MIN_IMAGES}."
+        both = f"{count_of(n, 'image')} with right answers about both that have a route"
+        sentence = f"Not tested, {a} against {b}: {both}, a test needs {stats.MIN_IMAGES}."
         return finding(ORDER, about, NOT_TESTED, sentence, n=n)
     later, sign = (layers.iloc[:, 1] - layers.iloc[:, 0]).to_numpy(float), 1
     # The direction is the test's: the side with the larger ranks.
@@ -93,10 +96,11 @@ def _order_of_two(layers: pd.DataFrame) -> dict:
     elif p < LEVEL:
         outcome = UNDECIDED
         claim = f"Undecided: answers about {a} are handed over before {b} in some images only"
-    by = f"{count_of(middle, 'layer')} ({one_decimal(low)} to {one_decimal(high)})"
+    when, ends = ("later", (-high, -low)) if middle < 0 else ("earlier", (low, high))
+    by = f"{when} by {count_of(abs(middle), 'layer')} ({' to '.join(map(one_decimal, ends))})"
     sentence = (
-        f"{claim}: {a} earlier by {by} in the median of {n} images, earlier in {n_later} and later "
-        f"in {n_earlier} (Wilcoxon p = {p:.2g}, sign test p = {p_signs:.2g})."
+        f"{claim}: {a} {by} in the median of {n} images, earlier in {n_later} and later in "
+        f"{n_earlier} (Wilcoxon p = {p:.2g}, sign test p = {p_signs:.2g})."
     )
     low, high = sorted((sign * low, sign * high))
     return finding(
@@ -182,7 +186,7 @@ def _above(run: dict, grounded: pd.DataFrame, name: str) -> dict:
         return finding(OWN, name, NOT_TESTED, sentence, n=n)
     best = above.mean(axis=0).argmax()
     value = above[:, best].mean()
-    ends = stats.interval(above, n_chosen_from=above.shape[1])[:, best]
+    ends = stats.interval(above, n_chosen_from=above.shape[1])[:, best].clip(-1, 1)
     outcome, its = (SHOWN, "Its") if ends[0] > 0 else (NOT_SHOWN, "Not shown: its")
     by = stats.with_interval(value, ends, two_decimals)
     where = peak_layers(run, layer_numbers(run), above, 0.75) or "no layer in particular"
@@ -209,8 +213,8 @@ def _sizes(grounded: pd.DataFrame) -> str:
         if (stats.interval(above, n_chosen_from=len(sizes) * above.shape[1])[0] > 0).any():
             shown.append(size)
         else:
-            others.append(f"{size}, {count_of(len(above), 'image')}")
-    rest = f" (not shown: {'. '.join(others)})" if others else ""
+            others.append(f"of {size} ones, on {count_of(len(above), 'image')}")
+    rest = f" (not shown {' and '.join(others)})" if others else ""
     return f"{' and '.join(shown)} objects{rest}" if shown else "objects, at no size by itself,"
 
 
@@ -218,7 +222,7 @@ def present_or_absent(confident: pd.DataFrame) -> list[dict]:
     """Whether the largest P(word) tells what is in an image; from `category_confidence`. Two tests
     must agree: one category at a time over images, and one image at a time (`within_images`)."""
     if confident["present"].nunique() < 2:
-        sentence = "Not tested: nothing to compare."
+        sentence = "Not tested: no watched category is there, or all of them are."
         return [finding(THERE, "all categories", NOT_TESTED, sentence, n=0)]
     area, (low, high) = presence_areas(confident)["within"]
     n, values = within_images(confident)
@@ -227,9 +231,10 @@ def present_or_absent(confident: pd.DataFrame) -> list[dict]:
     outcome = NOT_TESTED if n < stats.MIN_IMAGES else (NOT_SHOWN, UNDECIDED, SHOWN)[passed]
     claim = "the patches tell whether a category is there"
     claim = claim.capitalize() if outcome == SHOWN else f"{outcome.capitalize()}: {claim}"
+    n_images = confident["image"].nunique()
     sentence = (
-        f"{claim}. One category at a time, over images, the AUROC of the largest P(word) is "
-        f"{stats.with_interval(area, (low, high), two_decimals)}. "
+        f"{claim}. One category at a time, over {count_of(n_images, 'image')}, the AUROC of the "
+        f"largest P(word) is {stats.with_interval(area, (low, high), two_decimals)}. "
     )
     if np.isnan(above).any():
         sentence += "Not known within images: too few have absent categories of the same scene."
@@ -238,7 +243,7 @@ def present_or_absent(confident: pd.DataFrame) -> list[dict]:
         sentence += "that of absent categories of the same scene."
     if not np.isnan([above, scene]).any():
         sentence += f" Theirs is {_times(scene)} that of absent categories drawn at random."
-    numbers = {"value": area, "low": low, "high": high, "n": confident["image"].nunique()}
+    numbers = {"value": area, "low": low, "high": high, "n": n_images}
     return [finding(THERE, "all categories", outcome, sentence, **numbers)]
 
 

@@ -56,10 +56,8 @@ def lenses(run: dict, grounded: pd.DataFrame) -> list[dict]:
     """For each lens the layers at which it finds objects, then the sinks where they are known, with
     the same layers without them.
 
-    A lens finds objects at a layer where the AUROC of their own words in their boxes is above 0.5,
-    above that of absent words there, and above usual places. The intervals hold at all layers of
-    both lenses at once (Bonferroni). The longest run of such layers is named: `value` is its first
-    layer and `high` its last. A lens that was not read is not tested, without a sentence.
+    Of the longest run of layers at which a lens finds objects (docs/method.md) `value` is the first
+    and `high` the last. A lens that was not read is not tested, without a sentence.
     """
     known = set(grounded.columns[grounded.notna().any()])
     read = [lens for lens, column in LENSES.items() if f"auroc{column}" in known]
@@ -99,7 +97,8 @@ def _found(run: dict, grounded: pd.DataFrame, lens: str, n_lenses: int, end="") 
 def _sinks(grounded: pd.DataFrame, found: list[dict], without: list[dict]) -> dict:
     """How many patches are sinks, and what the lenses say without them, if they find anything."""
     counts = grounded.groupby("image")["sinks"].first().dropna()
-    sentence = f"Sinks: {one_decimal(counts.mean())} per image on average."
+    mean, n = one_decimal(counts.mean()), count_of(len(counts), "image")
+    sentence = f"Sinks, patches with far longer states: {mean} per image on average, on {n}."
     changed = [
         after["sentence"]
         for before, after in zip(found, without, strict=True)

@@ -65,18 +65,18 @@ def controls_table(answers: pd.DataFrame) -> pd.DataFrame:
     """Per kind of prompt P of the answer's word at the last layer, as means over images.
 
     Columns: `probability`, `other_probability` (with another image), `grey_probability`, and `gain`
-    (P minus that with another image) with its `interval` `low` and `high`. The gain is of the `n`
-    images that have another.
+    (P minus that with another image) with its `interval` `low` and `high`. `n_...` is the number of
+    images behind each: not all have another.
     """
     names = ["probability", "other_probability", "grey_probability", "gain"]
 
     def row_of(rows):
         of_image = rows.groupby("image")[names].mean().astype(float)
-        gain = of_image["gain"].dropna()
-        low, high = interval(gain, "change")
-        return {**of_image.mean(), "low": low, "high": high, "n": len(gain)}
+        low, high = interval(of_image["gain"].dropna(), "change")
+        counts = of_image.count().add_prefix("n_")
+        return {**of_image.mean(), "low": low, "high": high, **counts}
 
     whole = whole_words(answers)
     last = whole[whole["layer"] == whole["layer"].max()]
     table = by_kind(last.assign(gain=last["probability"] - last["other_probability"]), row_of)
-    return table.reindex(columns=[*names, "low", "high", "n"])
+    return table.reindex(columns=[*names, "low", "high", *(f"n_{name}" for name in names)])

@@ -32,13 +32,11 @@ def watched_of(record: dict) -> tuple[set[str], list[dict]]:
 def category_confidence(images: list[tuple[set, list]]) -> pd.DataFrame:
     """From the `watched_of` all records a row per image and watched category.
 
-    - `confidence`: the largest P(word) over all layers and patches
+    - `confidence`: the largest P(word) over all layers and patches, a variant of Jiang et al.'s
+      (arXiv 2410.02762; docs/method.md)
     - `frequency`: what can be said blindly, the share of images that have the category, in the
       half that this one is not in. Over all others it would be smaller where it is here
     - `said_yes`: the model's answer when asked, 1 for yes and 0 for no; NaN for none or neither
-
-    Source of the confidence: a variant of Jiang et al., arXiv 2410.02762, who take no final norm,
-    the softmax over fewer tokens, and every piece of a word.
     """
     halves = images[::2], images[1::2]
     images_with = [Counter(name for seen, _ in half for name in seen) for half in halves]
@@ -71,10 +69,10 @@ def within_images(table: pd.DataFrame) -> tuple[int, pd.DataFrame]:
     each as values whose mean it is and whose `interval` is its own.
 
     `above`: what is there above the absent categories that often stand beside it (adversarial: the
-    same scene). `scene`: these above the randomly drawn. All within images, so what raises all
-    words of an image cancels. From each confidence the mean of its category where it is absent, in
-    other images, is taken: categories differ whatever the image shows. That mean ties images to
-    each other, so the values are the jackknife's, over up to 24 groups of images.
+    same scene). `scene`: these above the randomly drawn. From each confidence the mean of its
+    category where it is absent, in other images, is taken: categories differ whatever the image
+    shows. That mean ties images to each other, so the values are the jackknife's, over up to 24
+    groups of images.
     """
     image, category = (pd.factorize(table[name])[0] for name in ("image", "category"))
     logs, sampling = np.log2(table["confidence"].to_numpy(float)), table["absent_sampling"]
@@ -108,8 +106,8 @@ def presence_table(table: pd.DataFrame) -> pd.DataFrame:
     (ABSENT_SAMPLINGS; POPE, Li et al., arXiv 2305.10355), each beside the present categories of the
     same images.
 
-    Columns: `images`; each of `presence_areas`; of the `asked` answers `sensitivity` (yes to the
-    present) and `specificity` (no to the absent). All but the numbers have `_low` and `_high`.
+    Columns: `images`; each of `presence_areas`; of the answers yes or no `sensitivity` (yes to the
+    present) and `specificity` (no to the absent), each over `_n` images. All have `_low`, `_high`.
     """
     present, drawn = table["present"].astype(bool), table["absent_sampling"]
     groups = {"all": table} if len(table) else {}
@@ -127,15 +125,16 @@ def presence_table(table: pd.DataFrame) -> pd.DataFrame:
 def _presence_row(table: pd.DataFrame) -> dict[str, float]:
     """One row of `presence_table`."""
     measures, asked = presence_areas(table), table.dropna(subset="said_yes")
+    row = {"images": table["image"].nunique()}
     for name, present in (("sensitivity", True), ("specificity", False)):
         rows = asked[asked["present"] == present]
         right = (rows["said_yes"] == present).groupby(rows["image"]).mean()
         share = right.mean() if len(right) else np.nan
         measures[name] = share, interval(right, "share", len(rows))
-    row = {"images": table["image"].nunique()}
+        row[f"{name}_n"] = len(right)
     for name, (value, (low, high)) in measures.items():
         row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-    return {**row, "asked": len(asked)}
+    return row
 
 
 def roc_curve(table: pd.DataFrame, column: str) -> np.ndarray:

@@ -10,7 +10,7 @@ from llava_lens.analysis import findings
 from llava_lens.analysis.causal import LEAST_DIFFERENCE
 from llava_lens.analysis.curves import bias_curve, first_tokens, per_image, split_by_kind
 from llava_lens.analysis.lenses import FINDS, SINKS
-from llava_lens.analysis.per_kind import controls_table, grades_table, settling_table
+from llava_lens.analysis.per_kind import controls_table, grades_table
 from llava_lens.analysis.presence import presence_table
 from llava_lens.analysis.stats import LEAST_LIKELY, MIN_IMAGES, interval, with_interval
 from llava_lens.kinds import KINDS
@@ -66,18 +66,27 @@ def _kinds_table(run: dict, answers: pd.DataFrame, found: list[dict]) -> str:
         cells = [KINDS[kind].title, f"{row['images']:.0f}", _right_cell(row), _chance(kind, run)]
         cells.append(percent(row["majority"]) if row["graded"] else "-")
         for column in ("probability", "other_probability", "grey_probability"):
-            share = controls.loc[kind, column]
-            cells.append("not known" if np.isnan(share) else two_decimals(share))
+            share, n = controls.loc[kind, [column, f"n_{column}"]]
+            fewer = f" ({count_of(n, 'image')})" if n < row["images"] else ""
+            cells.append("not known" if np.isnan(share) else two_decimals(share) + fewer)
         for column in LAYERS:
             show = two_decimals if column == "mediated" else partial(layer_label, run)
-            median = medians[column, kind]
-            value, *ends = np.array([median[name] for name in ("value", "low", "high")], float)
-            fewer = count_of(median["n"], "image") if median["n"] < row["images"] else ""
-            cells.append(with_interval(value, ends, show, fewer))
+            cells.append(_cell(medians[column, kind], show, row["images"]))
         rows.append(cells)
     header = ["asked about", "images", "right", "chance", "a blind model", "P(answer)"]
     header += ["with another image", "with a grey image", *LAYERS.values()]
     return markdown_table(header, rows)
+
+
+def _fewer(n: float, n_of_row: float) -> str:
+    """`19 images`: how many a cell is of, where its row has more."""
+    return count_of(n, "image") if n < n_of_row else ""
+
+
+def _cell(found: dict, show, n_of_row: float) -> str:
+    """The value of a `finding` with its interval."""
+    value, *ends = np.array([found[name] for name in ("value", "low", "high")], float)
+    return with_interval(value, ends, show, _fewer(found["n"], n_of_row))
 
 
 def _right_cell(row: pd.Series) -> str:
@@ -104,27 +113,27 @@ def _bias(run: dict, tables) -> str:
     if not len(far):
         return ""
     return (
-        f" Up to layer {layer_label(run, far.max())} the lens's mean prediction is over 1 bit from "
-        f"the last layer's ({count_of(bias.max(), 'bit')} at most). Only a difference from a "
-        "control tells something there."
+        f" Up to layer {layer_label(run, far.max())} the lens's mean prediction in prompts is over "
+        f"1 bit from the last layer's ({count_of(bias.max(), 'bit')} at most). Only a difference "
+        "from a control tells something there."
     )
 
 
-RULES = f"""**Rules.** Layers are medians over images, brackets 95 % intervals. *Top-1*: from \
-there on the answer's word is the lens's most probable one. That can be luck where few answers are \
-possible. *Readable*: from there on it keeps half of its final lead in log P over the best other \
-word. That comes late where the last layers sharpen. An answer that ends below P = {LEAST_LIKELY} \
-is readable nowhere.
+RULES = f"""**Rules.** Layers are medians over images. Brackets have 95 % intervals, and how many \
+images a cell is of where its row has more. *Top-1*: from there on the answer's word is the lens's \
+most probable one. That can be luck where few answers are possible. *Readable*: from there on it \
+keeps half of its final lead in log P over the best other word. That comes late where the last \
+layers sharpen. An answer that ends below P = {LEAST_LIKELY} is readable nowhere.
 
 - An order needs Wilcoxon's test and the sign test, on right answers within images, each with \
 p < {findings.LEVEL:.2g} (0.05, Bonferroni over the pairs), and a median that differs. The sign \
-test leaves out images without a difference, so an interval can reach 0. One alone: undecided.
+test leaves out images that don't differ, so an interval can reach 0. Wilcoxon's alone: undecided.
 - An own word must be above all three controls. The interval allows for the choice of the layer. \
 That of usual places holds too where any word is likelier on any object.
 - What is there must be told in both comparisons: over images, and within them.
 - A window of blocks needs Wilcoxon's test with p < {findings.MOST_P:.2g} (0.05, Bonferroni over \
 the kinds) and an interval above {findings.LEAST_LOSS}. Both allow for the choice of the window. \
-One alone: undecided.
+One alone: undecided. Kinds of fewer than {MIN_IMAGES} images are not named.
 
 Each claim was tried on made-up data: `docs/claims.md` lists what was planted, and how often it \
 erred there."""
@@ -161,19 +170,19 @@ def _cuts(run: dict, knocked: pd.DataFrame) -> str:
 def _procedure(run: dict, answers: pd.DataFrame) -> str:
     """One line on what was checked and left out."""
     first = first_tokens(answers)
-    without, ungraded = first["handed_over"].isna().sum(), grades_table(answers)["not_gradable"]
-    n, pieces = len(first), (~first["whole_word"].astype(bool)).sum()
+    without, grades = first["handed_over"].isna().sum(), grades_table(answers).sum()
+    n, pieces = count_of(len(first), "answer"), (~first["whole_word"].astype(bool)).sum()
     route = f"The route was read at {len(run['route_layers'])} of {len(run['layers'])} layers. No "
-    route += f"route for {without} of {n} answers (no other image with another answer nearby, or "
-    route += f"the two differ by less than {LEAST_DIFFERENCE} logits)"
-    weights = as_code(weights_label(run))
+    route += f"route for {without} of {n} (no other image with another answer nearby, or the two "
+    route += f"differ by less than {LEAST_DIFFERENCE} logits)"
     return (
-        f"**Procedure.** {weights}. On the first image the lens at the last layer "
-        f"was {run['last_layer_jsd']:.1g} bits from the model's own distribution. "
+        f"**Procedure.** {as_code(weights_label(run))}. On the first image the lens at the last "
+        f"layer was {run['last_layer_jsd']:.1g} bits from the model's own distribution. "
         f"{route if run['route_layers'] else 'The route was not read (route = False)'}. "
-        f"Answers not gradable: {ungraded.sum():.0f}. Left out of what the lens reads: {pieces} of "
-        f"{n} answers, which begin with a piece of a word or a sign. No interval: fewer than 12 "
-        "images, or 24 for a change of P."
+        f"Answers not gradable: {grades['not_gradable']:.0f} of "
+        f"{grades['graded'] + grades['not_gradable']:.0f} with a known truth. Left out of what the "
+        f"lens reads: {pieces} of {n}, those that begin with a piece of a word or a sign. No "
+        "interval: fewer than 12 images, or 24 for a change of P."
     )
 
 
@@ -187,15 +196,14 @@ def report_answers(run: dict, answers: pd.DataFrame) -> str:
         alone = of_kind[of_kind["right"].eq(right)]
         if alone.empty:
             continue
-        row = settling_table(alone, "readable_layer").loc[kind]
-        readable = with_interval(row["value"], row[["low", "high"]], partial(layer_label, run))
-        row = controls_table(alone).reindex([kind]).iloc[0]
-        gain = with_interval(row["gain"], row[["low", "high"]], two_decimals)
-        images = f"{alone['image'].nunique()}"
-        rows.append([KINDS[kind].title, "right" if right else "wrong", images, readable, gain])
+        n, found = alone["image"].nunique(), findings.measured(alone)
+        medians = {each["claim"]: each for each in found}
+        readable = _cell(medians["readable_layer"], partial(layer_label, run), n)
+        gain = _cell(medians[findings.GAIN], two_decimals, n)
+        rows.append([KINDS[kind].title, "right" if right else "wrong", f"{n}", readable, gain])
     if not rows:
         return "Nothing to show: no answer was graded."
-    header = ["asked about", "answers", "images", "readable from layer", "P above another image"]
+    header = ["asked about", "answers", "images", LAYERS["readable_layer"], findings.GAIN]
     wrong = _what_was_wrong(first_tokens(answers))
     return f"{markdown_table(header, rows)}\n\n{wrong}"
 
@@ -203,8 +211,8 @@ def report_answers(run: dict, answers: pd.DataFrame) -> str:
 def _what_was_wrong(first: pd.DataFrame) -> str:
     graded = first.dropna(subset="right")
     wrong = graded[~graded["right"].astype(bool)]
-    end = "." if wrong.empty else ":" if len(wrong) <= 5 else ", the first of them:"
-    lines = [f"{len(wrong)} of {len(graded)} graded answers are wrong{end}", ""]
+    first_of_them = " The first five:" * (len(wrong) > 5)
+    lines = [f"Wrong answers: {len(wrong)} of {len(graded)} graded.{first_of_them}", ""]
     for row in wrong.head(5).itertuples():
         question = as_code(row.question.splitlines()[0])
         answer, truth = as_code(row.answer), as_code(row.truth)
@@ -242,7 +250,8 @@ def report_presence(confident: pd.DataFrame) -> str:
     for sampling, row in presence_table(confident).iterrows():
         cells = [sampling, f"{row['images']:.0f}"]
         for name, (_, show) in PRESENCE.items():
-            cells.append(with_interval(row[name], interval_ends(row, name), show))
+            fewer = _fewer(row.get(f"{name}_n", np.nan), row["images"])
+            cells.append(with_interval(row[name], interval_ends(row, name), show, fewer))
         rows.append(cells)
     header = ["absent categories", "images", *(title for title, _ in PRESENCE.values())]
     return markdown_table(header, rows)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
 
-from llava_lens.data.coco import Annotated, read_file
+from llava_lens.data.coco import UNKNOWN, Annotated, read_file
 from llava_lens.data.images import MOST_JSON_BYTES, data_files, find_images, images_and_masks
 from llava_lens.data.parsers import EXPECTED, PARSERS
 from llava_lens.files import check_file
 from llava_lens.kaggle import data_sets
+from llava_lens.text import count_of
 from llava_lens.words import not_called
 
 # Files of other kinds (YOLO, VOC, tables, archives) are annotations if they are called so, or as an
@@ -21,7 +22,7 @@ CALLED = re.compile("annot|instance|label|box", re.I)
 
 
 class Annotations(NamedTuple):
-    """What is known about the images of a folder. `objects` and `absent` are by image.
+    """What is known about the images of a folder. `objects`, `absent` and `dropped` are by image.
 
     Each object is a dict with `category`, `box` `[x, y, width, height]` in pixels, `crowd`,
     `color`, `polygons` (`[x, y, x, y, ...]` each) and `image_size` `(width, height)`. Colour and
@@ -33,6 +34,11 @@ class Annotations(NamedTuple):
     categories: list[str]
     problems: list[str]  # a sentence for each thing that can't be used and is left out
     files: str = ""  # says which files were read and which were not opened
+    dropped: dict[str, list[dict]] = {}  # crowds that stand for annotations that can't be used
+
+    def of(self, name: str) -> tuple[list[dict], list[str], list[dict]]:
+        """The objects, absent categories and dropped annotations of one image."""
+        return tuple(known.get(name, []) for known in (self.objects, self.absent, self.dropped))
 
 
 class _Told(NamedTuple):
@@ -91,16 +97,16 @@ def annotate(folder, image_paths: dict[str, Path]) -> Annotations:
         )
     if masks:
         told.problems.append(f"{_and_more(masks)}: left out, as masks of other images")
-    objects, absent = _choose(told, _claims(told, n_first, image_paths))
+    objects, absent, dropped = _choose(told, _claims(told, n_first, image_paths))
     said = f"Annotations were read from {_and_more(told.files)}" if told.files else ""
     if later:
         unopened = _and_more([path.name for path in later])
         said += f"; not opened, as these name every image: {unopened}"
-    return Annotations(objects, absent, sorted(told.categories), told.problems, said)
+    return Annotations(objects, absent, sorted(told.categories), told.problems, said, dropped)
 
 
 def _and_more(names: list[str]) -> str:
-    return names[0] + f" and {len(names) - 1} more files" * (len(names) > 1)
+    return names[0] + f" and {count_of(len(names) - 1, 'more file')}" * (len(names) > 1)
 
 
 def _read(path: Path, folder, by_stem: dict[str, set[str]], told: _Told) -> None:
@@ -145,19 +151,19 @@ def _claims(told: _Told, n_first: int, image_paths: dict[str, Path]) -> dict[str
     alone = [name for name in image_paths if name not in claims]
     if unmatched and alone:
         told.problems.append(
-            f"{len({*unmatched})} annotated names match no image, for instance {unmatched[0]}; "
-            f"{len(alone)} images have no annotations, for instance {alone[0]}"
+            f"{count_of(len({*unmatched}), 'annotated name')} without an image, as {unmatched[0]}; "
+            f"{count_of(len(alone), 'image')} without annotations, as {alone[0]}"
         )
     return claims
 
 
-def _choose(told: _Told, claims: dict[str, list[tuple]]) -> tuple[dict, dict]:
-    """`(objects, absent)` by image: those of the surest claim. But what any of its claims has is
-    not absent."""
+def _choose(told: _Told, claims: dict[str, list[tuple]]) -> tuple[dict, dict, dict]:
+    """`(objects, absent, dropped)` by image: those of the surest claim. But what any of its claims
+    has is not absent, and what any drops is dropped."""
     # A format without a list of categories: those of all such files were looked for.
     without_list = [one for one in told.images if one.looked_for is None]
     unlisted = {item["category"] for one in without_list for item in one.objects}
-    objects, absent = {}, {}
+    objects, absent, dropped = {}, {}, {}
     for name, claimed in claims.items():
         top = max(score for score, _ in claimed)
         first, *others = [one for score, one in claimed if score == top]
@@ -169,7 +175,8 @@ def _choose(told: _Told, claims: dict[str, list[tuple]]) -> tuple[dict, dict]:
         elif top and first.objects:
             looked_for = unlisted if first.looked_for is None else first.looked_for
             objects[name] = first.objects
-            possible = [one.possible for _, one in claimed]
-            is_open = None in possible
-            absent[name] = [] if is_open else not_called(looked_for, set().union(*possible))
-    return objects, absent
+            dropped[name] = [item for _, one in claimed for item in one.dropped]
+            possible = set().union(*(one.possible for _, one in claimed))
+            is_open = any(item["category"] == UNKNOWN for item in dropped[name])
+            absent[name] = [] if is_open else not_called(looked_for, possible)
+    return objects, absent, dropped

@@ -1,7 +1,7 @@
 """COCO's instances format: images, categories and objects."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import NamedTuple
 from unicodedata import normalize
 
@@ -12,7 +12,8 @@ from llava_lens.words import SPECIAL_TOKENS, is_called, plain
 MOST_BOX = 1e6  # pixels of a box's place or size: beyond that it is a mistake
 # Names that tools give to what is no object, or to one that nobody could tell.
 NO_CATEGORIES = {"background", "ignore", "ignored", "ignored regions", "none"}
-NO_CATEGORIES |= {"other", "others", "unknown", "unlabeled", "void"}
+UNKNOWN = "unknown"  # stands for a category that can't be told: no category is called so
+NO_CATEGORIES |= {"other", "others", UNKNOWN, "unlabeled", "void"}
 
 
 class Annotated(NamedTuple):
@@ -20,7 +21,8 @@ class Annotated(NamedTuple):
 
     file: str  # the image's path, NFC
     objects: list[dict]  # those that can be used
-    possible: set[str] | None  # categories that the image has or may have; None: any
+    dropped: list[dict]  # what stands for the others (`_stand_in`)
+    possible: set[str]  # categories that the image has or may have, and any if one is UNKNOWN
     looked_for: set[str] | None  # categories that it was searched for; None: the data set's
 
 
@@ -39,7 +41,7 @@ def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[st
         listed = {same_id(category): {"name": category} for category in named}
     used = {same_id(item.get("category_id")) for item in annotations}
     categories, relatives, nameless = _categories(listed, used)
-    objects, unread, unused = _read_objects(annotations, images, categories)
+    objects, dropped, unused = _read_objects(annotations, images, categories)
 
     def names(ids) -> set[str]:
         ids = map(same_id, ids if isinstance(ids, list) else ())
@@ -49,48 +51,45 @@ def read_file(name: str, data: dict) -> tuple[list[Annotated], set[str], list[st
     is_federated = any("neg_category_ids" in entry for entry in images.values())
     everything, told = set(categories.values()) if "categories" in data else None, []
     for image_id, entry in images.items():
-        may_be, found = unread[image_id], objects[image_id]
-        if may_be is not None:
-            partly = may_be | names(entry.get("not_exhaustive_category_ids"))
-            for item in found:  # where more of them may be, none is known to be the only one
-                item["crowd"] |= is_called(item["category"], partly)
-            has = partly.union(item["category"] for item in found)
-            may_be = set().union(*(relatives[category] for category in has))
+        found, unread = objects[image_id], {item["category"] for item in dropped[image_id]}
+        partly = unread - {UNKNOWN} | names(entry.get("not_exhaustive_category_ids"))
+        for item in found:  # where more of them may be, none is known to be the only one
+            item["crowd"] |= is_called(item["category"], partly)
+        has = partly.union(item["category"] for item in found)
+        possible = set().union(*(relatives[category] for category in has))
         looked_for = names(entry.get("neg_category_ids")) if is_federated else everything
         file = normalize("NFC", entry["file_name"])  # Macs write accents as two characters
         file = "/".join(part for part in re.split(r"[/\\]", file) if part not in ("", ".", ".."))
-        told.append(Annotated(file, found, may_be, looked_for))
+        told.append(Annotated(file, found, dropped[image_id], possible, looked_for))
     problems = [f"{name}{problem}" for problem in problems + odd + nameless + unused]
     return told, set(categories.values()), problems
 
 
 def _read_objects(annotations: list, images: dict, categories: dict) -> tuple[dict, dict, list]:
-    """By image id the objects, and the categories of annotations that can't be used (None: any).
+    """By image id the objects, and what stands for annotations that can't be used (`_stand_in`).
     And a sentence for each of these."""
-    objects = {image_id: [] for image_id in images}
-    unread = {image_id: set() for image_id in images}
-    problems, unsure = [], set()
+    objects, dropped, problems = defaultdict(list), defaultdict(list), []
     for number, entry in enumerate(annotations):
         image_id, category_id = same_id(entry.get("image_id")), same_id(entry.get("category_id"))
-        if image_id not in images or category_id not in categories:
-            unsure.add(image_id)
-            key = "image_id" if image_id not in images else "category_id"
-            problems.append(f", annotation {number}: there is no {entry.get(key, key)!r:.60}")
-            continue
+        category, size = categories.get(category_id, UNKNOWN), _size(images.get(image_id, {}))
+        key = "image_id" if image_id not in images else "category_id"
+        is_known = image_id in images and category_id in categories
         try:
+            require(is_known, f"there is no {entry.get(key, key)!r:.60}")
             few = len(objects[image_id]) < MOST["object"]
             require(few, f"its image has more than {MOST['object']} objects")
-            item = _read_object(entry, categories[category_id], _size(images[image_id]))
+            item = _read_object(entry, category, size)
         except (ValueError, OverflowError) as error:
             problems.append(f", annotation {number}: {str(error)[:120]}")
-            unread[image_id].add(categories[category_id])
+            dropped[image_id] += [_stand_in(entry, category, size)] * (image_id in images)
             continue
         objects[image_id] += [item] * (item not in objects[image_id])
-    # Without a category it could be of any, without an image in each. But an unlisted id that is of
-    # the type of the others is that of an image left out of a subset.
-    is_lost = {*map(type, unsure)} - {*map(type, images)}
-    unread |= {image_id: None for image_id in images if is_lost or image_id in unsure}
-    return objects, unread, problems
+    # Without an image it could lie in each. But an unlisted id that is of the type of the others is
+    # that of an image left out of a subset.
+    if {*map(type, dropped)} - {*map(type, images)}:
+        for image_id in images:
+            dropped[image_id].append(_stand_in({}, UNKNOWN, None))
+    return objects, dropped, problems
 
 
 def _categories(entries: dict, used: set) -> tuple[dict, dict[str, set[str]], list[str]]:
@@ -189,3 +188,12 @@ def _read_object(entry: dict, category: str, image_size: tuple[int, int] | None)
         "polygons": polygons if whole else [],
         "image_size": image_size,
     }
+
+
+def _stand_in(entry: dict, category: str, image_size: tuple[int, int] | None) -> dict:
+    """A crowd in the place of an annotation that can't be used: in its box, or in all of the image
+    where the box can't be used either."""
+    try:
+        return _read_object({"bbox": entry.get("bbox"), "iscrowd": 1}, category, image_size)
+    except (ValueError, OverflowError):
+        return _read_object({"bbox": [0, 0, 2, 2], "iscrowd": 1}, category, (2, 2))

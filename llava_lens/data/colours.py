@@ -38,8 +38,7 @@ def colour_terms(rgb: np.ndarray, tint: np.ndarray | tuple = (0, 0)) -> np.ndarr
     `tint` (a, b in CIELAB). The first rule that holds decides.
 
     Hues were set on the names that people gave to colours in the XKCD survey, the others on the
-    objects in `tests/data/judged_colours.csv`. What shade makes of another colour is UNSURE: black
-    of dark teal, blue of white, brown of yellow.
+    objects in `tests/data/judged_colours.csv`. What shade makes of another colour is UNSURE.
     """
     light, a, b = (_lab(rgb) - [0, *tint]).T
     chroma, hue = np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360
@@ -116,12 +115,8 @@ def may_have_colour(item: dict) -> bool:
 
 
 def with_colours(objects: list[dict], image: Image.Image) -> list[dict]:
-    """Objects of `annotate` with their `color`, None where it is not known, and with
-    `color_from`: `annotation`, `pixels` (`colour_of` within the polygons) or empty.
-
-    Pixels tell nothing in coloured light. In one tone only an annotated black, white or gray holds:
-    the model can't see that a gray was red.
-    """
+    """Objects of `annotate` with their `color`, None where it is not known (docs/method.md), and
+    with `color_from`: `annotation`, `pixels` (`colour_of` within the polygons) or empty."""
     one_tone, coloured = is_one_tone(image), []
     tint = None if one_tone else tint_of(image)
     for item in objects:

@@ -113,10 +113,8 @@ def objects_in_crop(
     """Objects of `annotate` as the model sees them: `box` is in pixels of the crop, clipped to it.
     The crop has `side` pixels along a side, or all that the processor gives.
 
-    Instead of `image_size` and `polygons` each has `visible`, the share of the object that the crop
-    holds (0 for a box no larger than rounding), `share`, the share of the crop that the object
-    takes (both 0 ... 1), and `cut_off`, whether it reaches the edge of the image or of the crop.
-    Boxes for another resolution of the image (the object's `image_size`) are scaled.
+    Instead of `image_size` and `polygons` each has OBJECT's `visible` (0 for a box no larger than
+    rounding), `share` and `cut_off`. Boxes for another resolution (`image_size`) are scaled.
     """
     seen = []
     for item in objects:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +45,8 @@ def find_images(folder) -> dict[str, Path]:
             name = f"{ascii_name[:100]}~{digest}{path.suffix}"
         by_name[name] = path
     if not by_name:
-        raise FileNotFoundError(
-            f"No image under {str(folder)!r}: looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it "
-            "and its subfolders."
-        )
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise FileNotFoundError(f"No image under {str(folder)!r}: none of {suffixes} at any depth.")
     return by_name
 
 
@@ -84,12 +81,12 @@ def images_and_masks(folder, files: list[Path]) -> tuple[list[Path], list[Path]]
     return images, masks
 
 
-def digests_of(path, objects: list[dict], absent: Sequence[str] = ()) -> dict[str, str]:
-    """RECORD's `image_digest` and `annotations_digest`: SHA-256 of an image's file and of its
-    `objects` and `absent` of Annotations. Raises OSError if the file can't be read."""
+def digests_of(path, objects: list[dict], absent=(), dropped=()) -> dict[str, str]:
+    """RECORD's `image_digest` and `annotations_digest`: SHA-256 of an image's file and of what
+    Annotations knows `of` it. Raises OSError if the file can't be read."""
     with open(path, "rb") as file:
         image = hashlib.file_digest(file, "sha256").hexdigest()
-    known = json.dumps([objects, list(absent)], sort_keys=True)
+    known = json.dumps([objects, list(absent), *dropped], sort_keys=True)
     annotations = hashlib.sha256(known.encode()).hexdigest()
     return {"image_digest": image, "annotations_digest": annotations}
 
@@ -109,9 +106,8 @@ def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
             n_pixels, n_scans = stored.width * stored.height, 1
             if stored.format in ("JPEG", "MPO"):
                 n_scans = Path(path).read_bytes().count(b"\xff\xda")
-            require(
-                n_pixels <= MOST_PIXELS, f"it has {n_pixels:,} pixels, more than {MOST_PIXELS:,}"
-            )
+            many = f"it has {n_pixels:,} pixels, more than {MOST_PIXELS:,}"
+            require(n_pixels <= MOST_PIXELS, many)
             require(n_scans <= MOST_SCANS, f"it has {n_scans} scans, more than {MOST_SCANS}")
             stored.load()
             image = ImageOps.exif_transpose(stored)

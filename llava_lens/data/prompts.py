@@ -43,7 +43,7 @@ class Candidate(NamedTuple):
 class Scene(NamedTuple):
     """What the rules of CANDIDATES look at, and what they draw with (as `make_prompts` says)."""
 
-    objects: list[dict]  # all of the image, of `objects_in_crop`
+    objects: list[dict]  # all of the image, of `objects_in_crop`, and what stands for the dropped
     clear: list[dict]  # those to ask about: half is in the crop, and fills 1 % of it; no crowd
     single: list[dict]  # the clear ones whose names no other object has, be that small or cut off
     absent: list[str]
@@ -120,17 +120,12 @@ def make_prompts(  # noqa: PLR0913 (all that a choice of questions depends on)
     together: dict[str, Counter] | None = None,
     kinds: Iterable[str] = DEFAULT_KINDS,
 ) -> list[dict]:
-    """Prompts about one image, from its `objects` (`objects_in_crop`) and the categories known to
-    be `absent`, of which none that has a name in common with an object is taken.
+    """Prompts about one image, from its `objects` and dropped annotations (`objects_in_crop`), and
+    the categories known to be `absent`, of which none that shares an object's name is taken.
 
     Of each of the `kinds` `per_kind` candidates are drawn with `seed`; of presence `per_kind`
     present and as many absent categories, by `draw_absent` with the counts `together`. Without
-    `objects` there are two prompts, object and description. Each is a dict:
-
-    - `kind`, `question`; `truth`: the right answer, None where it is not known
-    - `truth_from`: how it came about, `annotation`, `pixels` (`with_colours`) or empty
-    - `categories`: those that the question is about
-    - `absent_sampling`: how an absent one was drawn, of ABSENT_SAMPLINGS; empty elsewhere
+    `objects` there are two prompts, object and description. Each is a dict of ASKED.
     """
     clear = [item for item in objects if not item["crowd"] and item["visible"] >= 0.5]
     clear = [item for item in clear if item["share"] >= LEAST_ASKED]
@@ -160,12 +155,8 @@ def _as_asked(kind: str, candidate: Candidate) -> dict:
 
 
 def main_category(clear: list[dict], objects: list[dict]) -> str | None:
-    """The category of the largest of the `clear` objects, where a person would name that one.
-
-    Without what others' boxes cut from its own it must take LEAST_MAIN of the crop, and 1.5 times
-    as much as any object of another category. Furniture and vessels (`carriers` in `WORDS`) must
-    take LEAST_CARRIER, be whole and hold nothing else: of a laid table one names the food.
-    """
+    """The category of the largest of the `clear` objects, where a person would name that one:
+    docs/method.md has the rule. Furniture and vessels are `carriers` in `WORDS`."""
     if not clear:
         return None
     largest = max(clear, key=lambda item: item["share"])
@@ -197,9 +188,8 @@ def as_prompts(prompts: list) -> list[dict]:
     for a question that brings its own special token.
     """
     is_list = isinstance(prompts, (list, tuple)) or isinstance(prompts, np.ndarray) and prompts.ndim
-    require(
-        is_list, f"prompts is {prompts!r}: it must be a list of questions, or [] for made ones."
-    )
+    wrong = f"prompts is {prompts!r}: it must be a list of questions, or [] for made ones."
+    require(is_list, wrong)
     return [_as_prompt(prompt, f"Prompt {number}") for number, prompt in enumerate(prompts)]
 
 
@@ -213,17 +203,14 @@ def _as_prompt(prompt, where: str) -> dict:
     require(not unknown, f"{where} has {unknown}: only question, kind and truth have a meaning.")
     wrong_truth = f"{where} has the truth {truth!r}: it must be a text or None."
     require(truth is None or is_text(truth), wrong_truth)
-    known = ", ".join(KINDS)
-    require(kind in KINDS, f"{where} is of the kind {kind!r}: it must be one of {known}.")
+    require(kind in KINDS, f"{where} is of the kind {kind!r}: take one of {', '.join(KINDS)}.")
     meanings = KINDS[kind].meanings
     possible = [*dict.fromkeys(meanings.values())]
     listed = ", ".join(possible if len(possible) < 20 else [*possible[:3], "...", possible[-1]])
     can_be_met = not truth or not meanings or meant(kind, truth, meanings)
     require(can_be_met, f"{where} has the truth {truth!r}: for {kind} give one of {listed}.")
     own = ", ".join(SPECIAL_TOKENS.findall(question))
-    wrong = (
-        f"{where} ({question!r:.200}) has its own {own}: leave it out, for the prompt puts it in."
-    )
-    require(not own, wrong)
+    where = f"{where} ({question!r:.200})"
+    require(not own, f"{where} has its own {own}: leave it out, for the prompt puts it in.")
     about = {"truth_from": "user" if truth else "", "categories": [], "absent_sampling": ""}
     return {"kind": kind, "question": question, "truth": truth, **about}

@@ -31,9 +31,8 @@ def draw_absent(  # noqa: PLR0913 (all that POPE's ways depend on)
     """Up to `n` of the `absent` categories, each with how it was drawn: by ABSENT_SAMPLINGS in
     turn, beginning with the one that follows `after`, else with any.
 
-    Popular is one of the three most frequent; adversarial one of the three most often beside the
-    `present` ones (`count_together`). Without such counts all are random. Source: POPE (Li et al.,
-    arXiv 2305.10355), which takes the three.
+    docs/method.md says what each means; `together` is of `count_together`, without which all are
+    random. Source: POPE (Li et al., arXiv 2305.10355).
     """
     counts = {name: together.get(name, Counter()) for name in absent}
     turn = ABSENT_SAMPLINGS.index(after) + 1 if after else rng.randrange(len(ABSENT_SAMPLINGS))
@@ -65,8 +64,7 @@ def words_to_watch(  # noqa: PLR0913 (all that a choice of words depends on)
 
     A category is not watched without a word (`word_ids`), nor if it is called like a colour where
     `prompts` ask for one. An absent one must share no name, and so no token, with the `objects`
-    (`objects_in_crop`). Each is a dict of `category`, `present`, `token_ids` and `absent_sampling`
-    (one of ABSENT_SAMPLINGS; empty: present).
+    (`objects_in_crop`). Each is a dict of WORD's fields but for the readings.
     """
     vocabulary, has = ids_by_label(tokenizer), {item["category"] for item in objects}
     colours = COLOURS if any(prompt["kind"] == "colour" for prompt in prompts) else []

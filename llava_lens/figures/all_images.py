@@ -270,7 +270,7 @@ def plot_presence(table: pd.DataFrame):
             "yerr": [[yes - row["sensitivity_low"]], [row["sensitivity_high"] - yes]],
         }
         point = {"color": style.ORANGE, "markersize": 8, "clip_on": False, "zorder": 3}
-        label = 'answers to "Is there a ...?"'
+        label = f'{len(asked)} answers to "Is there a ...?"'
         axis.errorbar(1 - no, yes, fmt="D", **bars, **point, capsize=3, label=label)
     axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axis.set_xlabel("share of absent categories taken for present")

@@ -29,7 +29,7 @@ from llava_lens.model.read import check_last_layer, read_control, read_image, te
 from llava_lens.model.run import chat_of, keep_prefix, patches_along
 from llava_lens.schema import FORMAT_VERSION, SEGMENTS, weights_label
 from llava_lens.store import Results
-from llava_lens.text import require
+from llava_lens.text import count_of, require
 from llava_lens.words import WORDS_DIGEST, ids_by_label, token_labels, word_ids
 
 # Images before one that are its control, and are tried as its counterfactual. Their prefixes are
@@ -114,8 +114,8 @@ def read_images(
     results.refuse_another(run)
     if wordless := [name for name in categories if not word_ids(vocabulary, name)]:
         state.print(
-            f"{len(wordless)} of {len(categories)} categories have no word that is one token, so "
-            f"they are not watched in the patches: {', '.join(wordless)}"
+            f"Not watched in the patches, for want of a word that is one token: {len(wordless)} of "
+            f"{len(categories)} categories ({', '.join(wordless)})"
         )
     _read_share(share, Reader(model, image_paths, annotations, run, settings), results, show)
     state.destroy_process_group()
@@ -165,13 +165,14 @@ class Reader:
 
     def read(self, name: str) -> tuple[dict, np.ndarray]:
         """`(record, mean probability)` of one image. Raises OSError and FloatingPointError."""
-        image, annotated = self.open(name), self.annotations.objects.get(name, [])
-        absent, seed = self.annotations.absent.get(name, []), f"{self.settings.seed} {name}"
+        image, seed = self.open(name), f"{self.settings.seed} {name}"
+        annotated, absent, dropped = self.annotations.of(name)
         objects = with_colours(annotated, image) if annotated else []
         processor, side = self.processor.image_processor, self.run["image_size"]
         objects = objects_in_crop(objects, image.size, processor, side)
+        there = objects + objects_in_crop(dropped, image.size, processor, side)
         asked = self.settings.prompts or make_prompts(
-            objects, absent, seed, self.settings.per_kind, self.together, self.settings.kinds
+            there, absent, seed, self.settings.per_kind, self.together, self.settings.kinds
         )
         if not asked:
             kinds = ", ".join(self.settings.kinds)
@@ -194,7 +195,7 @@ class Reader:
             key, first = tuple(text_of(prompt).tolist()), prompt["answer_ids"][prompt["word_at"]]
             self.said.setdefault(name, {})[key] = int(first)
         self._keep_for_next(name, prefix)
-        digests = digests_of(self.paths[name], annotated, absent)
+        digests = digests_of(self.paths[name], annotated, absent, dropped)
         return {"name": name, **digests, "objects": objects, **record}, mean
 
     def before(self, name: str) -> Iterator[tuple[str, list[tuple], dict]]:
@@ -234,8 +235,8 @@ def _read_share(share: list[str], reader: Reader, results: Results, show) -> Non
     for at, name in enumerate(tqdm(share, "images", disable=quiet, **bar)):
         start = time.monotonic()
         if seconds and start + max(seconds) > reader.settings.deadline:
-            left = len(share) - at
-            print(f"The time is over with {left} images left: run this again to go on.")
+            left = count_of(len(share) - at, "image")
+            print(f"The time is over with {left} left: run this again to go on.")
             break
         try:
             run = None if begun else reader.check_lens(name)
@@ -254,7 +255,7 @@ def _read_share(share: list[str], reader: Reader, results: Results, show) -> Non
             results.skip(*skipped.popitem())
     if skipped:
         reasons = " ".join(f"{name}: {reason}" for name, reason in skipped.items())
-        message = f"None of these {len(skipped)} images can be read. {reasons}"
+        message = f"{count_of(len(skipped), 'image')} tried, none can be read. {reasons}"
         require(state.num_processes > 1 or results.started, message)
         print(message)
     if seconds:

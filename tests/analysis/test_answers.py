@@ -232,15 +232,3 @@ def test_a_word_that_is_read_at_a_later_token_is_not_lost():
     of_space = answers[answers["token"] == 0]
     assert of_space["probability"].equals(of_space["token_probability"])
     assert of_space["grey_probability"].isna().all() and of_space["handed_over"].isna().all()
-
-
-def test_the_route_of_an_answer_stands_beside_its_layers():
-    """By hand: layers 0, 16 and 32 were patched, and the two runs differ by ten logits."""
-    run = {**RUN, "n_layers": 32, "route_layers": [0, 16, 32]}
-    record = planted("colour", 10, 25)
-    record["prompts"][0]["route"] = {
-        "own": 6.0, "counterfactual": -4.0, "mediated": 4.0, "image": np.array([-4.0, 2.0, 6.0]),
-        "question": np.array([6.0, 5.0, 6.0]), "last": np.array([6.0, 3.0, -4.0]),
-    }  # fmt: skip
-    (first,) = curves.first_tokens(answers_of([record], run)).itertuples()
-    assert (first.leaves_image, first.handed_over, first.mediated) == (16, 32, 0.2)

@@ -50,9 +50,8 @@ def test_a_word_below_chance_is_not_found_although_absent_ones_are_further_below
 
 def test_few_images_and_a_lens_that_was_not_read_are_said():
     found = said(planted(3))
-    assert (
-        found["logit lens"]["sentence"] == "Not tested: the logit lens (3 images with a control)."
-    )
+    few = found["logit lens"]["sentence"]
+    assert few == "Not tested: the logit lens (3 images with a control)."
     assert found["embedding lens"]["sentence"] == ""
     for records in (planted(3), []):
         outcomes = [(each["outcome"], each["claim"]) for each in said(records).values()]
@@ -87,7 +86,8 @@ def test_sinks_are_counted_and_what_only_they_show_is_lost_without_them():
     records = with_lens(planted(20))
     assert "at the same layers" in said(records)["patches"]["sentence"]
     few = said(records[:3])["patches"]["sentence"]
-    assert few == "Sinks: 0 per image on average."  # nothing was shown that could be lost
+    # Nothing was shown that could be lost.
+    assert few == "Sinks, patches with far longer states: 0 per image on average, on 3 images."
     for record in records:
         inside = np.flatnonzero(grounding.patches_of(record, RUN, "dog"))
         word = record["words"][0]
@@ -97,4 +97,4 @@ def test_sinks_are_counted_and_what_only_they_show_is_lost_without_them():
     found = said(records)
     assert found["embedding lens"]["outcome"] == "not shown"
     sentence = found["patches"]["sentence"]
-    assert found["patches"]["value"] == 2 and sentence.startswith("Sinks: 2 per image")
+    assert found["patches"]["value"] == 2 and sentence.startswith("Sinks, patches with far")

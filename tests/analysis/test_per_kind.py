@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from llava_lens.analysis import findings, per_kind, report, stats
+from llava_lens.text import count_of
 
 SHAPES = ["circle", "heart", "star"]
 
@@ -48,12 +49,15 @@ def test_pieces_of_words_are_left_out_where_the_lens_reads_alone():
 def test_right_and_wrong_answers_apart_by_hand():
     table = answers_with("colour", [("red", number < 3) for number in range(5)])
     table = table.assign(layer=5, readable_layer=range(0, 10, 2), question="?", answer="red")
-    others = [0, 0.1, 0.2, 0.3, 0.4]
+    table = table.assign(whole_word=table.index > 0, leaves_image=1, handed_over=1, mediated=0)
+    others = [0, 0.1, 0.2, 0.3, np.nan]
     table = table.assign(probability=0.9, other_probability=others, grey_probability=0.0)
     run = {"layers": [str(layer) for layer in range(11)]}
-    text = report.report_answers(run, table)
-    assert "| colours | right | 3 | 2 (no interval) | 0.80 (no interval) |" in text
-    assert "| colours | wrong | 2 | 7 (no interval) | 0.55 (no interval) |" in text
+    piece = table.tail(1).assign(kind="object", whole_word=False)
+    text = report.report_answers(run, pd.concat([table, piece]))
+    assert "| objects | wrong | 1 | not known | not known |" in text
+    assert "| colours | right | 3 | 3 (2 images) | 0.75 (2 images) |" in text
+    assert "| colours | wrong | 2 | 7 (no interval) | 0.60 (1 image) |" in text
 
 
 def test_controls_by_hand():
@@ -66,16 +70,9 @@ def test_controls_by_hand():
     answers = pd.DataFrame(columns).assign(**constant)
     row = per_kind.controls_table(answers).loc["colour"]
     assert row[:4].tolist() == pytest.approx([0.8, 0.3, 0.15, 0.6])
-    assert np.isnan(row["low"]) and row["n"] == 1
+    assert np.isnan(row["low"]) and row[6:].tolist() == [2, 1, 2, 1]
     alone = per_kind.controls_table(answers[answers["image"] == "b"]).loc["colour"]
-    assert np.isnan(alone["gain"]) and alone["n"] == 0
-
-
-def test_what_cant_be_graded_is_counted_and_never_wrong():
-    graded = [("left", True), ("left", False), ("left", None), ("above", None), (None, None)]
-    row = per_kind.grades_table(answers_with("relation", graded)).loc["relation"]
-    assert (row["answers"], row["graded"], row["not_gradable"]) == (5, 2, 2)
-    assert row["right"] == 0.5 and row["majority"] == 0.75
+    assert np.isnan(alone["gain"]) and alone["n_gain"] == 0
 
 
 def test_rates_stand_beside_chance_and_the_majority_answer():
@@ -83,7 +80,7 @@ def test_rates_stand_beside_chance_and_the_majority_answer():
     said = {
         "relation": [("left", True)] * 3 + [("above", False), ("above", None)],
         "object": [("heart", True)] * 2,
-        "presence": [("yes", True), ("no", False)],
+        "presence": [("yes", True), ("no", False), (None, None)],
         "own": [(None, None)],
     }
     table = pd.concat(itertools.starmap(answers_with, said.items()))
@@ -95,7 +92,7 @@ def test_rates_stand_beside_chance_and_the_majority_answer():
     few = "(no interval)"
     assert "| the arrangement of objects | 5 | 75% (of 4 graded) | 25% | 60% | 0.50 |" in text
     assert f"| objects | 2 | 100% {few} | 33% | 100% |" in text
-    assert f"| presence | 2 | 50% {few} | 50% | 50% |" in text
+    assert "| presence | 3 | 50% (of 2 graded) | 50% | 50% |" in text
     assert "| own prompts | 1 | not known | - | - |" in text
     none = table.assign(right=None)
     text = report._kinds_table(run, none, findings.measured(none))
@@ -118,6 +115,7 @@ def test_a_cell_says_of_how_many_it_is_where_the_row_has_more(n, cells):
     run = {"layers": ["emb", *map(str, range(1, 6))], "categories": []}
     row = report._kinds_table(run, table, findings.measured(table)).splitlines()[-1].split(" | ")
     assert [row[2], row[8], row[-1].removesuffix(" |")] == cells
+    assert row[5:8] == [f"4.00 ({count_of(n - 2, 'image')})"] * 3
 
 
 def test_on_the_demo_the_image_brings_the_answer(demo_tables):

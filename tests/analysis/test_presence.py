@@ -6,7 +6,7 @@ import pytest
 import sklearn.metrics
 
 from llava_lens import kinds
-from llava_lens.analysis import curves, findings, presence
+from llava_lens.analysis import curves, findings, presence, report
 from tests.analysis.made import GRID, LAYERS, confidence_of, make_record, planted
 
 
@@ -80,6 +80,8 @@ def test_presence_answers(demo_tables):
     row = presence.presence_table(demo_tables.confident).loc["all"]
     assert row["sensitivity"] == pytest.approx(rows[True])
     assert row["specificity"] == pytest.approx(1 - rows[False])
+    n = answers.loc[answers["absent_sampling"] == "random", "image"].nunique()
+    assert f"| 100% ({n} images) |\n" in report.report_presence(demo_tables.confident)
 
 
 def test_accuracy_and_auroc_are_given_by_way():
@@ -93,7 +95,8 @@ def test_accuracy_and_auroc_are_given_by_way():
     table = presence.presence_table(table)
     by_way = table["confidence"].drop("all").to_dict()
     assert by_way == {"random": 1.0, "popular": 1.0, "adversarial": 0.0}
-    assert table["asked"].to_dict() == {"all": 8, "random": 4, "popular": 2, "adversarial": 4}
+    assert table["sensitivity_n"].tolist() == [4, 2, 2, 2]
+    assert table["specificity_n"].tolist() == [4, 2, 0, 2]
     assert table["sensitivity"].eq(1).all() and table["specificity"]["adversarial"] == 0
     assert table["specificity"]["random"] == 1 and np.isnan(table["specificity"]["popular"])
 

@@ -35,7 +35,7 @@ def lines(*entries) -> str:
 
 
 def boxes(folder, *files) -> dict:
-    objects, _, categories, problems, _ = read(folder, *files or FOUND)
+    objects, _, categories, problems, *_ = read(folder, *files or FOUND)
     named = {item["category"] for items in objects.values() for item in items}
     assert problems == [] and categories == sorted(named)
     return {
@@ -116,7 +116,7 @@ def test_sizes_crowds_colours_polygons_and_images_without_objects_are_kept(tmp_p
     dog = {**DOG, "iscrowd": 1, "color": "brown", "segmentation": [[0, 0, 9, 0, 9, 9]]}
     entry = {"file_name": "a.jpg", "width": 640, "height": 480, "objects": [dog]}
     write(tmp_path, "m.jsonl", lines(entry, {"file_name": "b.jpg", "objects": []}))
-    objects, _, _, problems, _ = read(tmp_path, "a.jpg", "b.jpg")
+    objects, _, _, problems, *_ = read(tmp_path, "a.jpg", "b.jpg")
     (found,) = objects["a.jpg"]
     assert (found["image_size"], found["crowd"], found["color"]) == ((640, 480), True, "brown")
     assert found["polygons"] == dog["segmentation"] and len(objects) == 1 and not problems
@@ -152,7 +152,7 @@ def test_what_is_not_understood_is_named_in_one_sentence_with_what_was_expected(
 ):
     write(tmp_path, "README.txt", "Pictures.")
     write(tmp_path, name, content)
-    objects, _, categories, (problem,), _ = read(tmp_path, "a.jpg")
+    objects, _, categories, (problem,), *_ = read(tmp_path, "a.jpg")
     assert objects == {} and categories == [] and problem.startswith(name)
     assert reason in problem and "expected is COCO's instances format" in problem
 
@@ -171,18 +171,8 @@ def test_notes_beside_annotations_that_were_read_are_no_problem(tmp_path):
     assert list(boxes(tmp_path, "a.jpg")) == ["a.jpg"]
 
 
-def test_annotations(photographs):
-    objects, absent, categories, problems, files = read(photographs, "china.jpg")
-    assert absent == {"china.jpg": ["umbrella"]} and "instances_test.json" in files
-    assert categories == ["temple", "tree", "umbrella"] and not problems
-    assert [(o["category"], o["box"], o["crowd"], o["color"]) for o in objects["china.jpg"]] == [
-        ("temple", [150, 60, 220, 200], False, None),
-        ("tree", [420, 180, 80, 100], False, "green"),
-    ]
-
-
 def test_without_annotations(tmp_path):
-    assert read(tmp_path, "a.jpg") == ({}, {}, [], [], "")
+    assert read(tmp_path, "a.jpg") == ({}, {}, [], [], "", {})
     write(tmp_path, "a.json", [DOG])  # of which of two images?
     assert read(tmp_path, "a.jpg", "a.gif").objects == {}
 
@@ -202,7 +192,7 @@ def test_what_is_named_twice_is_left_out_and_said(photographs, tmp_path):
     data["images"].append({"id": 7, "file_name": "b.jpg"})
     data["categories"].append({"id": 1, "name": "x"})
     write(tmp_path, "odd/instances.json", data)
-    objects, _, _, problems, _ = read(tmp_path / "odd", "china.jpg", "b.jpg")
+    objects, _, _, problems, *_ = read(tmp_path / "odd", "china.jpg", "b.jpg")
     assert objects == {} and sum("no id of its own" in said for said in problems) == 4
 
 
@@ -230,6 +220,10 @@ def test_what_any_file_tells_of_an_image_is_not_absent(tmp_path, files, names):
         write(tmp_path, name, data)
     found, first = read(tmp_path, *names), names[0].replace("/", "__")
     assert len(found.objects[first]) == 1 and found.absent[first] == ["cow"]
+    data["annotations"].append({"image_id": 1, "category_id": 7, "bbox": DOG["bbox"]})
+    write(tmp_path, name, data)
+    objects, absent, dropped = read(tmp_path, *names).of(first)
+    assert len(objects) == len(dropped) == 1 and absent == []
 
 
 @pytest.mark.parametrize(
@@ -298,8 +292,8 @@ def test_what_is_called_otherwise_on_disk_is_said_in_one_sentence(tmp_path):
     annotated(tmp_path, ["COCO_val2014_01.jpg", "2.JPG", "3.jpg"])
     found = read(tmp_path, "01.jpg", "2.jpg", "3.jpg")
     assert list(found.objects) == ["3.jpg"] and found.problems == [
-        "2 annotated names match no image, for instance COCO_val2014_01.jpg; "
-        "2 images have no annotations, for instance 01.jpg"
+        "2 annotated names without an image, as COCO_val2014_01.jpg; "
+        "2 images without annotations, as 01.jpg"
     ]
     # Of a subset of COCO every image has annotations: nothing to say.
     assert read(tmp_path, "3.jpg").problems == []
@@ -311,7 +305,7 @@ def test_files_are_read_until_every_image_is_named_and_it_is_said_which(tmp_path
     annotated(tmp_path, ["other.jpg", "mine.jpg"], "labels.json")
     found = read(tmp_path, "mine.jpg")
     assert [item["category"] for item in found.objects["mine.jpg"]] == ["object 1"]
-    assert found.files == "Annotations were read from instances_val2017.json and 1 more files"
+    assert found.files == "Annotations were read from instances_val2017.json and 1 more file"
     found = read(tmp_path, "other.jpg")
     assert [item["category"] for item in found.objects["other.jpg"]] == ["object 0"]
     assert found.files == (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llava_lens.data import coco
+from llava_lens.data import coco, crop, prompts
 from tests.data.test_annotations import annotated, found_for, read, write
 
 BOX = [1, 2, 30, 40]
@@ -25,6 +25,13 @@ def read_with(folder, *more, categories=("dog", "cat", "cow"), image=(), first=T
     ]
     write(folder, "instances.json", data)
     return read(folder, "1.jpg", "2.jpg")
+
+
+def main_of(found, llava) -> list[str]:
+    """The main object of `1.jpg`, if one is asked about."""
+    objects, _, dropped = found.of("1.jpg")
+    seen = crop.objects_in_crop(objects + dropped, (90, 60), llava[1].image_processor)
+    return [prompt["truth"] for prompt in prompts.make_prompts(seen, [], kinds=["object"])]
 
 
 NAN = float("nan")
@@ -67,9 +74,11 @@ NOT_FOUR, LEAVES = "is not x, y and a width and height above 0", "leaves the ima
     ],
 )
 def test_an_annotation_that_cannot_be_used_is_named_and_its_category_not_absent(
-    tmp_path, entry, problem, absent
+    tmp_path, llava, entry, problem, absent
 ):
-    objects, known_absent, categories, (said,), _ = read_with(tmp_path, entry)
+    found = read_with(tmp_path, entry)
+    objects, known_absent, categories, (said,), *_ = found
+    assert main_of(found, llava) == ["dog"] * ("cat" in absent)  # it may be as large
     assert said.startswith("instances.json, annotation 1: ") and problem in said
     (dog,) = objects.pop("1.jpg")
     assert (dog["category"], dog["box"], dog["crowd"]) == ("dog", BOX, False) and not objects
@@ -92,7 +101,8 @@ def test_an_annotation_that_cannot_be_used_is_named_and_its_category_not_absent(
 )
 @pytest.mark.parametrize("width", [90, "90", 90.0])
 def test_annotations_as_exports_write_them(tmp_path, change, is_crowd, width):
-    objects, absent, _, problems, _ = read_with(tmp_path, another(**change), image={"width": width})
+    image = {"width": width}
+    objects, absent, _, problems, *_ = read_with(tmp_path, another(**change), image=image)
     _, cat = objects["1.jpg"]
     assert (cat["category"], cat["crowd"], cat["image_size"]) == ("cat", is_crowd, (90, 60))
     assert absent == {"1.jpg": ["cow"]} and not problems
@@ -106,8 +116,18 @@ def test_where_more_may_be_there_none_is_the_only_one(tmp_path):
         return [item["crowd"] for item in found.objects["1.jpg"]]
 
     assert crowds(another(), another(0, bbox=None)) == [True, False]
-    assert crowds(another(), another(2, bbox=None)) == [False, True]
+    assert crowds(another(), another(2, bbox=None), another(77)) == [False, True]
     assert crowds(another(), image={"not_exhaustive_category_ids": [2]}) == [False, True]
+
+
+@pytest.mark.parametrize("color, category_id", [("r" * 101, 1), (None, 77)])
+@pytest.mark.parametrize("box, main", [([50, 2, 9, 9], ["dog"]), ([50, 2, 40, 50], []), (None, [])])
+def test_the_main_object_is_told_where_what_was_dropped_is_known_to_be_smaller(
+    tmp_path, llava, color, category_id, box, main
+):
+    """Without a box it could fill the image."""
+    found = read_with(tmp_path, another(category_id, bbox=box, color=color))
+    assert main_of(found, llava) == main
 
 
 TOKENS = "</s>", "<s>", "<unk>", "<pad>", "<image>", "<|im_end|>"

@@ -26,31 +26,23 @@ def test_boxes_for_another_resolution_are_scaled(llava):
 def test_the_smallest_and_longest_images_reach_the_model_whole(tmp_path, llava, size):
     pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "odd.png")
-    record, *_ = read.read_image(
-        *llava,
-        images.open_image(tmp_path / "odd.png"),
-        prompts.as_prompts(["What is it?"]),
-        load.Settings(model="", max_new_tokens=1, top_k=10),
-    )
-    expected = Image.fromarray(pixels).resize(
-        [int(56 * side / min(size)) for side in size], Image.Resampling.BICUBIC
-    )
+    image, asked = images.open_image(tmp_path / "odd.png"), prompts.as_prompts(["What is it?"])
+    settings = load.Settings(model="", max_new_tokens=1, top_k=10)
+    record, *_ = read.read_image(*llava, image, asked, settings)
+    resized = [int(56 * side / min(size)) for side in size]
+    expected = Image.fromarray(pixels).resize(resized, Image.Resampling.BICUBIC)
     left, top = (expected.width - 56) // 2, (expected.height - 56) // 2
+    expected = np.asarray(expected.crop((left, top, left + 56, top + 56)))
     seen = np.asarray(crop.open_crop(record)).astype(int)
-    assert (
-        np.abs(seen - np.asarray(expected.crop((left, top, left + 56, top + 56)))).mean() < 12
-    )  # JPEG
+    assert np.abs(seen - expected).mean() < 12  # JPEG
 
 
+SHORT, SQUARE = {"shortest_edge": 56}, {"height": 56, "width": 56}
 PROCESSORS = {
-    "crop": CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
-    "pad": LlavaImageProcessorPil(
-        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_pad=True
-    ),
-    "plain": CLIPImageProcessor(size={"height": 56, "width": 56}, do_center_crop=False),
-    "two sizes": CLIPImageProcessor(
-        size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}
-    ),
+    "crop": CLIPImageProcessor(size=SHORT, crop_size=SQUARE),
+    "pad": LlavaImageProcessorPil(size=SHORT, crop_size=SQUARE, do_pad=True),
+    "plain": CLIPImageProcessor(size=SQUARE, do_center_crop=False),
+    "two sizes": CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=SQUARE),
 }
 
 

@@ -161,7 +161,7 @@ def test_what_is_a_photograph(tmp_path, names, found):
 
 
 def test_digests_are_of_content(tmp_path):
-    """They cover the image, the objects and what is absent."""
+    """They cover the image, the objects, what is absent and what was dropped."""
     for name, colour in (("a.png", "red"), ("b.png", "red"), ("c.png", "blue")):
         Image.new("RGB", (9, 9), colour).save(tmp_path / name)
     dog = {"category": "dog", "box": [1.0, 2.0, 3.0, 4.0], "image_size": (5, 6)}
@@ -170,9 +170,9 @@ def test_digests_are_of_content(tmp_path):
     assert one == images.digests_of(tmp_path / "b.png", [dict(reversed(dog.items()))], [])
     other = images.digests_of(tmp_path / "c.png", [{**dog, "box": [1.0, 2.0, 3.0, 5.0]}])
     assert not {*one.values()} & {*other.values()}
-    known = ([dog], []), ([dog], ["cat"]), ([], [])
+    known = ([dog], []), ([dog], ["cat"]), ([], []), ([dog], [], [dog])
     digests = [images.digests_of(tmp_path / "a.png", *each) for each in known]
-    assert len({each["annotations_digest"] for each in digests}) == 3
+    assert len({each["annotations_digest"] for each in digests}) == 4
 
 
 def test_a_pipe_and_a_file_of_gigabytes_are_refused_unread(tmp_path):
