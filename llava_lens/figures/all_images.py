@@ -16,7 +16,7 @@ from llava_lens.figures.one_image import draw_patches, with_boxes_of
 from llava_lens.kinds import KINDS
 from llava_lens.schema import OF_OBJECTS, SEGMENTS, layer_label, layer_numbers
 from llava_lens.store import Results
-from llava_lens.text import printable, two_decimals
+from llava_lens.text import count_of, printable, two_decimals
 
 # Name, colour and marker of the groups of positions that are patched, and of the cuts.
 PATCHED = {
@@ -35,11 +35,11 @@ CUTS = {
 OF_LENSES = {
     "logit lens": (style.BLUE, "o", "-"),
     "logit lens, absent words": (style.BLUE, "^", "--"),
-    "logit lens, another image's boxes": (style.BLUE, "", ":"),
+    "logit lens, another image's boxes": (style.BLUE, "D", ":"),
     lenses.NO_WORD: ("0.35", "x", "-"),
     "embedding lens": (style.ORANGE, "s", "-"),
     "embedding lens, absent words": (style.ORANGE, "v", "--"),
-    "embedding lens, another image's boxes": (style.ORANGE, "", ":"),
+    "embedding lens, another image's boxes": (style.ORANGE, "P", ":"),
 }
 OF_SIZES = {
     "small": (style.GREEN, "o", "-"),
@@ -50,8 +50,7 @@ OF_SIZES = {
 
 def plot_route(routes: pd.DataFrame, answers: pd.DataFrame, run: dict):
     """From `routes` and the table of answers, a panel per kind of prompt: the mean effect of each
-    patching, and dotted the lens's P(answer) of the same answers. Titles say medians over images.
-    """
+    patching, and dotted the lens's P(answer) of the same answers. Titles: medians over images."""
     curves, of_image = route_curves(routes), routes.groupby(["kind", "image"])
     medians = of_image[["leaves_image", "handed_over", "mediated"]].mean().astype(float)
     medians = medians.groupby("kind").median()
@@ -60,13 +59,13 @@ def plot_route(routes: pd.DataFrame, answers: pd.DataFrame, run: dict):
     figure, axes = style.panels(len(curves), 3, "effect (1: the other image's answer)")
     for axis, (kind, curve) in zip(axes, curves.items(), strict=True):
         leaves, handed, mediated = medians.loc[kind]
-        title = f"{kind}, {(asked['kind'] == kind).sum()} answers\n"
+        title = f"{kind}, {count_of((asked['kind'] == kind).sum(), 'answer')}\n"
         title += f"leaves image {layer_label(run, leaves)}, handed over {layer_label(run, handed)}"
         axis.set_title(f"{title}, mediated {two_decimals(mediated)}", fontsize=8)
         axis.axhline(0.5, color=style.GREY, linewidth=0.8)
         for patched, (name, color, marker) in PATCHED.items():
             rows = curve[curve["patched"] == patched]
-            style.draw_curve(axis, rows, color, marker=marker, markersize=4, label=name)
+            style.draw_curve(axis, rows, color, marker=marker, label=name)
         rows = read[read["kind"] == kind]
         label = "P(answer) that the lens reads, nothing patched"
         axis.plot(rows["layer"], rows["mean"], ":", color=style.PURPLE, linewidth=1.2, label=label)
@@ -116,7 +115,7 @@ def plot_mean_series(layers: pd.DataFrame, run: dict, by: str = "segment", bias=
         style.draw_layer_curves(axis, run, curve.assign(low=np.nan, high=np.nan), by, order)
         axis.set(title="The lens's own bias", ylabel="KL to the last layer (bits)")
         axis.set_yscale("symlog", linthresh=1)
-        ticks = [0, 0.5, 1, 2, 5, 10, 20]
+        ticks = [0, 0.5, 1, 2, 5, 10, 20, 50]
         axis.set_yticks(ticks, map(str, ticks))
         axis.set_ylim(0, max(1, 1.1 * curve["mean"].max()))
     style.legend_below(figure, axes.flat[1])
@@ -131,7 +130,7 @@ def plot_answers(answers: pd.DataFrame, run: dict):
     for axis, column in zip(axes, ("probability", "rank"), strict=True):
         style.draw_layer_curves(axis, run, curves[column], "kind", order)
         for kind, rows in curves[f"other_{column}"].groupby("kind"):
-            axis.plot(rows["layer"], rows["mean"], ":", color=style.look_of(kind, order)["color"])
+            axis.plot(rows["layer"], rows["mean"], ":", markevery=4, **style.look_of(kind, order))
     style.legend_below(figure, axes[0])
     title = "Probability of the answer (dotted: with another image)"
     axes[0].set(title=title, ylabel="mean probability", ylim=(0, 1.02))
@@ -160,7 +159,7 @@ def plot_settling(answers: pd.DataFrame, run: dict):
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
         table = settling_table(answers, column)
         rows = table.index.get_indexer(first["kind"])
-        axis.plot(first[column], rows + jitter, "o", color="0.5", markersize=4, alpha=0.5)
+        axis.plot(first[column], rows + jitter, "o", color="0.5", alpha=0.5)
         rows = np.arange(len(table)) + 0.38  # under the points, which it would hide
         axis.hlines(rows, table["low"], table["high"], color="black", linewidth=2, zorder=3)
         point = {"color": style.ORANGE, "markersize": 6, "zorder": 4, "clip_on": False}
@@ -192,6 +191,7 @@ def plot_knockout(table: pd.DataFrame, run: dict):
         ticks = layer_numbers(run)[style.layer_ticks(run)[1:]]
         axis.set_xticks([*ticks, 1.16 * every], [*ticks, "all"])
         axis.axvline(every, color=style.GREY, linewidth=1, linestyle=":")
+        axis.axhline(0, color=style.GREY, linewidth=0.8)
         axis.set(title=kind, xlim=(0, 1.32 * every), xlabel="centre of the window (block)")
     style.legend_below(figure, axes[0], columns=3)
     return figure
@@ -202,22 +202,19 @@ def plot_grounding(table: pd.DataFrame, layers: pd.DataFrame, run: dict):
     outside its boxes, and the share of an object's patches whose top token is its word, with 95 %
     bands. Above both lenses with their controls, below the logit lens by the object's size."""
     curves = lenses.grounding_curves(table, layers)
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7))
-    of_lenses, of_sizes = axes
+    figure, (of_lenses, of_sizes) = plt.subplots(2, 2, figsize=(10, 7))
     for row, groups in ((of_lenses, OF_LENSES), (of_sizes, OF_SIZES)):
         for axis, curve in zip(row, curves.values(), strict=True):
             for group in filter(set(curve["size"]).__contains__, groups):
-                color, marker, line = groups[group]
-                points = {"marker": marker, "markersize": 4, "linestyle": line, "label": group}
-                style.draw_curve(axis, curve[curve["size"] == group], color, **points)
+                look = dict(zip(("color", "marker", "linestyle"), groups[group], strict=True))
+                style.draw_curve(axis, curve[curve["size"] == group], **look, label=group)
             style.layer_axis(axis, run)
             axis.set(ylim=(0, 1.02), ylabel="share of the patches")
         row[0].axhline(0.5, color=style.GREY, linewidth=1, linestyle=":")
         row[0].set_ylabel("AUROC (0.5 = chance)")
     of_lenses[0].set_title("The own word inside against outside its boxes")
     of_lenses[1].set_title("Patches whose top token is their object's word")
-    for axis in of_sizes:
-        axis.set_title("The same for the logit lens, by size of the object")
+    plt.setp(of_sizes, title="The same for the logit lens, by size of the object")
     of_sizes[1].legend(fontsize=8)
     style.legend_below(figure, of_lenses[1], columns=2)
     return figure
@@ -240,8 +237,8 @@ def plot_gallery(results: Results, table: pd.DataFrame, layer: int, n: int = 3):
             draw_patches(axis, run, with_boxes_of(record, case.category), probs, norm)
             other = case.auroc_other_image
             control = "no control" if np.isnan(other) else f"control {other:.2f}"
-            title = f"{name}: {style.title_of(case.category, 30)}, AUROC {case.auroc:.2f}"
-            title += f" ({control})\nP at most {probs.max():.2g}, {style.drawn(case.image, 24)}"
+            title = f"{name}: {style.title_of(case.category, 30)}\nAUROC {case.auroc:.2f}"
+            title += f" ({control}), P at most {probs.max():.2g}\n{style.drawn(case.image, 30)}"
             axis.set_title(title, fontsize=9, parse_math=False)
     return figure
 

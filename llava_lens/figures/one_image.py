@@ -17,7 +17,7 @@ from llava_lens.words import without_space
 
 MOST_POSITIONS, MOST_BOXES = 64, 100  # drawn in one figure
 PANEL_COLUMNS = 11  # token columns that are legible side by side at notebook width
-CELL = {"ha": "center", "va": "center", "fontsize": 6, "parse_math": False, "in_layout": False}
+CELL = {"ha": "center", "va": "center", "parse_math": False, "in_layout": False}
 # A larger grid is drawn in panels of half the width, and names tokens of this probability only.
 LARGE_GRID, LEAST_NAMED = 12, 0.05
 
@@ -42,13 +42,9 @@ def large_crop(record: dict):
 
 
 def plot_prompt(run: dict, prompt: dict):
-    """Heatmaps layers x text positions of one prompt: the lens's top-1 token, with its probability
-    as colour; beside it at the same positions JSD to the previous layer, JSD to the last layer and
-    entropy, in bits.
-
-    The positions at which the answer is read come first, the question's below. Colours end at the
-    largest possible value: 1 for JSD, log2 of the vocabulary's size for entropy.
-    """
+    """Heatmaps layers x text positions of one prompt, the answer's first: the lens's top-1 token,
+    coloured by its probability; JSD to the previous and to the last layer, and entropy, in bits.
+    Colours end at the largest possible value: 1 for JSD, log2 of the vocabulary for entropy."""
     readings, n_layers = prompt["readings"], len(run["layers"])
     probs, most_bits = readings["top_probs"][:, :, 0], np.log2(len(run["tokens"]))
     panels = [("probability of the top-1 token", probs, 1)]
@@ -68,8 +64,9 @@ def plot_prompt(run: dict, prompt: dict):
             _token_axis(axis, run, prompt, positions, slanted=axis is row[0])
         for (layer, column), prob in np.ndenumerate(probs[:, positions]):
             token = run["tokens"][readings["top_ids"][layer, positions[column], 0]]
-            # As many letters as a cell has room for.
+            # As many letters as a cell has room for; smaller where they are wide ones.
             cell = row[0].text(column, layer, style.drawn(token, 86 // width), **CELL)
+            cell.set_fontsize(min(6, 330 / width / max(1, style.width_of(cell.get_text()))))
             cell.set_color("black" if prob > 0.45 else "white")
         row[0].set_yticks(ticks, [run["layers"][position] for position in ticks])
         row[0].set(title=title, ylabel="layer")
@@ -81,7 +78,8 @@ def plot_prompt(run: dict, prompt: dict):
     asked += f" \u2192 {style.title_of(prompt['answer'], 30)}"
     n_shown, n_pos = sum(len(positions) for _, positions, _ in blocks), len(prompt["token_ids"])
     asked += f"\n{n_shown} of {n_pos:,} positions" if n_shown < n_pos else ""
-    figure.suptitle(asked, x=0.01, ha="left", fontsize=10, parse_math=False)
+    points = min(10, 700 / style.width_of(asked))
+    figure.suptitle(asked, x=0.01, ha="left", fontsize=points, parse_math=False)
     return figure
 
 
@@ -118,8 +116,7 @@ def plot_patches(run: dict, record: dict, layers: list[int]):
     (without `▁`) in each patch, its probability as colour."""
     columns, least = (3, 0) if max(run["grid"]) <= LARGE_GRID else (2, LEAST_NAMED)
     rows = -(-(len(layers) + 1) // columns)
-    size = (10, rows * 9.8 / columns)
-    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=size)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(10, rows * 9.8 / columns))
     axes[0, 0].imshow(open_crop(record))
     axes[0, 0].set_title("the image as the model saw it")
     _draw_boxes(axes[0, 0], record, names=True)
@@ -137,10 +134,10 @@ def plot_patches(run: dict, record: dict, layers: list[int]):
 
 def patch_words(run: dict, ids, probs, least: float) -> list[str]:
     """What stands in the patches: their tokens `ids` `[patch]` that have at least the probability
-    `least`. In a large grid a word takes two lines, or it would lie over the next patch's word."""
+    `least`. A long word takes two lines, or it would lie over the next patch's word."""
     finest = max(run["grid"])
-    room, most = (10, 10) if finest <= LARGE_GRID else (max(1, 96 // finest), 192 // finest)
-    words = [style.drawn(without_space(run["tokens"][i]), most) for i in ids]
+    room = max(1, (60 if finest <= LARGE_GRID else 96) // finest)
+    words = [style.drawn(without_space(run["tokens"][i]), 2 * room) for i in ids]
     lines = [textwrap.fill(word, room, break_on_hyphens=False) for word in words]
     return [word * bool(prob >= least) for word, prob in zip(lines, probs, strict=True)]
 
@@ -148,12 +145,12 @@ def patch_words(run: dict, ids, probs, least: float) -> list[str]:
 def plot_words(run: dict, record: dict, categories: list[str], layers: list[int]):
     """P(word) per patch of the crop and the category's boxes: a row per watched category, a column
     per position on the layer axis. Each row's colours span three powers of ten."""
-    size = (10, 10.2 / len(layers) * len(categories))
+    size = (10, 10.2 / max(3, len(layers)) * len(categories))
     figure, axes = plt.subplots(len(categories), len(layers), squeeze=False, figsize=size)
     present = {word["category"] for word in record["words"] if word["present"]}
     for row, category in zip(axes, categories, strict=True):
         probs = word_probability(record, category)
-        label = style.title_of(category, 30) + ("" if category in present else "\n(not annotated)")
+        label = style.title_of(category, 24) + ("" if category in present else "\n(not annotated)")
         row[0].set_ylabel(label, parse_math=False)
         largest = probs[layers].max()
         norm = LogNorm(largest / 1000, largest, clip=True)
@@ -175,8 +172,7 @@ def with_boxes_of(record: dict, category: str) -> dict:
 
 
 def draw_patches(axis, run: dict, record: dict, values, norm: Normalize, cells: list[str] = ()):
-    """`values` `[patch]` as colours over the patches of the grey crop, with the texts `cells`
-    in them and the annotated boxes over them."""
+    """`values` `[patch]` as colours over the grey crop, the texts `cells` in them, and boxes."""
     (rows, columns), size = run["grid"], run["image_size"]
     placed = {"extent": (0, size, size, 0), "interpolation": "nearest"}
     axis.imshow(open_crop(record).convert("L"), cmap="gray", **placed)
@@ -186,10 +182,10 @@ def draw_patches(axis, run: dict, record: dict, values, norm: Normalize, cells: 
     look = {"color": "white", "path_effects": [withStroke(linewidth=1.2, foreground="black")]}
     look |= {"ha": "center", "va": "center", "clip_on": True, "parse_math": False}
     finest = max(rows, columns)
+    room = 0.8 * (214 if finest <= LARGE_GRID else 321) / finest  # of a patch in points
     for patch, text in enumerate(cells if finest <= 32 else ()):  # in finer ones none is legible
         row, column = divmod(patch, columns)
-        # As large as fits: a small grid has patches of 37 points, a letter is 0.7 of its font wide.
-        points = np.clip((6 if finest > LARGE_GRID else 53) / max(len(text), 1), 5, 8)
+        points = np.clip(room / max(style.width_of(text), 1 + text.count("\n")), 4, 8)
         x, y = (column + 0.5) * size / columns, (row + 0.5) * size / rows
         axis.text(x, y, text, fontsize=points, **look)
     _draw_boxes(axis, record)
@@ -204,8 +200,11 @@ def _draw_boxes(axis, record: dict, names: bool = False) -> None:
         if not (width and height):  # outside the crop
             continue
         line = {"fill": False, "edgecolor": style.ORANGE, "linewidth": 1.5}
+        line["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]  # seen on any grey
         axis.add_patch(matplotlib.patches.Rectangle((x, y), width, height, **line))
         if names:
+            size, name = axis.get_xlim()[1], style.title_of(item["category"], 30)
+            at, side = (x + width, "right") if x > size / 2 else (x, "left")  # within the picture
             label = {"color": style.ORANGE, "fontsize": 8, "va": "bottom", "clip_on": True}
             label["bbox"] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-            axis.text(x, y, style.title_of(item["category"], 30), parse_math=False, **label)
+            axis.text(at, max(y, size / 15), name, ha=side, parse_math=False, **label)

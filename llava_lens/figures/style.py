@@ -39,17 +39,22 @@ SERIES_TITLES = {  # of a record's readings: title, and label of an axis
 
 
 @cache
-def _drawable() -> tuple[list[str], frozenset[int]]:
-    """The fonts to draw tokens with, and the code points that they have."""
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    fonts = ["DejaVu Sans"] + [name for name in WIDE_FONTS if name in installed]
-    charmaps = [font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in fonts]
-    return fonts, frozenset().union(*charmaps)
+def _drawable() -> tuple[list[str], frozenset[int], list]:
+    """The fonts to draw tokens with, the code points that they have, and a measure of each."""
+    fonts = ["DejaVu Sans"] + [name for name in WIDE_FONTS if name in font_manager.get_font_names()]
+    paths = [font_manager.findfont(name) for name in fonts]
+    charmaps = [font_manager.get_font(path).get_charmap() for path in paths]
+    return fonts, frozenset().union(*charmaps), [ImageFont.truetype(path, 100) for path in paths]
 
 
 def drawn(text: str, length: int | None = None) -> str:
     """`text` as figures show it: `printable` with this machine's fonts, cut to `length`."""
     return printable(text, length, _drawable()[1])
+
+
+def width_of(text: str) -> float:
+    """How wide text is drawn, in units of the font's size: `W` is wider than `i`."""
+    return max(font.getlength(line) for line in text.split("\n") for font in _drawable()[2]) / 100
 
 
 def title_of(text: str, length: int) -> str:
@@ -59,13 +64,13 @@ def title_of(text: str, length: int) -> str:
 
 
 def use_style() -> None:
-    """Set the one style of all figures: fonts that draw the vocabulary, and a colour map that
-    survives print and colour-blindness."""
+    """Set the one style of all figures; its colour map survives print and colour-blindness."""
     pd.set_option("display.html.use_mathjax", False)  # a token may hold a `$`
     pd.set_option("styler.html.mathjax", False)
     plt.rc("font", family=_drawable()[0], size=9)
     plt.rc("axes", titlesize=10, titlelocation="left")
     plt.rc("axes.spines", top=False, right=False)
+    plt.rc("lines", markersize=4)
     plt.rc("figure", dpi=100, **{"constrained_layout.use": True})
     plt.rc("image", cmap="viridis")
 
@@ -157,12 +162,11 @@ def look_of(group: str, order: list[str]) -> dict:
 def draw_layer_curves(axis, run: dict, curves: pd.DataFrame, by: str, order: list[str]) -> None:
     """Draw `layer_curve` with all its groups, each as `look_of` says."""
     for group in filter(set(curves[by]).__contains__, order):
-        rows = curves[curves[by] == group]
-        draw_curve(axis, rows, **look_of(group, order), markersize=4, label=group)
+        draw_curve(axis, curves[curves[by] == group], **look_of(group, order), label=group)
     layer_axis(axis, run)
 
 
-def legend_below(figure, axis, columns: int = 6) -> None:
+def legend_below(figure, axis, columns: int = 7) -> None:
     """One legend for all panels, where it covers no data: the labels of `axis`."""
     place = {"loc": "outside lower center", "ncols": columns, "fontsize": 8, "frameon": False}
     figure.legend(*axis.get_legend_handles_labels(), **place)

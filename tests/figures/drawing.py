@@ -43,7 +43,7 @@ def labels_of(axis) -> list[str]:
     return [label.get_text() for label in axis.get_ticklabels()]
 
 
-def overlap(axis) -> bool:
-    """Whether one label of the x axis is on another, once it is drawn."""
-    boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
+def overlap(texts) -> bool:
+    """Whether one of `texts`, from left to right, is on the next one, once they are drawn."""
+    boxes = [text.get_window_extent() for text in texts]
     return any(one.x1 >= other.x0 for one, other in zip(boxes, boxes[1:], strict=False))

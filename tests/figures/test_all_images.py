@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 
-from llava_lens import store
+from llava_lens import kinds, store
 from llava_lens.analysis import curves, grounding, lenses
-from llava_lens.figures import all_images
+from llava_lens.figures import all_images, style
 from tests.figures.drawing import NASTY, drawn_without_warnings, labels_of, overlap, title_of, watch
 
 N_IMAGES = 14  # enough for intervals
@@ -50,8 +50,19 @@ def test_mean_series_are_drawn_in_bits_at_the_layers_that_were_read(run, tables)
             rows = expected[expected["segment"] == line.get_label()]
             np.testing.assert_array_equal(line.get_xydata(), rows[["layer", "mean"]])
         assert labels_of(axis.xaxis) == ["emb", "3", "5"]
+        assert axis.get_xticks().tolist() == [0, 3, 5] and axis.get_xlim() == (-0.5, 5.5)
     (line,) = figure.axes[3].lines
     np.testing.assert_array_equal(line.get_xydata(), bias[["layer", "bias"]])
+
+
+def test_all_kinds_have_a_marker_for_grey_print_and_one_row_of_a_legend(run, tables):
+    style.use_style()
+    answers = tables.answers.assign(kind=np.resize(list(kinds.KINDS), len(tables.answers)))
+    figure = all_images.plot_answers(answers, run)
+    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
+    assert len(looks) == len({marker for _, marker in looks}) == len(kinds.KINDS)
+    figure.canvas.draw()
+    assert not overlap(figure.legends[0].get_texts())
 
 
 def test_an_answer_that_never_settles_is_drawn(run, tables):
@@ -98,7 +109,7 @@ def answers_of(routes, numbers):
     return table.assign(token=0, word_at=0, whole_word=True)
 
 
-@pytest.mark.parametrize("n_images", [2, N_IMAGES])
+@pytest.mark.parametrize("n_images", [1, N_IMAGES])
 @pytest.mark.parametrize("n_layers, step", [(9, 1), (33, 2), (13, 3)])
 def test_the_route_is_that_of_the_table(n_images, n_layers, step):
     """Of 13 layers every third was read by the lens; patched was every second of 33."""
@@ -109,7 +120,8 @@ def test_the_route_is_that_of_the_table(n_images, n_layers, step):
     figure = all_images.plot_route(table, answers_of(table, numbers), run)
     titles = [title_of(axis).split("\n") for axis in figure.axes]
     kinds = "colour", "relation", "presence"
-    assert [title[0] for title in titles] == [f"{kind}, {n_images} answers" for kind in kinds]
+    answers = "1 answer" if n_images == 1 else "14 answers"
+    assert [title[0] for title in titles] == [f"{kind}, {answers}" for kind in kinds]
     assert titles[0][1] == "leaves image 4, handed over 4, mediated 0.25"
     assert titles[1][1].startswith("leaves image 6, handed over 6")
     assert "handed over never" in titles[2][1]
@@ -126,8 +138,7 @@ def test_the_route_is_that_of_the_table(n_images, n_layers, step):
         assert len(axis.collections) == (3 if n_images == N_IMAGES else 0)  # bands
     figure.canvas.draw()
     assert figure.get_tightbbox().width < 10.3  # no title goes past the figure
-    boxes = [axis._left_title.get_window_extent() for axis in figure.axes]
-    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+    assert not overlap([axis._left_title for axis in figure.axes])
 
 
 def knockouts(n_images, n_blocks):
@@ -149,7 +160,7 @@ def test_the_knockout_names_blocks_and_not_positions_of_layers(n_images, n_block
     figure = all_images.plot_knockout(knockouts(n_images, n_blocks), run)
     assert {title_of(axis) for axis in figure.axes[:5]} == set(KINDS)
     figure.canvas.draw()
-    assert not any(map(overlap, figure.axes[:5]))
+    assert not any(overlap(axis.get_xticklabels()) for axis in figure.axes[:5])
     lines = {title_of(axis): len(joined_lines(axis)) for axis in figure.axes[:5]}
     assert lines.pop("description") == 0 and set(lines.values()) == {2}
     axis = figure.axes[0].xaxis
@@ -186,6 +197,7 @@ def test_a_size_of_one_image_takes_no_band_from_the_others():
     figure = all_images.plot_grounding(table, layers_of(N_IMAGES), run)
     labels = [label.get_text() for label in figure.legends[0].get_texts()]
     assert labels == list(all_images.OF_LENSES)
+    assert len({marker for _, marker, _ in all_images.OF_LENSES.values()}) == 7  # in grey print
     drawn = [line.get_label() for line in figure.axes[0].lines[:-1]]
     assert drawn == [name for name in labels if name != lenses.NO_WORD]
     assert [line.get_label() for line in figure.axes[2].lines[:-1]] == ["small", "large"]
@@ -206,15 +218,17 @@ def test_results_without_the_embedding_lens_are_drawn():
 
 def test_the_gallery_shows_the_best_and_the_worst_cases(results, run):
     record = store.Results(results).record()
-    probs = watch(record, dog=True)["dog"]
-    record["objects"] = [{"category": "dog", "box": [4.0, 4.0, 20.0, 20.0]}]
+    name = "a name of as many letters: 30."
+    probs = watch(record, **{name: True})[name]
+    record["objects"] = [{"category": name, "box": [4.0, 4.0, 20.0, 20.0]}]
     held = SimpleNamespace(run=run, record=lambda name: record)
-    table = grounded(["large"] * 8)
+    table = grounded(["large"] * 8).assign(category=name)
     figure = all_images.plot_gallery(held, table, layer=2)
     titles = [title_of(axis) for axis in figure.axes]
-    assert len(titles) == 6
-    assert "best: dog, AUROC 0.68 (control 0.34)" in titles[0] and titles[0].endswith("07")
-    assert "worst: dog, AUROC 0.50 (control 0.25)" in titles[3] and titles[3].endswith("00")
+    assert f"best: {name}\nAUROC 0.68 (control 0.34)" in titles[0] and titles[0].endswith("07")
+    assert f"worst: {name}\nAUROC 0.50 (control 0.25)" in titles[3] and titles[3].endswith("00")
+    figure.canvas.draw()
+    assert not overlap([axis._left_title for axis in figure.axes[:3]])
     np.testing.assert_array_equal(figure.axes[0].images[1].get_array().ravel(), probs[2])
 
 
