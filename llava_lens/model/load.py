@@ -158,6 +158,12 @@ def _llava_config(model: str) -> LlavaConfig:
     text, vision = config.text_config.model_type, config.vision_config.model_type
     has = f"{model!r} has a {text!r} text model and a {vision!r} vision tower"
     require(text in TEXT_MODELS and vision in VISION_TOWERS, f"{has}, but {READABLE}.")
+    depth, chosen = config.vision_config.num_hidden_layers, config.vision_feature_layer
+    layers = [chosen] if isinstance(chosen, int) else chosen
+    there = f"{model!r} has layers {-depth - 1} to {depth} in its vision tower"
+    wrong = f"vision_feature_layer {chosen} in its config.json: set it as the model was trained"
+    known = layers and all(-depth - 1 <= layer <= depth for layer in layers)
+    require(known, f"{there}, and {wrong}.")
     return config
 
 
