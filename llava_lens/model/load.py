@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import infer_auto_device_map, init_empty_weights
 from accelerate.utils import compute_module_sizes
@@ -14,11 +13,11 @@ from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
 
-from llava_lens.kaggle import on_kaggle
+from llava_lens.kaggle import PIP_4BIT, on_kaggle
 from llava_lens.kinds import DEFAULT_KINDS, MADE_KINDS, question_of
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
 from llava_lens.model.run import encode_prompts, has_template, patches_along
-from llava_lens.text import require
+from llava_lens.text import check_number, require
 
 NUMBERS = ["per_kind", "top_k", "max_new_tokens", "seed"]  # of Settings
 SWITCHES = ["embedding_lens", "knockout", "route"]
@@ -56,10 +55,8 @@ class Settings:
 
     def __post_init__(self):
         for name in NUMBERS:
-            value, least = getattr(self, name), "" if name == "seed" else " of 1 or more"
-            is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            fits = is_whole and (value >= 1 or name == "seed")
-            require(fits, f"{name} is {value!r}: it must be a whole number{least}.")
+            value = getattr(self, name)
+            check_number(name, value, None if name == "seed" else 1)
             object.__setattr__(self, name, int(value))  # NumPy's could not be saved
         for name in SWITCHES:
             value = getattr(self, name)
@@ -71,7 +68,7 @@ class Settings:
         require(fits, f"dtype is {self.dtype!r}: it must be one of {known}.")
         wrong = f"quantize is {self.quantize!r}: it must be None or '4bit'."
         require(self.quantize in (None, "4bit"), wrong)
-        missing = "quantize needs bitsandbytes: pip install bitsandbytes==0.50.2, then restart."
+        missing = f"quantize needs bitsandbytes: pip install {PIP_4BIT[0]}, then restart."
         require(not self.quantize or find_spec("bitsandbytes"), missing)
 
 

@@ -253,11 +253,7 @@ FEATURES_16 = "tokens, where the model takes 56 x 56 pixels and makes 16 feature
         ("config", {"text_config": {"vocab_size": 300}}, "ids up to .*, and the model 300 rows"),
         # With `full` CLIP's class token is a feature.
         ("config", {"vision_feature_select_strategy": "full"}, "16 image tokens.* 17 features"),
-        (
-            "config",
-            {"vision_feature_layer": -5},
-            "layers -4 to 3 .* and vision_feature_layer -5 in",
-        ),
+        ("config", {"vision_feature_layer": -5}, "layers -4 to 3 .* vision_feature_layer -5 in"),
         ("config", {"vision_feature_layer": [3, 4]}, r"and vision_feature_layer \[3, 4\] in"),
         ("config", {"vision_feature_layer": []}, r"and vision_feature_layer \[\] in"),
         ("tokenizer", None, "processor of .* can't be used.*Take them from the model that"),
