@@ -66,6 +66,7 @@ def analyse(images, results="results", processes=None, hours=None, go_on_from=No
     that was stopped goes on from what is there. Raises ValueError, which names it, for a setting or
     a folder that can't be used, and what `read_images` raises.
     """
+    require(isinstance(images, Images), "images must be what load_images returns.")
     settings["deadline"] = kaggle.deadline_after(8.0 if hours is None else hours)
     check_number("processes", processes)
     settings, gpus = _settings_and_gpus(settings, "results", "processes", "hours", "go_on_from")
@@ -99,9 +100,9 @@ def look(image, question, other=None, folder=None, **settings) -> Inline:
     settings, _ = _settings_and_gpus(settings, "other", "folder")
     from llava_lens.model.look import read_one
 
-    page = Inline(*read_one(image, other, settings))
+    page = Inline(*read_one(image, other, settings, folder))
     if folder:
-        page.save(folder)
+        print(f"The page is saved: {page.save(folder)}")
     return page
 
 
