@@ -41,8 +41,8 @@ class Images(NamedTuple):
 def load_images(folder=None, limit: int | None = None) -> Images:
     """Find the images under `folder`, read their annotations, and say what was found.
 
-    Without a folder: Kaggle's attached data set, or the demo's scenes. With `limit` only the first
-    so many images. Raises ValueError for a bad `limit`, FileNotFoundError where there is no image.
+    Without a folder: Kaggle's attached data set, or the demo's scenes. `limit`: only the first so
+    many. Raises ValueError for a bad `limit`, FileNotFoundError where there is no image.
     """
     check_number("limit", limit)
     folder = Path(folder or (find_data_set() if kaggle.on_kaggle() else "demo/scenes"))
@@ -62,9 +62,8 @@ def load_images(folder=None, limit: int | None = None) -> Images:
 def analyse(images, results="results", processes=None, hours=None, go_on_from=None, **settings):
     """Read every one of `images` (Images) that has no record in the folder `results` yet.
 
-    All others are parameters of Make_Analyse; `settings` are those of `model.load.Settings`. A run
-    that was stopped goes on from what is there. Raises ValueError, which names it, for a setting or
-    a folder that can't be used, and what `read_images` raises.
+    All others are parameters of Make_Analyse; `settings` are those of `model.load.Settings`. Raises
+    ValueError, which names it, for a setting or folder that can't be used, and as `read_images`.
     """
     require(isinstance(images, Images), "images must be what load_images returns.")
     settings["deadline"] = kaggle.deadline_after(8.0 if hours is None else hours)
@@ -153,10 +152,8 @@ def what_was_saved(results, images: Images) -> None:
 
 
 def open_results(folder=None) -> Results:
-    """Find the results in or under `folder`, and say what they are.
-
-    Without a folder: Kaggle's attached data sets, or `results`. Raises as `Results.find`.
-    """
+    """Find the results in or under `folder` (None: Kaggle's attached data sets, or `results`), and
+    say what they are. Raises as `Results.find`."""
     results = Results.find(folder or (kaggle.KAGGLE_INPUT if kaggle.on_kaggle() else "results"))
     model = f"{results.run['model']} ({schema.weights_label(results.run)})"
     print(f"{count_of(len(results.names), 'image')} read with {model}, in {results.folder}")

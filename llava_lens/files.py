@@ -5,7 +5,6 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from llava_lens.text import require
 
@@ -33,13 +32,6 @@ def explained(path, remedy: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise type(error)(f"{str(path)!r} can't be used ({reason}): {remedy}.") from error
-
-
-def make_folder(folder) -> None:
-    """Make a folder to write into, if there is none. Raises OSError, with the remedy."""
-    with explained(folder, "change its permissions, or choose another folder"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=folder).close()
 
 
 def files_under(folder, is_left_out: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:

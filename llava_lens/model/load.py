@@ -20,7 +20,6 @@ from llava_lens.model.run import encode_prompts, has_template, patches_along
 from llava_lens.text import check_number, require
 
 NUMBERS = ["per_kind", "top_k", "max_new_tokens", "seed"]  # of Settings
-SWITCHES = ["embedding_lens", "knockout", "route"]
 HEADROOM = 5 * 2**28  # bytes that reading needs on a GPU beside the weights
 TEXT_MODELS = ["llama", "mistral", "qwen2"]  # tests read each of them
 VISION_TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # with their class tokens
@@ -58,7 +57,7 @@ class Settings:
             value = getattr(self, name)
             check_number(name, value, None if name == "seed" else 1)
             object.__setattr__(self, name, int(value))  # NumPy's could not be saved
-        for name in SWITCHES:
+        for name in ("embedding_lens", "knockout", "route"):
             value = getattr(self, name)
             require(isinstance(value, bool), f"{name} is {value!r}: it must be True or False.")
         fits = isinstance(self.kinds, (list, tuple)) and len(self.kinds) > 0

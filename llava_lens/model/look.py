@@ -2,14 +2,14 @@
 
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from llava_lens.data.annotations import Annotations
 from llava_lens.data.images import open_image, to_rgb
-from llava_lens.files import make_folder
+from llava_lens.files import explained
 from llava_lens.model.images import Reader, describe_run
 from llava_lens.model.load import Settings, grey_image, load_once
 from llava_lens.text import require
@@ -20,14 +20,15 @@ GREY = "a plain grey image"  # the counterfactual where no other image is given
 def read_one(image, other, settings: Settings, pages=None) -> tuple[dict, dict]:
     """`(RUN, RECORD)` of one image with the prompts of `settings`; prints which have no route.
 
-    `image` and `other`, the counterfactual (None: a plain grey image), are as `lens_utils.look`
-    takes them. Raises ValueError for anything else, OSError if nothing can be written into the
-    folder `pages`, both before the model is loaded; and what `open_image`, `load_llava` and
-    `check_last_layer` raise.
+    `image` and `other` are as `lens_utils.look` takes them. Raises ValueError for anything else,
+    and OSError if nothing can be written into the folder `pages`, before the model is loaded; and
+    what `open_image`, `load_llava` and `check_last_layer` raise.
     """
     require(settings.prompts, "question is an empty list: give a text, or several.")
     if pages:
-        make_folder(pages)
+        with explained(pages, "change its permissions, or choose another folder"):
+            Path(pages).mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=pages).close()
     called, other = (GREY, grey_image(64)) if other is None else ("other", other)
     with TemporaryDirectory() as folder:
         name, path = _as_file(image, Path(folder, "image.tiff"))
