@@ -273,14 +273,7 @@ def test_no_other_call_is_made(tmp_path, opcodes):
 
 # ---- Time and memory ----------------------------------------------------------------------------
 
-# Nested tuples, each twice the one before: small to hold, but to hash or to compare takes 2**200
-# steps.
-LAUGHS = pickle.EMPTY_TUPLE + b"".join(
-    pickle.MEMOIZE + pickle.BINGET + bytes([i]) + pickle.TUPLE2 for i in range(200)
-)
 DEEP = pickle.EMPTY_LIST * 11_000 + pickle.APPEND * 10_999  # beyond any limit of recursion
-KEY = pickle.NONE + pickle.SETITEM
-DEEP_KEY = pickle.EMPTY_TUPLE + pickle.TUPLE1 * 10**6
 BOMBS = {
     "length of bytes": (pickle.BINBYTES8 + struct.pack("<Q", 2**40) + b"x",),
     "length of bytes in four": (pickle.BINBYTES + struct.pack("<I", 2**32 - 1) + b"x",),
@@ -293,9 +286,6 @@ BOMBS = {
     "many lists": (pickle.EMPTY_LIST * 50_000_000,),
     "many bytes": (pickle.BINBYTES8, struct.pack("<Q", 2**29), bytes(2**29)),
     "deep lists": (pickle.EMPTY_LIST * 10**6, pickle.APPEND * (10**6 - 1)),
-    "deep tuples as a key": (pickle.EMPTY_DICT, DEEP_KEY, KEY),
-    "laughs": (LAUGHS,),
-    "laughs as a key": (pickle.EMPTY_DICT, LAUGHS, KEY),
 }
 
 
