@@ -83,7 +83,6 @@ def test_the_machine_is_said(kaggle, capsys):
         (T4_X2, {"transformers": "5.24.0"}, None, ["transformer-lens==4.3.0"]),
         (T4_X2, {**PREPARED, None: None}, None, []),  # what is left of a package that was removed
         (T4_X2, PREPARED, "4bit", PIP_4BIT),
-        (T4_X2, {**PREPARED, "bitsandbytes": "0.49.0"}, "4bit", PIP_4BIT),
         (T4_X2, {**PREPARED, "bitsandbytes": "0.50.2"}, "4bit", []),
         # A P100 gets the last torch for it with its companions.
         (P100, KAGGLES_OWN, None, PIP_P100 + PIP_LENS),
