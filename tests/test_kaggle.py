@@ -100,7 +100,7 @@ def test_what_kaggle_installs_is_what_was_tested():
     """Pins are in the ranges of requirements.txt, of their newest minor version; torchvision and
     torchaudio are those made for the pinned torch."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    tested = [Requirement(line) for line in lines if not line.startswith("#")]
+    tested = map(Requirement, (line for line in lines if not line.startswith("#")))
     ranges = {one.name: one.specifier for one in tested}
     pins = dict(pin.split("==") for pin in PIP_LENS + PIP_4BIT + PIP_P100)
     for name in pins.keys() & ranges.keys():
