@@ -89,9 +89,9 @@ def analyse(images, results="results", processes=None, hours=None, go_on_from=No
 def look(image, question, other=None, folder=None, **settings) -> Inline:
     """Read one photograph with one question or several: the explorer's page, for a cell to show.
 
-    `image` and `other` are paths, PIL images or arrays `[height, width, rgb]` of uint8. The states
-    of `other` (None: a plain grey image) are patched in for the route. `settings` are `analyse`'s.
-    The model is kept. Only the page is saved, into a `folder`. Raises what `read_one` raises.
+    `image` and `other` are paths (of a GIF: its first frame), PIL images or uint8 arrays `[height,
+    width, rgb]`. The states of `other` (None: plain grey) are patched in for the route. `settings`
+    are `analyse`'s. The model is kept. Only the page is saved, in `folder`. Raises as `read_one`.
     """
     require("prompts" not in settings, "look has no prompts: `question` is one text, or several.")
     questions = list(question) if isinstance(question, (list, tuple)) else [question]
@@ -175,6 +175,7 @@ class Tables(NamedTuple):
 
 def tabulate(results: Results) -> Tables:
     """All tables from one pass over the records; one record at a time is in memory."""
+    require(hasattr(results, "records"), "results must be what open_results returns.")
     run, grounding = results.run, Grounding(results.run)
     layers, answers, watched, routed, knocked, pages = [], [], [], [], [], []
     for record in results.records():

@@ -12,8 +12,7 @@ def require(holds, what: str) -> None:
 
 
 def check_number(name: str, value, least: int | None = 1) -> None:
-    """Raise ValueError unless a parameter is None or a whole number, which may be one of NumPy's,
-    and is not below `least`."""
+    """Raise ValueError unless a parameter is None or a whole number, also NumPy's, from `least`."""
     is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     fits = value is None or is_whole and (least is None or value >= least)
     bound = "" if least is None else f" of {least} or more"

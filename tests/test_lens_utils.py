@@ -150,9 +150,11 @@ def test_bad_settings_are_named(whole, llava_folder, tmp_path, settings, message
     assert not any(tmp_path.rglob("*.pkl"))
 
 
-def test_a_misspelt_setting_of_look_and_a_folder_in_place_of_images_are_named():
+def test_a_misspelt_setting_of_look_and_a_folder_in_place_of_its_content_are_named():
     with pytest.raises(ValueError, match="images must be what load_images returns"):
         lens.analyse("demo/scenes")
+    with pytest.raises(ValueError, match="results must be what open_results returns"):
+        lens.tabulate("results")
     with pytest.raises(ValueError, match="no setting 'foldr': the nearest is 'folder'"):
         lens.look("none.jpg", "?", model="none", foldr="pages")
     with pytest.raises(ValueError, match="look has no prompts"):

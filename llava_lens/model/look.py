@@ -51,10 +51,10 @@ def read_one(image, other, settings: Settings, pages=None) -> tuple[dict, dict]:
 
 def _as_file(image, spare: Path) -> tuple[str, Path]:
     """`(name, path)` of an image's file; what has none is saved as `spare`, without any loss."""
-    what, kinds = spare.stem, "a path, a PIL image, or an array [height, width, 3] of uint8"
+    what, allowed = spare.stem, "a path, a PIL image, or an array [height, width, 3] of uint8"
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
-        require(path.is_file(), f"{what} is {str(path)!r}, which is no file: it must be {kinds}.")
+        require(path.is_file(), f"{what} is {str(path)!r}, which is no file: it must be {allowed}.")
         return os.fsencode(path.name).decode(errors="replace"), path
     if isinstance(image, Image.Image):
         try:
@@ -65,6 +65,6 @@ def _as_file(image, spare: Path) -> tuple[str, Path]:
         array = np.asarray(image)
         is_rgb = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size
         its = f"{type(image).__name__} of shape {list(array.shape)} and {array.dtype}"
-        require(is_rgb, f"{what} is {its}: it must be {kinds} (0 to 255).")
+        require(is_rgb, f"{what} is {its}: it must be {allowed} (0 to 255).")
         Image.fromarray(array).save(spare)
     return what, spare
