@@ -41,8 +41,8 @@ class Images(NamedTuple):
 def load_images(folder=None, limit: int | None = None) -> Images:
     """Find the images under `folder`, read their annotations, and say what was found.
 
-    Without a folder: Kaggle's attached data set, or the demo's scenes. With `limit` only the first
-    so many images. Raises ValueError for a bad `limit`, FileNotFoundError where there is no image.
+    Without a folder: Kaggle's attached data set, or the demo's scenes. `limit`: only the first so
+    many. Raises ValueError for a bad `limit`, FileNotFoundError where there is no image.
     """
     check_number("limit", limit)
     folder = Path(folder or (find_data_set() if kaggle.on_kaggle() else "demo/scenes"))
@@ -62,10 +62,10 @@ def load_images(folder=None, limit: int | None = None) -> Images:
 def analyse(images, results="results", processes=None, hours=None, go_on_from=None, **settings):
     """Read every one of `images` (Images) that has no record in the folder `results` yet.
 
-    All others are parameters of Make_Analyse; `settings` are those of `model.load.Settings`. A run
-    that was stopped goes on from what is there. Raises ValueError, which names it, for a setting or
-    a folder that can't be used, and what `read_images` raises.
+    All others are parameters of Make_Analyse; `settings` are those of `model.load.Settings`. Raises
+    ValueError, which names it, for a setting or folder that can't be used, and as `read_images`.
     """
+    require(isinstance(images, Images), "images must be what load_images returns.")
     settings["deadline"] = kaggle.deadline_after(8.0 if hours is None else hours)
     check_number("processes", processes)
     settings, gpus = _settings_and_gpus(settings, "results", "processes", "hours", "go_on_from")
@@ -89,9 +89,9 @@ def analyse(images, results="results", processes=None, hours=None, go_on_from=No
 def look(image, question, other=None, folder=None, **settings) -> Inline:
     """Read one photograph with one question or several: the explorer's page, for a cell to show.
 
-    `image` and `other` are paths, PIL images or arrays `[height, width, rgb]` of uint8. The states
-    of `other` (None: a plain grey image) are patched in for the route. `settings` are `analyse`'s.
-    The model is kept. Only the page is saved, into a `folder`. Raises what `read_one` raises.
+    `image` and `other` are paths (of a GIF: its first frame), PIL images or uint8 arrays `[height,
+    width, rgb]`. The states of `other` (None: plain grey) are patched in for the route. `settings`
+    are `analyse`'s. The model is kept. Only the page is saved, in `folder`. Raises as `read_one`.
     """
     require("prompts" not in settings, "look has no prompts: `question` is one text, or several.")
     questions = list(question) if isinstance(question, (list, tuple)) else [question]
@@ -99,9 +99,9 @@ def look(image, question, other=None, folder=None, **settings) -> Inline:
     settings, _ = _settings_and_gpus(settings, "other", "folder")
     from llava_lens.model.look import read_one
 
-    page = Inline(*read_one(image, other, settings))
+    page = Inline(*read_one(image, other, settings, folder))
     if folder:
-        page.save(folder)
+        print(f"The page is saved: {page.save(folder)}")
     return page
 
 
@@ -152,10 +152,8 @@ def what_was_saved(results, images: Images) -> None:
 
 
 def open_results(folder=None) -> Results:
-    """Find the results in or under `folder`, and say what they are.
-
-    Without a folder: Kaggle's attached data sets, or `results`. Raises as `Results.find`.
-    """
+    """Find the results in or under `folder` (None: Kaggle's attached data sets, or `results`), and
+    say what they are. Raises as `Results.find`."""
     results = Results.find(folder or (kaggle.KAGGLE_INPUT if kaggle.on_kaggle() else "results"))
     skipped = f", {len(results.skipped)} skipped" * bool(results.skipped)
     model = f"{results.run['model']} ({schema.weights_label(results.run)}){skipped}"
@@ -178,6 +176,7 @@ class Tables(NamedTuple):
 
 def tabulate(results: Results) -> Tables:
     """All tables from one pass over the records; one record at a time is in memory."""
+    require(hasattr(results, "records"), "results must be what open_results returns.")
     run, grounding = results.run, Grounding(results.run)
     layers, answers, watched, routed, knocked, pages = [], [], [], [], [], []
     for record in results.records():

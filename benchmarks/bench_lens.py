@@ -143,7 +143,8 @@ def ways_to_read(bridge, processor, image, n_prompts: int) -> dict:
     settings = load.Settings("", top_k=TOP_K, max_new_tokens=N_ANSWER)
     questions = [prompt["question"] for prompt in prompts]
     pixel_values, sequences = run.encode_prompts(processor, image, questions)
-    first, n_prefix = run.image_span(bridge, sequences[0])
+    of_image = (sequences[0] == processor.image_token_id).nonzero()
+    first, n_prefix = int(of_image[0]), int(of_image[-1]) + 1
     pixel_values = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
     sequences = [sequence.to(bridge.cfg.device) for sequence in sequences]
     inputs = bridge, pixel_values, sequences

@@ -11,10 +11,12 @@ def require(holds, what: str) -> None:
         raise ValueError(what)
 
 
-def check_number(name: str, value) -> None:
-    """Raise ValueError unless a parameter is None or a whole number of 1 or more."""
-    wrong = f"{name} is {value!r}: it must be None or a whole number of 1 or more."
-    require(value is None or type(value) is int and value >= 1, wrong)
+def check_number(name: str, value, least: int | None = 1) -> None:
+    """Raise ValueError unless a parameter is None or a whole number, also NumPy's, from `least`."""
+    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    fits = value is None or is_whole and (least is None or value >= least)
+    bound = "" if least is None else f" of {least} or more"
+    require(fits, f"{name} is {value!r}: it must be None or a whole number{bound}.")
 
 
 def is_text(value) -> bool:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 from llava_lens import kaggle as kaggle_py
 from llava_lens.kaggle import PIP_4BIT, PIP_LENS, PIP_P100
@@ -82,7 +83,6 @@ def test_the_machine_is_said(kaggle, capsys):
         (T4_X2, {"transformers": "5.24.0"}, None, ["transformer-lens==4.3.0"]),
         (T4_X2, {**PREPARED, None: None}, None, []),  # what is left of a package that was removed
         (T4_X2, PREPARED, "4bit", PIP_4BIT),
-        (T4_X2, {**PREPARED, "bitsandbytes": "0.49.0"}, "4bit", PIP_4BIT),
         (T4_X2, {**PREPARED, "bitsandbytes": "0.50.2"}, "4bit", []),
         # A P100 gets the last torch for it with its companions.
         (P100, KAGGLES_OWN, None, PIP_P100 + PIP_LENS),
@@ -94,6 +94,22 @@ def test_only_the_tested_versions_will_do(kaggle, probed, packages, quantize, as
     """Where nothing is missing, torch may be imported already."""
     imported = [] if asked else ["torch", "transformers"]
     assert kaggle(probed, packages, imported, quantize=quantize) == asked
+
+
+def test_what_kaggle_installs_is_what_was_tested():
+    """Pins are in the ranges of requirements.txt, of their newest minor version; torchvision and
+    torchaudio are those made for the pinned torch."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    tested = map(Requirement, (line for line in lines if not line.startswith("#")))
+    ranges = {one.name: one.specifier for one in tested}
+    pins = dict(pin.split("==") for pin in PIP_LENS + PIP_4BIT + PIP_P100)
+    for name in pins.keys() & ranges.keys():
+        assert pins[name] in ranges[name], name
+        major, minor, _ = map(int, pins[name].split("."))
+        assert name == "torch" or f"{major}.{minor + 1}" not in ranges[name], name
+    major, minor, patch = map(int, pins["torch"].split("."))
+    companions = {"torchvision": f"0.{minor + 15}.{patch}", "torchaudio": pins["torch"]}
+    assert pins.items() >= companions.items() and pins.keys() - companions <= ranges.keys()
 
 
 RESTART = "imported already: choose Run > Restart"

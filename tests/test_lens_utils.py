@@ -25,7 +25,7 @@ def whole(llava_folder, photographs, tmp_path_factory):
 
 
 def test_images_and_what_is_annotated(photographs, capsys):
-    images = lens.load_images(photographs, limit=2)
+    images = lens.load_images(photographs, limit=np.int64(2))
     assert list(images.paths) == ["china.jpg", "flower.jpg"] and images.folder == photographs
     assert images.annotations.categories == ["temple", "tree", "umbrella"]
     assert list(images.annotations.objects) == ["china.jpg"]
@@ -131,7 +131,8 @@ def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
         ({"prompts": [" "]}, "Prompt 0 is empty"),
         ({"prompts": None}, "prompts is None: it must be a list"),
         ({"top_k": 0}, "top_k is 0"),
-        ({"top_k": "5"}, "top_k is '5': it must be a whole number"),
+        ({"top_k": "5"}, "top_k is '5': it must be None or a whole number of 1 or more"),
+        ({"seed": 0.5}, "seed is 0.5: it must be None or a whole number\\."),
         ({"dtype": "fp16"}, "dtype is 'fp16': it must be one of float32"),
         ({"quantize": "8bit"}, "quantize is '8bit': it must be None or '4bit'"),
         ({"device": "cuda"}, "device is 'cuda', and torch sees 0 GPUs"),
@@ -140,10 +141,7 @@ def test_what_was_saved_names_what_was_skipped_and_what_is_of_elsewhere(
         ({"tok_k": 5, "model": "demo"}, "There is no setting 'tok_k': the nearest is 'top_k'"),
         ({"prosesses": 2}, "There is no setting 'prosesses': the nearest is 'processes'"),
         ({"route": "False"}, "route is 'False': it must be True or False"),
-        (
-            {"processes": "two"},
-            "processes is 'two': it must be None or a whole number of 1 or more",
-        ),
+        ({"processes": "two"}, "processes is 'two': it must be None or a whole number of 1"),
         ({"hours": "8"}, "hours is '8': it must be a number of 0 or more"),
         ({"hours": -1}, "hours is -1: it must be a number of 0 or more"),
     ],
@@ -155,7 +153,11 @@ def test_bad_settings_are_named(whole, llava_folder, tmp_path, settings, message
     assert not any(tmp_path.rglob("*.pkl"))
 
 
-def test_a_misspelt_setting_of_look_is_named():
+def test_a_misspelt_setting_of_look_and_a_folder_in_place_of_its_content_are_named():
+    with pytest.raises(ValueError, match="images must be what load_images returns"):
+        lens.analyse("demo/scenes")
+    with pytest.raises(ValueError, match="results must be what open_results returns"):
+        lens.tabulate("results")
     with pytest.raises(ValueError, match="no setting 'foldr': the nearest is 'folder'"):
         lens.look("none.jpg", "?", model="none", foldr="pages")
     with pytest.raises(ValueError, match="look has no prompts"):
@@ -204,7 +206,7 @@ def test_an_image_about_which_nothing_can_be_asked_is_skipped_by_name(
         ("nowhere", None, "'nowhere' is no folder"),
         ("demo/example.png", None, "is a file, not a folder"),
         ("demo/scenes", 0, "limit is 0"),
-        ("demo/scenes", 1.5, "limit is 1.5"),
+        ("demo/scenes", True, "limit is True"),
     ],
 )
 def test_bad_images_are_named(folder, limit, message, monkeypatch):

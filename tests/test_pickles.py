@@ -1,10 +1,7 @@
 """Save and load: values come back, and of a file that someone else made or that something damaged
 comes one clear error. Nothing in it runs."""
 
-import collections
 import contextlib
-import copyreg
-import functools
 import gzip
 import os
 import pickle
@@ -95,9 +92,6 @@ def test_only_a_plain_file_of_a_bounded_size_is_opened(tmp_path):
     os.truncate(path, 3 * 2**30)  # takes no room
     with within():
         refused(path, why="more than 128 MiB")
-    path.unlink()
-    path.symlink_to("elsewhere")
-    refused(path, why="a link")
 
 
 PICKLED = gzip.compress(pickle.dumps(1))
@@ -150,15 +144,10 @@ class Attack:
         return self.call
 
 
-class ByCopyreg:
-    pass
-
-
 def attacks(mark):
     """Real attacks: each, loaded by pickle, makes the folder `mark`."""
     command = f"__import__('os').mkdir({str(mark)!r})"
     make = Attack(os.mkdir, str(mark))
-    copyreg.pickle(ByCopyreg, lambda _: (eval, (command,)))
     ndarray, dtype = np._core.multiarray._reconstruct, np.dtype("O")
     state = 1, (1,), dtype, False, [make]
     return {
@@ -166,16 +155,13 @@ def attacks(mark):
         "eval": Attack(eval, command),
         "nested": {"a": [(1, {"b": [np.arange(3), make]})]},
         "as a key": {("a", 1): make},
-        "copyreg": ByCopyreg(),
         "object array": np.array([make], object),
-        "as torch.load's rebuilding": Attack(functools.partial(eval, command)),
         "state of an array": Attack(ndarray, np.ndarray, (0,), b"b", state=state),
         "argument of a dtype": Attack(np.dtype, Attack(eval, command)),
         "shape of an array": Attack(np.ndarray, make, "<f4", bytes(4)),
         "dtype of an array": Attack(np.ndarray, [1], make, bytes(4)),
         "bytes of an array": Attack(np.ndarray, [1], "<f4", make),
         "state of a new array": Attack(np.ndarray, [1], "<f4", bytes(4), state=state),
-        "default of a dict": collections.defaultdict(list, {"x": make}),
     }
 
 
@@ -273,19 +259,10 @@ def test_no_other_call_is_made(tmp_path, opcodes):
 
 # ---- Time and memory ----------------------------------------------------------------------------
 
-# Nested tuples, each twice the one before: small to hold, but to hash or to compare takes 2**200
-# steps.
-LAUGHS = pickle.EMPTY_TUPLE + b"".join(
-    pickle.MEMOIZE + pickle.BINGET + bytes([i]) + pickle.TUPLE2 for i in range(200)
-)
 DEEP = pickle.EMPTY_LIST * 11_000 + pickle.APPEND * 10_999  # beyond any limit of recursion
-KEY = pickle.NONE + pickle.SETITEM
-DEEP_KEY = pickle.EMPTY_TUPLE + pickle.TUPLE1 * 10**6
 BOMBS = {
     "length of bytes": (pickle.BINBYTES8 + struct.pack("<Q", 2**40) + b"x",),
     "length of bytes in four": (pickle.BINBYTES + struct.pack("<I", 2**32 - 1) + b"x",),
-    "length of a bytearray": (pickle.BYTEARRAY8 + struct.pack("<Q", 2**40) + b"x",),
-    "length of a text": (pickle.BINUNICODE8 + struct.pack("<Q", 2**62) + b"x",),
     "length of a frame": (pickle.FRAME + struct.pack("<Q", 2**60) + b"N",),
     "place in the memo": (pickle.NONE + pickle.LONG_BINPUT + struct.pack("<I", 2**31 - 1),),
     "long number": (pickle.LONG4 + struct.pack("<i", 2**31 - 1),),
@@ -293,9 +270,6 @@ BOMBS = {
     "many lists": (pickle.EMPTY_LIST * 50_000_000,),
     "many bytes": (pickle.BINBYTES8, struct.pack("<Q", 2**29), bytes(2**29)),
     "deep lists": (pickle.EMPTY_LIST * 10**6, pickle.APPEND * (10**6 - 1)),
-    "deep tuples as a key": (pickle.EMPTY_DICT, DEEP_KEY, KEY),
-    "laughs": (LAUGHS,),
-    "laughs as a key": (pickle.EMPTY_DICT, LAUGHS, KEY),
 }
 
 

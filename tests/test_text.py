@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from llava_lens import text
 
@@ -29,12 +28,6 @@ def test_text_is_what_can_be_written_and_is_not_blank():
     assert text.is_text("a") and text.is_text(" 狗")
     for value in ("", " \n", "half \ud800", 7, None, np.str_("a")):
         assert not text.is_text(value)
-
-
-def test_require_raises_what_is_said():
-    text.require(1, "no")
-    with pytest.raises(ValueError, match="^no$"):
-        text.require([], "no")
 
 
 def test_numbers_are_rounded_without_a_sign_on_zero():

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import infer_auto_device_map, init_empty_weights
 from accelerate.utils import compute_module_sizes
@@ -14,14 +13,13 @@ from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
 
-from llava_lens.kaggle import on_kaggle
+from llava_lens.kaggle import PIP_4BIT, on_kaggle
 from llava_lens.kinds import DEFAULT_KINDS, MADE_KINDS, question_of
 from llava_lens.model.lens import LAST_LAYER_TOLERANCE
 from llava_lens.model.run import encode_prompts, has_template, patches_along
-from llava_lens.text import require
+from llava_lens.text import check_number, require
 
 NUMBERS = ["per_kind", "top_k", "max_new_tokens", "seed"]  # of Settings
-SWITCHES = ["embedding_lens", "knockout", "route"]
 HEADROOM = 5 * 2**28  # bytes that reading needs on a GPU beside the weights
 TEXT_MODELS = ["llama", "mistral", "qwen2"]  # tests read each of them
 VISION_TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # with their class tokens
@@ -56,12 +54,10 @@ class Settings:
 
     def __post_init__(self):
         for name in NUMBERS:
-            value, least = getattr(self, name), "" if name == "seed" else " of 1 or more"
-            is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            fits = is_whole and (value >= 1 or name == "seed")
-            require(fits, f"{name} is {value!r}: it must be a whole number{least}.")
+            value = getattr(self, name)
+            check_number(name, value, None if name == "seed" else 1)
             object.__setattr__(self, name, int(value))  # NumPy's could not be saved
-        for name in SWITCHES:
+        for name in ("embedding_lens", "knockout", "route"):
             value = getattr(self, name)
             require(isinstance(value, bool), f"{name} is {value!r}: it must be True or False.")
         fits = isinstance(self.kinds, (list, tuple)) and len(self.kinds) > 0
@@ -71,7 +67,7 @@ class Settings:
         require(fits, f"dtype is {self.dtype!r}: it must be one of {known}.")
         wrong = f"quantize is {self.quantize!r}: it must be None or '4bit'."
         require(self.quantize in (None, "4bit"), wrong)
-        missing = "quantize needs bitsandbytes: pip install bitsandbytes==0.50.2, then restart."
+        missing = f"quantize needs bitsandbytes: pip install {PIP_4BIT[0]}, then restart."
         require(not self.quantize or find_spec("bitsandbytes"), missing)
 
 
@@ -158,6 +154,12 @@ def _llava_config(model: str) -> LlavaConfig:
     text, vision = config.text_config.model_type, config.vision_config.model_type
     has = f"{model!r} has a {text!r} text model and a {vision!r} vision tower"
     require(text in TEXT_MODELS and vision in VISION_TOWERS, f"{has}, but {READABLE}.")
+    depth, chosen = config.vision_config.num_hidden_layers, config.vision_feature_layer
+    layers = [chosen] if isinstance(chosen, int) else chosen
+    there = f"{model!r} has layers {-depth - 1} to {depth} in its vision tower"
+    wrong = f"vision_feature_layer {chosen} in its config.json: set it as the model was trained"
+    known = layers and all(-depth - 1 <= layer <= depth for layer in layers)
+    require(known, f"{there}, and {wrong}.")
     return config
 
 

@@ -100,12 +100,6 @@ def _check_finite(values: list, first: int, n_layers: int) -> None:
         raise_not_finite("the logits" if layer > n_layers else where)
 
 
-def image_span(bridge, input_ids) -> tuple[int, int]:
-    """Where the image tokens begin, and one past where they end."""
-    found = (input_ids == bridge.original_model.config.image_token_id).nonzero()[:, 0]
-    return int(found[0]), int(found[-1]) + 1
-
-
 def patches_along(config) -> tuple[int, int]:
     """How many patches there are along a side of the vision tower's image, and the pixels that they
     cover; what is left at the end fills none."""
@@ -117,7 +111,8 @@ def patches_along(config) -> tuple[int, int]:
 def run_prefix(bridge, pixel_values, input_ids):
     """Run a prompt up to its last image token, which all prompts on the image share. Returns
     `(key-value cache, [residual stream of the patches [patch, d_model] per layer read])`."""
-    _, end = image_span(bridge, input_ids)
+    config = bridge.original_model.config
+    end = int((input_ids == config.image_token_id).nonzero()[-1]) + 1
     pixels = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
     cache = DynamicCache()
     residuals, _ = run_and_capture(bridge, input_ids[:end], cache, pixel_values=pixels)
@@ -127,7 +122,7 @@ def run_prefix(bridge, pixel_values, input_ids):
             f"{version('transformers')} and transformer-lens {version('transformer-lens')} don't "
             "fit together. Install the versions in requirements.txt."
         )
-    n_patches = patches_along(bridge.original_model.config)[0] ** 2
+    n_patches = patches_along(config)[0] ** 2
     kept = [residuals[layer] for layer in layers_read(bridge.cfg.n_layers)]
     return cache, [resid[-n_patches:] for resid in kept]  # a class token is before them
 

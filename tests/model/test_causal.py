@@ -66,7 +66,7 @@ def causal_of(llava, image, prompts, patches, about):
 def text_ids(llava, image, question):
     """The tokens of a prompt after its image."""
     _, (ids,) = run.encode_prompts(llava[1], image, [question])
-    return ids[run.image_span(llava[0], ids)[1] :]
+    return ids[(ids == llava[1].image_token_id).nonzero()[-1] + 1 :]
 
 
 @torch.inference_mode()

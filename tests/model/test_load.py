@@ -110,7 +110,6 @@ def test_else_it_is_spread_and_each_gpu_keeps_room_to_read(config, quantize, fre
     [
         (LLAVA_7B, None, [8 * GIB], r"13\.2 GiB.* free are only 8\.0 GiB.*quantize to 4bit, or"),
         (LLAVA_7B, None, [7 * GIB, 7 * GIB], r"13\.2 GiB.* free are only 7\.0 \+ 7\.0 GiB"),
-        (LLAVA_13B, None, [T4], r"24\.9 GiB"),
         (LLAVA_13B, "4bit", [8 * GIB], r"7\.9 GiB.*take a larger one, or set device to cpu"),
     ],
 )
@@ -253,6 +252,9 @@ FEATURES_16 = "tokens, where the model takes 56 x 56 pixels and makes 16 feature
         ("config", {"text_config": {"vocab_size": 300}}, "ids up to .*, and the model 300 rows"),
         # With `full` CLIP's class token is a feature.
         ("config", {"vision_feature_select_strategy": "full"}, "16 image tokens.* 17 features"),
+        ("config", {"vision_feature_layer": -5}, "layers -4 to 3 .* vision_feature_layer -5 in"),
+        ("config", {"vision_feature_layer": [3, 4]}, r"and vision_feature_layer \[3, 4\] in"),
+        ("config", {"vision_feature_layer": []}, r"and vision_feature_layer \[\] in"),
         ("tokenizer", None, "processor of .* can't be used.*Take them from the model that"),
         ("processor_config", None, "processor of .* can't be used.*Take them from the model that"),
         ("processor_config", {"patch_size": 28}, f"56 x 56 pixels and 4 image {FEATURES_16}"),

@@ -1,5 +1,7 @@
 """lens_utils.look, with a photograph that scikit-learn ships: what it reads, shows, refuses."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +23,9 @@ def look(llava_folder):
     return look
 
 
-def test_a_path_a_picture_and_an_array_are_read_alike(look, photographs, tmp_path, monkeypatch):
+def test_a_path_a_picture_and_an_array_are_read_alike(
+    look, photographs, tmp_path, monkeypatch, capsys
+):
     """Two questions; the model is loaded once, and nothing is saved but the page where wanted."""
     load._KEPT.clear()
     loaded, load_llava = [], load.load_llava
@@ -32,12 +36,10 @@ def test_a_path_a_picture_and_an_array_are_read_alike(look, photographs, tmp_pat
     pages = [look(path, QUESTIONS, other=other, folder="pages")]
     pages += [look(image, QUESTIONS, other=other) for image in (picture, np.asarray(picture))]
     assert len(loaded) == 1
-    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*")] == [
-        "pages/flower.jpg.html"
-    ]
+    (page,) = tmp_path.rglob("*.*")
+    assert page.match("pages/flower.jpg-*.html") and str(page) in capsys.readouterr().out
     records = [page.record for page in pages]
-    names = [record["name"] for record in records]
-    assert names[0] == "flower.jpg" and names[1] == names[2] and names[1].startswith("image-")
+    assert [record["name"] for record in records] == ["flower.jpg", "image", "image"]
     for record in records:
         assert (record["crop"] == records[0]["crop"]).all()
         for prompt, first in zip(record["prompts"], records[0]["prompts"], strict=True):
@@ -51,11 +53,18 @@ def test_a_path_a_picture_and_an_array_are_read_alike(look, photographs, tmp_pat
     assert "srcdoc" in pages[0]._repr_html_() and "flower.jpg" in repr(pages[0])
 
 
-def test_two_pictures_without_a_name_have_two_pages(look, tmp_path):
-    """Also where the pixels are the same ones in another shape."""
-    for value, *shape in (0, 8, 9), (255, 8, 9), (0, 9, 8):
-        look(np.full((*shape, 3), value, np.uint8), folder=tmp_path, route=False)
-    assert len([*tmp_path.glob("image-*.html")]) == 3
+def test_every_image_has_a_page_of_its_own(look, tmp_path):
+    """Also the same pixels in another shape, and files of one name in two folders, however long it
+    is and though it is not UTF-8. The same image has the same page again."""
+    for number, (value, *shape) in enumerate([(0, 8, 9), (255, 8, 9), (0, 9, 8), (0, 8, 9)]):
+        pixels = np.full((*shape, 3), value, np.uint8)
+        path = tmp_path / str(number) / os.fsdecode(b"\xff" + b"x" * 240 + b".png")
+        path.parent.mkdir()
+        Image.fromarray(pixels).save(path)
+        for image in (pixels, path):
+            look(image, folder=tmp_path / "pages", route=False)
+    for name in ("image", "\ufffdx"):
+        assert len([*tmp_path.glob(f"pages/{name}*.html")]) == 3
 
 
 def test_without_another_image_a_grey_one_is_the_counterfactual(look, photographs, capsys):
@@ -81,7 +90,9 @@ def test_a_transparent_picture_is_on_white_as_its_file_is(tmp_path):
 @pytest.mark.parametrize(
     "image, question, message",
     [
-        ("nowhere.jpg", "What?", "^There is no image 'nowhere.jpg': give a path"),
+        ("nowhere.jpg", "What?", "^image is 'nowhere.jpg', which is no file: it must be a path"),
+        (".", "What?", "^image is '.', which is no file"),
+        (Image.new("RGB", (0, 5)), "What?", "^image can't be read .*empty.*: open or make it anew"),
         (None, "What?", "^image is NoneType .*: it must be a path, a PIL image, or an array"),
         (np.zeros((9, 9), np.uint8), "What?", r"^image is ndarray of shape \[9, 9\] and uint8"),
         (np.zeros((9, 9, 3)), "What?", r"of shape \[9, 9, 3\] and float64: it must be"),
@@ -94,7 +105,16 @@ def test_a_transparent_picture_is_on_white_as_its_file_is(tmp_path):
     ],
 )
 def test_bad_input_is_named_before_the_model_is_loaded(look, image, question, message, monkeypatch):
-    monkeypatch.setattr(load, "load_once", None)
-    monkeypatch.setattr(load, "_KEPT", None)
+    monkeypatch.setattr(look_py, "load_once", None)
     with pytest.raises((ValueError, OSError), match=message):
         look(image, question)
+
+
+def test_a_bad_other_and_a_bad_folder_are_named_too(look, tmp_path, monkeypatch):
+    monkeypatch.setattr(look_py, "load_once", None)
+    (tmp_path / "file").touch()
+    picture = np.zeros((9, 9, 3), np.uint8)
+    with pytest.raises(ValueError, match="^other is ndarray of shape"):
+        look(picture, other=picture[0])
+    with pytest.raises(OSError, match="file' can't be used .*: change its .* another folder"):
+        look(picture, folder=tmp_path / "file")

@@ -46,8 +46,10 @@ class Inline:
         self.page = _page(page_data(run, record) | {"alone": True})
 
     def save(self, folder) -> Path:
-        """Write the page into `folder`; returns its path."""
-        return _write(Path(folder) / f"{self.record['name']}.html", self.page)
+        """Write the page into `folder`; returns its path. A digest of the image's file keeps apart
+        those of two folders that have one name."""
+        name, digest = self.record["name"][:50], self.record["image_digest"][:8]
+        return _write(Path(folder) / f"{name}-{digest}.html", self.page)
 
     def _repr_html_(self) -> str:
         still = base64.b64encode(_still(self.run, self.record)).decode()
