@@ -92,8 +92,11 @@ class Page:
         )
         self.mouse(self.find(f"{pane} canvas"), x + 20, y + 8, click)
 
-    def key(self, *keys: str) -> None:
-        self.chain().send_keys(*keys).perform()
+    def key(self, *names: str) -> None:
+        """Press keys: letters, or names of selenium's Keys."""
+        from selenium.webdriver import Keys
+
+        self.chain().send_keys(*(getattr(Keys, name, name) for name in names)).perform()
 
     def hash(self) -> dict[str, str]:
         """The state in the address, once it has come to rest."""

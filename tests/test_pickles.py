@@ -248,6 +248,8 @@ OTHER_NAMES += [("numpy._core.multiarray", "_reconstruct"), ("builtins", "eval")
         NDARRAY + body("x") + pickle.APPEND,
         ARRAY + body(0) + body(1.0) + pickle.SETITEM,
         ARRAY + body(1.0) + pickle.APPEND,
+        pickle.EMPTY_TUPLE,  # as a key it could take 2**200 steps
+        body({}) + body({}) + pickle.BUILD,
         body({}) + ARRAY + body(1) + pickle.SETITEM,
         *(call_of(*name, *ARGUMENTS) for name in OTHER_NAMES),
         *(called + STATE + pickle.BUILD for called in (NDARRAY, ARRAY)),
@@ -263,6 +265,8 @@ DEEP = pickle.EMPTY_LIST * 11_000 + pickle.APPEND * 10_999  # beyond any limit o
 BOMBS = {
     "length of bytes": (pickle.BINBYTES8 + struct.pack("<Q", 2**40) + b"x",),
     "length of bytes in four": (pickle.BINBYTES + struct.pack("<I", 2**32 - 1) + b"x",),
+    "length of a bytearray": (pickle.BYTEARRAY8 + struct.pack("<Q", 2**40) + b"x",),
+    "length of a text": (pickle.BINUNICODE8 + struct.pack("<Q", 2**62) + b"x",),
     "length of a frame": (pickle.FRAME + struct.pack("<Q", 2**60) + b"N",),
     "place in the memo": (pickle.NONE + pickle.LONG_BINPUT + struct.pack("<I", 2**31 - 1),),
     "long number": (pickle.LONG4 + struct.pack("<i", 2**31 - 1),),

@@ -204,29 +204,27 @@ def test_the_chart_of_a_cell_has_every_token_that_was_top_1(page, sample, saved)
 
 def test_mouse_and_keys_lead_everywhere(page, sample, saved):
     """The layer, from the slider and from elsewhere; a patch, pinned; the layers, played."""
-    from selenium.webdriver.common.keys import Keys
-
     run, record = sample
     page.open(saved)
     slider = page.find("#layer")
     page.mouse(slider, 4, 8, click=True)
     assert page.text("#layer-shown") == "Layer emb of 5"
-    page.key(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)  # the slider has the focus
+    page.key("ARROW_RIGHT", "ARROW_RIGHT")  # the slider has the focus
     page.run("document.activeElement.blur()")
-    page.key(Keys.ARROW_RIGHT)
+    page.key("ARROW_RIGHT")
     assert page.text("#layer-shown") == "Layer 3 of 5"
     page.at_patch(0, click=True)
-    page.key(Keys.ARROW_LEFT)  # also after a click on a patch
+    page.key("ARROW_LEFT")  # also after a click on a patch
     assert page.text("#layer-shown") == "Layer 2 of 5" and page.hash()["layer"] == "2"
     page.run("window.scrollTo(0, 1e6)")
     box = page.run("return arguments[0].getBoundingClientRect().toJSON()", slider)
     assert 0 <= box["top"] < box["bottom"] <= 900  # always in view
     page.find("#save-data").send_keys("")
     for _ in range(6):
-        page.key(Keys.TAB)
+        page.key("TAB")
         if page.run("return document.activeElement.id") == "photo":
             break
-    page.key(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ENTER)
+    page.key("ARROW_DOWN", "ARROW_DOWN", "ARROW_RIGHT", "ENTER")
     assert page.hash()["pins"] == "p0,p9"  # from the patch that the mouse is over
     assert_top(page, "#preview", run, record["patches"], 2, 9)
     page.key(" ")  # plays on to the end, and stops there
@@ -323,19 +321,16 @@ def test_at_first_the_answer_and_its_route_are_shown(page, sample, saved):
 
 
 def test_the_embedding_lens_shows_cosines_and_says_so(page, sample, saved):
-    from selenium.webdriver.common.keys import Keys
-
     run, record = sample
     patches = record["patches"]
     page.open(saved, "#layer=3&pins=p7,t0.2")
     page.choose("lens", "embedding")
     assert page.hash()["layer"] == "2"  # of 5 layers 0, 2 and 4 were read
     page.run("byId('layer').focus()")
-    for key, layer in ((Keys.ARROW_RIGHT, "4"), (Keys.ARROW_RIGHT, "4"), (Keys.ARROW_LEFT, "2")):
-        page.key(key)  # of the slider
-        assert page.hash()["layer"] == layer
+    page.key("ARROW_RIGHT", "ARROW_RIGHT")  # of the slider: on to 4, which is the end
     page.run("document.activeElement.blur()")
-    page.key(Keys.ARROW_LEFT, Keys.ARROW_RIGHT)
+    assert page.hash()["layer"] == "4"
+    page.key("ARROW_LEFT", "ARROW_LEFT", "ARROW_RIGHT")
     page.at_patch(9)
     shown = page.texts("#preview li")
     ids, cosines = (patches[f"embedding_{name}"][1, 9] for name in ("ids", "cosines"))
@@ -587,12 +582,10 @@ def notebook_of(shown) -> nbformat.NotebookNode:
 
 def drive(page, run, record) -> None:
     """Step, hover, pin and switch the lens of the page in the frame that is open."""
-    from selenium.webdriver.common.keys import Keys
-
     page.wait("document.documentElement.dataset.ready")
     assert page.run("return location.href") == "about:srcdoc"
     page.at_patch(6, click=True)
-    page.key(Keys.ARROW_LEFT, Keys.ARROW_LEFT)  # they go to the page, not to the notebook
+    page.key("ARROW_LEFT", "ARROW_LEFT")  # they go to the page, not to the notebook
     assert page.text("#layer-shown") == "Layer 3 of 5"
     assert_top(page, "#pins .card", run, record["patches"], 3, 6)
     page.at_patch(9)

@@ -110,6 +110,7 @@ def test_else_it_is_spread_and_each_gpu_keeps_room_to_read(config, quantize, fre
     [
         (LLAVA_7B, None, [8 * GIB], r"13\.2 GiB.* free are only 8\.0 GiB.*quantize to 4bit, or"),
         (LLAVA_7B, None, [7 * GIB, 7 * GIB], r"13\.2 GiB.* free are only 7\.0 \+ 7\.0 GiB"),
+        (LLAVA_13B, None, [T4], r"24\.9 GiB"),
         (LLAVA_13B, "4bit", [8 * GIB], r"7\.9 GiB.*take a larger one, or set device to cpu"),
     ],
 )
