@@ -133,14 +133,12 @@ class Results:
         self._some_names()
         return self.whole["sums"] / np.maximum(self.whole["n_images"], 1)[:, None, None]
 
-    def unread(
-        self, image_paths: dict[str, Path], digests: dict[str, dict] | None = None
-    ) -> dict[str, Path]:
+    def unread(self, image_paths: dict[str, Path], digests: dict | tuple = ()) -> dict:
         """Those of `image_paths` (by name) that were not read yet. Raises ValueError, which names
         them, for images whose `digests` (`data.images.digests_of`, by name) are not those of their
         records: they or their annotations changed since."""
         done, changed = set(self.names if self.started else ()), []
-        for name in sorted(done.intersection(digests or ())):
+        for name in sorted(done.intersection(digests)):
             record = self.record(name)
             what = [key for key, digest in digests[name].items() if record[key] != digest]
             if what:

@@ -185,9 +185,7 @@ def test_gpus_are_looked_for_once(whole, tmp_path, monkeypatch, device, run, n_p
     assert runs == [run] and len(probed) == n_probes
 
 
-def test_an_image_about_which_nothing_can_be_asked_is_skipped_by_name(
-    whole, llava_folder, tmp_path
-):
+def test_an_image_without_a_question_is_skipped_by_name(whole, llava_folder, tmp_path):
     """Relations need two objects; the main object, that none of its size was dropped."""
     known = whole[0].annotations
     as_large = known.objects["china.jpg"][0] | {"category": "unknown", "crowd": True}

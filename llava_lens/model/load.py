@@ -229,12 +229,9 @@ def _load_weights(model: str, **options) -> LlavaForConditionalGeneration:
     those that the model has no place for are printed."""
     # transformers fills what is missing with random numbers; TransformerLens silences its report.
     try:
+        options |= dict(attn_implementation="eager", output_loading_info=True)
         hf_model, report = LlavaForConditionalGeneration.from_pretrained(
-            model,
-            attn_implementation="eager",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
+            model, ignore_mismatched_sizes=True, **options
         )
     except (OSError, SafetensorError) as error:
         raise ValueError(f"The weights of {model!r} can't be read: {error}") from error

@@ -147,9 +147,7 @@ SIZE, CORNERS = {"width": 90, "height": 60}, [{**DOG, "bbox": [n, 9, 60, 50]} fo
         ("train_labels.csv", "image,class", "train_labels.csv"),
     ],
 )
-def test_what_is_not_understood_is_named_in_one_sentence_with_what_was_expected(
-    tmp_path, name, content, reason
-):
+def test_what_is_not_understood_is_named_with_what_was_expected(tmp_path, name, content, reason):
     write(tmp_path, "README.txt", "Pictures.")
     write(tmp_path, name, content)
     objects, _, categories, (problem,), *_ = read(tmp_path, "a.jpg")
@@ -248,7 +246,7 @@ def test_what_any_file_tells_of_an_image_is_not_absent(tmp_path, files, names):
         (["e\u0301/0.png", "a/0.png"], ["0.png"], "e\u0301/a.json", {"e\u0301__0.png": 0}),
     ],
 )
-def test_annotations_belong_to_the_longest_path_that_is_unambiguous(
+def test_annotations_belong_to_the_longest_unambiguous_path(
     tmp_path, names, file_names, at, expected
 ):
     annotated(tmp_path, file_names, at)

@@ -73,9 +73,7 @@ NOT_FOUR, LEAVES = "is not x, y and a width and height above 0", "leaves the ima
         (another(image_id=99), "there is no 99", ["cat", "cow"]),
     ],
 )
-def test_an_annotation_that_cannot_be_used_is_named_and_its_category_not_absent(
-    tmp_path, llava, entry, problem, absent
-):
+def test_what_is_unusable_is_named_and_is_not_absent(tmp_path, llava, entry, problem, absent):
     found = read_with(tmp_path, entry)
     objects, known_absent, categories, (said,), *_ = found
     assert main_of(found, llava) == ["dog"] * ("cat" in absent)  # it may be as large

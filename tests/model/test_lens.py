@@ -53,9 +53,7 @@ def test_the_lens_alone_overflowing_is_an_error(llava, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype, rounding", [("float32", 5e-4), ("float16", 2e-3)])
-def test_the_embedding_lens_is_torchs_cosine_with_what_spells_something(
-    llava_folder, dtype, rounding
-):
+def test_the_embedding_lens_is_torchs_cosine_with_words(llava_folder, dtype, rounding):
     """float16 cosines, so float32 differs too. Among the states are multiples of rows: of `<image>`
     and of one past the tokenizer, which are never named, and of a word, in a state so large that
     its square overflows float16."""

@@ -44,9 +44,8 @@ def test_a_path_a_picture_and_an_array_are_read_alike(
         assert (record["crop"] == records[0]["crop"]).all()
         for prompt, first in zip(record["prompts"], records[0]["prompts"], strict=True):
             assert prompt["answer"] == first["answer"]
-            np.testing.assert_array_equal(
-                prompt["readings"]["top_ids"], first["readings"]["top_ids"]
-            )
+            top_ids, others = (one["readings"]["top_ids"] for one in (prompt, first))
+            np.testing.assert_array_equal(top_ids, others)
             assert prompt["knockout"] == {} and prompt["route"].get("other") in (None, "china.jpg")
     assert any(prompt["route"] for prompt in records[0]["prompts"])
     assert [prompt["truth"] for prompt in records[0]["prompts"]] == [None, "no"]

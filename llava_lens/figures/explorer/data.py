@@ -171,10 +171,9 @@ def load_page_data(path) -> dict:
 
     `patches` and each prompt's `readings` have `top_ids` and `top_probs` `[layer, pos, top_k]`,
     `target_log2` and `target_rank` `[layer, pos]`; a prompt's `grey` has the last two `[layer]`;
-    `embedding` (or None) has `top_ids` and `cosines` `[at, patch, 5]` for the layers `at`; a word
-    has `log2_probs` `[layer, patch]`; `crop` is `[row, column, rgb]`. `tokens` has the labels by
-    id. Raises OSError if the file can't be read, ValueError if a field is missing or of another
-    shape.
+    `embedding` (or None) has `top_ids` and `cosines` `[at, patch, 5]`, `at` the layers; a word has
+    `log2_probs` `[layer, patch]`; `crop` is `[row, column, rgb]`. `tokens` has the labels by id.
+    Raises OSError if the file can't be read, ValueError if a field is missing or misshapen.
     """
     try:
         check_file(path, MOST_BYTES)
