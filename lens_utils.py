@@ -147,7 +147,7 @@ def what_was_saved(results, images: Images) -> None:
         print(f"skipped {name}: {reason}")
     if others := sorted(set(out.names) - images.paths.keys()):
         there = f"{count_of(len(others), 'image')} not under {images.folder} ({others[0]} ...)"
-        print(f"All statistics count {there} too. Without: set `results` to a new folder.")
+        print(f"All statistics count {there} too. To leave them out, change `results`.")
     print("Next: Visualise_Analyse.ipynb. On Kaggle, save this version and attach its output.")
 
 

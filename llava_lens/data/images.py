@@ -124,7 +124,7 @@ def open_image(path, size: tuple[int, int] | None = None) -> Image.Image:
             return to_rgb(image)
     except Exception as error:  # a damaged image can raise nearly anything
         raise OSError(
-            f"Image {str(path)!r} can't be read ({error}): replace or remove it. Known are "
+            f"Image {str(path)!r} can't be read ({error}): replace or remove it. Known formats: "
             f"{', '.join(IMAGE_FORMATS)}."
         ) from error
 
