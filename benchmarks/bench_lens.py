@@ -11,6 +11,7 @@ The ways take turns; their times are medians with spread.
 floor       bare forward passes with the project's batching, bare unembedding products
 project     `read_image`
 logit lens  the same without the embedding lens
+embedding lens  that alone
 causal      `read_causal`: knockout and route of these prompts, one counterfactual image
 image       an image as Make_Analyse reads it: `read_image`, two controls, `read_causal`
 image, logit lens   the same without the embedding lens
@@ -46,7 +47,8 @@ SIZES = {  # of vision tower and language model, in the order of PARTS
 }
 N_ANSWER, TOP_K, SLICE = 5, 10, 64
 CUT = {"object": [*range(100, 130)], "background": [*range(300, 330)]}  # patches of the 576
-WAYS = ["floor", "project", "logit lens", "causal", "image", "image, logit lens", "plain HF"]
+WAYS = ["floor", "project", "logit lens", "embedding lens", "causal", "image", "image, logit lens"]
+WAYS += ["plain HF"]
 
 
 def on_gpu() -> bool:
@@ -148,6 +150,7 @@ def ways_to_read(bridge, processor, image, n_prompts: int) -> dict:
     pixel_values = pixel_values.to(bridge.cfg.device, bridge.cfg.dtype)
     sequences = [sequence.to(bridge.cfg.device) for sequence in sequences]
     inputs = bridge, pixel_values, sequences
+    _, residuals = run.run_prefix(bridge, pixel_values, sequences[0])
     own = bridge, processor, image, prompts
     without, other = replace(settings, embedding_lens=False), image.rotate(180)
     other = run.keep_prefix(bridge, processor, other)
@@ -163,6 +166,7 @@ def ways_to_read(bridge, processor, image, n_prompts: int) -> dict:
         "floor": lambda: floor(*inputs, n_prefix, first),
         "project": lambda: read.read_image(*own, settings),
         "logit lens": lambda: read.read_image(*own, without),
+        "embedding lens": lambda: lens.read_embeddings(bridge, residuals),
         "causal": causal_of_image,
         "image": lambda: whole(settings),
         "image, logit lens": lambda: whole(without),
