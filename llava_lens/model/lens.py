@@ -58,10 +58,8 @@ SLICE = 64  # positions whose distributions are held at once: of a whole image t
 
 
 def layers_read(n_layers: int) -> list[int]:
-    """The numbers of the layers that are read and saved, in order; 0 is the embedding.
-
-    The one place that chooses them. The last must be there: the others are compared with it.
-    """
+    """The numbers of the layers that are read, in order; 0 is the embedding. The one place that
+    chooses them. The last must be there: the others are compared with it."""
     return list(range(n_layers + 1))
 
 

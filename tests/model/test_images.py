@@ -69,9 +69,7 @@ def test_prefixes_at_hand_are_few_and_none_is_run_twice(reader):
     assert opened == names[:-9:-1]  # the ring's, for the first image
 
 
-def test_the_control_other_is_what_the_model_says_after_the_image_before(
-    llava_folder, llava, photographs, tmp_path
-):
+def test_the_control_other_is_of_the_image_before(llava_folder, llava, photographs, tmp_path):
     """By itself for the second image; the first one's is the last image, however images are shared
     and whatever was read before."""
     paths, fast = find_images(photographs), dict(knockout=False, route=False, max_new_tokens=3)

@@ -23,9 +23,7 @@ def look(llava_folder):
     return look
 
 
-def test_a_path_a_picture_and_an_array_are_read_alike(
-    look, photographs, tmp_path, monkeypatch, capsys
-):
+def test_paths_pictures_and_arrays_are_alike(look, photographs, tmp_path, monkeypatch, capsys):
     """Two questions; the model is loaded once, and nothing is saved but the page where wanted."""
     load._KEPT.clear()
     loaded, load_llava = [], load.load_llava
