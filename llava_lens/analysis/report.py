@@ -67,8 +67,8 @@ def _kinds_table(run: dict, answers: pd.DataFrame, found: list[dict]) -> str:
         cells.append(percent(row["majority"]) if row["graded"] else "-")
         for column in ("probability", "other_probability", "grey_probability"):
             share, n = controls.loc[kind, [column, f"n_{column}"]]
-            fewer = f" ({count_of(n, 'image')})" if n < row["images"] else ""
-            cells.append("not known" if np.isnan(share) else two_decimals(share) + fewer)
+            known = f"{two_decimals(share)} ({_fewer(n, row['images'])})".removesuffix(" ()")
+            cells.append("not known" if np.isnan(share) else known)
         for column in LAYERS:
             show = two_decimals if column == "mediated" else partial(layer_label, run)
             cells.append(_cell(medians[column, kind], show, row["images"]))

@@ -152,7 +152,7 @@ def read_embeddings(bridge, residuals: list, word_ids=()) -> dict[str, np.ndarra
         states = torch.nn.functional.normalize(states, dim=-1).to(weight.dtype)
         for word, ids in enumerate(word_ids):
             of_words[word, layer] = (states @ weight[ids].T).div_(lengths[ids]).amax(-1)
-        # Of what is kept for a distribution there is nothing here, so more fit, which is faster.
+        # No distribution is held here, so more positions fit, and larger products are faster.
         for few in states.split(4 * SLICE) if layer % NEAREST_EVERY == 0 else ():
             cosines = (few @ weight.T).div_(lengths)  # [pos, d_vocab]
             cosines[:, special] = cosines[:, len(tokenizer) :] = -2

@@ -174,7 +174,8 @@ def _read_prompts(bridge, cache, prompts: list, max_new_tokens: int, read) -> li
             "answer_ids": np.array(ids),
             "word_at": word_at,
             "word_ids": word_ids,
-            **{name: first[name] for name in ("word_prob", "word_rank")},
+            "word_prob": first["word_prob"],
+            "word_rank": first["word_rank"],
             "readings": {name: values[:, owners == number] for name, values in every.items()},
         })  # fmt: skip
     return answers
